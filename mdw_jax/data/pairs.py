@@ -1,0 +1,68 @@
+"""`Pairs`: a data set of images and captions, as every later stage sees it."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mdw_jax.errors import UserError
+from mdw_jax.files import digest
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a data set, in host memory.
+
+    images: (N, H, W, C) uint8.
+    captions: K strings, K >= N.
+    image_of: (K,) int64, the image that caption k truly describes.
+    caption_ids: (K,) int64, the data set's own caption numbers (rows of a precomputed feature file).
+    attributes: columns of (N,) arrays, one value an image (may be empty).
+    """
+
+    images: np.ndarray
+    captions: tuple[str, ...]
+    image_of: np.ndarray
+    caption_ids: np.ndarray
+    attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        n, k = len(self.images), len(self.captions)
+        if n == 0 or k == 0:
+            raise UserError(f"a split has {n} images and {k} captions; every split needs at least one of each.")
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise UserError(f"images must be (N, H, W, C) uint8, not {self.images.dtype} of shape {self.images.shape}.")
+        if self.image_of.shape != (k,) or self.caption_ids.shape != (k,):
+            raise UserError(f"{k} captions need image_of and caption_ids of shape ({k},), not "
+                            f"{self.image_of.shape} and {self.caption_ids.shape}.")
+        if self.image_of.min() < 0 or self.image_of.max() >= n:
+            raise UserError(f"image_of must point at one of {n} images, but it reaches from "
+                            f"{self.image_of.min()} to {self.image_of.max()}.")
+        for name, column in self.attributes.items():
+            if len(column) != n:
+                raise UserError(f"attribute '{name}' has {len(column)} values for {n} images; give one an image.")
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over images, captions and their pairing."""
+        return digest(self.images, list(self.captions), self.image_of, self.caption_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """A data set: three splits of image-caption pairs. Never noisy itself: noise is a separate file (`noise.py`)."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+
+    def __post_init__(self):
+        shapes = {split.images.shape[1:] for split in (self.train, self.val, self.test)}
+        if len(shapes) != 1:
+            raise UserError(f"train, val and test images of '{self.name}' differ in shape: {sorted(shapes)}.")
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the three splits: what noise files, caches and experts are keyed by."""
+        return digest(self.train.fingerprint, self.val.fingerprint, self.test.fingerprint)

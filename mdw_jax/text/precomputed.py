@@ -1,0 +1,64 @@
+"""Text features somebody else computed: one row of a file per caption number."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mdw_jax.errors import UserError
+
+_FORMS = "an .npz with `features_q` (R, d) int8 and `scale` (R,), an .npz with float `features` (R, d), or a float .npy"
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The (R, d) array of `path` and, if its rows are quantised, their (R,) scales."""
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # a .npy is mapped: only the rows asked for are read
+        if isinstance(stored, np.ndarray):
+            return stored, None
+        with stored:
+            if "features_q" in stored and "scale" in stored:
+                return stored["features_q"], stored["scale"]
+            if "features" in stored:
+                return stored["features"], None
+            names = sorted(stored)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise UserError(f"'{path}' cannot be read as text features ({error}): it is damaged, truncated or of another "
+                        f"kind; give {_FORMS}.") from error
+    raise UserError(f"'{path}' holds {names or 'nothing'} but no text features; give {_FORMS}.")
+
+
+def precomputed_features(path, caption_ids) -> np.ndarray:
+    """Rows `caption_ids` of a feature file, as they are stored (not normalised).
+
+    Args:
+        path: an .npz with `features_q` (R, d) int8 and `scale` (R,) float, meaning `features_q * scale[:, None]`; an
+            .npz with float `features` (R, d); or a float (R, d) .npy. Row r belongs to caption number r.
+        caption_ids: (K,) integers, the data set's own caption numbers.
+    Returns:
+        (K, d) float32.
+    Raises:
+        UserError: no such file; not such a file, or a truncated one; a caption number without a row; NaN or infinity.
+    """
+    path, ids = Path(path), np.asarray(caption_ids, np.int64)
+    if not path.is_file():
+        raise UserError(f"there is no text feature file '{path}'; check the path.")
+    rows, scale = _read(path)
+    kind = np.floating if scale is None else np.int8
+    if rows.ndim != 2 or not np.issubdtype(rows.dtype, kind):
+        raise UserError(f"the text features in '{path}' are {rows.dtype} of shape {rows.shape}; give {_FORMS}.")
+    if scale is not None and (scale.shape != rows.shape[:1] or not np.issubdtype(scale.dtype, np.floating)):
+        raise UserError(f"'{path}' has {len(rows)} rows of `features_q` but `scale` is {scale.dtype} of shape "
+                        f"{scale.shape}; give one float a row.")
+    if ids.size and (ids.min() < 0 or ids.max() >= len(rows)):
+        raise UserError(f"'{path}' has {len(rows)} rows but the captions are numbered {ids.min()} to {ids.max()}; "
+                        "give the feature file of this data set.")
+    features = rows[ids].astype(np.float32)
+    if scale is not None:
+        features *= scale[ids].astype(np.float32)[:, None]
+    bad = ~np.isfinite(features).all(axis=1)
+    if bad.any():
+        raise UserError(f"'{path}' has NaN or infinite features for {bad.sum()} captions (first: row {ids[bad][0]}); "
+                        "compute them again.")
+    return features

@@ -1,0 +1,17 @@
+import jax
+import numpy as np
+import pytest
+
+from goldens import assert_close, golden_files
+from mdw_jax.losses import SOFT_LOSSES
+
+
+@pytest.mark.parametrize("name", sorted(SOFT_LOSSES))
+@pytest.mark.parametrize("path", golden_files("contrastive_losses"), ids=lambda path: path.stem)
+def test_soft_losses_match_golden(path, name):
+    golden = np.load(path)
+    field = name.upper()
+    value, (by_logits, by_target) = jax.value_and_grad(SOFT_LOSSES[name], (0, 1))(golden["logits"], golden["target"])
+    assert_close(value, golden[f"{field}_loss"], 1e-4)
+    assert_close(by_logits, golden[f"{field}_dlogits"], 1e-3)
+    assert_close(by_target, golden[f"{field}_dtarget"], 1e-3)
