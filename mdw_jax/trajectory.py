@@ -1,8 +1,9 @@
 """The trajectory store: one network's parameters after every epoch, read back one snapshot at a time.
 
-A trajectory is one folder, an Orbax checkpoint: each parameter is one array of shape (snapshots, *its own shape), cut
-into one chunk per snapshot, so that a single snapshot is read alone, straight through TensorStore. The store knows
-nothing of training or matching; what a snapshot belongs to is named by a `key` that the caller chooses.
+A trajectory is one folder, an Orbax checkpoint of two items. `snapshots` holds each parameter as one array of shape
+(snapshots, *its own shape), cut into one chunk per snapshot, so that a single snapshot is read alone, straight through
+TensorStore; `header` is a small JSON: the key, the length, the dtype, the caller's metadata and the checksums. The
+store knows nothing of training or matching; what a trajectory belongs to is named by a key that the caller chooses.
 """
 
 import dataclasses
@@ -23,9 +24,8 @@ from mdw_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 _FORMAT = "mdw_jax.trajectory.1"
-_ITEM = "snapshots"
 # Everything a finished or half-written trajectory can have at its top level: the only names that saving may replace.
-_OWN_NAMES = {_ITEM, "_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt"}
+_OWN_NAMES = {"snapshots", "header", "_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,12 +78,13 @@ def save_trajectory(folder, snapshots: Sequence[Mapping], *, key: str, dtype: st
     }
     json.dumps(header)  # Orbax would notice what JSON cannot hold only after it has removed what it replaces
     _check_destination(folder, overwrite)
-    context = ocp.Context()
-    context.array.saving.storage_options.shard_axes = (0,)  # one chunk per snapshot
-    context.array.saving.use_compression = False  # saves 7 % of float32 weights, and triples the time to read them
-    context.array.saving.use_zarr3 = context.array.saving.use_ocdbt = True  # what `open_trajectory` relies on
+    context = _orbax_context()
+    saving = context.array.saving
+    saving.use_zarr3 = saving.use_ocdbt = True  # what `open_trajectory` relies on
+    saving.storage_options.shard_axes = (0,)  # one chunk per snapshot
+    saving.use_compression = False  # it would save 7 % of float32 weights, and triple the time to read them
     with context:
-        ocp.save(folder, unflatten_dict(arrays), checkpointable_name=_ITEM, custom_metadata=header, overwrite=True)
+        ocp.save_checkpointables(folder, {"snapshots": unflatten_dict(arrays), "header": header}, overwrite=True)
 
 
 def is_finished(folder) -> bool:
@@ -107,7 +108,7 @@ def open_trajectory(folder, *, key: str | None = None) -> Trajectory:
                         f"(its key is {header['key'][:12]}, not {key[:12]}); train this expert again, "
                         "or point at the right run.")
     checksums = flatten_dict(header["checksums"])
-    base = f"{folder}/{_ITEM}/"
+    base = f"{folder}/snapshots/"
     base = base if "://" in base else {"driver": "file", "path": base}
     context = ts.Context()
     opening = {path: ts.open({"driver": "zarr3",
@@ -159,9 +160,11 @@ def _stack(snapshots: Sequence[Mapping], dtype: str) -> dict[tuple[str, ...], np
         raise ValueError("a trajectory needs at least one snapshot.")
     structure = jax.tree.structure(snapshots[0])
     flat = [flatten_dict(jax.device_get(snapshot)) for snapshot in snapshots]
-    names = {".".join(path) for path in flat[0]}  # a TypeError where a key is not a string
-    if jax.tree.structure(unflatten_dict(flat[0])) != structure or len(names) != len(flat[0]):
-        raise ValueError("a snapshot is nested dicts of arrays, whose keys joined by '.' are all different.")
+    # Lists, None and empty dicts would not come back as they were.
+    plain = jax.tree_util.all_leaves(flat[0].values()) and jax.tree.structure(unflatten_dict(flat[0])) == structure
+    strings = all(isinstance(name, str) for path in flat[0] for name in path)
+    if not (plain and strings and len({".".join(path) for path in flat[0]}) == len(flat[0])):
+        raise ValueError("a snapshot is nested dicts of arrays, with string keys that joined by '.' all differ.")
     if any(jax.tree.structure(snapshot) != structure for snapshot in snapshots):
         raise ValueError("the snapshots of a trajectory must all have the same parameters.")
     arrays = {path: np.stack([np.asarray(leaves[path]) for leaves in flat]) for path in flat[0]}
@@ -174,6 +177,14 @@ def _stack(snapshots: Sequence[Mapping], dtype: str) -> dict[tuple[str, ...], np
 def _checksum(array: np.ndarray) -> int:
     """crc32 of an array's bytes."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _orbax_context() -> ocp.Context:
+    """Default options, with the item named `header` kept as one JSON file."""
+    context = ocp.Context()
+    context.checkpointables.registry = ocp.handlers.local_registry()
+    context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name="header")
+    return context
 
 
 def _check_destination(folder: epath.Path, overwrite: bool) -> None:
@@ -192,10 +203,11 @@ def _read_header(folder: epath.Path) -> dict | None:
     if not ocp.is_orbax_checkpoint(folder):
         return None
     try:
-        header = ocp.checkpointables_metadata(folder).custom_metadata
-    except (ValueError, OSError, KeyError, TypeError, AttributeError):  # files that are missing or cut short
+        with _orbax_context():
+            header = ocp.load_checkpointables(folder, {"header": None})["header"]
+    except (ValueError, OSError, KeyError):  # another program's checkpoint, or a file that is missing or cut short
         return None
-    return header if isinstance(header, Mapping) and header.get("format") == _FORMAT else None
+    return header if isinstance(header, dict) and header.get("format") == _FORMAT else None
 
 
 def _damaged(what: str) -> UserError:

@@ -26,7 +26,7 @@ def test_lowrank_formula():
     generator = np.random.default_rng(0)
     a, left, right = generator.normal(size=6), generator.normal(size=(6, 2)), generator.normal(size=(6, 2))
     params = {"diag": jnp.asarray(a), "left": jnp.asarray(left), "right": jnp.asarray(right)}
-    np.testing.assert_allclose(correspondence(params, ROWS, alpha=3.0), np.diag(a) + 3 / 2 * left @ right.T, rtol=1e-5)
+    np.testing.assert_allclose(correspondence(params, ROWS, alpha=3.0), np.diag(a) + 3 / 2 * left @ right.T, atol=1e-5)
 
 
 def test_probabilities_sum_to_the_number_of_pairs():

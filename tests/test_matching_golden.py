@@ -60,7 +60,7 @@ def test_matching_matches_golden(path, loss_name, gradient, merge):
         return matching_loss(final, start, target, merge), (inner, final)
 
     learned = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), learned)
-    (value, (inner, final)), grads = jax.value_and_grad(objective, has_aux=True)(learned)
+    (value, (inner, final)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(learned)
     expected = lambda field: golden[f"{loss_name}/{gradient}/{merge}/{field}"]
     assert_close(value, expected("loss"), 1e-4)
     assert_close(inner, expected("inner"), 1e-4)

@@ -82,7 +82,7 @@ def _need(holder, key: str, kind: type, where: str, path):
     if not isinstance(holder, dict) or key not in holder:
         raise UserError(f"{where} in '{path}' has no key '{key}'; this is not Karpathy's schema.")
     if not isinstance(holder[key], kind) or (kind is int and isinstance(holder[key], bool)):
-        raise UserError(f"'{key}' of {where} in '{path}' is a {type(holder[key]).__name__}, not a {kind.__name__}; "
+        raise UserError(f"'{key}' of {where} in '{path}' is of type {type(holder[key]).__name__}, not {kind.__name__}; "
                         "this is not Karpathy's schema.")
     return holder[key]
 

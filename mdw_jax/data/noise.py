@@ -4,7 +4,7 @@ Only the train split can be corrupted: a `Noise` holds no other. Two protocols (
   image    a random share of the images is permuted, all captions of an image move together (RCL, DECL);
   caption  a random share of the caption rows permute their image among themselves (NCR).
 Both are plain random permutations: a chosen item may stay where it was, so the true rate is slightly under the one
-asked (by 1/N or 1/K on average).
+asked (on average by 1/N at most).
 """
 
 import dataclasses

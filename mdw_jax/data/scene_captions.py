@@ -49,7 +49,7 @@ BACKGROUNDS = {
     "lilac": ("lilac", "pale purple"),
 }
 BACKGROUND_KINDS = {
-    "plain": ("plain", "uniform"),
+    "plain": ("plain", "bare"),
     "gradient": ("fading", "shaded"),
     "speckled": ("speckled", "mottled"),
     "striped": ("lined", "ruled"),

@@ -122,7 +122,7 @@ def _attributes(drawn: list[Scene]) -> dict[str, np.ndarray]:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw one scene's facts and jitters; colours and grid cells differ within a scene, so relations are unambiguous."""
+    """Draw one scene's facts and jitters; its colours and its grid cells differ, so relations are unambiguous."""
     share = rng.random()
     count = 1 if share < 0.25 else 2 if share < 0.7 else 3
     # Large ones first: the first thing, which captions name most, is then the most visible one.
@@ -182,7 +182,7 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _background(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The empty scene, (size, size, 3) in [0, 1]: a tone, and a lighter or darker one where its pattern says so."""
+    """The empty scene, (size, size, 3) in [0, 1]: a tone, and a lighter or darker one by its pattern."""
     along = x * scene.direction[0] + y * scene.direction[1]
     if scene.background_kind == "gradient":
         pattern = (along - along.min()) / (along.max() - along.min())
@@ -209,8 +209,8 @@ def _paint(picture: np.ndarray, thing: Thing, size: int) -> None:
     fine = size * _SAMPLES
     x = ((np.arange(left * _SAMPLES, right * _SAMPLES) + 0.5) / fine - thing.x) / thing.radius
     y = ((np.arange(top * _SAMPLES, bottom * _SAMPLES) + 0.5) / fine - thing.y) / thing.radius
-    cosine = (1 - thing.slope**2) / (1 + thing.slope**2)
-    sine = 2 * thing.slope / (1 + thing.slope**2)
+    square = thing.slope * thing.slope
+    cosine, sine = (1 - square) / (1 + square), 2 * thing.slope / (1 + square)
     u = cosine * x[None, :] - sine * y[:, None]
     v = sine * x[None, :] + cosine * y[:, None]
     inside = _shape(thing.shape, u, v)
@@ -253,4 +253,4 @@ def _marks(thing: Thing, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if thing.texture == "striped":
         return along < 0.45
     across = ((u * thing.direction[1] - v * thing.direction[0]) / period + thing.phase) % 1
-    return (along - 0.5) ** 2 + (across - 0.5) ** 2 < 0.3**2
+    return np.square(along - 0.5) + np.square(across - 0.5) < 0.09

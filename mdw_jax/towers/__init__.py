@@ -1,0 +1,1 @@
+"""Image towers, heads and the dual encoder."""

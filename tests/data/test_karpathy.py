@@ -141,13 +141,13 @@ def _set_sentence(image, sentence, key, value):
 
 @pytest.mark.parametrize("change, message", [
     (_set(3, "split", "dev"), "image 3 .* split 'dev'"),
-    (_set(3, "filename", 7), "'filename' of image 3 .* int, not a str"),
+    (_set(3, "filename", 7), "'filename' of image 3 .* int, not str"),
     (_set(3, "sentences", []), "1 images .* no captions, the first is '3.png'"),
     (_set_sentence(3, 0, "raw", " \n"), "1 captions .* sentid 116"),
     (_set_sentence(3, 0, "raw", None), "1 captions .* sentid 116"),
     (_set_sentence(3, 0, "raw", True), "1 captions .* sentid 116"),
     (_set_sentence(3, 0, "sentid", 104), "1 sentids .* the first is 104"),
-    (_set_sentence(3, 0, "sentid", "116"), "'sentid' of a sentence of image 3 .* str, not a int"),
+    (_set_sentence(3, 0, "sentid", "116"), "'sentid' of a sentence of image 3 .* str, not int"),
     (lambda document: [document["images"].pop(i) for i in (6, 1)], "split 'val' .* no images"),
 ])
 def test_bad_annotations(tmp_path, files, change, message):

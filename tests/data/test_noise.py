@@ -39,7 +39,7 @@ def test_image_level(pairs, rate):
 @pytest.mark.parametrize("rate", [0.2, 0.4, 0.5, 0.6, 1.0])
 def test_caption_level(pairs, rate):
     noise = draw(pairs, "caption", rate, 0)
-    assert rate - 14 / 20000 <= noise.true_rate <= rate  # a chosen row keeps its image 5 times in K
+    assert rate - 14 / 20000 <= noise.true_rate <= rate  # about 1 + 4 * rate rows find their own image again
     np.testing.assert_array_equal(np.sort(noise.image_of), pairs.train.image_of)
     right = np.mean(np.all(~noise.mismatched.reshape(4000, 5), axis=1))
     expected = (1 - rate) ** 5
@@ -119,7 +119,7 @@ def test_a_damaged_file_never_loads_as_something_else(tmp_path):
     path = save(noise, tmp_path / "noise.npz")
     data = path.read_bytes()
     refused = 0
-    for i in range(0, len(data), 3):  # a flip in the zip's own dates and names of tools may pass, the draw unharmed
+    for i in range(0, len(data), 3):  # a flip in the zip's dates or flags may pass, if the draw is unharmed
         path.write_bytes(data[:i] + bytes([data[i] ^ (1 << i % 8)]) + data[i + 1:])
         try:
             assert load(path).sha256 == noise.sha256

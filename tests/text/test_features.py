@@ -93,9 +93,10 @@ def test_a_cache_that_cannot_be_trusted_is_computed_again(pairs, tmp_path, monke
               "another key": whole.replace(first.key.encode(), first.key[:16].encode() + b"0" * 48)}[harm]
     assert harmed != whole
     path.write_bytes(harmed)
-    again = text_features(pairs, "bow", cache_dir=tmp_path, dim=8)
-    assert len(runs) == 2 and path.read_bytes() == whole
-    np.testing.assert_array_equal(again.test, first.test)
+    for _ in range(2):  # the second time from the mended cache
+        again = text_features(pairs, "bow", cache_dir=tmp_path, dim=8)
+        assert len(runs) == 2 and again.key == first.key
+        np.testing.assert_array_equal(again.test, first.test)
 
 
 def test_mistakes_are_told(pairs, tmp_path):

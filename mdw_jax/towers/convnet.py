@@ -1,0 +1,51 @@
+"""A small norm-free conv net of non-overlapping patches, trained from scratch: quick on a CPU, second order included."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mdw_jax.errors import UserError
+from mdw_jax.towers.tower import Tower
+
+
+class PatchConvNet(nn.Module):
+    """Stages of (patchify `p x p`, GELU, residual pointwise MLP, GELU), widths as given.
+
+    Patchifying is a reshape and a matrix product, so no backend meets a slow convolution. No normalisation layers:
+    batch statistics would not survive trajectory matching.
+    """
+
+    patches: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, images):
+        x = (images - 0.5) * 4
+        for patch, width in zip(self.patches, self.widths, strict=True):
+            b, h, w, c = x.shape
+            x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+            x = x.reshape(b, h // patch, w // patch, patch * patch * c)
+            x = nn.gelu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x), approximate=True)
+            h_ = nn.Dense(width, kernel_init=nn.initializers.he_normal())(x)
+            x = x + nn.gelu(h_, approximate=True)
+        return x
+
+
+def convnet(image_shape, patches=(4, 2, 2), widths=(64, 128, 128)) -> Tower:
+    """A `PatchConvNet` for images of `image_shape` (H, W, C); H and W must be divisible by the product of `patches`.
+
+    Raises UserError where they are not.
+    """
+    height, width, _ = image_shape
+    total = 1
+    for patch in patches:
+        total *= patch
+    if height % total or width % total or len(patches) != len(widths):
+        raise UserError(f"a conv net of patches {patches} and widths {widths} needs as many of one as of the other and "
+                        f"image sides divisible by {total}, not {height} x {width}.")
+    module = PatchConvNet(tuple(patches), tuple(widths))
+
+    def init(key):
+        return jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))["params"]
+
+    return Tower("convnet", init, lambda params, images: module.apply({"params": params}, images), widths[-1])

@@ -1,0 +1,19 @@
+"""Projection heads, as the peers' (VLD, LoRS, RepBlend)."""
+
+import flax.linen as nn
+
+
+class ProjectionHead(nn.Module):
+    """`h = W1 x; out = LayerNorm(W2 gelu(h) + h)`: (B, d) -> (B, dim).
+
+    The peers' head without its dropout: two passes over one unroll must be the same function.
+    """
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(self.dim, name="projection")(x)
+        return nn.LayerNorm(epsilon=1e-5, name="layer_norm")(
+            nn.Dense(self.dim, name="fc")(nn.gelu(h, approximate=False)) + h
+        )
