@@ -1,0 +1,177 @@
+"""Every default, with a line on what it means. A config file says only what differs from `base()`."""
+
+from ml_collections import ConfigDict, config_dict
+
+from mdw_jax.errors import UserError
+
+# An expert recipe is one word for a set of choices in `config.experts`; each ablation of the method is one of them.
+RECIPES = {
+    "dtcl": {},  # dual-track collaborative learning with recovery: the method
+    "infonce": {"division": "clean", "clean_loss": "infonce"},  # the peers' expert: InfoNCE on all pairs
+    "tolerant": {"division": "tolerant"},  # the tolerant loss on all pairs
+    "single": {"dual": False},  # one track: a network divides for itself
+    "no_recovery": {"recovery_weight": 0.0},
+    "no_division": {"division": "both"},  # every pair in both tracks
+    "filter": {"tolerant_weight": 0.0, "recovery_weight": 0.0},  # clean track only
+    "infonce_clean_track": {"clean_loss": "infonce"},
+    "oracle": {"division": "oracle", "tolerant_weight": 0.0, "recovery_weight": 0.0},  # truth known: right pairs only
+    "debiased": {"division": "clean", "clean_loss": "infonce", "debias": True},  # Fact D (ours)
+    "rescaled": {"division": "tolerant", "rescale_step": True},  # Fact B (ours): step size / (1 - eta)
+}
+
+
+def base() -> ConfigDict:
+    """The defaults. Sections are the stages of a run, in order."""
+    c = ConfigDict()
+
+    c.run = ConfigDict()
+    c.run.dir = "runs/default"  # everything this run writes
+    c.run.seed = 0  # every random choice derives from it
+    c.run.routes = ("random", "infonce", "mdw", "full")  # rows of the table: see mdw_jax/routes.py
+
+    c.data = ConfigDict()
+    c.data.name = "scenes"  # scenes (embedded) or karpathy (Flickr8k, Flickr30K, COCO)
+    c.data.size = 32  # image side, pixels
+    c.data.train = 2000  # scenes: pictures to draw for each split
+    c.data.val = 250
+    c.data.test = 500
+    c.data.seed = 0  # scenes: which world
+    c.data.annotations = ""  # karpathy: the .json or .json.gz file
+    c.data.images = ""  # karpathy: folder, zip file or glob of them
+    c.data.limit = 0  # karpathy: keep the first n images of each split (0: all)
+
+    c.noise = ConfigDict()
+    c.noise.protocol = "image"  # image (RCL, DECL) or caption (NCR)
+    c.noise.rate = 0.4  # eta: fraction of pairs to mismatch
+    c.noise.seed = 0
+    c.noise.file = ""  # use this noise file (.npz) or NCR/RCL index (.npy) instead of drawing one
+
+    c.text = ConfigDict()
+    c.text.encoder = "bow"  # bow, precomputed or bert; frozen in any case
+    c.text.path = ""  # precomputed: the feature file; bert: a model folder or Hub name
+    c.text.dim = 384  # bow: feature width
+    c.text.pooling = "mean"  # bert: mean or cls
+    c.text.max_tokens = 64  # bert: truncation
+    c.text.seed = 0  # bow: which random projection
+
+    c.model = ConfigDict()
+    c.model.tower = "convnet"  # convnet (from scratch) or mobilenet (pretrained)
+    c.model.weights = ""  # mobilenet: the .q8.npz file
+    c.model.mode = "full"  # full (VLD, LoRS: the backbone moves) or projection (RepBlend: two heads move)
+    c.model.dim = 256  # width of the shared space, where there is an image head
+    c.model.image_head = False  # full mode: add a projection head to the image branch
+    c.model.patches = (4, 2, 2)  # convnet: patch side of each stage
+    c.model.widths = (64, 128, 128)  # convnet: channels of each stage
+    c.model.tau = 0.07  # softmax temperature
+
+    c.experts = ConfigDict()
+    c.experts.recipe = "dtcl"  # one word for the choices below: see RECIPES in mdw_jax/config.py
+    c.experts.count = 4  # experts; each is two networks, so twice as many trajectories
+    c.experts.epochs = 6
+    c.experts.batch = 128
+    c.experts.lr = 0.1  # plain SGD, as the peers'
+    c.experts.momentum = 0.0
+    c.experts.weight_decay = 0.0
+    c.experts.augment = "none"  # images, full mode: none, flip, crop_flip
+    c.experts.dual = True  # A divides for B and B for A; False: each for itself
+    c.experts.warmup = 1  # epochs of the tolerant loss on all pairs before the first division
+    c.experts.division = "gmm"  # gmm; oracle (truth known); tolerant, clean or both: all pairs in that track
+    c.experts.clean_loss = "gce"  # infonce, gce, mae, rince, ccl_tan, acl
+    c.experts.clean_q = 0.7  # exponent of gce, rince, acl
+    c.experts.tolerant_loss = "gce"
+    c.experts.tolerant_q = 0.7
+    c.experts.tolerant_weight = 1.0  # lambda
+    c.experts.recovery_weight = 0.5  # mu; 0 turns recovery off and risky pairs stay in the tolerant track
+    c.experts.recovery_top_k = 5  # pseudo-captions a risky image draws from
+    c.experts.recovery_start = 2  # first epoch (from 0) that recovers
+    c.experts.debias = False  # Fact D: subtract eta times the loss under re-shuffled captions, divide by 1 - eta
+    c.experts.rescale_step = False  # Fact B: step size lr / (1 - eta)
+    c.experts.store_dtype = "float32"  # of the snapshots: float32 or bfloat16
+
+    c.distill = ConfigDict()
+    c.distill.pairs = 100  # M
+    c.distill.sets = 1  # distilled sets, different seeds
+    c.distill.steps = 300  # outer steps
+    c.distill.inner_steps = 8  # S
+    c.distill.batch = 50  # distilled pairs an inner step
+    c.distill.trajectories = 2  # trajectories matched at each outer step
+    c.distill.max_start_epoch = 2  # start ~ U{0 .. max_start_epoch - 1}
+    c.distill.match_epochs = 1  # m: the target is this many epochs after the start
+    c.distill.gradient = "exact"  # exact or detached (TESLA)
+    c.distill.merge = "separate"  # separate or merged branch losses
+    c.distill.loss = "wbce"  # wbce, bce, nce, cwcl, kl, mse
+    c.distill.correspondence = "lowrank"  # identity, full or lowrank
+    c.distill.rank = 10
+    c.distill.alpha = 3.0  # scale of the low-rank part
+    c.distill.init = "division"  # real pairs to start from: random, or division (drawn from the clean side)
+    c.distill.optimizer = "adam"  # adam or sgd (momentum 0.5, as the peers')
+    c.distill.lr_images = 0.02
+    c.distill.lr_texts = 0.01
+    c.distill.lr_correspondence = 0.01
+    c.distill.lr_steps = 0.03  # on the logarithm of the student step sizes
+    c.distill.step_image = 0.1  # initial student step sizes a_v, a_t
+    c.distill.step_text = 0.1
+    c.distill.clip_images = True  # keep pixels in [0, 1]
+    c.distill.augment = "none"  # none, flip or crop_flip: one draw an outer step
+    c.distill.ema = 0.9  # of the distilled set; 0 turns it off
+    c.distill.ceo = True  # Grad-CAM weights on the pixel updates
+    c.distill.ceo_every = 10  # outer steps between refreshes
+    c.distill.ceo_top_k = 3
+    c.distill.ceo_beta = 0.5
+    c.distill.checkpoint_every = 50  # outer steps between checkpoints, which are also candidates chosen on val
+
+    c.evaluate = ConfigDict()
+    c.evaluate.protocol = "honest"  # honest (all choices on val) or peer (best of the test evaluations: optimistic)
+    c.evaluate.students = 5
+    c.evaluate.steps = 200
+    c.evaluate.every = 20  # steps between evaluations
+    c.evaluate.batch = 128
+    c.evaluate.momentum = 0.9
+    c.evaluate.weight_decay = 5e-4
+    c.evaluate.lr_scales = (0.03, 0.1, 0.3, 1.0)  # of the learned step sizes, chosen on val: momentum makes 1 too large
+    c.evaluate.lr = 0.3  # what they scale for sets without learned step sizes (coresets)
+    return c
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A locked copy with the expert recipe filled in and cross-checked.
+
+    Raises UserError for an unknown recipe or an impossible combination.
+    """
+    config = config_dict.ConfigDict(config.to_dict())
+    recipe = config.experts.recipe
+    if recipe not in RECIPES:
+        raise UserError(f"there is no expert recipe '{recipe}'; choose one of {', '.join(RECIPES)}.")
+    config.experts.update(RECIPES[recipe])
+    d, e = config.distill, config.experts
+    _require(d.batch <= d.pairs, f"distill.batch ({d.batch}) exceeds distill.pairs ({d.pairs}); lower the batch.")
+    _require(d.max_start_epoch >= 1 and d.max_start_epoch + d.match_epochs - 1 <= e.epochs,
+             f"matching up to epoch {d.max_start_epoch + d.match_epochs - 1} needs as many expert epochs, "
+             f"but experts.epochs is {e.epochs}; raise it or lower distill.max_start_epoch.")
+    _require(0 <= config.noise.rate < 1, f"noise.rate must lie in [0, 1), not {config.noise.rate}.")
+    choices = {
+        "experts.division": (e.division, ("gmm", "oracle", "tolerant", "clean", "both")),
+        "distill.init": (d.init, ("random", "division")),
+        "distill.optimizer": (d.optimizer, ("adam", "sgd")),
+        "evaluate.protocol": (config.evaluate.protocol, ("honest", "peer")),
+        "data.name": (config.data.name, ("scenes", "karpathy")),
+        "model.tower": (config.model.tower, ("convnet", "mobilenet")),
+        "experts.augment": (e.augment, ("none", "flip", "crop_flip")),
+        "distill.augment": (d.augment, ("none", "flip", "crop_flip")),
+    }
+    for name, (value, allowed) in choices.items():
+        _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not '{value}'.")
+    for name, value in {
+        "distill.pairs": d.pairs, "distill.steps": d.steps, "distill.inner_steps": d.inner_steps,
+        "distill.batch": d.batch, "distill.sets": d.sets, "experts.count": e.count, "experts.epochs": e.epochs,
+        "experts.batch": e.batch, "evaluate.students": config.evaluate.students, "evaluate.steps": config.evaluate.steps,
+        "distill.trajectories": d.trajectories, "distill.checkpoint_every": d.checkpoint_every,
+        "evaluate.every": config.evaluate.every, "distill.match_epochs": d.match_epochs,
+    }.items():
+        _require(value >= 1, f"{name} must be at least 1, not {value}.")
+    return config.lock()
+
+
+def _require(holds: bool, message: str):
+    if not holds:
+        raise UserError(message)

@@ -1,0 +1,154 @@
+"""Distillation: learn images, texts, correspondence and step sizes so that a student's path follows the experts'.
+
+One outer step (METHOD section 4): roll a student out from expert snapshots on the distilled set, compare where it ends
+with where the experts went, differentiate through the roll-out, scale the image part by the CEO weights, update.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mdw_jax.correspondence import correspondence, init_correspondence
+from mdw_jax.data.augment import augment
+from mdw_jax.losses import soft_loss
+from mdw_jax.matching import matching_loss, minibatches, unroll
+from mdw_jax.rng import named_key
+from mdw_jax.towers.conv import on_cpu
+from mdw_jax.towers.dual import DualEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How to distil: fields of `config.distill`, explained there."""
+
+    inner_steps: int
+    batch: int
+    gradient: str
+    merge: str
+    loss: str
+    correspondence: str
+    rank: int
+    alpha: float
+    optimizer: str
+    lr_images: float
+    lr_texts: float
+    lr_correspondence: float
+    lr_steps: float
+    step_image: float
+    step_text: float
+    clip_images: bool
+    augment: str
+    ema: float
+    ceo: bool
+    ceo_every: int
+    ceo_top_k: int
+    ceo_beta: float
+
+
+class State(NamedTuple):
+    """Everything that changes. learned and average are dicts of
+    images (M, H, W, C), texts (M, d), correspondence (parameters of P), log_steps {"image", "text"}."""
+
+    learned: Any
+    average: Any
+    optimizer: Any
+    step: Any
+
+
+def init_state(key, method: Method, images, texts) -> State:
+    """Start from real pairs: images (M, H, W, C) float32 in [0, 1], texts (M, d)."""
+    learned = {
+        "images": jnp.asarray(images, jnp.float32),
+        "texts": jnp.asarray(texts, jnp.float32),
+        "correspondence": init_correspondence(key, method.correspondence, len(images), method.rank),
+        # Logarithms keep the step sizes positive.
+        "log_steps": {"image": jnp.log(jnp.float32(method.step_image)), "text": jnp.log(jnp.float32(method.step_text))},
+    }
+    # The average must not share buffers with what is learned: both are donated.
+    return State(learned, jax.tree.map(jnp.copy, learned), optimizer_of(method).init(learned), jnp.int32(0))
+
+
+def optimizer_of(method: Method):
+    """One optimiser a group of learned tensors: Adam, or SGD with momentum 0.5 (the peers')."""
+    make = optax.adam if method.optimizer == "adam" else lambda lr: optax.sgd(lr, momentum=0.5)
+    rates = {"images": method.lr_images, "texts": method.lr_texts, "correspondence": method.lr_correspondence,
+             "log_steps": method.lr_steps}
+    return optax.multi_transform({name: make(lr) for name, lr in rates.items()}, {name: name for name in rates})
+
+
+def objective(model: DualEncoder, method: Method, learned, starts, targets, batches, key):
+    """Matching loss averaged over trajectories.
+
+    starts, targets: snapshots stacked on a leading axis R; batches: (R, S, b) rows. One augmentation is drawn for the
+    whole outer step. Returns (loss, (S,) mean inner losses).
+    """
+    inputs = model.inputs(augment(key, learned["images"], method.augment))
+    steps = jax.tree.map(jnp.exp, learned["log_steps"])
+    soft = soft_loss(method.loss)
+
+    def inner_loss(params, rows):
+        logits = model.logits(params, inputs[rows], learned["texts"][rows])
+        return soft(logits, correspondence(learned["correspondence"], rows, method.alpha))
+
+    def trajectory(start, target, batches):
+        final, inner = unroll(inner_loss, start, batches, steps, gradient=method.gradient)
+        return matching_loss(final, start, target, method.merge), inner
+
+    # Towers under vmap are slow on a CPU; two heads are not.
+    if model.mode == "projection" or not on_cpu():
+        losses, inner = jax.vmap(trajectory)(starts, targets, batches)
+    else:
+        losses, inner = jax.lax.map(lambda one: trajectory(*one), (starts, targets, batches))
+    return losses.mean(), inner.mean(0)
+
+
+def make_outer_step(model: DualEncoder, method: Method):
+    """The jitted outer step: (state, starts, targets, pixel_weights (M, H, W, 1), key) -> (state, metrics).
+
+    The state's buffers are donated: use the returned one. A non-finite gradient leaves the state as it was and shows
+    as a non-finite `loss` or `gradient` in the metrics.
+    """
+    optimizer = optimizer_of(method)
+
+    def outer_step(state: State, starts, targets, pixel_weights, key):
+        by_batch, by_augment = jax.random.split(key)
+        pairs, trajectories = len(state.learned["images"]), len(jax.tree.leaves(starts)[0])
+        batches = jnp.stack([minibatches(k, pairs, method.batch, method.inner_steps)
+                             for k in jax.random.split(by_batch, trajectories)])
+        (loss, inner), grads = jax.value_and_grad(objective, argnums=2, has_aux=True)(
+            model, method, state.learned, starts, targets, batches, by_augment
+        )
+        norm = optax.global_norm(grads)
+        if method.optimizer == "sgd":
+            grads["images"] = grads["images"] * pixel_weights
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.learned)
+        if method.optimizer == "adam":
+            # Adam divides a constant factor of the gradient out again, so here W must scale the update itself.
+            updates["images"] = updates["images"] * pixel_weights
+        learned = optax.apply_updates(state.learned, updates)
+        if method.clip_images:
+            learned["images"] = jnp.clip(learned["images"], 0, 1)
+        average = jax.tree.map(lambda a, x: method.ema * a + (1 - method.ema) * x, state.average, learned)
+        new = State(learned, average, optimizer_state, state.step + 1)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
+        steps = jax.tree.map(jnp.exp, new.learned["log_steps"])
+        metrics = {"loss": loss, "gradient": norm, "inner_first": inner[0], "inner_last": inner[-1],
+                   "step_image": steps["image"], "step_text": steps["text"]}
+        return new, metrics
+
+    return jax.jit(outer_step, donate_argnums=0)
+
+
+def schedule(seed: int, set_index: int, step: int, trajectories: int, networks: int, max_start_epoch: int):
+    """Which network and which start epoch each trajectory of an outer step uses: two (R,) lists of ints.
+
+    A function of the step alone, so that a resumed run goes on exactly where it was.
+    """
+    by_network, by_start = jax.random.split(named_key(seed, "distill", set_index, "schedule", step))
+    order = jax.random.permutation(by_network, networks)
+    starts = jax.random.randint(by_start, (trajectories,), 0, max_start_epoch)
+    return [int(order[r % networks]) for r in range(trajectories)], [int(start) for start in starts]

@@ -1,0 +1,30 @@
+"""The clean / risky split of the training pairs (METHOD: division)."""
+
+import numpy as np
+from sklearn.mixture import GaussianMixture
+
+
+def divide(losses, seed: int = 0):
+    """`w_n`: the probability that pair n belongs to the low-loss component of a two-component Gaussian mixture.
+
+    losses: (K,) one network's loss of each training pair; they are min-max scaled first (DivideMix, NCR; the mixture's
+    constants are NCR's). Returns (K,) float32 in [0, 1]; all ones where the losses do not differ.
+    """
+    losses = np.asarray(losses, np.float64)
+    spread = np.ptp(losses)
+    if spread == 0:
+        return np.ones(len(losses), np.float32)
+    scaled = ((losses - losses.min()) / spread)[:, None]
+    mixture = GaussianMixture(2, max_iter=100, tol=1e-3, reg_covar=5e-4, random_state=seed).fit(scaled)
+    return mixture.predict_proba(scaled)[:, mixture.means_.argmin()].astype(np.float32)
+
+
+def division_quality(clean_probability, mismatched) -> dict[str, float]:
+    """How well `w_n >= 0.5` finds the truly matched pairs: precision, recall, and the share called clean."""
+    clean, true = np.asarray(clean_probability) >= 0.5, ~np.asarray(mismatched)
+    hits = float((clean & true).sum())
+    return {
+        "precision": hits / max(float(clean.sum()), 1.0),
+        "recall": hits / max(float(true.sum()), 1.0),
+        "share_clean": float(clean.mean()),
+    }

@@ -1,0 +1,114 @@
+"""Pictures of a run, as PNG files: distilled pairs, the correspondence P, curves; and the captions to print on them.
+
+Figures are built as objects, never through pyplot, so nothing is shared between calls, threads or with the caller.
+"""
+
+import io
+import itertools
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox, TransformedBbox
+
+from mdw_jax.errors import UserError
+from mdw_jax.files import write_atomically
+
+_CELL = 1.5  # width of one image of the grid, inches
+_LINES, _LETTERS = 5, 26  # caption lines below an image, and letters a line, that fit the cell at 7 pt
+
+
+def nearest_captions(texts, real_texts, captions: Sequence[str]) -> list[str]:
+    """For each distilled text feature the real caption whose feature has the largest cosine with it.
+
+    texts: (M, d); real_texts: (K, d) in the same feature space; captions: K strings. Returns M strings.
+    Raises UserError when the two kinds of features differ in width, or captions and features in number.
+    """
+    texts, real_texts = np.asarray(texts), np.asarray(real_texts)
+    if texts.shape[1] != real_texts.shape[1]:
+        raise UserError(f"distilled texts have {texts.shape[1]} features and real ones {real_texts.shape[1]}; "
+                        "use the text encoder that the set was distilled with.")
+    if len(captions) != len(real_texts):
+        raise UserError(f"there are {len(captions)} captions for {len(real_texts)} text features; give one for each.")
+    # A distilled text's own length does not change which caption is nearest; rows go in blocks to bound memory.
+    lengths = np.maximum(np.sqrt(np.einsum("kd,kd->k", real_texts, real_texts)), 1e-12)
+    blocks = np.split(texts, range(64, len(texts), 64))
+    return [captions[k] for block in blocks for k in (block @ real_texts.T / lengths).argmax(1)]
+
+
+def image_grid(images, captions: Sequence[str], path, columns: int = 6) -> None:
+    """A PNG of images, each above its caption; made for up to some 30 pairs.
+
+    images: (M, H, W, C) in [0, 1], clipped for show. One channel is grey, three are RGB, any other number is averaged
+    to grey. captions: M strings, cut after five short lines. columns: images a row.
+    """
+    images = np.clip(np.asarray(images, np.float32), 0, 1)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    gap, text = 0.15, 0.125 * _LINES  # inches
+    picture = _CELL * np.clip(images.shape[1] / images.shape[2], 0.3, 3)
+    width, height = columns * (_CELL + gap) + gap, rows * (picture + text + gap) + gap
+    figure = Figure(figsize=(width, height))
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = gap + column * (_CELL + gap), height - gap - row * (picture + text + gap)
+        axes = figure.add_axes((left / width, (top - picture) / height, _CELL / width, picture / height))
+        colour = image if image.shape[2] == 3 else image.mean(2)
+        axes.imshow(colour, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        lines = textwrap.wrap(caption, _LETTERS, max_lines=_LINES, placeholder=" …")
+        cell = Bbox.from_bounds(left / width, 0, _CELL / width, 1)  # very wide letters are cut, not drawn next door
+        figure.text(left / width, (top - picture - 0.05) / height, "\n".join(lines), fontsize=7, va="top",
+                    linespacing=1.15, clip_on=True, clip_box=TransformedBbox(cell, figure.transFigure),
+                    parse_math=False)  # a dollar sign in a caption is money
+    _save(figure, path, dpi=150)
+
+
+def heat_map(matrix, path, title: str = "Correspondence P: what was learned beyond the identity") -> None:
+    """A PNG of P - I, (M, M), on a colour scale centred on 0: an untouched P is blank.
+
+    Row i is distilled image i, column j distilled text j; red is more than the identity, blue is less.
+    """
+    change = np.asarray(matrix, np.float64) - np.eye(len(matrix))
+    limit = np.abs(change).max() or 1.0
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    figure.colorbar(drawn, ax=axes, label="P - identity")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="distilled text", ylabel="distilled image")
+    _finish(axes, title)
+    _save(figure, path)
+
+
+def curves(series: Mapping[str, tuple[Sequence, Sequence]], path, xlabel: str, ylabel: str, title: str) -> None:
+    """A PNG of one line for each entry of `series`, {name: (x, y)}; NaN leaves a gap. Up to 40 lines look different."""
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    axes = figure.subplots()
+    looks = itertools.cycle([(style, f"C{colour}") for style in ("-", "--", ":", "-.") for colour in range(10)])
+    for (name, (x, y)), (style, colour) in zip(series.items(), looks):
+        axes.plot(x, y, linestyle=style, color=colour, marker="o", markersize=3, label=name)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if series:
+        legend = figure.legend(loc="outside right upper", fontsize=8, ncols=-(-len(series) // 20), frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    _finish(axes, title)
+    _save(figure, path)
+
+
+def _finish(axes, title: str) -> None:
+    """Set the title, and read no text of these axes as mathematics."""
+    axes.set_title(title, fontsize=11, wrap=True)
+    for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+        text.set_parse_math(False)
+
+
+def _save(figure: Figure, path, dpi: int = 110) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,114 @@
+"""From a config to what training needs: data, one noise draw, frozen features, the model."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from mdw_jax.data import noise as noise_files
+from mdw_jax.data.karpathy import karpathy
+from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.scenes import scenes
+from mdw_jax.errors import UserError
+from mdw_jax.experts import Inputs, in_chunks, to_float
+from mdw_jax.files import digest, write_atomically
+from mdw_jax.rng import named_key
+from mdw_jax.text.features import TextFeatures, text_features
+from mdw_jax.towers.convnet import convnet
+from mdw_jax.towers.dual import DualEncoder, dual_encoder
+from mdw_jax.towers.mobilenet import mobilenet
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What every route of a run shares. key: sha256 of data, text features and model (no noise in it)."""
+
+    pairs: Pairs
+    fingerprint: str
+    texts: TextFeatures
+    model: DualEncoder
+    train_images: jax.Array  # (N, ...) uint8 pixels in full mode, float features in projection mode
+    val: Inputs
+    test: Inputs
+    key: str
+
+    def train(self, noise: noise_files.Noise) -> Inputs:
+        """The training pairs as `noise` pairs them."""
+        return Inputs(self.train_images, jnp.asarray(self.texts.train), np.asarray(noise.image_of))
+
+
+def prepare(config: ConfigDict) -> Prepared:
+    """Load the data and compute, or read back, its frozen features (cached in `<run.dir>/cache`)."""
+    cache = Path(config.run.dir) / "cache"
+    pairs = load_pairs(config.data)
+    fingerprint = pairs.fingerprint
+    text = config.text
+    texts = text_features(pairs, text.encoder, cache_dir=cache, dim=text.dim, seed=text.seed, path=text.path or None,
+                          pooling=text.pooling, max_tokens=text.max_tokens)
+    m = config.model
+    shape = pairs.train.images.shape[1:]
+    tower = mobilenet(m.weights) if m.tower == "mobilenet" else convnet(shape, m.patches, m.widths)
+    backbone = tower.init(named_key(config.run.seed, "backbone"))
+    model = dual_encoder(tower, backbone, texts.train.shape[1], mode=m.mode, dim=m.dim, image_head=m.image_head,
+                         tau=m.tau)
+    key = digest(fingerprint, texts.key, m.to_dict(), config.run.seed)
+    images = {name: getattr(pairs, name).images for name in ("train", "val", "test")}
+    if m.mode == "projection":
+        images = image_features(model, images, cache, digest(fingerprint, *map(np.asarray, jax.tree.leaves(backbone))))
+    # On the device once: the loops only ever index them.
+    inputs = {
+        name: Inputs(jnp.asarray(images[name]), jnp.asarray(getattr(texts, name)),
+                     jnp.asarray(getattr(pairs, name).image_of, jnp.int32))
+        for name in ("val", "test")
+    }
+    return Prepared(pairs, fingerprint, texts, model, jnp.asarray(images["train"]), inputs["val"], inputs["test"], key)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name, size, train, val, test, seed, annotations, images, limit):
+    if name == "karpathy":
+        return karpathy(annotations, images, size=size, limit=limit or None)
+    return scenes(train=train, val=val, test=test, size=size, seed=seed)
+
+
+def load_pairs(data: ConfigDict) -> Pairs:
+    """The data set of `config.data` (kept in memory: routes of one run share it)."""
+    return _load(**data.to_dict())
+
+
+def noise_of(config: ConfigDict, prepared: Prepared) -> noise_files.Noise:
+    """The noise draw of a config: read from `noise.file`, or drawn once and kept in the run folder as a file.
+
+    Raises UserError if the file in the run folder is of another data set.
+    """
+    n = config.noise
+    if n.file:
+        if not Path(n.file).exists():
+            raise UserError(f"there is no noise file '{n.file}'; set noise.file to a .npz or .npy file, or to ''.")
+        read = noise_files.read_index if n.file.endswith(".npy") else noise_files.load
+        return read(n.file, prepared.pairs)
+    path = Path(config.run.dir) / "noise" / f"{n.protocol}-{n.rate:g}-seed{n.seed}.npz"
+    if path.exists():
+        return noise_files.load(path, prepared.pairs)
+    drawn = noise_files.draw(prepared.pairs, n.protocol, n.rate, n.seed)
+    noise_files.save(drawn, path)
+    return drawn
+
+
+def image_features(model: DualEncoder, images: dict, cache: Path, key: str) -> dict:
+    """Pooled features of the frozen backbone, computed once: {split: (N, F) float32}."""
+    path = cache / f"images-{key[:16]}.safetensors"
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):  # a damaged cache is only a cache: compute it again
+        pass
+    forward = jax.jit(lambda rows: model.inputs(to_float(rows)))
+    features = {name: np.asarray(in_chunks(forward, rows, 100)) for name, rows in images.items()}
+    write_atomically(path, save(features))
+    return features

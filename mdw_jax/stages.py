@@ -1,0 +1,287 @@
+"""The stages of one route: train its experts, distil its sets, evaluate them. Each skips what is already complete.
+
+In the run folder:
+
+    config.json environment.json     what was asked, and with which versions
+    noise/  cache/                   noise draws; frozen features
+    experts/<recipe>-<noise>/        trajectories net_00, net_01, ...; log.jsonl; division.npy; experts.json (last)
+    distilled/<route>/set_<i>/       metrics.jsonl; distilled.safetensors; card.json (last); scores.json
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mdw_jax import ceo, certificate, coresets
+from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
+from mdw_jax.data.noise import Noise
+from mdw_jax.distill import Method, init_state, make_outer_step, schedule
+from mdw_jax.distilled import DistilledSet, load_distilled, save_distilled
+from mdw_jax.errors import UserError
+from mdw_jax.evaluate import Lesson, Protocol, evaluate
+from mdw_jax.experts import Recipe, score, to_float, train_experts
+from mdw_jax.files import digest, write_atomically, write_json
+from mdw_jax.mesh import stack
+from mdw_jax.prepare import Prepared, noise_of
+from mdw_jax.progress import progress
+from mdw_jax.retrieval import METRICS
+from mdw_jax.rng import named_generator, named_key
+from mdw_jax.routes import DISTILLED, route_config
+from mdw_jax.trajectory import open_trajectory, read_snapshot, save_trajectory
+
+_NOT_EXPERTS = ("store_dtype",)  # changes how snapshots are stored, not which experts they are
+
+
+class Route(NamedTuple):
+    """One route of a run: its name, its resolved config, its noise draw, and where its experts live."""
+
+    name: str
+    config: ConfigDict
+    noise: Noise
+    experts: Path
+    experts_key: str
+
+
+def open_route(config: ConfigDict, prepared: Prepared, name: str) -> Route:
+    """Resolve a route's config and the identity of what it builds on."""
+    resolved = route_config(config, name)
+    noise = noise_of(resolved, prepared)
+    experts = {k: v for k, v in resolved.experts.to_dict().items() if k not in _NOT_EXPERTS}
+    folder = Path(resolved.run.dir) / "experts" / f"{resolved.experts.recipe}-{noise.sha256[:8]}"
+    return Route(name, resolved, noise, folder, digest(prepared.key, noise.sha256, experts, resolved.run.seed))
+
+
+def _fields(kind, section: ConfigDict):
+    """The fields of dataclass `kind`, read off a config section."""
+    return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
+
+
+def _complete(path: Path, key: str, what: str):
+    """The JSON written last by a stage, if it is there. Raises UserError if another configuration wrote it."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        same = found["key"] == key
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"'{path}' is not a whole record; delete the folder '{path.parent}' and run again.") from None
+    if not same:
+        raise UserError(f"'{path.parent}' holds {what} of another configuration, noise draw or data set; set run.dir "
+                        "to another folder, or delete that one.")
+    return found
+
+
+def _write_lines(path: Path, rows):
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def experts_stage(route: Route, prepared: Prepared) -> dict:
+    """Train the experts of a route; returns their record (`experts.json`)."""
+    found = _complete(route.experts / "experts.json", route.experts_key, "experts")
+    if found:
+        return found
+    c, noise = route.config, route.noise
+    recipe = _fields(Recipe, c.experts)
+    with progress(f"experts ({c.experts.recipe}, noise {noise.true_rate:.0%})", recipe.epochs, "epochs") as advance:
+        trained = train_experts(
+            prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,
+            keep=c.distill.max_start_epoch - 1 + c.distill.match_epochs, rate=noise.true_rate,
+            mismatched=noise.mismatched, on_epoch=lambda _, r_mean: advance(val_r_mean=r_mean),
+        )
+    for n, snapshots in enumerate(trained.snapshots):
+        save_trajectory(route.experts / f"net_{n:02d}", [jax.tree.map(np.asarray, s) for s in snapshots],
+                        key=route.experts_key, dtype=c.experts.store_dtype, overwrite=True)
+    _write_lines(route.experts / "log.jsonl", trained.log)
+    np.save(route.experts / "division.npy", trained.clean_probability)
+    test = np.stack([score(prepared.model, params, prepared.test) for params in trained.best])
+    val = np.stack([score(prepared.model, params, prepared.val) for params in trained.best])
+    record = {
+        "key": route.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256, "networks": len(trained.snapshots),
+        "snapshots": len(trained.snapshots[0]), "metrics": METRICS, "val": val.tolist(), "test": test.tolist(),
+        "certificate_inputs": _certificate_inputs(recipe, noise.true_rate, c.model.tau),
+    }
+    write_json(route.experts / "experts.json", record)
+    return record
+
+
+def _certificate_inputs(recipe: Recipe, rate: float, tau: float) -> dict:
+    """What the certificate (Fact C) says of each track's loss at this noise rate."""
+    entry = {}
+    for track, loss, q in (("clean", recipe.clean_loss, recipe.clean_q),
+                           ("tolerant", recipe.tolerant_loss, recipe.tolerant_q)):
+        low, high = certificate.sum_bounds(loss, recipe.batch, q, tau)
+        entry[track] = {"loss": loss, "q": q, "sum_low": float(low), "sum_high": float(high),
+                        "excess_risk_bound": float(certificate.excess_risk_bound(loss, recipe.batch, rate, q, tau))}
+    return {"eta": rate, "batch": recipe.batch, "tracks": entry}
+
+
+def set_folder(route: Route, index: int) -> Path:
+    """Where distilled set `index` of a route lives."""
+    return Path(route.config.run.dir) / "distilled" / route.name / f"set_{index}"
+
+
+def set_key(route: Route, index: int, method: dict) -> str:
+    """sha256 of everything a distilled set depends on."""
+    return digest(route.experts_key, route.name, index, method)
+
+
+def distill_stage(route: Route, prepared: Prepared) -> list[Path]:
+    """Distil (or, for the random route, choose) every set of a route; returns their folders."""
+    if route.name not in DISTILLED:
+        return []
+    folders = []
+    for index in range(route.config.distill.sets):
+        folder = set_folder(route, index)
+        method = {k: v for k, v in route.config.distill.to_dict().items() if k != "sets"}
+        # Candidates are chosen on val by the evaluation recipe, so it is part of what a set is.
+        protocol = {k: v for k, v in route.config.evaluate.to_dict().items() if k not in ("protocol", "students")}
+        key = set_key(route, index, {**method, **({} if route.name == "random" else protocol)})
+        if _complete(folder / "card.json", key, "a distilled set") is None:
+            chosen, metrics = _random_set(route, prepared, index) if route.name == "random" else (
+                _distilled_set(route, prepared, index, folder / "checkpoint.safetensors", key))
+            _write_lines(folder / "metrics.jsonl", metrics)
+            save_distilled(folder, chosen, {
+                "key": key, "route": route.name, "set": index, "seed": route.config.run.seed,
+                "noise": {"sha256": route.noise.sha256, "protocol": route.noise.protocol,
+                          "rate": route.noise.true_rate, "data": route.noise.fingerprint},
+                "experts": route.experts_key, "config": _plain(route.config.to_dict()),
+            })
+            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        folders.append(folder)
+    return folders
+
+
+def _plain(value):
+    """A config as JSON can hold it."""
+    return json.loads(json.dumps(value))
+
+
+def _random_set(route: Route, prepared: Prepared, index: int):
+    generator = named_generator(route.config.run.seed, "random", index)
+    images, texts = _real_pairs(route, prepared, coresets.random_pairs(
+        generator, route.noise.image_of, _pairs(route, prepared)))
+    return DistilledSet(images, texts, {}, {}, 1.0, "nce"), []
+
+
+def _pairs(route: Route, prepared: Prepared) -> int:
+    """M, checked against the data."""
+    wanted, there = route.config.distill.pairs, len(prepared.pairs.train.images)
+    if wanted > there:
+        raise UserError(f"distill.pairs is {wanted} but there are only {there} training images; lower it.")
+    return wanted
+
+
+def _real_pairs(route: Route, prepared: Prepared, rows):
+    """Pixels in [0, 1] and text features of training rows, as the noise draw pairs them."""
+    images = prepared.pairs.train.images[route.noise.image_of[rows]].astype(np.float32) / 255
+    return images, np.asarray(prepared.texts.train[rows], np.float32)
+
+
+def _distilled_set(route: Route, prepared: Prepared, index: int, checkpoint: Path, key: str):
+    c, model = route.config, prepared.model
+    method, seed = _fields(Method, c.distill), c.run.seed
+    record = experts_stage(route, prepared)
+    trajectories = [open_trajectory(route.experts / f"net_{n:02d}", key=route.experts_key)
+                    for n in range(record["networks"])]
+
+    generator = named_generator(seed, "init", route.name, index)
+    count = _pairs(route, prepared)
+    rows = (coresets.random_pairs(generator, route.noise.image_of, count) if c.distill.init == "random" else
+            coresets.clean_pairs(generator, route.noise.image_of, np.load(route.experts / "division.npy"), count))
+    images, texts = _real_pairs(route, prepared, rows)
+    state = init_state(named_key(seed, "correspondence", route.name, index), method, images, texts)
+    kept = {"state": state, "best": jax.tree.map(jnp.copy, state.average), "best_val": jnp.float32(-1)}
+    kept = load_checkpoint(checkpoint, kept, key) or kept
+    history = checkpoint.with_name("history.jsonl")
+    metrics = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    metrics = metrics[: int(kept["state"].step)]
+
+    outer_step = make_outer_step(model, method)
+    weigh = jax.jit(lambda params, learned: ceo.pixel_weights(
+        model, params, learned["images"], learned["texts"], learned["correspondence"], alpha=method.alpha,
+        top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
+    weights = jnp.ones((count, *images.shape[1:3], 1))
+    state, first = kept["state"], int(kept["state"].step)
+    with progress(f"distil {route.name} {index}", c.distill.steps, "steps") as advance:
+        advance(first)
+        for step in range(first, c.distill.steps):
+            networks, starts = schedule(seed, index, step, c.distill.trajectories, len(trajectories),
+                                        c.distill.max_start_epoch)
+            ends = [start + c.distill.match_epochs for start in starts]
+            begin, target = (stack([read_snapshot(trajectories[n], k) for n, k in zip(networks, at, strict=True)])
+                             for at in (starts, ends))
+            if method.ceo and (step % method.ceo_every == 0 or step == first):
+                weights = weigh(jax.tree.map(lambda x: x[0], target), state.learned)
+            state, measured = outer_step(state, begin, target, weights,
+                                         named_key(seed, "distill", route.name, index, step))
+            measured = {name: float(value) for name, value in measured.items()}
+            if not np.isfinite([measured["loss"], measured["gradient"]]).all():
+                raise UserError(f"distillation of {route.name} set {index} diverged at step {step} (loss "
+                                f"{measured['loss']}); lower the learning rates in config.distill.")
+            metrics.append({"step": step, **measured})
+            advance(1, loss=measured["loss"])
+            if (step + 1) % c.distill.checkpoint_every == 0 or step + 1 == c.distill.steps:
+                lesson = _lesson(model, _as_set(state.average, method))
+                found = evaluate(model, lesson, prepared.val, None, _fields(Protocol, c.evaluate), seed=seed + 7919,
+                                 students=2)
+                metrics[-1] |= {"val_r_mean": float(found.scores[:, -1].mean()), "lr_scale": found.lr_scale}
+                if metrics[-1]["val_r_mean"] > kept["best_val"]:
+                    kept |= {"best": jax.tree.map(jnp.copy, state.average),
+                             "best_val": jnp.float32(metrics[-1]["val_r_mean"])}
+                _write_lines(history, metrics)
+                save_checkpoint(checkpoint, {**kept, "state": state}, key)
+    history.unlink(missing_ok=True)
+    return _as_set(kept["best"], method), metrics
+
+
+def _as_set(learned, method: Method) -> DistilledSet:
+    arrays = jax.tree.map(lambda x: np.asarray(x, np.float32), learned)
+    steps = {branch: float(np.exp(value)) for branch, value in arrays["log_steps"].items()}
+    return DistilledSet(arrays["images"], arrays["texts"], arrays["correspondence"], steps, method.alpha, method.loss)
+
+
+def _lesson(model, distilled: DistilledSet) -> Lesson:
+    inputs = jax.jit(lambda rows: model.inputs(to_float(rows)))(jnp.asarray(distilled.images))
+    return Lesson(inputs, jnp.asarray(distilled.texts), {k: jnp.asarray(v) for k, v in distilled.correspondence.items()},
+                  dict(distilled.step_sizes), distilled.loss, distilled.alpha)
+
+
+def evaluate_stage(route: Route, prepared: Prepared) -> list[dict]:
+    """Scores of a route: one row a student (or, for routes that distil nothing, one a network)."""
+    if route.name not in DISTILLED:
+        record = experts_stage(route, prepared)
+        return [{"route": route.name, "set": 0, "student": n, "protocol": "honest", "val_r_mean": val[-1],
+                 **dict(zip(METRICS, test, strict=True))}
+                for n, (val, test) in enumerate(zip(record["val"], record["test"], strict=True))]
+    protocol = _fields(Protocol, route.config.evaluate)
+    rows = []
+    for index, folder in enumerate(distill_stage(route, prepared)):
+        distilled, card = load_distilled(folder)
+        key = digest(card["key"], route.config.evaluate.to_dict())
+        path = folder / f"scores-{protocol.protocol}.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        if found.get("key") != key:
+            with progress(f"evaluate {route.name} {index}", 1, "sets") as advance:
+                outcome = evaluate(prepared.model, _lesson(prepared.model, distilled), prepared.val, prepared.test,
+                                   protocol, seed=named_seed(route, index))
+                advance(1, r_mean=float(outcome.scores[:, -1].mean()))
+            found = {"key": key, "rows": [
+                {"route": route.name, "set": index, "student": n, "protocol": protocol.protocol,
+                 "lr_scale": outcome.lr_scale, "steps": outcome.steps, "val_r_mean": float(val[-1]),
+                 **{name: float(value) for name, value in zip(METRICS, test, strict=True)}}
+                for n, (val, test) in enumerate(zip(outcome.val, outcome.scores, strict=True))]}
+            write_json(path, found)
+        rows += found["rows"]
+    return rows
+
+
+def named_seed(route: Route, index: int) -> int:
+    """Seed of the students of one set: never an expert's."""
+    return int(named_generator(route.config.run.seed, "students", index).integers(2**31))
+

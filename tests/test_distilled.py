@@ -1,0 +1,152 @@
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mdw_jax import distilled as module
+from mdw_jax.distilled import DistilledSet, byte_budget, load_distilled, save_distilled
+from mdw_jax.errors import UserError
+
+
+def make_set(kind="lowrank", m=5, side=4, channels=3, d=7, rank=2, steps=True):
+    normal = lambda *shape: np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
+    return DistilledSet(
+        images=abs(normal(m, side, side, channels)) % 1, texts=normal(m, d),
+        correspondence={"identity": {}, "full": {"matrix": normal(m, m)},
+                        "lowrank": {"diag": normal(m), "left": normal(m, rank), "right": normal(m, rank)}}[kind],
+        step_sizes={"image": float(np.float32(0.1)), "text": 0.25} if steps else {}, alpha=1.1, loss="wbce")
+
+
+def assert_same(a, b):
+    np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(a.texts, b.texts)
+    assert set(a.correspondence) == set(b.correspondence)
+    for name in a.correspondence:
+        np.testing.assert_array_equal(a.correspondence[name], b.correspondence[name])
+    assert (a.step_sizes, a.alpha, a.loss) == (b.step_sizes, b.alpha, b.loss)
+
+
+@pytest.mark.parametrize("kind", ["identity", "full", "lowrank"])
+@pytest.mark.parametrize("steps", [True, False])
+def test_round_trip_is_exact_and_the_card_describes_it(tmp_path, kind, steps):
+    saved = make_set(kind, steps=steps)
+    save_distilled(tmp_path / "set", saved, {"dataset": "scenes", "sha256": "overwritten"})
+    loaded, card = load_distilled(tmp_path / "set")
+    assert_same(loaded, saved)
+    assert card["dataset"] == "scenes" and card["shapes"]["images"] == [5, 4, 4, 3]
+    assert card["byte_budget"] == byte_budget(saved) and len(card["sha256"]) == 64
+    assert sorted(os.listdir(tmp_path / "set")) == ["card.json", "distilled.safetensors"]
+
+
+def test_the_same_set_is_the_same_file_and_strides_do_not_matter(tmp_path):
+    plain = make_set()
+    strided = dataclasses.replace(plain, images=np.asfortranarray(plain.images), texts=plain.texts[::-1].copy()[::-1])
+    for name, value in (("a", plain), ("b", plain), ("strided", strided)):
+        save_distilled(tmp_path / name, value, {})
+    assert_same(load_distilled(tmp_path / "strided")[0], plain)
+    assert len({(tmp_path / name / module.TENSORS).read_bytes() for name in ("a", "b", "strided")}) == 1
+
+
+def test_byte_budget_by_hand():
+    budget = byte_budget(make_set())
+    assert budget == {"images": 5 * 48 * 4, "texts": 5 * 7 * 4, "correspondence": (5 + 10 + 10) * 4, "step_sizes": 8,
+                      "total": 960 + 140 + 100 + 8, "pairs_equivalent": 1208 / ((48 + 7) * 4)}
+    assert byte_budget(make_set("identity", steps=False))["pairs_equivalent"] == 5
+
+
+def test_a_full_correspondence_of_499_pairs_costs_more_than_one_pair():
+    full = make_set("full", m=499, side=2, d=151296 - 12, steps=False)  # as many numbers as 224 x 224 x 3 + 768
+    assert byte_budget(full)["pairs_equivalent"] - 499 == pytest.approx(1.65, abs=0.01)
+
+
+@pytest.mark.parametrize("missing, match", [("card.json", "card.json is missing"),
+                                            ("distilled.safetensors", "distilled.safetensors is missing")])
+def test_missing_files(tmp_path, missing, match):
+    with pytest.raises(UserError, match="no distilled set .*nowhere"):
+        load_distilled(tmp_path / "nowhere")
+    save_distilled(tmp_path, make_set(), {})
+    (tmp_path / missing).unlink()
+    with pytest.raises(UserError, match=match):
+        load_distilled(tmp_path)
+
+
+def test_every_kind_of_damage_is_noticed(tmp_path):
+    save_distilled(tmp_path, make_set(), {})
+    path = tmp_path / module.TENSORS
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:10], b"", whole + b"\0",
+                    *(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1:] for k in range(0, len(whole), 97))):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="sha256 differs"):
+            load_distilled(tmp_path)
+    path.write_bytes(whole)
+    load_distilled(tmp_path)
+
+
+@pytest.mark.parametrize("card, match", [("{", "cannot be read"), ("[]", "sha256 differs"), ("{}", "sha256 differs")])
+def test_damaged_card(tmp_path, card, match):
+    save_distilled(tmp_path, make_set(), {})
+    (tmp_path / module.CARD).write_text(card)
+    with pytest.raises(UserError, match=match):
+        load_distilled(tmp_path)
+
+
+def rewrite(folder, change, metadata=None):
+    """Replace the tensor file by one with other contents whose sha256 is right."""
+    arrays = {"images": np.zeros((3, 2, 2, 1), np.float32), "texts": np.zeros((3, 4), np.float32), **change}
+    metadata = {module._FORMAT: '{"alpha": 1.0, "loss": "nce"}'} if metadata is None else metadata
+    save_file({k: v for k, v in arrays.items() if v is not None}, folder / module.TENSORS, metadata=metadata)
+    sha = module.hashlib.sha256((folder / module.TENSORS).read_bytes()).hexdigest()
+    (folder / module.CARD).write_text(json.dumps({"sha256": sha}))
+
+
+@pytest.mark.parametrize("change, match", [
+    ({"texts": np.zeros((4, 4), np.float32)}, r"texts of shape \(3, d\)"),
+    ({"images": np.zeros((3, 2, 2), np.float32)}, r"images must be \(M, H, W, C\)"),
+    ({"images": np.zeros((3, 2, 2, 1), np.uint8)}, "'images' must be a float32 .* not uint8"),
+    ({"images": np.full((3, 2, 2, 1), np.nan, np.float32)}, "'images' holds NaN"),
+    ({"texts": np.full((3, 4), np.inf, np.float32)}, "'texts' holds NaN or infinite"),
+    ({"correspondence.matrix": np.zeros((3, 2), np.float32)}, "correspondence of 3"),
+    ({"correspondence.diag": np.zeros(3, np.float32)}, "correspondence of 3"),
+    ({"step_size.image": np.array(0.1, np.float32)}, "step sizes"),
+    ({"step_size.image": np.array(np.nan, np.float32), "step_size.text": np.array(1, np.float32)}, "'image' is nan"),
+    ({"texts": None}, "not a distilled set of format"),
+])
+def test_wrong_contents(tmp_path, change, match):
+    rewrite(tmp_path, {})
+    assert load_distilled(tmp_path)[0].loss == "nce"
+    rewrite(tmp_path, change)
+    with pytest.raises(UserError, match=match) as error:
+        load_distilled(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {module._FORMAT: "{"}])
+def test_a_foreign_tensor_file(tmp_path, metadata):
+    rewrite(tmp_path, {}, metadata)
+    with pytest.raises(UserError, match="not a distilled set of format"):
+        load_distilled(tmp_path)
+
+
+@pytest.mark.parametrize("dies_in", ["write_atomically", "write_json"])
+def test_an_interrupted_save_leaves_no_card(tmp_path, monkeypatch, dies_in):
+    save_distilled(tmp_path, make_set(), {})
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, dies_in, die)
+    with pytest.raises(KeyboardInterrupt):
+        save_distilled(tmp_path, make_set("full"), {})
+    with pytest.raises(UserError, match="card.json is missing"):
+        load_distilled(tmp_path)
+
+
+def test_a_card_that_json_cannot_hold_spares_the_old_set(tmp_path):
+    save_distilled(tmp_path, make_set(), {"old": True})
+    with pytest.raises(TypeError):
+        save_distilled(tmp_path, make_set("full"), {"bad": object()})
+    assert load_distilled(tmp_path)[1]["old"]
