@@ -113,9 +113,9 @@ def breaking_point(loss: str, batch: int, q: float | None = None, tau: float = 0
 def debiased(noisy, shuffled, rate: float):
     """Fact D: `(noisy - rate * shuffled) / (1 - rate)`, an unbiased clean risk or gradient (any pytree, equal shapes).
 
-    `noisy` is measured on the pairs as given, `shuffled` after permuting the captions of the *whole* train set anew.
-    Its variance grows as 1 / (1 - rate)^2, and a debiased risk can be negative. Raises UserError for a rate outside
-    [0, 1).
+    `noisy` is measured on the pairs as given; `shuffled` after permuting the captions of the *whole* train set anew,
+    or as `losses.shuffled_losses` of logits between the images of one batch and the captions of another. The variance
+    grows as 1 / (1 - rate)^2, and a debiased risk can be negative. Raises UserError for a rate outside [0, 1).
     """
     if not 0 <= rate < 1:
         raise UserError(f"the noise rate must be at least 0 and below 1 to be corrected for, not {rate}.")

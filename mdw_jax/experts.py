@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mdw_jax.certificate import debiased
 from mdw_jax.data.augment import augment
 from mdw_jax.division import divide, division_quality
 from mdw_jax.losses import infonce, label_loss, pair_losses, shuffled_losses
@@ -113,24 +114,32 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
     lr = recipe.lr / (1 - rate) if recipe.rescale_step else recipe.lr
     optimizer = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(lr, recipe.momentum or None))
 
-    def batch_loss(params, images, texts, clean, tolerant):
-        logits = model.logits(params, images, texts)
+    def batch_loss(params, images, texts, unrelated, clean, tolerant):
+        v, t = model.embed_image(params["image"], images), model.embed_text(params["text"], texts)
+        logits = v @ t.T / model.tau
 
         def track(loss):
             pairs = pair_losses(loss, logits)
-            return (pairs - rate * shuffled_losses(loss, logits)) / (1 - rate) if recipe.debias else pairs
+            if not recipe.debias:
+                return pairs
+            # Another batch's captions: among this batch's own the true ones would still be candidates.
+            shuffled = v @ model.embed_text(params["text"], unrelated).T / model.tau
+            return debiased(pairs, shuffled_losses(loss, shuffled), rate)
 
         return (clean * track(clean_loss) + tolerant * track(tolerant_loss)).mean()
 
     def epoch(carry, plan, key, images, texts):
         def step(carry, scanned):
-            (params, state), (rows, key) = carry, scanned
+            (params, state), (rows, unrelated, key) = carry, scanned
             x = augment(key, to_float(images[rows.images]), recipe.augment)
-            loss, grads = jax.value_and_grad(batch_loss)(params, x, texts[rows.captions], rows.clean, rows.tolerant)
+            loss, grads = jax.value_and_grad(batch_loss)(
+                params, x, texts[rows.captions], texts[unrelated], rows.clean, rows.tolerant
+            )
             updates, state = optimizer.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), loss
 
-        carry, losses = jax.lax.scan(step, carry, (plan, jax.random.split(key, len(plan.images))))
+        unrelated = jnp.roll(plan.captions, 1, axis=0)
+        carry, losses = jax.lax.scan(step, carry, (plan, unrelated, jax.random.split(key, len(plan.images))))
         return carry, losses.mean()
 
     def pair_loss(v, t, images, captions):

@@ -3,8 +3,8 @@
 Two families.
 
 *Label losses* `(B, B) logits -> (B, B)`: entry `[i, y]` is what row i would pay if its true candidate were y. The
-diagonal is the ordinary loss of a batch of pairs, the row mean is the risk under full re-shuffling of the captions,
-and the row *sum* is what the certificate bounds (`certificate.py`), so noise tolerance can be read off the matrix.
+diagonal is the ordinary loss of a batch of pairs, and the row *sum* is what the certificate bounds (`certificate.py`),
+so noise tolerance can be read off the matrix.
 
 *Soft-target losses* `(logits (B, B), target (B, B)) -> scalar`: the target is a block of the correspondence matrix P.
 """
@@ -81,7 +81,11 @@ def pair_losses(loss, logits):
 
 
 def shuffled_losses(loss, logits):
-    """What each pair would pay on average if captions were re-shuffled: (B,). Needs no clean data (ours, Fact D)."""
+    """What each row would pay on average if its caption were any of the batch, both directions averaged: (B,).
+
+    With logits between one batch's images and *another* batch's captions this estimates the risk under full
+    re-shuffling, without clean data (ours, Fact D). On a batch's own logits it does not: the true captions are there.
+    """
     return (loss(logits).mean(-1) + loss(logits.T).mean(-1)) / 2
 
 

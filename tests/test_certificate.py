@@ -249,7 +249,7 @@ def one_draw(name, rate, key):
 
 
 @functools.cache
-def measured(name, rate, draws=15):
+def measured(name, rate, draws=30):
     """{what: (risks (draws,), mean gradient (P,))} over noise draws."""
     planted()  # outside of any trace
     found = [one_draw(name, rate, key) for key in jax.random.split(named_key(0, "draws", name), draws)]

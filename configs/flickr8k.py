@@ -1,0 +1,25 @@
+"""Flickr8k at 128 px, MobileNetV2 features, projection mode, image-level noise.
+
+    mdw run --config configs/flickr8k.py --config.data.annotations=dataset_flickr8k.json.gz \
+        --config.data.images='flickr8k/*.zip' --config.text.path=minilm_l6_caption_features.int8.npz \
+        --config.model.weights=mobilenet_v2_1.0_224_quant.q8.npz
+"""
+
+from mdw_jax.config import base
+
+
+def get_config():
+    c = base()
+    c.run.dir = "runs/flickr8k"
+    c.run.routes = ("random", "infonce", "mdw", "experts", "full")
+    c.data.name = "karpathy"
+    c.data.size = 128
+    c.text.encoder = "precomputed"
+    c.model.tower = "mobilenet"
+    c.model.mode = "projection"
+    c.experts.count = 2
+    c.experts.lr = 0.5
+    c.distill.pairs = 100
+    c.distill.steps = 200
+    c.distill.trajectories = 4
+    return c

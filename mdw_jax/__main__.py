@@ -1,0 +1,7 @@
+"""`python -m mdw_jax` is `mdw`."""
+
+import sys
+
+from mdw_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,267 @@
+"""The command line: a command, a config file, overrides. The only place that reads arguments and shows tracebacks."""
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+
+import yaml
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mdw_jax.config import base, resolve
+from mdw_jax.errors import UserError
+
+COMMANDS = {
+    "run": "all stages in order: prepare, experts, distill, evaluate",
+    "prepare": "load the data, draw the noise, embed the captions",
+    "experts": "train the experts and store their trajectories",
+    "distill": "learn the distilled sets from the trajectories",
+    "evaluate": "train students on every set and write the table",
+    "config": "print the config in full, as the other commands would see it",
+}
+OPTIONS = ("--config", "--debug", "--help", "--version")
+HELP = """\
+usage: mdw {command} --config=FILE [--config.SECTION.KEY=VALUE ...] [--debug]
+
+{commands}
+
+  --config=FILE               a Python file with get_config(), which changes what it likes in mdw_jax.config.base()
+  --config.SECTION.KEY=VALUE  set one key over the file, as often as needed: --config.distill.pairs=200
+                              switches: --config.experts.dual=false
+                              lists: --config.evaluate.lr_scales=0.1,0.3 or --config.run.routes=random,mdw
+                              (in brackets too, quoted from the shell: "--config.evaluate.lr_scales=(0.1,0.3)")
+  --debug                     show the traceback of an error
+  --help, --version
+
+A command does only what is not done yet: after an interruption, give it again. `mdw config` lists all keys.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 2 after a mistake of the user's (one sentence on stderr), 130."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _main(argv)
+    except UserError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"mdw: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mdw: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        return 130
+
+
+def load_config(path: str, overrides: list[tuple[str, str | None]] = ()) -> ConfigDict:
+    """The config of a file with overrides applied in order, not yet resolved.
+
+    overrides: (dotted key without "config.", text of the value; None for a bare --config.key).
+    Raises UserError for a file that cannot be used, a key that `base()` lacks, or a value of the wrong type.
+    """
+    config = _read(path)
+    known, found = _flat(base()), _flat(config)
+    for key, value in found.items():
+        if key not in known:
+            raise UserError(f"config file {path}: {_no_such(key, known)}")
+        kinds = {float: (float, int), tuple: (tuple, list)}.get(type(known[key]), (type(known[key]),))
+        if type(value) not in kinds:
+            raise UserError(f"config file {path}: config.{key} must be {_kind(known[key])}, not {value!r}.")
+    for key in known:
+        if key not in found:
+            raise UserError(f"config file {path} does not set config.{key}; start get_config() from "
+                            "mdw_jax.config.base().")
+    for key, text in overrides:
+        _override(config, known, key, text)
+    return config
+
+
+def use_compilation_cache():
+    """Lets jax keep compiled programs in ~/.cache/mdw-jax/xla, unless the user chose a place or home is read-only."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = Path.home() / ".cache" / "mdw-jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: no home at all
+        return
+    if os.access(folder, os.W_OK):
+        import jax  # here, because `mdw config` and `mdw --help` do without it
+
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _main(argv: list[str]) -> int:
+    if "--version" in argv:
+        print(f"mdw {_version()}")
+        return 0
+    if "--help" in argv or "-h" in argv:
+        print(_help(next((word for word in argv if word in COMMANDS), None)), end="")
+        return 0
+    command, path, overrides = _parse(argv)
+    config = resolve(load_config(path, overrides))
+    if command == "config":
+        print(yaml.safe_dump(_plain(config.to_dict()), default_flow_style=None), end="")
+        return 0
+    use_compilation_cache()
+    importlib.import_module("mdw_jax.run").STAGES[command](config)
+    return 0
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("mdw-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _help(command: str | None) -> str:
+    names = [command] if command else COMMANDS
+    lines = (f"  {name:<{max(map(len, names))}}  {COMMANDS[name]}" for name in names)
+    return HELP.format(command=command or "COMMAND", commands="\n".join(lines))
+
+
+def _parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str | None]]]:
+    """Command, config file, overrides in order."""
+    words = list(argv)
+    commands, path, overrides = [], None, []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        value = value if equals else None
+        if not word.startswith("-"):
+            commands.append(word)
+        elif word == "--debug":
+            pass
+        elif name.startswith("--noconfig.") and not equals:
+            overrides.append((name.removeprefix("--noconfig."), "false"))
+        elif name == "--config" or name.startswith("--config."):
+            # A value may follow as a word of its own; negative numbers are values, other dashes begin a flag.
+            if value is None and words and not re.match(r"-(?![\d.])", words[0]):
+                value = words.pop(0)
+            if name != "--config":
+                overrides.append((name.removeprefix("--config."), value))
+            elif not value:
+                raise UserError("--config names no file; write --config=FILE.")
+            elif path is not None:
+                raise UserError(f"--config is given twice ({path} and {value}); keep one.")
+            else:
+                path = value
+        else:
+            flags_known = [*OPTIONS, *(f"--config.{key}" for key in _flat(base()))]
+            raise UserError(f"there is no flag {name}{_meant(name, flags_known) or '; see mdw --help.'}")
+    if not commands:
+        raise UserError(f"no command given; choose one of {', '.join(COMMANDS)} (see mdw --help).")
+    if commands[0] not in COMMANDS:
+        choose = f"; choose one of {', '.join(COMMANDS)}."
+        raise UserError(f"there is no command '{commands[0]}'{_meant(commands[0], COMMANDS) or choose}")
+    if len(commands) > 1:
+        raise UserError(f"one command at a time: '{commands[1]}' follows '{commands[0]}'.")
+    if path is None:
+        raise UserError(f"no config file given; write mdw {commands[0]} --config=FILE.")
+    return commands[0], path, overrides
+
+
+def _read(path: str) -> ConfigDict:
+    """What get_config() of the file returns. The file is run as it stands, wherever it lies; nothing is imported."""
+    try:
+        source = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no config file {path}.") from error
+    except OSError as error:
+        raise UserError(f"config file {path} cannot be read: {error.strerror}.") from error
+    try:
+        code = compile(source, path, "exec")
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        raise UserError(f"config file {path} is not Python: {getattr(error, 'msg', None) or error}"
+                        f"{f' (line {line})' if line else ''}.") from error
+    namespace = {"__name__": "mdw_config", "__file__": path}
+    try:
+        exec(code, namespace)
+        get_config = namespace.get("get_config")
+        config = get_config() if callable(get_config) else None
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise UserError(f"config file {path} fails{f' at line {lines[-1]}' if lines else ''}: {reason}.") from error
+    if not callable(get_config):
+        raise UserError(f"config file {path} has no function get_config(); define one that returns a changed "
+                        "mdw_jax.config.base().")
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() in config file {path} returns {type(config).__name__}, not a ConfigDict; "
+                        "return a changed mdw_jax.config.base().")
+    return config
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> dict:
+    """{dotted key: value}."""
+    flat = {}
+    for name, value in config.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {f"{prefix}{name}": value})
+    return flat
+
+
+def _override(config: ConfigDict, known: dict, key: str, text: str | None):
+    """Sets one key from the text of its value."""
+    if any(name.startswith(f"{key}.") for name in known):
+        raise UserError(f"config.{key} is a section; set one of its keys: "
+                        f"{', '.join(name for name in known if name.startswith(f'{key}.'))}.")
+    if key not in known:
+        raise UserError(_no_such(key, known))
+    default = known[key]
+    if text is None and not isinstance(default, bool):
+        raise UserError(f"config.{key} needs a value; write --config.{key}=VALUE.")
+    text = "true" if text is None else text
+    if isinstance(default, tuple):
+        text = repr(_items(key, default, text))
+    arguments = ["mdw", f"--config.{key}={text}"]
+    values = flags.FlagValues()  # our own: the process's flags stay as they are
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"config.{key} must be {_kind(default)}, not '{text}'.") from error
+
+
+def _items(key: str, default: tuple, text: str) -> tuple:
+    """The tuple that `text` spells: items by commas, in brackets or not, quoted or not."""
+    inner = text.strip()
+    if inner[:1] + inner[-1:] in ("()", "[]"):
+        inner = inner[1:-1]
+    items = [item.strip().strip("'\"") for item in inner.split(",")]
+    items = items[:-1] if items[-1] == "" else items  # "(0.1,)", and "()" for none
+    try:
+        return tuple(type(default[0])(item) for item in items)
+    except ValueError as error:
+        raise UserError(f"config.{key} must be {_kind(default)}, not '{text}'.") from error
+
+
+def _kind(default) -> str:
+    """What a key takes, in words."""
+    if isinstance(default, tuple):
+        return f"a list such as {','.join(map(str, default))}"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(default)]
+
+
+def _no_such(key: str, known) -> str:
+    nearest = difflib.get_close_matches(key, list(known), 1, cutoff=0.4)
+    return f"there is no config.{key}; " + (f"did you mean config.{nearest[0]}?" if nearest else
+                                            "mdw config lists all keys.")
+
+
+def _meant(word: str, known) -> str:
+    """'; did you mean X?' with the nearest known word, if one is near."""
+    nearest = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _plain(value):
+    """Dicts and lists only, which YAML writes without Python tags."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
