@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_config(path: str, overrides: list[tuple[str, str | None]] = ()) -> ConfigDict:
-    """The config of a file with overrides applied in order, not yet resolved.
+    """The config of a file with overrides applied in order: locked, not yet resolved.
 
     overrides: (dotted key without "config.", text of the value; None for a bare --config.key).
     Raises UserError for a file that cannot be used, a key that `base()` lacks, or a value of the wrong type.
@@ -77,7 +77,7 @@ def load_config(path: str, overrides: list[tuple[str, str | None]] = ()) -> Conf
                             "mdw_jax.config.base().")
     for key, text in overrides:
         _override(config, known, key, text)
-    return config
+    return config.lock()
 
 
 def use_compilation_cache():
@@ -103,11 +103,13 @@ def _main(argv: list[str]) -> int:
         print(_help(next((word for word in argv if word in COMMANDS), None)), end="")
         return 0
     command, path, overrides = _parse(argv)
-    config = resolve(load_config(path, overrides))
+    config = load_config(path, overrides)
+    resolved = resolve(config)
     if command == "config":
-        print(yaml.safe_dump(_plain(config.to_dict()), default_flow_style=None), end="")
+        print(_yaml(resolved), end="")
         return 0
     use_compilation_cache()
+    # Unresolved: a route of the table may name another recipe, which must not be filled in on top of this one's.
     importlib.import_module("mdw_jax.run").STAGES[command](config)
     return 0
 
@@ -208,9 +210,9 @@ def _flat(config: ConfigDict, prefix: str = "") -> dict:
 
 def _override(config: ConfigDict, known: dict, key: str, text: str | None):
     """Sets one key from the text of its value."""
-    if any(name.startswith(f"{key}.") for name in known):
-        raise UserError(f"config.{key} is a section; set one of its keys: "
-                        f"{', '.join(name for name in known if name.startswith(f'{key}.'))}.")
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        raise UserError(f"config.{key} is a section; set one of its keys, such as config.{inside[0]}.")
     if key not in known:
         raise UserError(_no_such(key, known))
     default = known[key]
@@ -249,9 +251,11 @@ def _kind(default) -> str:
 
 
 def _no_such(key: str, known) -> str:
-    nearest = difflib.get_close_matches(key, list(known), 1, cutoff=0.4)
-    return f"there is no config.{key}; " + (f"did you mean config.{nearest[0]}?" if nearest else
-                                            "mdw config lists all keys.")
+    """The sentence for an unknown key: the nearest one, preferably of the same name in another section."""
+    same_name = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    nearest = difflib.get_close_matches(key, same_name or list(known), 1, cutoff=0.0 if same_name else 0.4)
+    meant = f"did you mean config.{nearest[0]}?" if nearest else "`mdw config` lists all keys."
+    return f"there is no config.{key}; {meant}"
 
 
 def _meant(word: str, known) -> str:
@@ -260,8 +264,15 @@ def _meant(word: str, known) -> str:
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
-def _plain(value):
-    """Dicts and lists only, which YAML writes without Python tags."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def _yaml(config: ConfigDict) -> str:
+    """One key a line, sections and keys in alphabetical order; lists stay on their line."""
+
+    class Dumper(yaml.SafeDumper):
+        """Ours, since representers are registered on the class."""
+
+    def on_one_line(dumper, items):
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+    Dumper.add_representer(tuple, on_one_line)
+    Dumper.add_representer(list, on_one_line)
+    return yaml.dump(config.to_dict(), Dumper=Dumper, default_flow_style=False)

@@ -11,6 +11,8 @@ from mdw_jax.towers.tower import Tower
 class PatchConvNet(nn.Module):
     """Stages of (patchify `p x p`, GELU, residual pointwise MLP, GELU), widths as given.
 
+    A learned position is added after the first stage: the mean over space at the end would forget where things were.
+
     Patchifying is a reshape and a matrix product, so no backend meets a slow convolution. No normalisation layers:
     batch statistics would not survive trajectory matching.
     """
@@ -21,13 +23,15 @@ class PatchConvNet(nn.Module):
     @nn.compact
     def __call__(self, images):
         x = (images - 0.5) * 4
-        for patch, width in zip(self.patches, self.widths, strict=True):
+        for stage, (patch, width) in enumerate(zip(self.patches, self.widths, strict=True)):
             b, h, w, c = x.shape
             x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
             x = x.reshape(b, h // patch, w // patch, patch * patch * c)
-            x = nn.gelu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x), approximate=True)
-            h_ = nn.Dense(width, kernel_init=nn.initializers.he_normal())(x)
-            x = x + nn.gelu(h_, approximate=True)
+            x = nn.Dense(width, kernel_init=nn.initializers.he_normal())(x)
+            if stage == 0:
+                x = x + self.param("position", nn.initializers.normal(1.0), x.shape[1:])
+            x = nn.gelu(x, approximate=True)
+            x = x + nn.gelu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x), approximate=True)
         return x
 
 

@@ -1,0 +1,234 @@
+"""Configs reach the stages as asked for; every mistake is one sentence, status 2 and no traceback."""
+
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+import yaml
+from absl import flags
+
+from mdw_jax.cli import COMMANDS, load_config, main
+from mdw_jax.config import base, resolve
+from mdw_jax.errors import UserError
+
+CONFIG = "from mdw_jax.config import base\n\ndef get_config():\n    c = base()\n    {}\n    return c\n"
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a config file whose get_config() has one more line; returns its path."""
+    def write(line="pass"):
+        path = tmp_path / "somewhere else" / "my-config.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(CONFIG.format(line))
+        return str(path)
+    return write
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stands in for the stages; a list of (command, config) calls."""
+    made = []
+    stages = {name: (lambda config, name=name: made.append((name, config))) for name in COMMANDS if name != "config"}
+    monkeypatch.setitem(sys.modules, "mdw_jax.run", types.SimpleNamespace(STAGES=stages))
+    return made
+
+
+def _mistake(capsys, *argv):
+    """The one sentence on stderr."""
+    assert main(list(argv)) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("mdw: ") and err.count("\n") == 1
+    return err[5:-1]
+
+
+@pytest.mark.parametrize("command", ["run", "prepare", "experts", "distill", "evaluate"])
+def test_a_command_gets_the_unresolved_config(file, calls, command):
+    path = file("c.experts.recipe = 'infonce'")
+    assert main([command, f"--config={path}", "--config.distill.pairs=200"]) == 0
+    (name, config), = calls
+    assert name == command and config.distill.pairs == 200
+    assert config.experts.recipe == "infonce" and config.experts.clean_loss == base().experts.clean_loss
+    assert config.is_locked
+
+
+@pytest.mark.parametrize("words, key, value", [
+    (["--config.distill.pairs=200"], "distill.pairs", 200),
+    (["--config.distill.pairs", "200"], "distill.pairs", 200),
+    (["--config.distill.pairs=1", "--config.distill.pairs=200"], "distill.pairs", 200),
+    (["--config.experts.lr=1"], "experts.lr", 1.0),
+    (["--config.experts.lr", "-1e-3"], "experts.lr", -1e-3),
+    (["--config.experts.dual=false"], "experts.dual", False),
+    (["--config.experts.dual", "false"], "experts.dual", False),
+    (["--noconfig.experts.dual"], "experts.dual", False),
+    (["--config.experts.debias", "--config.run.seed=0"], "experts.debias", True),
+    (["--config.run.dir=a=b, c"], "run.dir", "a=b, c"),
+    (["--config.run.dir="], "run.dir", ""),
+    (["--config.evaluate.lr_scales=0.1,0.3"], "evaluate.lr_scales", (0.1, 0.3)),
+    (["--config.evaluate.lr_scales=(0.1, 1)"], "evaluate.lr_scales", (0.1, 1.0)),
+    (["--config.evaluate.lr_scales=0.1"], "evaluate.lr_scales", (0.1,)),
+    (["--config.evaluate.lr_scales", "(0.1,)"], "evaluate.lr_scales", (0.1,)),
+    (["--config.model.patches=4,4"], "model.patches", (4, 4)),
+    (["--config.run.routes=random,full"], "run.routes", ("random", "full")),
+    (["--config.run.routes=('random', 'full')"], "run.routes", ("random", "full")),
+    (["--config.run.routes=()"], "run.routes", ()),
+])
+def test_overrides(file, calls, words, key, value):
+    assert main(["run", "--config", file(), *words]) == 0
+    expected = base()
+    expected.update_from_flattened_dict({key: value})
+    got = calls[0][1]
+    assert got.to_dict() == expected.to_dict()
+    section, name = key.split(".")
+    assert type(got[section][name]) is type(value)
+
+
+def test_flags_of_the_process_stay_as_they_are(file, calls):
+    before = set(flags.FLAGS)
+    assert main(["run", f"--config={file()}", "--config.run.seed=1"]) == 0
+    assert set(flags.FLAGS) == before
+
+
+def test_a_reference_in_the_file_follows_an_override(file):
+    config = load_config(file("c.noise.seed = c.run.get_ref('seed')"), [("run.seed", "7")])
+    assert config.noise.seed == 7
+
+
+def test_config_prints_everything(file, capsys):
+    assert main(["config", f"--config={file()}", "--config.distill.pairs=200"]) == 0
+    out = capsys.readouterr().out
+    expected = base()
+    expected.distill.pairs = 200
+    printed = yaml.safe_load(out)
+    assert list(printed) == sorted(printed)
+    assert {s: {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()} for s, keys in printed.items()} \
+        == resolve(expected).to_dict()
+    assert "\n  lr_scales: [0.03, 0.1, 0.3, 1.0]\n" in out
+
+
+@pytest.mark.parametrize("override, sentence", [
+    ("--config.distil.pairs=3", "there is no config.distil.pairs; did you mean config.distill.pairs?"),
+    ("--config.distill.step=3", "there is no config.distill.step; did you mean config.distill.steps?"),
+    ("--config.tau=3", "there is no config.tau; did you mean config.model.tau?"),
+    ("--config.qqqq=3", "there is no config.qqqq; `mdw config` lists all keys."),
+    ("--config.distill=3", "config.distill is a section; set one of its keys, such as config.distill.alpha."),
+    ("--config.distill.pairs=2.5", "config.distill.pairs must be a whole number, not '2.5'."),
+    ("--config.experts.lr=fast", "config.experts.lr must be a number, not 'fast'."),
+    ("--config.experts.dual=maybe", "config.experts.dual must be true or false, not 'maybe'."),
+    ("--config.distill.pairs", "config.distill.pairs needs a value; write --config.distill.pairs=VALUE."),
+    ("--config.model.patches=4,2.5", "config.model.patches must be a list such as 4,2,2, not '4,2.5'."),
+    ("--config.experts.recipe=dctl", "there is no expert recipe 'dctl'"),
+    ("--config.noise.rate=2", "noise.rate must lie in [0, 1), not 2.0."),
+    ("--confg=x", "there is no flag --confg; did you mean --config?"),
+    ("--distill.pairs=3", "there is no flag --distill.pairs; did you mean --config.distill.pairs?"),
+    ("--qqqq", "there is no flag --qqqq; see mdw --help."),
+    ("--config=other.py", "--config is given twice"),
+    ("prepare", "one command at a time: 'prepare' follows 'run'."),
+])
+def test_mistakes_on_the_command_line(file, calls, capsys, override, sentence):
+    assert sentence in _mistake(capsys, "run", f"--config={file()}", override)
+    assert not calls
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    ([], "no command given; choose one of run, prepare"),
+    (["distil", "--config=c.py"], "there is no command 'distil'; did you mean distill?"),
+    (["qqqq", "--config=c.py"], "there is no command 'qqqq'; choose one of run, prepare"),
+    (["run"], "no config file given; write mdw run --config=FILE."),
+    (["run", "--config"], "--config names no file; write --config=FILE."),
+    (["run", "--config=none.py"], "there is no config file none.py."),
+    (["run", "--config=/"], "config file / cannot be read: Is a directory."),
+])
+def test_mistakes_without_a_file(calls, capsys, argv, sentence):
+    assert _mistake(capsys, *argv).startswith(sentence)
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("def get_config(:", "is not Python: invalid syntax"),
+    ("\x00", "is not Python: source code string cannot contain null bytes"),
+    ("get_config = 3", "has no function get_config(); define one"),
+    ("def get_config():\n    return {}", "returns dict, not a ConfigDict; return a changed mdw_jax.config.base()."),
+    ("import nothing_by_this_name", "fails at line 1: ModuleNotFoundError: No module named 'nothing_by_this_name'."),
+    ("\ndef get_config():\n    return 1 / 0", "fails at line 3: ZeroDivisionError: division by zero."),
+    ("raise SystemExit(0)", "fails at line 1: SystemExit: 0."),
+    ("from ml_collections import ConfigDict as get_config", "does not set config."),
+    (CONFIG.format("c.distill.pairs = 'many'"), "fails at line 5: TypeError: "),
+    (CONFIG.format("c.distil.pairs = 3"), "fails at line 5: AttributeError: "),
+    (CONFIG.format("c.distill.pair = 3"), "there is no config.distill.pair; did you mean config.distill.pairs?"),
+    (CONFIG.format("c.distill.pairs = None"), "config.distill.pairs must be a whole number, not None."),
+])
+def test_mistakes_in_the_file(tmp_path, calls, capsys, text, sentence):
+    path = tmp_path / "c.py"
+    path.write_text(text)
+    said = _mistake(capsys, "run", f"--config={path}")
+    assert str(path) in said and sentence in said
+
+
+def _stub(monkeypatch, error):
+    def stage(config):
+        raise error
+    monkeypatch.setitem(sys.modules, "mdw_jax.run", types.SimpleNamespace(STAGES={"run": stage}))
+
+
+def test_a_user_error_in_a_stage(file, monkeypatch, capsys):
+    _stub(monkeypatch, UserError("the folder is full; empty it."))
+    assert _mistake(capsys, "run", f"--config={file()}") == "the folder is full; empty it."
+    assert main(["run", f"--config={file()}", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.endswith("\nmdw: the folder is full; empty it.\n")
+
+
+def test_an_interruption(file, monkeypatch, capsys):
+    _stub(monkeypatch, KeyboardInterrupt())
+    assert main(["run", f"--config={file()}"]) == 130
+    assert capsys.readouterr().err == "mdw: interrupted; the same command goes on where it stopped.\n"
+
+
+def test_a_bug_keeps_its_traceback(file, monkeypatch):
+    _stub(monkeypatch, IndexError("bug"))
+    with pytest.raises(IndexError):
+        main(["run", f"--config={file()}"])
+
+
+def test_help_and_version(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: mdw COMMAND") and all(f"  {name} " in out for name in COMMANDS)
+    assert main(["run", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: mdw run") and "lr_scales=0.1,0.3" in out and "train the experts" not in out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mdw ")
+
+
+def test_the_compilation_cache(file, calls, monkeypatch, tmp_path):
+    old = jax.config.jax_compilation_cache_dir
+    run = ["run", f"--config={file()}"]
+    try:
+        assert main(run) == 0 and jax.config.jax_compilation_cache_dir == old  # the user's own place
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("HOME", str(tmp_path / "file"))  # a home that cannot be written, even by root
+        assert main(run) == 0 and jax.config.jax_compilation_cache_dir == old
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert main(run) == 0
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "mdw-jax" / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", old)
+
+
+def test_as_a_module_without_jax(file):
+    code = "import sys, mdw_jax.cli as c; s = c.main(sys.argv[1:]); sys.exit(s or 'jax' in sys.modules)"
+    argv = ["config", "--config", file()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for start in (["-c", code], ["-m", "mdw_jax"]):
+        done = subprocess.run([sys.executable, *start, *argv], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0 and done.stdout.startswith("data:\n"), done.stderr
