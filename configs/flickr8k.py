@@ -18,8 +18,8 @@ def get_config():
     c.model.tower = "mobilenet"
     c.model.mode = "projection"
     c.experts.count = 2
-    c.experts.lr = 0.5
     c.distill.pairs = 100
-    c.distill.steps = 200
-    c.distill.trajectories = 4
+    c.distill.sets = 3
+    c.distill.steps = 80
+    c.distill.checkpoint_every = 80
     return c

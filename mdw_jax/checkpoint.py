@@ -18,7 +18,7 @@ def _named(tree):
 
 def save_checkpoint(path, tree, key: str) -> None:
     """Write `tree` (arrays and scalars) with the `key` of what it belongs to; atomic."""
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(tree).items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(tree).items()}
     write_atomically(path, save(arrays, {"key": key}))
 
 

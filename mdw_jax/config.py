@@ -69,7 +69,8 @@ def base() -> ConfigDict:
     c.experts.count = 4  # experts; each is two networks, so twice as many trajectories
     c.experts.epochs = 6
     c.experts.batch = 128
-    c.experts.lr = 0.1  # plain SGD, as the peers'
+    c.experts.lr = 0.5  # SGD
+    c.experts.lr_infonce = 0.1  # used instead by recipes that are InfoNCE on all pairs: its gradient is far steeper
     c.experts.momentum = 0.0
     c.experts.weight_decay = 0.0
     c.experts.augment = "none"  # images, full mode: none, flip, crop_flip
@@ -92,25 +93,25 @@ def base() -> ConfigDict:
     c.distill.pairs = 100  # M
     c.distill.sets = 1  # distilled sets, different seeds
     c.distill.steps = 300  # outer steps
-    c.distill.inner_steps = 8  # S
+    c.distill.inner_steps = 16  # S
     c.distill.batch = 50  # distilled pairs an inner step
     c.distill.trajectories = 2  # trajectories matched at each outer step
-    c.distill.max_start_epoch = 2  # start ~ U{0 .. max_start_epoch - 1}
-    c.distill.match_epochs = 1  # m: the target is this many epochs after the start
+    c.distill.max_start_epoch = 1  # start ~ U{0 .. max_start_epoch - 1}
+    c.distill.match_epochs = 2  # m: the target is this many epochs after the start
     c.distill.gradient = "exact"  # exact or detached (TESLA)
     c.distill.merge = "separate"  # separate or merged branch losses
-    c.distill.loss = "wbce"  # wbce, bce, nce, cwcl, kl, mse
+    c.distill.loss = "probability"  # probability (P as matching probabilities), wbce, bce, nce, cwcl, kl, mse
     c.distill.correspondence = "lowrank"  # identity, full or lowrank
     c.distill.rank = 10
-    c.distill.alpha = 3.0  # scale of the low-rank part
+    c.distill.alpha = 1.0  # scale of the low-rank part
     c.distill.init = "division"  # real pairs to start from: random, or division (drawn from the clean side)
     c.distill.optimizer = "adam"  # adam or sgd (momentum 0.5, as the peers')
-    c.distill.lr_images = 0.02
+    c.distill.lr_images = 0.01
     c.distill.lr_texts = 0.01
-    c.distill.lr_correspondence = 0.01
+    c.distill.lr_correspondence = 0.003
     c.distill.lr_steps = 0.03  # on the logarithm of the student step sizes
-    c.distill.step_image = 0.1  # initial student step sizes a_v, a_t
-    c.distill.step_text = 0.1
+    c.distill.step_image = 0.3  # initial student step sizes a_v, a_t
+    c.distill.step_text = 0.3
     c.distill.clip_images = True  # keep pixels in [0, 1]
     c.distill.augment = "none"  # none, flip or crop_flip: one draw an outer step
     c.distill.ema = 0.9  # of the distilled set; 0 turns it off
@@ -128,7 +129,7 @@ def base() -> ConfigDict:
     c.evaluate.batch = 128
     c.evaluate.momentum = 0.9
     c.evaluate.weight_decay = 5e-4
-    c.evaluate.lr_scales = (0.03, 0.1, 0.3, 1.0)  # of the learned step sizes, chosen on val: momentum makes 1 too large
+    c.evaluate.lr_scales = (0.1, 0.3, 1.0)  # of the learned step sizes, chosen on val: momentum makes 1 too large
     c.evaluate.lr = 0.3  # what they scale for sets without learned step sizes (coresets)
     return c
 
@@ -144,6 +145,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         raise UserError(f"there is no expert recipe '{recipe}'; choose one of {', '.join(RECIPES)}.")
     config.experts.update(RECIPES[recipe])
     d, e = config.distill, config.experts
+    if e.division == "clean" and e.clean_loss == "infonce":
+        e.lr = e.lr_infonce
     _require(d.batch <= d.pairs, f"distill.batch ({d.batch}) exceeds distill.pairs ({d.pairs}); lower the batch.")
     _require(d.max_start_epoch >= 1 and d.max_start_epoch + d.match_epochs - 1 <= e.epochs,
              f"matching up to epoch {d.max_start_epoch + d.match_epochs - 1} needs as many expert epochs, "
@@ -169,6 +172,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "evaluate.every": config.evaluate.every, "distill.match_epochs": d.match_epochs,
     }.items():
         _require(value >= 1, f"{name} must be at least 1, not {value}.")
+    _require(config.evaluate.every <= config.evaluate.steps, f"evaluate.every ({config.evaluate.every}) exceeds "
+             f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
+    _require(len(config.evaluate.lr_scales) > 0, "evaluate.lr_scales is empty; give at least one, such as (1.0,).")
+    _require(config.model.mode != "projection" or e.augment == "none",
+             f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")
     return config.lock()
 
 

@@ -16,7 +16,8 @@ def clean_pairs(generator: np.random.Generator, image_of, clean_probability, cou
     rows = np.flatnonzero(np.asarray(clean_probability) >= 0.5)
     chosen = rows[random_pairs(generator, np.asarray(image_of)[rows], count)] if len(rows) else rows
     if len(chosen) < count:
-        rest = np.setdiff1d(np.argsort(-np.asarray(clean_probability), kind="stable"), chosen, assume_unique=False)
-        rest = rest[np.argsort(-np.asarray(clean_probability)[rest], kind="stable")]
-        chosen = np.concatenate([chosen, rest[: count - len(chosen)]])
+        best = np.argsort(-np.asarray(clean_probability), kind="stable")
+        best = best[~np.isin(np.asarray(image_of)[best], np.asarray(image_of)[chosen])]
+        _, first = np.unique(np.asarray(image_of)[best], return_index=True)  # each image's best caption
+        chosen = np.concatenate([chosen, best[np.sort(first)][: count - len(chosen)]])
     return chosen

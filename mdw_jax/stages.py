@@ -152,7 +152,8 @@ def distill_stage(route: Route, prepared: Prepared) -> list[Path]:
                           "rate": route.noise.true_rate, "data": route.noise.fingerprint},
                 "experts": route.experts_key, "config": _plain(route.config.to_dict()),
             })
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            for name in ("checkpoint.safetensors", "history.jsonl"):
+                (folder / name).unlink(missing_ok=True)
         folders.append(folder)
     return folders
 
@@ -216,7 +217,8 @@ def _distilled_set(route: Route, prepared: Prepared, index: int, checkpoint: Pat
             ends = [start + c.distill.match_epochs for start in starts]
             begin, target = (stack([read_snapshot(trajectories[n], k) for n, k in zip(networks, at, strict=True)])
                              for at in (starts, ends))
-            if method.ceo and (step % method.ceo_every == 0 or step == first):
+            # Also after every checkpoint: a resumed run computes them there, and must go the same way.
+            if method.ceo and (step % method.ceo_every == 0 or step % c.distill.checkpoint_every == 0):
                 weights = weigh(jax.tree.map(lambda x: x[0], target), state.learned)
             state, measured = outer_step(state, begin, target, weights,
                                          named_key(seed, "distill", route.name, index, step))
@@ -236,7 +238,6 @@ def _distilled_set(route: Route, prepared: Prepared, index: int, checkpoint: Pat
                              "best_val": jnp.float32(metrics[-1]["val_r_mean"])}
                 _write_lines(history, metrics)
                 save_checkpoint(checkpoint, {**kept, "state": state}, key)
-    history.unlink(missing_ok=True)
     return _as_set(kept["best"], method), metrics
 
 

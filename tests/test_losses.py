@@ -57,6 +57,13 @@ def test_shuffled_losses_are_the_mean_over_rotations_of_the_captions():
     )
 
 
+def test_probability_is_kl_in_the_units_of_nce_up_to_the_entropy_of_the_target():
+    target = jnp.asarray(np.random.default_rng(1).uniform(size=(B, B)), jnp.float32)
+    gradient = jax.grad(losses.probability)(LOGITS, target)
+    np.testing.assert_allclose(gradient, B * jax.grad(losses.kl)(LOGITS, target), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(losses.probability(LOGITS, 9 * jnp.eye(B)), losses.nce(LOGITS, jnp.eye(B)), rtol=1e-5)
+
+
 def test_unknown_losses_name_the_choices():
     with pytest.raises(UserError, match="gce"):
         losses.label_loss("gcee")

@@ -6,7 +6,7 @@ from goldens import assert_close, golden_files
 from mdw_jax.losses import SOFT_LOSSES
 
 
-@pytest.mark.parametrize("name", sorted(SOFT_LOSSES))
+@pytest.mark.parametrize("name", ["bce", "cwcl", "kl", "mse", "nce", "wbce"])
 @pytest.mark.parametrize("path", golden_files("contrastive_losses"), ids=lambda path: path.stem)
 def test_soft_losses_match_golden(path, name):
     golden = np.load(path)

@@ -1,0 +1,163 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdw_jax.correspondence import correspondence
+from mdw_jax.distill import Method, init_state, make_outer_step, objective, schedule
+from mdw_jax.losses import soft_loss
+from mdw_jax.matching import minibatches
+from mdw_jax.mesh import stack
+from mdw_jax.towers.convnet import convnet
+from mdw_jax.towers.dual import dual_encoder
+from mdw_jax.towers.tower import pool
+
+METHOD = Method(inner_steps=3, batch=4, gradient="exact", merge="separate", loss="wbce", correspondence="lowrank",
+                rank=2, alpha=3.0, optimizer="adam", lr_images=0.01, lr_texts=0.01, lr_correspondence=0.01,
+                lr_steps=0.05, step_image=0.1, step_text=0.2, clip_images=False, augment="none", ema=0.8, ceo=False,
+                ceo_every=1, ceo_top_k=1, ceo_beta=0.0)
+SHAPE, PAIRS, WIDTH = (8, 8, 3), 6, 10
+TOWER = convnet(SHAPE, (4,), (12,))
+BACKBONE = TOWER.init(jax.random.key(9))
+IMAGES = np.random.default_rng(0).uniform(size=(PAIRS, *SHAPE)).astype(np.float32)
+TEXTS = np.random.default_rng(1).normal(size=(PAIRS, WIDTH)).astype(np.float32)
+ONES = jnp.ones((PAIRS, *SHAPE[:2], 1))
+MODELS = {mode: dual_encoder(TOWER, BACKBONE, WIDTH, mode=mode, dim=7) for mode in ("projection", "full")}
+
+
+def ends(model, distance=0.05):
+    """Two trajectories: starts, and targets a random way off."""
+    starts = [model.init(jax.random.key(i)) for i in range(2)]
+    away = [jax.tree.map(lambda x: x + distance * jax.random.normal(jax.random.key(5), x.shape), s) for s in starts]
+    return stack(starts), stack(away)
+
+
+def start(method=METHOD):
+    return init_state(jax.random.key(3), method, IMAGES, TEXTS)
+
+
+def run(steps, method=METHOD, mode="projection", weights=ONES, state=None):
+    """State and metrics of each step, the same minibatches every time."""
+    model = MODELS[mode]
+    step, (begin, target) = make_outer_step(model, method), ends(model)
+    state, metrics = state or start(method), []
+    for _ in range(steps):
+        state, measured = step(state, begin, target, weights, jax.random.key(4))
+        metrics.append(measured)
+    return state, metrics
+
+
+@pytest.mark.parametrize("gradient", ["exact", "detached"])
+@pytest.mark.parametrize("mode", ["projection", "full"])
+def test_gradient_is_that_of_the_plain_loop_over_images(mode, gradient):
+    """The plain loop sends images through the backbone in every inner step, and stores all it meets."""
+    model, method = MODELS[mode], dataclasses.replace(METHOD, gradient=gradient)
+    begin, target = ends(model)
+    learned = start().learned
+    learned["correspondence"]["right"] = jax.random.normal(jax.random.key(6), (PAIRS, 2))
+    batches = jnp.stack([minibatches(jax.random.key(i), PAIRS, 4, 3) for i in (7, 8)])
+
+    def embed(image, pixels):
+        if mode == "full":
+            return model.embed_image(image, pixels)
+        return model.embed_image(image, pool(TOWER.feature_map(BACKBONE, pixels)))
+
+    def naive(learned):
+        total = 0.0
+        for r in range(2):
+            first, goal = (jax.tree.map(lambda x, r=r: x[r], tree) for tree in (begin, target))
+            params = first
+            for rows in batches[r]:
+                def loss(at, rows=rows):
+                    v = embed(at["image"], learned["images"][rows])
+                    logits = v @ model.embed_text(at["text"], learned["texts"][rows]).T / model.tau
+                    return soft_loss("wbce")(logits, correspondence(learned["correspondence"], rows, 3.0))
+
+                grads = jax.grad(loss)(jax.lax.stop_gradient(params) if gradient == "detached" else params)
+                params = {branch: jax.tree.map(lambda p, g, b=branch: p - jnp.exp(learned["log_steps"][b]) * g,
+                                               params[branch], grads[branch]) for branch in params}
+            square = lambda a, b: sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)))
+            total += sum(square(params[b], goal[b]) / square(first[b], goal[b]) for b in params)
+        return total / 2
+
+    (loss, _), grads = jax.jit(jax.value_and_grad(
+        lambda learned: objective(model, method, learned, begin, target, batches, jax.random.key(0)), has_aux=True
+    ))(learned)
+    wanted, naive_grads = jax.jit(jax.value_and_grad(naive))(learned)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-4)
+    for found, other in zip(jax.tree.leaves(grads), jax.tree.leaves(naive_grads), strict=True):
+        scale = float(jnp.abs(other).max())
+        assert scale > 0
+        np.testing.assert_allclose(found / scale, other / scale, atol=2e-3)
+
+
+@pytest.mark.parametrize("mode", ["projection", "full"])
+def test_matching_loss_falls_and_step_sizes_stay_positive(mode):
+    method = dataclasses.replace(METHOD, lr_steps=1.0, lr_texts=0.05, lr_images=0.02)
+    state, metrics = run(25, method, mode)
+    assert min(float(m["loss"]) for m in metrics[-3:]) < 0.98 * float(metrics[0]["loss"])
+    assert all(float(m[name]) > 0 for m in metrics for name in ("step_image", "step_text"))
+    assert int(state.step) == 25
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    begin, target = ends(MODELS["projection"])
+    state = start()
+    state.learned["texts"] = state.learned["texts"].at[0, 0].set(jnp.nan)
+    before = jax.tree.map(np.array, state)
+    after, metrics = make_outer_step(MODELS["projection"], METHOD)(state, begin, target, ONES, jax.random.key(4))
+    assert not np.isfinite(float(metrics["gradient"]))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, after))
+
+
+def test_pixels_are_clipped_where_asked():
+    wild = dataclasses.replace(METHOD, lr_images=2.0)
+    inside = np.asarray(run(2, dataclasses.replace(wild, clip_images=True))[0].learned["images"])
+    outside = np.asarray(run(2, wild)[0].learned["images"])
+    assert 0 <= inside.min() and inside.max() <= 1
+    assert outside.min() < 0 or outside.max() > 1
+
+
+@pytest.mark.parametrize("ema", [0.8, 0.0])
+def test_average_is_the_exponential_one(ema):
+    method = dataclasses.replace(METHOD, ema=ema, correspondence="identity")
+    average = jax.tree.map(np.array, start(method).learned)
+    state = None
+    for _ in range(3):
+        state, _ = run(1, method, state=state)
+        average = jax.tree.map(lambda a, x: ema * a + (1 - ema) * np.asarray(x), average, state.learned)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, state.average)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_pixel_weights_of_zero_freeze_those_pixels_only(optimizer):
+    method = dataclasses.replace(METHOD, optimizer=optimizer)
+    weights = ONES.at[:, :, :4].set(0)
+    state, _ = run(2, method, weights=weights)
+    moved = np.asarray(state.learned["images"]) - IMAGES
+    np.testing.assert_array_equal(moved[:, :, :4], 0)
+    assert np.abs(moved[:, :, 4:]).max() > 0
+    half = run(1, method, weights=ONES / 2)[0].learned
+    whole = run(1, method)[0].learned
+    # Half the weight is half the first update, under Adam as under SGD; nothing else is scaled.
+    np.testing.assert_allclose(2 * (half["images"] - IMAGES), whole["images"] - IMAGES, rtol=1e-2, atol=1e-6)
+    np.testing.assert_allclose(half["texts"], whole["texts"], atol=1e-7)
+
+
+def test_start():
+    state = start()
+    np.testing.assert_array_equal(state.learned["images"], IMAGES)
+    np.testing.assert_allclose(jnp.exp(state.learned["log_steps"]["text"]), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(correspondence(state.learned["correspondence"], jnp.arange(PAIRS), 3.0), np.eye(PAIRS))
+
+
+def test_schedule_depends_on_the_step_alone_and_covers_all():
+    drawn = [schedule(0, 0, step, 3, 4, 2) for step in range(40)]
+    assert drawn[7] == schedule(0, 0, 7, 3, 4, 2)
+    assert all(len(set(networks)) == 3 for networks, _ in drawn)  # no network twice where there are enough
+    assert {n for networks, _ in drawn for n in networks} == {0, 1, 2, 3}
+    assert {s for _, starts in drawn for s in starts} == {0, 1}
+    assert [schedule(0, 1, step, 3, 4, 2) for step in range(40)] != drawn
+    assert sorted(schedule(0, 0, 0, 4, 2, 1)[0]) == [0, 0, 1, 1]
