@@ -62,6 +62,8 @@ def base() -> ConfigDict:
     c.model.image_head = False  # full mode: add a projection head to the image branch
     c.model.patches = (4, 2, 2)  # convnet: patch side of each stage
     c.model.widths = (64, 128, 128)  # convnet: channels of each stage
+    c.model.pretrain_epochs = 0  # convnet: first learn to name the factors of another world of scenes (0: from scratch)
+    c.model.pretrain_images = 6000
     c.model.tau = 0.07  # softmax temperature
 
     c.experts = ConfigDict()

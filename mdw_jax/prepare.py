@@ -23,6 +23,9 @@ from mdw_jax.text.features import TextFeatures, text_features
 from mdw_jax.towers.convnet import convnet
 from mdw_jax.towers.dual import DualEncoder, dual_encoder
 from mdw_jax.towers.mobilenet import mobilenet
+from mdw_jax.towers.pretrain import pretrain
+
+_PRETRAIN_WORLD = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,10 @@ def prepare(config: ConfigDict) -> Prepared:
     m = config.model
     shape = pairs.train.images.shape[1:]
     tower = mobilenet(m.weights) if m.tower == "mobilenet" else convnet(shape, m.patches, m.widths)
+    if m.tower == "convnet" and m.pretrain_epochs:
+        # Another world than any experiment's: its own seed, and none of its captions.
+        world = scenes(train=m.pretrain_images, val=1, test=1, size=shape[0], seed=_PRETRAIN_WORLD).train
+        tower = pretrain(tower, world, epochs=m.pretrain_epochs, seed=config.run.seed)
     backbone = tower.init(named_key(config.run.seed, "backbone"))
     model = dual_encoder(tower, backbone, texts.train.shape[1], mode=m.mode, dim=m.dim, image_head=m.image_head,
                          tau=m.tau)

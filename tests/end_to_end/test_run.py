@@ -1,0 +1,107 @@
+"""Whole runs at the smallest size: what they leave behind, and that nothing is done twice."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mdw_jax import stages
+from mdw_jax.config import base
+from mdw_jax.errors import UserError
+from mdw_jax.run import STAGES
+
+TINY = {
+    "run.routes": ("random", "infonce", "mdw", "experts"), "run.seed": 0,
+    "data.name": "scenes", "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30,
+    "noise.rate": 0.4, "text.encoder": "bow", "text.dim": 24,
+    "model.tower": "convnet", "model.mode": "full", "model.patches": (4, 4), "model.widths": (16, 16),
+    "experts.count": 1, "experts.epochs": 2, "experts.batch": 32,
+    "distill.pairs": 8, "distill.steps": 4, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
+    "distill.rank": 2, "distill.max_start_epoch": 1, "distill.checkpoint_every": 2, "distill.ceo_every": 3,
+    "evaluate.students": 2, "evaluate.steps": 10, "evaluate.every": 5, "evaluate.batch": 8,
+    "evaluate.lr_scales": (0.3, 1.0),
+}
+
+
+def tiny(folder, **changes):
+    c = base()
+    c.update_from_flattened_dict(TINY | {"run.dir": str(folder)})
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    STAGES["run"](tiny(folder))
+    return folder
+
+
+def test_a_run_leaves_scores_a_table_and_a_page(finished):
+    with open(finished / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["route"], row["student"]) for row in rows] == [
+        (route, str(n)) for route in TINY["run.routes"] for n in range(2)]
+    assert all(0 <= float(row["r_mean"]) <= 100 for row in rows)
+    table = (finished / "table.md").read_text()
+    assert "MDW" in table and len(table.splitlines()) == 2 + 4
+    assert "MDW" in (finished / "index.html").read_text()
+    assert json.loads((finished / "config.json").read_text())["distill"]["pairs"] == 8
+    assert {path.name for path in (finished / "pictures").iterdir()} >= {
+        "experts.png", "matching.png", "mdw.png", "mdw-correspondence.png", "infonce.png", "random.png"}
+    left = {path.name for path in (finished / "distilled" / "mdw" / "set_0").iterdir()}
+    assert "card.json" in left and not left & {"checkpoint.safetensors", "history.jsonl"}
+
+
+def test_a_second_run_recomputes_nothing(finished, capsys):
+    watched = [path for pattern in ("experts/*/experts.json", "distilled/*/*/card.json", "distilled/*/*/scores-*.json")
+               for path in finished.glob(pattern)]
+    assert len(watched) == 2 + 3 + 3
+    before = [path.stat().st_mtime_ns for path in watched], (finished / "table.md").read_bytes()
+    STAGES["run"](tiny(finished))
+    assert before == ([path.stat().st_mtime_ns for path in watched], (finished / "table.md").read_bytes())
+    assert "MDW" in capsys.readouterr().out
+
+
+def test_other_experts_need_another_folder(finished):
+    with pytest.raises(UserError, match="run.dir"):
+        STAGES["run"](tiny(finished, experts__lr=0.123, experts__lr_infonce=0.0123))
+
+
+def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
+    config = tiny(tmp_path, run__routes=("mdw",))
+    schedule = stages.schedule
+
+    def interrupted(seed, index, step, *rest):
+        if step == 3:
+            raise KeyboardInterrupt
+        return schedule(seed, index, step, *rest)
+
+    monkeypatch.setattr(stages, "schedule", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        STAGES["distill"](config)
+    folder = tmp_path / "distilled" / "mdw" / "set_0"
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl"}
+    steps = []
+    monkeypatch.setattr(stages, "schedule", lambda *args: steps.append(args[2]) or schedule(*args))
+    STAGES["distill"](config)
+    assert steps == [2, 3]  # from the checkpoint on
+    for name in ("distilled.safetensors", "metrics.jsonl"):
+        assert (folder / name).read_bytes() == (finished / "distilled" / "mdw" / "set_0" / name).read_bytes()
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_projection_mode_with_a_pretrained_tower(tmp_path):
+    weights = tmp_path / "tiny.q8.npz"
+    generator = np.random.default_rng(0)
+    ops = [{"op": "CONV_2D", "in": [0], "out": 1, "stride": 4, "pad": "SAME", "act": 3, "w": "conv00"},
+           {"op": "AVERAGE_POOL_2D", "in": [1], "out": 2}]
+    np.savez(weights, ops_json=json.dumps({"input_tensor": 0, "ops": ops}), **{
+        "conv00/kernel_q": generator.integers(0, 256, (3, 3, 3, 8)).astype(np.uint8),
+        "conv00/scale": np.array([0.01], np.float32), "conv00/zero": np.array([128], np.int32),
+        "conv00/bias": np.ones(8, np.float32)})
+    STAGES["run"](tiny(tmp_path / "run", run__routes=("mdw",), model__tower="mobilenet", model__mode="projection",
+                       model__weights=str(weights), model__dim=8, distill__steps=2))
+    assert "MDW" in (tmp_path / "run" / "table.md").read_text()
+    assert list((tmp_path / "run" / "cache").glob("images-*.safetensors"))
