@@ -13,11 +13,9 @@ def random_pairs(generator: np.random.Generator, image_of, count: int):
 
 def clean_pairs(generator: np.random.Generator, image_of, clean_probability, count: int):
     """Like `random_pairs`, among pairs the experts' division calls clean (`w >= 0.5`); topped up by the next best."""
-    rows = np.flatnonzero(np.asarray(clean_probability) >= 0.5)
-    chosen = rows[random_pairs(generator, np.asarray(image_of)[rows], count)] if len(rows) else rows
-    if len(chosen) < count:
-        best = np.argsort(-np.asarray(clean_probability), kind="stable")
-        best = best[~np.isin(np.asarray(image_of)[best], np.asarray(image_of)[chosen])]
-        _, first = np.unique(np.asarray(image_of)[best], return_index=True)  # each image's best caption
-        chosen = np.concatenate([chosen, best[np.sort(first)][: count - len(chosen)]])
-    return chosen
+    probability = np.asarray(clean_probability)
+    rows = np.flatnonzero(probability >= 0.5)
+    chosen = rows[random_pairs(generator, np.asarray(image_of)[rows], count)]
+    best_first = np.argsort(-probability, kind="stable")
+    rest = best_first[~np.isin(best_first, chosen)]
+    return np.concatenate([chosen, rest[: count - len(chosen)]])

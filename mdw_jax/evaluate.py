@@ -1,6 +1,7 @@
 """Honest evaluation: fresh students on a distilled set alone, every choice made on val, test read once."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,7 @@ class Outcome(NamedTuple):
     protocol: str
 
 
+@functools.lru_cache(maxsize=8)  # distillation evaluates one candidate after another: compile once
 def make_trainer(model: DualEncoder, protocol: Protocol, loss: str, alpha: float):
     """The jitted segment: (students, lesson arrays, step sizes) -> students after `every` more SGD steps.
 

@@ -43,7 +43,7 @@ def table(rows: list[dict], routes: list[Route]) -> list[dict]:
 
 def markdown(rows: list[dict]) -> str:
     """The table as Markdown."""
-    return markdown_table(rows) + "\n"
+    return markdown_table(rows)
 
 
 def plain(rows: list[dict]) -> str:

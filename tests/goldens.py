@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-FOLDER = Path(os.environ.get("MDW_GOLDEN", Path(__file__).parent / "golden"))
+OURS = Path(__file__).parent / "golden"
+FOLDER = Path(os.environ.get("MDW_GOLDEN", OURS))
 
 
 def golden_files(prefix: str) -> list[Path]:
-    """Every golden file of one kind, whatever its suffix; at least one, or the tests would pass by testing nothing."""
+    """Every golden file of one kind, whatever its suffix. Our own folder has at least one of each; one named by
+    MDW_GOLDEN may lack a kind, whose tests are then skipped."""
     files = sorted(FOLDER.glob(f"{prefix}_*.npz"))
-    assert files, f"no {prefix}_*.npz in {FOLDER}"
+    assert files or FOLDER != OURS, f"no {prefix}_*.npz in {FOLDER}"
     return files
 
 

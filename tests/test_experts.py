@@ -171,7 +171,7 @@ def test_top_captions_by_sorting():
 
 def test_full_mode_on_pixels():
     generator = np.random.default_rng(0)
-    tower = convnet((8, 8, 3), (4, 2), (8, WIDTH))
+    tower = convnet((8, 8, 3), (4,), (WIDTH,))
     model = dual_encoder(tower, None, WIDTH, mode="full", dim=8)
     data = Inputs(jnp.asarray(generator.integers(0, 256, (24, 8, 8, 3)), jnp.uint8),
                   jnp.asarray(generator.normal(size=(24, WIDTH)), jnp.float32), np.arange(24))

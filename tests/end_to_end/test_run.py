@@ -3,8 +3,10 @@
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from mdw_jax import stages
 from mdw_jax.config import base
@@ -15,7 +17,7 @@ TINY = {
     "run.routes": ("random", "infonce", "mdw", "experts"), "run.seed": 0,
     "data.name": "scenes", "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30,
     "noise.rate": 0.4, "text.encoder": "bow", "text.dim": 24,
-    "model.tower": "convnet", "model.mode": "full", "model.patches": (4, 4), "model.widths": (16, 16),
+    "model.tower": "convnet", "model.mode": "full", "model.patches": (8,), "model.widths": (16,),
     "experts.count": 1, "experts.epochs": 2, "experts.batch": 32,
     "distill.pairs": 8, "distill.steps": 4, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
     "distill.rank": 2, "distill.max_start_epoch": 1, "distill.checkpoint_every": 2, "distill.ceo_every": 3,
@@ -29,6 +31,20 @@ def tiny(folder, **changes):
     c.update_from_flattened_dict(TINY | {"run.dir": str(folder)})
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return c
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """A compilation cache, as the command line has one: several runs here compile the same programs."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.3), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,34 @@
+import jax
+import numpy as np
+
+from mdw_jax.data.scenes import scenes
+from mdw_jax.towers.convnet import convnet
+from mdw_jax.towers.pretrain import factor_labels, pretrain
+from mdw_jax.towers.tower import pool
+
+PAIRS = scenes(train=1500, val=1, test=200, size=16, seed=3)
+
+
+def test_labels_say_what_is_there():
+    labels, columns = factor_labels(PAIRS.train), PAIRS.train.attributes
+    assert set(np.unique(labels)) == {0, 1}
+    # Each object has one value of five factors and three pairs of them; two objects may share some.
+    objects = columns["objects"].astype(int)
+    assert (labels.sum(1) <= 1 + 8 * objects).all() and (labels.sum(1) >= 1 + 8).all()
+
+
+def probe(tower):
+    """Share of test pictures whose first object's colour a linear read-out of the pooled features finds."""
+    features = jax.jit(lambda x: pool(tower.feature_map(tower.init(jax.random.key(0)), x)))
+    x, y = (np.asarray(features(split.images / np.float32(255))) for split in (PAIRS.train, PAIRS.test))
+    colours, target = np.unique(PAIRS.train.attributes["colour"], return_inverse=True)
+    x, y = (np.concatenate([z, np.ones((len(z), 1))], 1) for z in (x, y))
+    weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ np.eye(len(colours))[target])
+    return np.mean(colours[(y @ weights).argmax(1)] == PAIRS.test.attributes["colour"])
+
+
+def test_pretraining_helps_a_probe():
+    tower = convnet((16, 16, 3), (4, 2), (32, 48))
+    trained = pretrain(tower, PAIRS.train, epochs=15, seed=0)
+    before, after = probe(tower), probe(trained)
+    assert after > before + 0.1, (before, after)
