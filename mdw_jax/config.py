@@ -161,6 +161,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "evaluate.protocol": (config.evaluate.protocol, ("honest", "peer")),
         "data.name": (config.data.name, ("scenes", "karpathy")),
         "model.tower": (config.model.tower, ("convnet", "mobilenet")),
+        "model.mode": (config.model.mode, ("projection", "full")),
+        "distill.gradient": (d.gradient, ("exact", "detached")),
+        "distill.merge": (d.merge, ("separate", "merged")),
+        "distill.loss": (d.loss, ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")),
+        "distill.correspondence": (d.correspondence, ("identity", "full", "lowrank")),
+        "experts.clean_loss": (e.clean_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
+        "experts.tolerant_loss": (e.tolerant_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
+        "experts.store_dtype": (e.store_dtype, ("float32", "bfloat16")),
+        "noise.protocol": (config.noise.protocol, ("image", "caption", "none")),
+        "text.encoder": (config.text.encoder, ("bow", "precomputed", "bert")),
         "experts.augment": (e.augment, ("none", "flip", "crop_flip")),
         "distill.augment": (d.augment, ("none", "flip", "crop_flip")),
     }
@@ -174,6 +184,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "evaluate.every": config.evaluate.every, "distill.match_epochs": d.match_epochs,
     }.items():
         _require(value >= 1, f"{name} must be at least 1, not {value}.")
+    _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,
+             f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
+    _require(len(config.run.routes) > 0, "run.routes is empty; give at least one, such as mdw.")
+    _require(0 < e.clean_q <= 1 and 0 < e.tolerant_q <= 1,
+             f"experts.clean_q and experts.tolerant_q must lie in (0, 1], not {e.clean_q} and {e.tolerant_q}.")
     _require(config.evaluate.every <= config.evaluate.steps, f"evaluate.every ({config.evaluate.every}) exceeds "
              f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
     _require(len(config.evaluate.lr_scales) > 0, "evaluate.lr_scales is empty; give at least one, such as (1.0,).")

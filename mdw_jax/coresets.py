@@ -16,6 +16,9 @@ def clean_pairs(generator: np.random.Generator, image_of, clean_probability, cou
     probability = np.asarray(clean_probability)
     rows = np.flatnonzero(probability >= 0.5)
     chosen = rows[random_pairs(generator, np.asarray(image_of)[rows], count)]
-    best_first = np.argsort(-probability, kind="stable")
-    rest = best_first[~np.isin(best_first, chosen)]
-    return np.concatenate([chosen, rest[: count - len(chosen)]])
+    # Top up by the next best pairs, of images not chosen yet.
+    image_of = np.asarray(image_of)
+    best = np.argsort(-probability, kind="stable")
+    best = best[~np.isin(image_of[best], image_of[chosen])]
+    _, first = np.unique(image_of[best], return_index=True)
+    return np.concatenate([chosen, best[np.sort(first)][: count - len(chosen)]])

@@ -23,6 +23,7 @@ import optax
 from mdw_jax.certificate import debiased
 from mdw_jax.data.augment import augment
 from mdw_jax.division import divide, division_quality
+from mdw_jax.errors import UserError
 from mdw_jax.losses import infonce, label_loss, pair_losses, shuffled_losses
 from mdw_jax.mesh import spread, stack, unstack
 from mdw_jax.retrieval import METRICS, recalls
@@ -258,6 +259,8 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
         params, states = [r[0][0] for r in results], [r[0][1] for r in results]
 
         for n in nets:
+            if not np.isfinite(results[n][1]):
+                raise UserError(f"expert {n // 2} diverged in epoch {epoch + 1} (loss {results[n][1]}); lower experts.lr.")
             scores = score(model, params[n], val)
             row = {"epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2], "loss": float(results[n][1])}
             row |= {f"val_{name}": float(value) for name, value in zip(METRICS, scores, strict=True)}

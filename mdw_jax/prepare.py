@@ -64,10 +64,11 @@ def prepare(config: ConfigDict) -> Prepared:
     backbone = tower.init(named_key(config.run.seed, "backbone"))
     model = dual_encoder(tower, backbone, texts.train.shape[1], mode=m.mode, dim=m.dim, image_head=m.image_head,
                          tau=m.tau)
-    key = digest(fingerprint, texts.key, m.to_dict(), config.run.seed)
+    weights = digest(*map(np.asarray, jax.tree.leaves(backbone)))
+    key = digest(fingerprint, texts.key, {k: v for k, v in m.to_dict().items() if k != "weights"}, weights)
     images = {name: getattr(pairs, name).images for name in ("train", "val", "test")}
     if m.mode == "projection":
-        images = image_features(model, images, cache, digest(fingerprint, *map(np.asarray, jax.tree.leaves(backbone))))
+        images = image_features(model, images, cache, digest(fingerprint, weights))
     # On the device once: the loops only ever index them.
     inputs = {
         name: Inputs(jnp.asarray(images[name]), jnp.asarray(getattr(texts, name)),

@@ -25,16 +25,18 @@ _PACKAGES = ("mdw-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[Route]]:
     """Check the config, note it and the environment in the run folder, prepare the data, open the routes."""
     resolved = resolve(config)
-    folder = Path(config.run.dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", resolved.to_dict())
-        write_json(folder / "environment.json", environment())
+        Path(config.run.dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to the run folder '{folder}' ({error.strerror}); set run.dir elsewhere.") from None
+        raise UserError(f"cannot make the run folder '{config.run.dir}' ({error.strerror}); set run.dir elsewhere."
+                        ) from None
     prepared = prepare(resolved)
     # Routes resolve for themselves: one recipe filled in on top of another would mix the two.
-    return resolved, prepared, [open_route(config, prepared, name) for name in config.run.routes]
+    routes = [open_route(config, prepared, name) for name in config.run.routes]
+    folder = Path(config.run.dir)
+    write_json(folder / "config.json", resolved.to_dict())
+    write_json(folder / "environment.json", environment())
+    return resolved, prepared, routes
 
 
 def environment() -> dict:

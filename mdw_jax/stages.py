@@ -54,7 +54,21 @@ def open_route(config: ConfigDict, prepared: Prepared, name: str) -> Route:
     noise = noise_of(resolved, prepared)
     experts = {k: v for k, v in resolved.experts.to_dict().items() if k not in _NOT_EXPERTS}
     folder = Path(resolved.run.dir) / "experts" / f"{resolved.experts.recipe}-{noise.sha256[:8]}"
-    return Route(name, resolved, noise, folder, digest(prepared.key, noise.sha256, experts, resolved.run.seed))
+    key = digest(prepared.key, noise.sha256, experts, resolved.run.seed, snapshots_kept(resolved))
+    route = Route(name, resolved, noise, folder, key)
+    if name != "random":
+        finished_experts(route)  # refuse a folder of another configuration before anything is written to it
+    return route
+
+
+def snapshots_kept(config: ConfigDict) -> int:
+    """The last snapshot that distillation will read."""
+    return config.distill.max_start_epoch - 1 + config.distill.match_epochs
+
+
+def finished_experts(route: Route) -> dict | None:
+    """The record of a route's experts if they are complete. Raises UserError if they are of another configuration."""
+    return _complete(route.experts / "experts.json", route.experts_key, "experts")
 
 
 def _fields(kind, section: ConfigDict):
@@ -83,7 +97,7 @@ def _write_lines(path: Path, rows):
 
 def experts_stage(route: Route, prepared: Prepared) -> dict:
     """Train the experts of a route; returns their record (`experts.json`)."""
-    found = _complete(route.experts / "experts.json", route.experts_key, "experts")
+    found = finished_experts(route)
     if found:
         return found
     c, noise = route.config, route.noise
@@ -91,7 +105,7 @@ def experts_stage(route: Route, prepared: Prepared) -> dict:
     with progress(f"experts ({c.experts.recipe}, noise {noise.true_rate:.0%})", recipe.epochs, "epochs") as advance:
         trained = train_experts(
             prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,
-            keep=c.distill.max_start_epoch - 1 + c.distill.match_epochs, rate=noise.true_rate,
+            keep=snapshots_kept(c), rate=noise.true_rate,
             mismatched=noise.mismatched, on_epoch=lambda _, r_mean: advance(val_r_mean=r_mean),
         )
     for n, snapshots in enumerate(trained.snapshots):

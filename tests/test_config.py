@@ -36,7 +36,7 @@ def test_every_recipe_resolves_to_its_choices(recipe):
     ({"experts__recipe": "magic"}, "no expert recipe 'magic'"),
     ({"distill__batch": 20, "distill__pairs": 10}, r"distill.batch \(20\) exceeds distill.pairs \(10\)"),
     ({"distill__max_start_epoch": 0}, "max_start_epoch"),
-    ({"distill__max_start_epoch": 3, "distill__match_epochs": 2, "experts__epochs": 3}, "epoch 4 .*experts.epochs is 3"),
+    ({"distill__max_start_epoch": 3, "distill__match_epochs": 2, "experts__epochs": 3}, "epoch 4 .*epochs is 3"),
     ({"noise__rate": 1.0}, "noise.rate"),
     ({"noise__rate": -0.1}, "noise.rate"),
     ({"experts__division": "half"}, "experts.division must be one of .*'half'"),
