@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from mdw_jax import stages
 from mdw_jax.config import base
@@ -31,20 +30,6 @@ def tiny(folder, **changes):
     c.update_from_flattened_dict(TINY | {"run.dir": str(folder)})
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return c
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """A compilation cache, as the command line has one: several runs here compile the same programs."""
-    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.3), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
