@@ -36,7 +36,8 @@ def load_checkpoint(path, like, key: str):
                                 "delete that file to start this stage afresh.")
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
-        raise UserError(f"the checkpoint '{path}' is damaged ({error}); delete it to start this stage afresh.") from None
+        raise UserError(f"the checkpoint '{path}' is damaged ({error}); delete it to start this stage afresh."
+                        ) from None
     wanted = _named(like)
     if {n: np.shape(x) for n, x in wanted.items()} != {n: x.shape for n, x in arrays.items()}:
         raise UserError(f"the checkpoint '{path}' holds other tensors than this configuration needs; delete it.")

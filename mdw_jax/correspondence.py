@@ -39,5 +39,5 @@ def correspondence(params: dict, rows, alpha: float = 1.0):
 
 
 def matching_probability(matrix):
-    """P read as probabilities: the mean of its row and column softmax, (M, M) -> (M, M) (MDW's wording, our formula)."""
+    """P read as probabilities: the mean of its row and column softmax, (M, M) -> (M, M) (MDW's words, our formula)."""
     return (jax.nn.softmax(matrix, axis=1) + jax.nn.softmax(matrix, axis=0)) / 2
