@@ -20,6 +20,6 @@ def get_config():
     c.experts.count = 2
     c.distill.pairs = 100
     c.distill.sets = 3
-    c.distill.steps = 80
-    c.distill.checkpoint_every = 80
+    c.distill.steps = 160
+    c.distill.checkpoint_every = 160
     return c

@@ -179,7 +179,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for name, value in {
         "distill.pairs": d.pairs, "distill.steps": d.steps, "distill.inner_steps": d.inner_steps,
         "distill.batch": d.batch, "distill.sets": d.sets, "experts.count": e.count, "experts.epochs": e.epochs,
-        "experts.batch": e.batch, "evaluate.students": config.evaluate.students, "evaluate.steps": config.evaluate.steps,
+        "experts.batch": e.batch, "evaluate.students": config.evaluate.students,
+        "evaluate.steps": config.evaluate.steps,
         "distill.trajectories": d.trajectories, "distill.checkpoint_every": d.checkpoint_every,
         "evaluate.every": config.evaluate.every, "distill.match_epochs": d.match_epochs,
     }.items():

@@ -4,5 +4,5 @@
 class UserError(Exception):
     """A mistake the user can mend: one sentence that says what is wrong, where, and what to do.
 
-    The command line prints the sentence alone and exits with status 2; everything else is a bug and keeps its traceback.
+    The command line prints the sentence alone and exits with status 2; all else is a bug and keeps its traceback.
     """

@@ -47,7 +47,7 @@ class Lesson(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """scores: (students, 7) on test, in the order of `METRICS`; val: the same at the same moment; and what val chose."""
+    """scores: (students, 7) on test, in the order of `METRICS`; val: likewise on val; and what val chose."""
 
     scores: np.ndarray
     val: np.ndarray

@@ -260,7 +260,7 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
 
         for n in nets:
             if not np.isfinite(results[n][1]):
-                raise UserError(f"expert {n // 2} diverged in epoch {epoch + 1} (loss {results[n][1]}); lower experts.lr.")
+                raise UserError(f"expert {n // 2} diverged in epoch {epoch + 1}: its loss is not finite; lower experts.lr.")
             scores = score(model, params[n], val)
             row = {"epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2], "loss": float(results[n][1])}
             row |= {f"val_{name}": float(value) for name, value in zip(METRICS, scores, strict=True)}

@@ -140,7 +140,7 @@ def mse(logits, target):
 def probability(logits, target):
     """Cross entropy to the matching probabilities `softmax(10 target)`, rows and columns averaged (ours).
 
-    `kl` up to a constant, in the units of `nce`. Whatever P becomes, the targets are a distribution, so that the loss is
+    `kl` up to a constant, in the units of `nce`. Whatever P becomes, the targets are a distribution, so the loss is
     bounded below and a student can train on it longer than the unroll that P was learned for.
     """
     rows = -(jax.nn.softmax(10 * target, axis=1) * jax.nn.log_softmax(logits, axis=1)).sum(1).mean()

@@ -263,8 +263,8 @@ def _as_set(learned, method: Method) -> DistilledSet:
 
 def _lesson(model, distilled: DistilledSet) -> Lesson:
     inputs = jax.jit(lambda rows: model.inputs(to_float(rows)))(jnp.asarray(distilled.images))
-    return Lesson(inputs, jnp.asarray(distilled.texts), {k: jnp.asarray(v) for k, v in distilled.correspondence.items()},
-                  dict(distilled.step_sizes), distilled.loss, distilled.alpha)
+    p = {name: jnp.asarray(value) for name, value in distilled.correspondence.items()}
+    return Lesson(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss, distilled.alpha)
 
 
 def evaluate_stage(route: Route, prepared: Prepared) -> list[dict]:
