@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
 from mdw_jax.data import noise as noise_files
 from mdw_jax.data.karpathy import karpathy
 from mdw_jax.data.pairs import Pairs
@@ -24,6 +25,7 @@ from mdw_jax.towers.convnet import convnet
 from mdw_jax.towers.dual import DualEncoder, dual_encoder
 from mdw_jax.towers.mobilenet import mobilenet
 from mdw_jax.towers.pretrain import pretrain
+from mdw_jax.towers.tower import Tower
 
 _PRETRAIN_WORLD = 1_000_003
 
@@ -58,9 +60,7 @@ def prepare(config: ConfigDict) -> Prepared:
     shape = pairs.train.images.shape[1:]
     tower = mobilenet(m.weights) if m.tower == "mobilenet" else convnet(shape, m.patches, m.widths)
     if m.tower == "convnet" and m.pretrain_epochs:
-        # Another world than any experiment's: its own seed, and none of its captions.
-        world = scenes(train=m.pretrain_images, val=1, test=1, size=shape[0], seed=_PRETRAIN_WORLD).train
-        tower = pretrain(tower, world, epochs=m.pretrain_epochs, seed=config.run.seed)
+        tower = _pretrained(tower, m, shape, config.run.seed, cache)
     backbone = tower.init(named_key(config.run.seed, "backbone"))
     model = dual_encoder(tower, backbone, texts.train.shape[1], mode=m.mode, dim=m.dim, image_head=m.image_head,
                          tau=m.tau)
@@ -76,6 +76,19 @@ def prepare(config: ConfigDict) -> Prepared:
         for name in ("val", "test")
     }
     return Prepared(pairs, fingerprint, texts, model, jnp.asarray(images["train"]), inputs["val"], inputs["test"], key)
+
+
+def _pretrained(tower: Tower, m: ConfigDict, shape, seed: int, cache: Path) -> Tower:
+    """The conv net with weights pretrained once and kept in the run folder: later starts only read them."""
+    key = digest("pretrain", shape, m.patches, m.widths, m.pretrain_epochs, m.pretrain_images, seed)
+    path = cache / f"backbone-{key[:16]}.safetensors"
+    params = load_checkpoint(path, tower.init(named_key(seed, "pretrain")), key)
+    if params is None:
+        # Another world than any experiment's: its own seed, and none of its captions.
+        world = scenes(train=m.pretrain_images, val=1, test=1, size=shape[0], seed=_PRETRAIN_WORLD).train
+        params = pretrain(tower, world, epochs=m.pretrain_epochs, seed=seed).init(None)
+        save_checkpoint(path, params, key)
+    return tower._replace(init=lambda key: params)
 
 
 @functools.lru_cache(maxsize=1)
