@@ -11,7 +11,7 @@ from mdw_jax.config import base
 def get_config():
     c = base()
     c.run.dir = "runs/flickr8k"
-    c.run.routes = ("random", "infonce", "mdw", "experts", "full")
+    c.run.presets = ("random", "infonce", "mdw", "experts", "full")
     c.data.name = "karpathy"
     c.data.size = 128
     c.text.encoder = "precomputed"

@@ -12,7 +12,7 @@ from mdw_jax.config import base
 def get_config():
     c = base()
     c.run.dir = "runs/quickstart"
-    c.run.routes = ("random", "infonce", "mdw", "experts", "full")
+    c.run.presets = ("random", "infonce", "mdw", "experts", "full")
     c.model.mode = "projection"
     c.model.widths = (64, 128, 256)
     c.model.pretrain_epochs = 10

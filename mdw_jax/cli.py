@@ -33,7 +33,7 @@ usage: mdw {command} --config=FILE [--config.SECTION.KEY=VALUE ...] [--debug]
   --config=FILE               a Python file with get_config(), which changes what it likes in mdw_jax.config.base()
   --config.SECTION.KEY=VALUE  set one key over the file, as often as needed: --config.distill.pairs=200
                               switches: --config.experts.dual=false
-                              lists: --config.evaluate.lr_scales=0.1,0.3 or --config.run.routes=random,mdw
+                              lists: --config.evaluate.lr_scales=0.1,0.3 or --config.run.presets=random,mdw
                               (in brackets too, quoted from the shell: "--config.evaluate.lr_scales=(0.1,0.3)")
   --debug                     show the traceback of an error
   --help, --version
@@ -109,7 +109,7 @@ def _main(argv: list[str]) -> int:
         print(_yaml(resolved), end="")
         return 0
     use_compilation_cache()
-    # Unresolved: a route of the table may name another recipe, which must not be filled in on top of this one's.
+    # Unresolved: a preset of the table may name another recipe, which must not be filled in on top of this one's.
     importlib.import_module("mdw_jax.run").STAGES[command](config)
     return 0
 

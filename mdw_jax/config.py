@@ -27,7 +27,7 @@ def base() -> ConfigDict:
     c.run = ConfigDict()
     c.run.dir = "runs/default"  # everything this run writes
     c.run.seed = 0  # every random choice derives from it
-    c.run.routes = ("random", "infonce", "mdw", "full")  # rows of the table: see mdw_jax/routes.py
+    c.run.presets = ("random", "infonce", "mdw", "full")  # rows of the table: see mdw_jax/presets.py
 
     c.data = ConfigDict()
     c.data.name = "scenes"  # scenes (embedded) or karpathy (Flickr8k, Flickr30K, COCO)
@@ -187,7 +187,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         _require(value >= 1, f"{name} must be at least 1, not {value}.")
     _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,
              f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
-    _require(len(config.run.routes) > 0, "run.routes is empty; give at least one, such as mdw.")
+    _require(len(config.run.presets) > 0, "run.presets is empty; give at least one, such as mdw.")
     _require(0 < e.clean_q <= 1 and 0 < e.tolerant_q <= 1,
              f"experts.clean_q and experts.tolerant_q must lie in (0, 1], not {e.clean_q} and {e.tolerant_q}.")
     _require(config.evaluate.every <= config.evaluate.steps, f"evaluate.every ({config.evaluate.every}) exceeds "

@@ -32,7 +32,7 @@ _PRETRAIN_WORLD = 1_000_003
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What every route of a run shares. key: sha256 of data, text features and model (no noise in it)."""
+    """What every preset of a run shares. key: sha256 of data, text features and model (no noise in it)."""
 
     pairs: Pairs
     fingerprint: str
@@ -99,7 +99,7 @@ def _load(name, size, train, val, test, seed, annotations, images, limit):
 
 
 def load_pairs(data: ConfigDict) -> Pairs:
-    """The data set of `config.data` (kept in memory: routes of one run share it)."""
+    """The data set of `config.data` (kept in memory: presets of one run share it)."""
     return _load(**data.to_dict())
 
 

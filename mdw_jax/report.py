@@ -15,27 +15,27 @@ from mdw_jax.evaluate import summary
 from mdw_jax.page import markdown_table, write_page
 from mdw_jax.prepare import Prepared
 from mdw_jax.retrieval import METRICS
-from mdw_jax.routes import DISTILLED, LABELS
-from mdw_jax.stages import Route, set_folder
+from mdw_jax.presets import DISTILLED, LABELS
+from mdw_jax.stages import Preset, set_folder
 
 
-def table(rows: list[dict], routes: list[Route]) -> list[dict]:
-    """One row a route: mean of each metric over its students and sets; the spread of r_mean; the budget in bytes."""
+def table(rows: list[dict], presets: list[Preset]) -> list[dict]:
+    """One row a preset: mean of each metric over its students and sets; the spread of r_mean; the budget in bytes."""
     result = []
-    for route in routes:
-        own = [row for row in rows if row["route"] == route.name]
+    for preset in presets:
+        own = [row for row in rows if row["preset"] == preset.name]
         stats = summary([[row[name] for name in METRICS] for row in own])
         optimistic = " (peer protocol: optimistic)" if own[0]["protocol"] == "peer" else ""
-        entry = {"route": LABELS[route.name] + optimistic, "noise": f"{route.noise.true_rate:.0%}"}
-        if route.name in DISTILLED:
-            card = json.loads((set_folder(route, 0) / "card.json").read_text())
-            entry |= {"pairs": str(route.config.distill.pairs), "kB": f"{card['byte_budget']['total'] / 1e3:.0f}"}
+        entry = {"preset": LABELS[preset.name] + optimistic, "noise": f"{preset.noise.true_rate:.0%}"}
+        if preset.name in DISTILLED:
+            card = json.loads((set_folder(preset, 0) / "card.json").read_text())
+            entry |= {"pairs": str(preset.config.distill.pairs), "kB": f"{card['byte_budget']['total'] / 1e3:.0f}"}
         else:
             entry |= {"pairs": "all", "kB": "-"}
         entry |= {name: f"{stats[name]:.1f}" for name in METRICS[:-1]}
         entry["r_mean"] = f"{stats['r_mean']:.2f} +- {stats['r_mean_std']:.2f}"
         sets = len({row["set"] for row in own})
-        entry["of"] = (f"{sets} sets x {len(own) // sets} students" if route.name in DISTILLED
+        entry["of"] = (f"{sets} sets x {len(own) // sets} students" if preset.name in DISTILLED
                        else f"{len(own)} networks")
         result.append(entry)
     return result
@@ -54,46 +54,46 @@ def plain(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def page(folder: Path, config: ConfigDict, prepared: Prepared, routes: list[Route], rows: list[dict],
+def page(folder: Path, config: ConfigDict, prepared: Prepared, presets: list[Preset], rows: list[dict],
          environment: dict) -> Path:
     """Pictures under `<run>/pictures` and one page, `<run>/index.html`. Returns the page's path."""
     shown = folder / "pictures"
     found = []
-    experts = {route.experts: route for route in routes if route.name != "random"}
+    experts = {preset.experts: preset for preset in presets if preset.name != "random"}
     curves = {}
-    for path, route in experts.items():
+    for path, preset in experts.items():
         log = _lines(path / "log.jsonl")
         epochs = sorted({row["epoch"] for row in log})
-        name = f"{route.config.experts.recipe}, noise {route.noise.true_rate:.0%}"
+        name = f"{preset.config.experts.recipe}, noise {preset.noise.true_rate:.0%}"
         curves[name] = (epochs, [np.mean([r["val_r_mean"] for r in log if r["epoch"] == e]) for e in epochs])
     if curves:
         pictures.curves(curves, shown / "experts.png", "epoch", "val r_mean, %", "Experts")
         found.append((shown / "experts.png", "Validation r_mean of the experts by epoch, mean over networks"))
     matching = {}
-    for route in (route for route in routes if route.name in DISTILLED):
-        distilled, _ = load_distilled(set_folder(route, 0))
-        metrics = _lines(set_folder(route, 0) / "metrics.jsonl")
+    for preset in (preset for preset in presets if preset.name in DISTILLED):
+        distilled, _ = load_distilled(set_folder(preset, 0))
+        metrics = _lines(set_folder(preset, 0) / "metrics.jsonl")
         if metrics:
-            matching[LABELS[route.name]] = ([m["step"] for m in metrics], [m["loss"] for m in metrics])
+            matching[LABELS[preset.name]] = ([m["step"] for m in metrics], [m["loss"] for m in metrics])
         captions = pictures.nearest_captions(distilled.texts, prepared.texts.train, prepared.pairs.train.captions)
-        grid = shown / f"{route.name}.png"
+        grid = shown / f"{preset.name}.png"
         pictures.image_grid(distilled.images[:30], captions[:30], grid)
-        found.append((grid, f"{LABELS[route.name]}: the first {min(30, len(captions))} pairs, each image above the "
+        found.append((grid, f"{LABELS[preset.name]}: the first {min(30, len(captions))} pairs, each image above the "
                             "real training caption nearest to its text feature"))
         if distilled.correspondence:
             p = correspondence({k: jnp.asarray(v) for k, v in distilled.correspondence.items()},
                                jnp.arange(len(distilled.images)), distilled.alpha)
-            pictures.heat_map(np.asarray(p), shown / f"{route.name}-correspondence.png")
-            found.append((shown / f"{route.name}-correspondence.png",
-                          f"{LABELS[route.name]}: what the correspondence P learned beyond the identity"))
+            pictures.heat_map(np.asarray(p), shown / f"{preset.name}-correspondence.png")
+            found.append((shown / f"{preset.name}-correspondence.png",
+                          f"{LABELS[preset.name]}: what the correspondence P learned beyond the identity"))
     if matching:
         pictures.curves(matching, shown / "matching.png", "outer step", "matching loss", "Distillation")
         found.append((shown / "matching.png", "Matching loss by outer step (2 is the untrained student)"
                       if config.distill.merge == "separate" else "Matching loss by outer step"))
     facts = {"data": f"{prepared.pairs.name}, fingerprint {prepared.fingerprint[:12]}", "seed": str(config.run.seed),
              "protocol": config.evaluate.protocol, "commit": str(environment["commit"]),
-             **{f"noise of {route.name}": f"{route.noise.protocol}, {route.noise.true_rate:.4f} mismatched, "
-                f"sha256 {route.noise.sha256[:12]}" for route in routes},
+             **{f"noise of {preset.name}": f"{preset.noise.protocol}, {preset.noise.true_rate:.4f} mismatched, "
+                f"sha256 {preset.noise.sha256[:12]}" for preset in presets},
              "versions": json.dumps(environment["packages"]), "config": json.dumps(config.to_dict(), indent=1)}
     write_page(folder / "index.html", f"{prepared.pairs.name}: {config.distill.pairs} pairs from "
                f"{len(prepared.pairs.train.captions)} noisy ones", rows, found, facts)

@@ -1,4 +1,4 @@
-"""A run: the stages in order over the routes of the table, in one folder, and what it prints at the end."""
+"""A run: the stages in order over the presets of the table, in one folder, and what it prints at the end."""
 
 import csv
 import io
@@ -17,13 +17,13 @@ from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically, write_json
 from mdw_jax.prepare import Prepared, prepare
-from mdw_jax.stages import Route, distill_stage, evaluate_stage, experts_stage, open_route
+from mdw_jax.stages import Preset, distill_stage, evaluate_stage, experts_stage, open_preset
 
 _PACKAGES = ("mdw-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
-def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[Route]]:
-    """Check the config, note it and the environment in the run folder, prepare the data, open the routes."""
+def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[Preset]]:
+    """Check the config, note it and the environment in the run folder, prepare the data, open the presets."""
     resolved = resolve(config)
     try:
         Path(config.run.dir).mkdir(parents=True, exist_ok=True)
@@ -31,12 +31,12 @@ def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[Route]]:
         raise UserError(f"cannot make the run folder '{config.run.dir}' ({error.strerror}); set run.dir elsewhere."
                         ) from None
     prepared = prepare(resolved)
-    # Routes resolve for themselves: one recipe filled in on top of another would mix the two.
-    routes = [open_route(config, prepared, name) for name in config.run.routes]
+    # Presets resolve for themselves: one recipe filled in on top of another would mix the two.
+    presets = [open_preset(config, prepared, name) for name in config.run.presets]
     folder = Path(config.run.dir)
     write_json(folder / "config.json", resolved.to_dict())
     write_json(folder / "environment.json", environment())
-    return resolved, prepared, routes
+    return resolved, prepared, presets
 
 
 def environment() -> dict:
@@ -58,37 +58,37 @@ def environment() -> dict:
 
 def prepare_command(config: ConfigDict) -> None:
     """Data, noise draws and frozen features."""
-    config, prepared, routes = _begin(config)
+    config, prepared, presets = _begin(config)
     for split in ("train", "val", "test"):
         data = getattr(prepared.pairs, split)
         print(f"{split:5}  {len(data.images)} images, {len(data.captions)} captions")
-    for route in routes:
-        print(f"{route.name:8}  noise {route.noise.protocol}, asked {route.noise.rate:.3f}, "
-              f"really mismatched {route.noise.true_rate:.4f}, sha256 {route.noise.sha256[:12]}")
+    for preset in presets:
+        print(f"{preset.name:8}  noise {preset.noise.protocol}, asked {preset.noise.rate:.3f}, "
+              f"really mismatched {preset.noise.true_rate:.4f}, sha256 {preset.noise.sha256[:12]}")
 
 
 def experts_command(config: ConfigDict) -> None:
-    """Experts of every route that has any."""
-    _, prepared, routes = _begin(config)
-    for route in routes:
-        if route.name != "random":
-            record = experts_stage(route, prepared)
-            print(f"{route.name:8}  {record['recipe']}: test r_mean {np.mean(record['test'], 0)[-1]:.2f} at the best "
-                  f"val epoch, mean of {record['networks']} networks  ({route.experts})")
+    """Experts of every preset that has any."""
+    _, prepared, presets = _begin(config)
+    for preset in presets:
+        if preset.name != "random":
+            record = experts_stage(preset, prepared)
+            print(f"{preset.name:8}  {record['recipe']}: test r_mean {np.mean(record['test'], 0)[-1]:.2f} at the best "
+                  f"val epoch, mean of {record['networks']} networks  ({preset.experts})")
 
 
 def distill_command(config: ConfigDict) -> None:
-    """Distilled sets of every route that has any."""
-    _, prepared, routes = _begin(config)
-    for route in routes:
-        for folder in distill_stage(route, prepared):
-            print(f"{route.name:8}  {folder}")
+    """Distilled sets of every preset that has any."""
+    _, prepared, presets = _begin(config)
+    for preset in presets:
+        for folder in distill_stage(preset, prepared):
+            print(f"{preset.name:8}  {folder}")
 
 
 def evaluate_command(config: ConfigDict) -> None:
-    """Scores of every route: scores.csv, one row a student, and the table."""
-    config, prepared, routes = _begin(config)
-    rows = [row for route in routes for row in evaluate_stage(route, prepared)]
+    """Scores of every preset: scores.csv, one row a student, and the table."""
+    config, prepared, presets = _begin(config)
+    rows = [row for preset in presets for row in evaluate_stage(preset, prepared)]
     folder = Path(config.run.dir)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -96,9 +96,9 @@ def evaluate_command(config: ConfigDict) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / "scores.csv", text.getvalue().encode())
-    table = report.table(rows, routes)
+    table = report.table(rows, presets)
     write_atomically(folder / "table.md", report.markdown(table).encode())
-    page = report.page(folder, config, prepared, routes, table, json.loads((folder / "environment.json").read_text()))
+    page = report.page(folder, config, prepared, presets, table, json.loads((folder / "environment.json").read_text()))
     print(report.plain(table))
     print(f"\nscores: {folder / 'scores.csv'}\npage:   {page}")
 

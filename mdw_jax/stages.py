@@ -1,11 +1,11 @@
-"""The stages of one route: train its experts, distil its sets, evaluate them. Each skips what is already complete.
+"""The stages of one preset: train its experts, distil its sets, evaluate them. Each skips what is already complete.
 
 In the run folder:
 
     config.json environment.json     what was asked, and with which versions
     noise/  cache/                   noise draws; frozen features
     experts/<recipe>-<noise>/        trajectories net_00, net_01, ...; log.jsonl; division.npy; experts.json (last)
-    distilled/<route>/set_<i>/       metrics.jsonl; distilled.safetensors; card.json (last); scores.json
+    distilled/<preset>/set_<i>/       metrics.jsonl; distilled.safetensors; card.json (last); scores.json
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ from mdw_jax.prepare import Prepared, noise_of
 from mdw_jax.progress import progress
 from mdw_jax.retrieval import METRICS
 from mdw_jax.rng import named_generator, named_key
-from mdw_jax.routes import DISTILLED, route_config
+from mdw_jax.presets import DISTILLED, preset_config
 from mdw_jax.trajectory import open_trajectory, read_snapshot, save_trajectory
 
 _NOT_EXPERTS = ("store_dtype",)  # changes how snapshots are stored, not which experts they are
 
 
-class Route(NamedTuple):
-    """One route of a run: its name, its resolved config, its noise draw, and where its experts live."""
+class Preset(NamedTuple):
+    """One preset of a run: its name, its resolved config, its noise draw, and where its experts live."""
 
     name: str
     config: ConfigDict
@@ -48,17 +48,17 @@ class Route(NamedTuple):
     experts_key: str
 
 
-def open_route(config: ConfigDict, prepared: Prepared, name: str) -> Route:
-    """Resolve a route's config and the identity of what it builds on."""
-    resolved = route_config(config, name)
+def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> Preset:
+    """Resolve a preset's config and the identity of what it builds on."""
+    resolved = preset_config(config, name)
     noise = noise_of(resolved, prepared)
     experts = {k: v for k, v in resolved.experts.to_dict().items() if k not in _NOT_EXPERTS}
     folder = Path(resolved.run.dir) / "experts" / f"{resolved.experts.recipe}-{noise.sha256[:8]}"
     key = digest(prepared.key, noise.sha256, experts, resolved.run.seed, snapshots_kept(resolved))
-    route = Route(name, resolved, noise, folder, key)
+    preset = Preset(name, resolved, noise, folder, key)
     if name != "random":
-        finished_experts(route)  # refuse a folder of another configuration before anything is written to it
-    return route
+        finished_experts(preset)  # refuse a folder of another configuration before anything is written to it
+    return preset
 
 
 def snapshots_kept(config: ConfigDict) -> int:
@@ -66,9 +66,9 @@ def snapshots_kept(config: ConfigDict) -> int:
     return config.distill.max_start_epoch - 1 + config.distill.match_epochs
 
 
-def finished_experts(route: Route) -> dict | None:
-    """The record of a route's experts if they are complete. Raises UserError if they are of another configuration."""
-    return _complete(route.experts / "experts.json", route.experts_key, "experts")
+def finished_experts(preset: Preset) -> dict | None:
+    """The record of a preset's experts if they are complete. Raises UserError if they are of another configuration."""
+    return _complete(preset.experts / "experts.json", preset.experts_key, "experts")
 
 
 def _fields(kind, section: ConfigDict):
@@ -95,12 +95,12 @@ def _write_lines(path: Path, rows):
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def experts_stage(route: Route, prepared: Prepared) -> dict:
-    """Train the experts of a route; returns their record (`experts.json`)."""
-    found = finished_experts(route)
+def experts_stage(preset: Preset, prepared: Prepared) -> dict:
+    """Train the experts of a preset; returns their record (`experts.json`)."""
+    found = finished_experts(preset)
     if found:
         return found
-    c, noise = route.config, route.noise
+    c, noise = preset.config, preset.noise
     recipe = _fields(Recipe, c.experts)
     with progress(f"experts ({c.experts.recipe}, noise {noise.true_rate:.0%})", recipe.epochs, "epochs") as advance:
         trained = train_experts(
@@ -109,18 +109,18 @@ def experts_stage(route: Route, prepared: Prepared) -> dict:
             mismatched=noise.mismatched, on_epoch=lambda _, r_mean: advance(val_r_mean=r_mean),
         )
     for n, snapshots in enumerate(trained.snapshots):
-        save_trajectory(route.experts / f"net_{n:02d}", [jax.tree.map(np.asarray, s) for s in snapshots],
-                        key=route.experts_key, dtype=c.experts.store_dtype, overwrite=True)
-    _write_lines(route.experts / "log.jsonl", trained.log)
-    np.save(route.experts / "division.npy", trained.clean_probability)
+        save_trajectory(preset.experts / f"net_{n:02d}", [jax.tree.map(np.asarray, s) for s in snapshots],
+                        key=preset.experts_key, dtype=c.experts.store_dtype, overwrite=True)
+    _write_lines(preset.experts / "log.jsonl", trained.log)
+    np.save(preset.experts / "division.npy", trained.clean_probability)
     test = np.stack([score(prepared.model, params, prepared.test) for params in trained.best])
     val = np.stack([score(prepared.model, params, prepared.val) for params in trained.best])
     record = {
-        "key": route.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256, "networks": len(trained.snapshots),
+        "key": preset.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256, "networks": len(trained.snapshots),
         "snapshots": len(trained.snapshots[0]), "metrics": METRICS, "val": val.tolist(), "test": test.tolist(),
         "certificate_inputs": _certificate_inputs(recipe, noise.true_rate, c.model.tau),
     }
-    write_json(route.experts / "experts.json", record)
+    write_json(preset.experts / "experts.json", record)
     return record
 
 
@@ -135,36 +135,36 @@ def _certificate_inputs(recipe: Recipe, rate: float, tau: float) -> dict:
     return {"eta": rate, "batch": recipe.batch, "tracks": entry}
 
 
-def set_folder(route: Route, index: int) -> Path:
-    """Where distilled set `index` of a route lives."""
-    return Path(route.config.run.dir) / "distilled" / route.name / f"set_{index}"
+def set_folder(preset: Preset, index: int) -> Path:
+    """Where distilled set `index` of a preset lives."""
+    return Path(preset.config.run.dir) / "distilled" / preset.name / f"set_{index}"
 
 
-def set_key(route: Route, index: int, method: dict) -> str:
+def set_key(preset: Preset, index: int, method: dict) -> str:
     """sha256 of everything a distilled set depends on."""
-    return digest(route.experts_key, route.name, index, method)
+    return digest(preset.experts_key, preset.name, index, method)
 
 
-def distill_stage(route: Route, prepared: Prepared) -> list[Path]:
-    """Distil (or, for the random route, choose) every set of a route; returns their folders."""
-    if route.name not in DISTILLED:
+def distill_stage(preset: Preset, prepared: Prepared) -> list[Path]:
+    """Distil (or, for the random preset, choose) every set of a preset; returns their folders."""
+    if preset.name not in DISTILLED:
         return []
     folders = []
-    for index in range(route.config.distill.sets):
-        folder = set_folder(route, index)
-        method = {k: v for k, v in route.config.distill.to_dict().items() if k != "sets"}
+    for index in range(preset.config.distill.sets):
+        folder = set_folder(preset, index)
+        method = {k: v for k, v in preset.config.distill.to_dict().items() if k != "sets"}
         # Candidates are chosen on val by the evaluation recipe, so it is part of what a set is.
-        protocol = {k: v for k, v in route.config.evaluate.to_dict().items() if k not in ("protocol", "students")}
-        key = set_key(route, index, {**method, **({} if route.name == "random" else protocol)})
+        protocol = {k: v for k, v in preset.config.evaluate.to_dict().items() if k not in ("protocol", "students")}
+        key = set_key(preset, index, {**method, **({} if preset.name == "random" else protocol)})
         if _complete(folder / "card.json", key, "a distilled set") is None:
-            chosen, metrics = _random_set(route, prepared, index) if route.name == "random" else (
-                _distilled_set(route, prepared, index, folder / "checkpoint.safetensors", key))
+            chosen, metrics = _random_set(preset, prepared, index) if preset.name == "random" else (
+                _distilled_set(preset, prepared, index, folder / "checkpoint.safetensors", key))
             _write_lines(folder / "metrics.jsonl", metrics)
             save_distilled(folder, chosen, {
-                "key": key, "route": route.name, "set": index, "seed": route.config.run.seed,
-                "noise": {"sha256": route.noise.sha256, "protocol": route.noise.protocol,
-                          "rate": route.noise.true_rate, "data": route.noise.fingerprint},
-                "experts": route.experts_key, "config": _plain(route.config.to_dict()),
+                "key": key, "preset": preset.name, "set": index, "seed": preset.config.run.seed,
+                "noise": {"sha256": preset.noise.sha256, "protocol": preset.noise.protocol,
+                          "rate": preset.noise.true_rate, "data": preset.noise.fingerprint},
+                "experts": preset.experts_key, "config": _plain(preset.config.to_dict()),
             })
             for name in ("checkpoint.safetensors", "history.jsonl"):
                 (folder / name).unlink(missing_ok=True)
@@ -177,40 +177,40 @@ def _plain(value):
     return json.loads(json.dumps(value))
 
 
-def _random_set(route: Route, prepared: Prepared, index: int):
-    generator = named_generator(route.config.run.seed, "random", index)
-    images, texts = _real_pairs(route, prepared, coresets.random_pairs(
-        generator, route.noise.image_of, _pairs(route, prepared)))
+def _random_set(preset: Preset, prepared: Prepared, index: int):
+    generator = named_generator(preset.config.run.seed, "random", index)
+    images, texts = _real_pairs(preset, prepared, coresets.random_pairs(
+        generator, preset.noise.image_of, _pairs(preset, prepared)))
     return DistilledSet(images, texts, {}, {}, 1.0, "nce"), []
 
 
-def _pairs(route: Route, prepared: Prepared) -> int:
+def _pairs(preset: Preset, prepared: Prepared) -> int:
     """M, checked against the data."""
-    wanted, there = route.config.distill.pairs, len(prepared.pairs.train.images)
+    wanted, there = preset.config.distill.pairs, len(prepared.pairs.train.images)
     if wanted > there:
         raise UserError(f"distill.pairs is {wanted} but there are only {there} training images; lower it.")
     return wanted
 
 
-def _real_pairs(route: Route, prepared: Prepared, rows):
+def _real_pairs(preset: Preset, prepared: Prepared, rows):
     """Pixels in [0, 1] and text features of training rows, as the noise draw pairs them."""
-    images = prepared.pairs.train.images[route.noise.image_of[rows]].astype(np.float32) / 255
+    images = prepared.pairs.train.images[preset.noise.image_of[rows]].astype(np.float32) / 255
     return images, np.asarray(prepared.texts.train[rows], np.float32)
 
 
-def _distilled_set(route: Route, prepared: Prepared, index: int, checkpoint: Path, key: str):
-    c, model = route.config, prepared.model
+def _distilled_set(preset: Preset, prepared: Prepared, index: int, checkpoint: Path, key: str):
+    c, model = preset.config, prepared.model
     method, seed = _fields(Method, c.distill), c.run.seed
-    record = experts_stage(route, prepared)
-    trajectories = [open_trajectory(route.experts / f"net_{n:02d}", key=route.experts_key)
+    record = experts_stage(preset, prepared)
+    trajectories = [open_trajectory(preset.experts / f"net_{n:02d}", key=preset.experts_key)
                     for n in range(record["networks"])]
 
-    generator = named_generator(seed, "init", route.name, index)
-    count = _pairs(route, prepared)
-    rows = (coresets.random_pairs(generator, route.noise.image_of, count) if c.distill.init == "random" else
-            coresets.clean_pairs(generator, route.noise.image_of, np.load(route.experts / "division.npy"), count))
-    images, texts = _real_pairs(route, prepared, rows)
-    state = init_state(named_key(seed, "correspondence", route.name, index), method, images, texts)
+    generator = named_generator(seed, "init", preset.name, index)
+    count = _pairs(preset, prepared)
+    rows = (coresets.random_pairs(generator, preset.noise.image_of, count) if c.distill.init == "random" else
+            coresets.clean_pairs(generator, preset.noise.image_of, np.load(preset.experts / "division.npy"), count))
+    images, texts = _real_pairs(preset, prepared, rows)
+    state = init_state(named_key(seed, "correspondence", preset.name, index), method, images, texts)
     kept = {"state": state, "best": jax.tree.map(jnp.copy, state.average), "best_val": jnp.float32(-1)}
     kept = load_checkpoint(checkpoint, kept, key) or kept
     history = checkpoint.with_name("history.jsonl")
@@ -223,7 +223,7 @@ def _distilled_set(route: Route, prepared: Prepared, index: int, checkpoint: Pat
         top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
     weights = jnp.ones((count, *images.shape[1:3], 1))
     state, first = kept["state"], int(kept["state"].step)
-    with progress(f"distil {route.name} {index}", c.distill.steps, "steps") as advance:
+    with progress(f"distil {preset.name} {index}", c.distill.steps, "steps") as advance:
         advance(first)
         for step in range(first, c.distill.steps):
             networks, starts = schedule(seed, index, step, c.distill.trajectories, len(trajectories),
@@ -235,10 +235,10 @@ def _distilled_set(route: Route, prepared: Prepared, index: int, checkpoint: Pat
             if method.ceo and (step % method.ceo_every == 0 or step % c.distill.checkpoint_every == 0):
                 weights = weigh(jax.tree.map(lambda x: x[0], target), state.learned)
             state, measured = outer_step(state, begin, target, weights,
-                                         named_key(seed, "distill", route.name, index, step))
+                                         named_key(seed, "distill", preset.name, index, step))
             measured = {name: float(value) for name, value in measured.items()}
             if not np.isfinite([measured["loss"], measured["gradient"]]).all():
-                raise UserError(f"distillation of {route.name} set {index} diverged at step {step} (loss "
+                raise UserError(f"distillation of {preset.name} set {index} diverged at step {step} (loss "
                                 f"{measured['loss']}); lower the learning rates in config.distill.")
             metrics.append({"step": step, **measured})
             advance(1, loss=measured["loss"])
@@ -267,27 +267,27 @@ def _lesson(model, distilled: DistilledSet) -> Lesson:
     return Lesson(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss, distilled.alpha)
 
 
-def evaluate_stage(route: Route, prepared: Prepared) -> list[dict]:
-    """Scores of a route: one row a student (or, for routes that distil nothing, one a network)."""
-    if route.name not in DISTILLED:
-        record = experts_stage(route, prepared)
-        return [{"route": route.name, "set": 0, "student": n, "protocol": "honest", "val_r_mean": val[-1],
+def evaluate_stage(preset: Preset, prepared: Prepared) -> list[dict]:
+    """Scores of a preset: one row a student (or, for presets that distil nothing, one a network)."""
+    if preset.name not in DISTILLED:
+        record = experts_stage(preset, prepared)
+        return [{"preset": preset.name, "set": 0, "student": n, "protocol": "honest", "val_r_mean": val[-1],
                  **dict(zip(METRICS, test, strict=True))}
                 for n, (val, test) in enumerate(zip(record["val"], record["test"], strict=True))]
-    protocol = _fields(Protocol, route.config.evaluate)
+    protocol = _fields(Protocol, preset.config.evaluate)
     rows = []
-    for index, folder in enumerate(distill_stage(route, prepared)):
+    for index, folder in enumerate(distill_stage(preset, prepared)):
         distilled, card = load_distilled(folder)
-        key = digest(card["key"], route.config.evaluate.to_dict())
+        key = digest(card["key"], preset.config.evaluate.to_dict())
         path = folder / f"scores-{protocol.protocol}.json"
         found = json.loads(path.read_text()) if path.exists() else {}
         if found.get("key") != key:
-            with progress(f"evaluate {route.name} {index}", 1, "sets") as advance:
+            with progress(f"evaluate {preset.name} {index}", 1, "sets") as advance:
                 outcome = evaluate(prepared.model, _lesson(prepared.model, distilled), prepared.val, prepared.test,
-                                   protocol, seed=named_seed(route, index))
+                                   protocol, seed=named_seed(preset, index))
                 advance(1, r_mean=float(outcome.scores[:, -1].mean()))
             found = {"key": key, "rows": [
-                {"route": route.name, "set": index, "student": n, "protocol": protocol.protocol,
+                {"preset": preset.name, "set": index, "student": n, "protocol": protocol.protocol,
                  "lr_scale": outcome.lr_scale, "steps": outcome.steps, "val_r_mean": float(val[-1]),
                  **{name: float(value) for name, value in zip(METRICS, test, strict=True)}}
                 for n, (val, test) in enumerate(zip(outcome.val, outcome.scores, strict=True))]}
@@ -296,7 +296,7 @@ def evaluate_stage(route: Route, prepared: Prepared) -> list[dict]:
     return rows
 
 
-def named_seed(route: Route, index: int) -> int:
+def named_seed(preset: Preset, index: int) -> int:
     """Seed of the students of one set: never an expert's."""
-    return int(named_generator(route.config.run.seed, "students", index).integers(2**31))
+    return int(named_generator(preset.config.run.seed, "students", index).integers(2**31))
 

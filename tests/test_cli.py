@@ -77,8 +77,8 @@ def test_a_command_gets_the_unresolved_config(file, calls, command):
     (["--config.evaluate.lr_scales=0.1"], "evaluate.lr_scales", (0.1,)),
     (["--config.evaluate.lr_scales", "(0.1,)"], "evaluate.lr_scales", (0.1,)),
     (["--config.model.patches=4,4"], "model.patches", (4, 4)),
-    (["--config.run.routes=random,full"], "run.routes", ("random", "full")),
-    (["--config.run.routes=('random', 'full')"], "run.routes", ("random", "full")),
+    (["--config.run.presets=random,full"], "run.presets", ("random", "full")),
+    (["--config.run.presets=('random', 'full')"], "run.presets", ("random", "full")),
     (["--config.model.patches=()"], "model.patches", ()),
 ])
 def test_overrides(file, calls, words, key, value):

@@ -12,7 +12,7 @@ from mdw_jax.errors import UserError
 from mdw_jax.run import STAGES
 
 TINY = {
-    "run.routes": ("random", "infonce", "mdw", "experts"), "run.seed": 0,
+    "run.presets": ("random", "infonce", "mdw", "experts"), "run.seed": 0,
     "data.name": "scenes", "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30,
     "noise.rate": 0.4, "text.encoder": "bow", "text.dim": 24,
     "model.tower": "convnet", "model.mode": "full", "model.patches": (8,), "model.widths": (16,),
@@ -41,8 +41,8 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_scores_a_table_and_a_page(finished):
     with open(finished / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["route"], row["student"]) for row in rows] == [
-        (route, str(n)) for route in TINY["run.routes"] for n in range(2)]
+    assert [(row["preset"], row["student"]) for row in rows] == [
+        (preset, str(n)) for preset in TINY["run.presets"] for n in range(2)]
     assert all(0 <= float(row["r_mean"]) <= 100 for row in rows)
     table = (finished / "table.md").read_text()
     assert "MDW" in table and len(table.splitlines()) == 2 + 4
@@ -70,7 +70,7 @@ def test_other_experts_need_another_folder(finished):
 
 
 def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
-    config = tiny(tmp_path, run__routes=("mdw",))
+    config = tiny(tmp_path, run__presets=("mdw",))
     schedule = stages.schedule
 
     def interrupted(seed, index, step, *rest):
@@ -101,7 +101,7 @@ def test_projection_mode_with_a_pretrained_tower(tmp_path):
         "conv00/kernel_q": generator.integers(0, 256, (3, 3, 3, 8)).astype(np.uint8),
         "conv00/scale": np.array([0.01], np.float32), "conv00/zero": np.array([128], np.int32),
         "conv00/bias": np.ones(8, np.float32)})
-    STAGES["run"](tiny(tmp_path / "run", run__routes=("mdw",), model__tower="mobilenet", model__mode="projection",
+    STAGES["run"](tiny(tmp_path / "run", run__presets=("mdw",), model__tower="mobilenet", model__mode="projection",
                        model__weights=str(weights), model__dim=8, distill__steps=2))
     assert "MDW" in (tmp_path / "run" / "table.md").read_text()
     assert list((tmp_path / "run" / "cache").glob("images-*.safetensors"))

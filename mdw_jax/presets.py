@@ -6,9 +6,9 @@ from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
 
 # `experts` and `full` distil nothing: they score what the experts themselves reach.
-ROUTES = {
+PRESETS = {
     "random": {},  # a random coreset of the noisy pairs
-    "infonce": {  # the peers' route: plain InfoNCE experts, identity correspondence
+    "infonce": {  # the peers' preset: plain InfoNCE experts, identity correspondence
         "experts.recipe": "infonce",
         "distill.correspondence": "identity",
         "distill.loss": "nce",
@@ -29,10 +29,10 @@ LABELS = {
 DISTILLED = ("random", "infonce", "mdw")
 
 
-def route_config(config: ConfigDict, route: str) -> ConfigDict:
-    """The resolved config of one route. Raises UserError for an unknown one."""
-    if route not in ROUTES:
-        raise UserError(f"there is no route '{route}'; set run.routes to some of {', '.join(ROUTES)}.")
+def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
+    """The resolved config of one preset. Raises UserError for an unknown one."""
+    if preset not in PRESETS:
+        raise UserError(f"there is no preset '{preset}'; set run.presets to some of {', '.join(PRESETS)}.")
     changed = config.copy_and_resolve_references().unlock()
-    changed.update_from_flattened_dict(ROUTES[route])
+    changed.update_from_flattened_dict(PRESETS[preset])
     return resolve(changed)
