@@ -121,7 +121,7 @@ def make_outer_step(model: DualEncoder, method: Method):
         (loss, inner), grads = jax.value_and_grad(objective, argnums=2, has_aux=True)(
             model, method, state.learned, starts, targets, batches, by_augment
         )
-        norm = optax.global_norm(grads)
+        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
         if method.optimizer == "sgd":
             grads["images"] = grads["images"] * pixel_weights
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.learned)

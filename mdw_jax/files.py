@@ -1,5 +1,7 @@
 """Writing files so that a reader never sees half of one, and hashing what is in memory or on disk."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +32,16 @@ def write_atomically(path, data: bytes) -> Path:
 def write_json(path, value) -> Path:
     """Write `value` as indented JSON, atomically."""
     return write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Holds an exclusive lock on the file `path`, waiting for it; the system lets go of it if the process dies."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def digest(*parts) -> str:

@@ -26,7 +26,9 @@ LABELS = {
     "experts": "the noisy experts themselves (ceiling)",
     "full": "full clean data",
 }
-DISTILLED = ("random", "infonce", "mdw")
+CORESETS = ("random",)  # real pairs, chosen
+WITHOUT_EXPERTS = ("random",)  # those that need no expert to choose by
+DISTILLED = (*CORESETS, "infonce", "mdw")  # all that end in a small set
 
 
 def preset_config(config: ConfigDict, preset: str) -> ConfigDict:

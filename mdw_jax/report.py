@@ -15,7 +15,7 @@ from mdw_jax.evaluate import summary
 from mdw_jax.page import markdown_table, write_page
 from mdw_jax.prepare import Prepared
 from mdw_jax.retrieval import METRICS
-from mdw_jax.presets import DISTILLED, LABELS
+from mdw_jax.presets import DISTILLED, LABELS, WITHOUT_EXPERTS
 from mdw_jax.stages import Preset, set_folder
 
 
@@ -59,7 +59,7 @@ def page(folder: Path, config: ConfigDict, prepared: Prepared, presets: list[Pre
     """Pictures under `<run>/pictures` and one page, `<run>/index.html`. Returns the page's path."""
     shown = folder / "pictures"
     found = []
-    experts = {preset.experts: preset for preset in presets if preset.name != "random"}
+    experts = {preset.experts: preset for preset in presets if preset.name not in WITHOUT_EXPERTS}
     curves = {}
     for path, preset in experts.items():
         log = _lines(path / "log.jsonl")

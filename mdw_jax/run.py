@@ -17,6 +17,7 @@ from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically, write_json
 from mdw_jax.prepare import Prepared, prepare
+from mdw_jax.presets import WITHOUT_EXPERTS
 from mdw_jax.stages import Preset, distill_stage, evaluate_stage, experts_stage, open_preset
 
 _PACKAGES = ("mdw-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -71,7 +72,7 @@ def experts_command(config: ConfigDict) -> None:
     """Experts of every preset that has any."""
     _, prepared, presets = _begin(config)
     for preset in presets:
-        if preset.name != "random":
+        if preset.name not in WITHOUT_EXPERTS:
             record = experts_stage(preset, prepared)
             print(f"{preset.name:8}  {record['recipe']}: test r_mean {np.mean(record['test'], 0)[-1]:.2f} at the best "
                   f"val epoch, mean of {record['networks']} networks  ({preset.experts})")

@@ -4,8 +4,12 @@ In the run folder:
 
     config.json environment.json     what was asked, and with which versions
     noise/  cache/                   noise draws; frozen features
-    experts/<recipe>-<noise>/        trajectories net_00, net_01, ...; log.jsonl; division.npy; experts.json (last)
-    distilled/<preset>/set_<i>/       metrics.jsonl; distilled.safetensors; card.json (last); scores.json
+    experts/<recipe>-<key>/          trajectories net_00, net_01, ...; log.jsonl; division.npy; experts.json (last)
+    distilled/<preset>-<key>/set_<i>/
+                                     metrics.jsonl; distilled.safetensors; card.json (last); scores-<key>.json
+
+A key is a sha256 of everything that the folder's contents depend on. What two configurations share is made once, and
+what they do not share never meets: any number of them can live in one run folder, which is all that a sweep is.
 """
 
 import dataclasses
@@ -26,39 +30,50 @@ from mdw_jax.distilled import DistilledSet, load_distilled, save_distilled
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Lesson, Protocol, evaluate
 from mdw_jax.experts import Recipe, score, to_float, train_experts
-from mdw_jax.files import digest, write_atomically, write_json
+from mdw_jax.files import digest, locked, write_atomically, write_json
 from mdw_jax.mesh import stack
 from mdw_jax.prepare import Prepared, noise_of
 from mdw_jax.progress import progress
 from mdw_jax.retrieval import METRICS
 from mdw_jax.rng import named_generator, named_key
-from mdw_jax.presets import DISTILLED, preset_config
+from mdw_jax.presets import CORESETS, DISTILLED, WITHOUT_EXPERTS, preset_config
 from mdw_jax.trajectory import open_trajectory, read_snapshot, save_trajectory
 
 _NOT_EXPERTS = ("store_dtype",)  # changes how snapshots are stored, not which experts they are
 
 
 class Preset(NamedTuple):
-    """One preset of a run: its name, its resolved config, its noise draw, and where its experts live."""
+    """One preset of a run: its name, its resolved config, its noise draw; where its experts and its sets live."""
 
     name: str
     config: ConfigDict
     noise: Noise
     experts: Path
     experts_key: str
+    sets: Path
+    sets_key: str
 
 
 def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> Preset:
     """Resolve a preset's config and the identity of what it builds on."""
-    resolved = preset_config(config, name)
-    noise = noise_of(resolved, prepared)
-    experts = {k: v for k, v in resolved.experts.to_dict().items() if k not in _NOT_EXPERTS}
-    folder = Path(resolved.run.dir) / "experts" / f"{resolved.experts.recipe}-{noise.sha256[:8]}"
-    key = digest(prepared.key, noise.sha256, experts, resolved.run.seed, snapshots_kept(resolved))
-    preset = Preset(name, resolved, noise, folder, key)
-    if name != "random":
-        finished_experts(preset)  # refuse a folder of another configuration before anything is written to it
-    return preset
+    c = preset_config(config, name)
+    noise = noise_of(c, prepared)
+    recipe = {k: v for k, v in c.experts.to_dict().items() if k not in _NOT_EXPERTS}
+    experts_key = digest(prepared.key, noise.sha256, recipe, c.run.seed, snapshots_kept(c))
+    if name in WITHOUT_EXPERTS:
+        built_on = digest(prepared.key, noise.sha256, c.run.seed)
+    else:
+        built_on = experts_key
+    if name in CORESETS:
+        sets_key = digest(built_on, name, c.distill.pairs)
+    else:
+        method = {k: v for k, v in c.distill.to_dict().items() if k != "sets"}
+        # Candidates are chosen on val by the evaluation recipe, so it is part of what a set is.
+        choice = {k: v for k, v in c.evaluate.to_dict().items() if k not in ("protocol", "students")}
+        sets_key = digest(built_on, name, method, choice)
+    folder = Path(c.run.dir)
+    return Preset(name, c, noise, folder / "experts" / f"{c.experts.recipe}-{experts_key[:10]}", experts_key,
+                  folder / "distilled" / f"{name}-{sets_key[:10]}", sets_key)
 
 
 def snapshots_kept(config: ConfigDict) -> int:
@@ -66,28 +81,23 @@ def snapshots_kept(config: ConfigDict) -> int:
     return config.distill.max_start_epoch - 1 + config.distill.match_epochs
 
 
-def finished_experts(preset: Preset) -> dict | None:
-    """The record of a preset's experts if they are complete. Raises UserError if they are of another configuration."""
-    return _complete(preset.experts / "experts.json", preset.experts_key, "experts")
-
-
 def _fields(kind, section: ConfigDict):
     """The fields of dataclass `kind`, read off a config section."""
     return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
 
 
-def _complete(path: Path, key: str, what: str):
-    """The JSON written last by a stage, if it is there. Raises UserError if another configuration wrote it."""
+def _complete(path: Path, key: str):
+    """The JSON written last by a stage, if it is there. Raises UserError if it is damaged or another's."""
     if not path.exists():
         return None
     try:
         found = json.loads(path.read_text())
         same = found["key"] == key
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"'{path}' is not a whole record; delete the folder '{path.parent}' and run again.") from None
+        same = False
     if not same:
-        raise UserError(f"'{path.parent}' holds {what} of another configuration, noise draw or data set; set run.dir "
-                        "to another folder, or delete that one.")
+        raise UserError(f"'{path}' is not the whole record of this configuration; delete the folder '{path.parent}' "
+                        "and run again.")
     return found
 
 
@@ -97,9 +107,11 @@ def _write_lines(path: Path, rows):
 
 def experts_stage(preset: Preset, prepared: Prepared) -> dict:
     """Train the experts of a preset; returns their record (`experts.json`)."""
-    found = finished_experts(preset)
-    if found:
-        return found
+    with locked(preset.experts.with_suffix(".lock")):  # processes of one sweep may want the same experts
+        return _complete(preset.experts / "experts.json", preset.experts_key) or _train(preset, prepared)
+
+
+def _train(preset: Preset, prepared: Prepared) -> dict:
     c, noise = preset.config, preset.noise
     recipe = _fields(Recipe, c.experts)
     with progress(f"experts ({c.experts.recipe}, noise {noise.true_rate:.0%})", recipe.epochs, "epochs") as advance:
@@ -137,12 +149,7 @@ def _certificate_inputs(recipe: Recipe, rate: float, tau: float) -> dict:
 
 def set_folder(preset: Preset, index: int) -> Path:
     """Where distilled set `index` of a preset lives."""
-    return Path(preset.config.run.dir) / "distilled" / preset.name / f"set_{index}"
-
-
-def set_key(preset: Preset, index: int, method: dict) -> str:
-    """sha256 of everything a distilled set depends on."""
-    return digest(preset.experts_key, preset.name, index, method)
+    return preset.sets / f"set_{index}"
 
 
 def distill_stage(preset: Preset, prepared: Prepared) -> list[Path]:
@@ -152,11 +159,8 @@ def distill_stage(preset: Preset, prepared: Prepared) -> list[Path]:
     folders = []
     for index in range(preset.config.distill.sets):
         folder = set_folder(preset, index)
-        method = {k: v for k, v in preset.config.distill.to_dict().items() if k != "sets"}
-        # Candidates are chosen on val by the evaluation recipe, so it is part of what a set is.
-        protocol = {k: v for k, v in preset.config.evaluate.to_dict().items() if k not in ("protocol", "students")}
-        key = set_key(preset, index, {**method, **({} if preset.name == "random" else protocol)})
-        if _complete(folder / "card.json", key, "a distilled set") is None:
+        key = digest(preset.sets_key, index)
+        if _complete(folder / "card.json", key) is None:
             chosen, metrics = _random_set(preset, prepared, index) if preset.name == "random" else (
                 _distilled_set(preset, prepared, index, folder / "checkpoint.safetensors", key))
             _write_lines(folder / "metrics.jsonl", metrics)
@@ -279,9 +283,9 @@ def evaluate_stage(preset: Preset, prepared: Prepared) -> list[dict]:
     for index, folder in enumerate(distill_stage(preset, prepared)):
         distilled, card = load_distilled(folder)
         key = digest(card["key"], preset.config.evaluate.to_dict())
-        path = folder / f"scores-{protocol.protocol}.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
-        if found.get("key") != key:
+        path = folder / f"scores-{protocol.protocol}-{key[:10]}.json"
+        found = _complete(path, key)
+        if found is None:
             with progress(f"evaluate {preset.name} {index}", 1, "sets") as advance:
                 outcome = evaluate(prepared.model, _lesson(prepared.model, distilled), prepared.val, prepared.test,
                                    protocol, seed=named_seed(preset, index))

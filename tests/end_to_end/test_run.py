@@ -8,7 +8,6 @@ import pytest
 
 from mdw_jax import stages
 from mdw_jax.config import base
-from mdw_jax.errors import UserError
 from mdw_jax.run import STAGES
 
 TINY = {
@@ -31,6 +30,14 @@ def tiny(folder, **changes):
     return c
 
 
+def one_set(folder, preset):
+    """The first set of the configuration TINY (8 pairs)."""
+    [found] = [path.parent for path in folder.glob(f"distilled/{preset}-*/set_0/*")
+               if path.name in ("card.json", "checkpoint.safetensors")
+               and (path.name != "card.json" or json.loads(path.read_text())["shapes"]["texts"][0] == 8)]
+    return found
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -50,7 +57,7 @@ def test_a_run_leaves_scores_a_table_and_a_page(finished):
     assert json.loads((finished / "config.json").read_text())["distill"]["pairs"] == 8
     assert {path.name for path in (finished / "pictures").iterdir()} >= {
         "experts.png", "matching.png", "mdw.png", "mdw-correspondence.png", "infonce.png", "random.png"}
-    left = {path.name for path in (finished / "distilled" / "mdw" / "set_0").iterdir()}
+    left = {path.name for path in one_set(finished, "mdw").iterdir()}
     assert "card.json" in left and not left & {"checkpoint.safetensors", "history.jsonl"}
 
 
@@ -64,9 +71,13 @@ def test_a_second_run_recomputes_nothing(finished, capsys):
     assert "MDW" in capsys.readouterr().out
 
 
-def test_other_experts_need_another_folder(finished):
-    with pytest.raises(UserError, match="run.dir"):
-        STAGES["run"](tiny(finished, experts__lr=0.123, experts__lr_infonce=0.0123))
+def test_another_configuration_in_the_same_folder_shares_what_it_can_and_touches_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/*/*/card.json")}
+    experts = set(finished.glob("experts/*/experts.json"))
+    STAGES["distill"](tiny(finished, run__presets=("mdw",), distill__pairs=6))
+    assert set(finished.glob("experts/*/experts.json")) == experts  # of these, all
+    after = {path: path.stat().st_mtime_ns for path in finished.glob("*/*/*/card.json")}
+    assert len(after) == len(before) + 1 and before.items() <= after.items()
 
 
 def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
@@ -81,14 +92,14 @@ def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finish
     monkeypatch.setattr(stages, "schedule", interrupted)
     with pytest.raises(KeyboardInterrupt):
         STAGES["distill"](config)
-    folder = tmp_path / "distilled" / "mdw" / "set_0"
+    folder = one_set(tmp_path, "mdw")
     assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl"}
     steps = []
     monkeypatch.setattr(stages, "schedule", lambda *args: steps.append(args[2]) or schedule(*args))
     STAGES["distill"](config)
     assert steps == [2, 3]  # from the checkpoint on
     for name in ("distilled.safetensors", "metrics.jsonl"):
-        assert (folder / name).read_bytes() == (finished / "distilled" / "mdw" / "set_0" / name).read_bytes()
+        assert (folder / name).read_bytes() == (one_set(finished, "mdw") / name).read_bytes()
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
 
 
