@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
+from mdw_jax.presets import PRESETS
 
 COMMANDS = {
     "run": "all stages in order: prepare, experts, distill, evaluate",
@@ -22,7 +23,13 @@ COMMANDS = {
     "experts": "train the experts and store their trajectories",
     "distill": "learn the distilled sets from the trajectories",
     "evaluate": "train students on every set and write the table",
+    "sweep": "run a grid of configs and presets in one folder, into one CSV",
+    "table": "turn CSVs of sweeps into a table in Markdown (needs no config)",
     "config": "print the config in full, as the other commands would see it",
+}
+OWN_FLAGS = {  # flags of one command alone, and whether a value follows
+    "sweep": {"--over": True, "--seeds": True, "--part": True, "--dry": False},
+    "table": {"--rows": True, "--columns": True, "--metric": True, "--interval": False, "--out": True},
 }
 OPTIONS = ("--config", "--debug", "--help", "--version")
 HELP = """\
@@ -38,7 +45,28 @@ usage: mdw {command} --config=FILE [--config.SECTION.KEY=VALUE ...] [--debug]
   --debug                     show the traceback of an error
   --help, --version
 
-A command does only what is not done yet: after an interruption, give it again. `mdw config` lists all keys.
+A command does only what is not done yet: after an interruption, give it again. `mdw config` lists all keys,
+`mdw sweep --help` and `mdw table --help` their own flags.
+"""
+SWEEP_HELP = """
+  --over KEY=VALUE,VALUE      an axis of the grid, the last one given varying fastest; KEY is any SECTION.KEY of the
+                              config, or preset (run.presets, if not given): --over noise.rate=0,0.2 --over preset=mdw
+                              values that are lists themselves go apart by semicolons, quoted from the shell:
+                              --over "model.widths=32,64;64,128"
+  --seeds N                   distilled sets of different seeds for each cell: --config.distill.sets=N
+  --part I/N                  do only every N-th cell, from the I-th (0 to N - 1): N processes share one folder
+  --dry                       list the cells and which of them are done
+
+Writes sweep.csv in config.run.dir, one row a student. Finished cells are skipped, failed ones tried again.
+"""
+TABLE_HELP = """\
+usage: mdw table FILE.csv [FILE.csv ...] [--rows KEYS] [--columns KEYS] [--metric NAME] [--interval] [--out FILE.md]
+
+  --rows KEYS                 columns of the CSV that tell the table's rows apart (preset), such as preset,distill.pairs
+  --columns KEYS              likewise for its columns (noise.rate); nothing, --columns=, for a single one
+  --metric NAME               the number to show (r_mean)
+  --interval                  half the 95 % interval of the mean over distilled sets, not the standard deviation
+  --out FILE.md               write there and not to the terminal
 """
 
 
@@ -102,8 +130,19 @@ def _main(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(_help(next((word for word in argv if word in COMMANDS), None)), end="")
         return 0
-    command, path, overrides = _parse(argv)
+    command, path, overrides, files, own = _parse(argv)
+    if command == "table":
+        keys = ([key for key in own.get(flag, default).split(",") if key]
+                for flag, default in (("--rows", "preset"), ("--columns", "noise.rate")))
+        importlib.import_module("mdw_jax.table").table_command(
+            files, *keys, own.get("--metric", "r_mean"), "--interval" in own, own.get("--out"))
+        return 0
     config = load_config(path, overrides)
+    if command == "sweep":
+        axes, part = _axes(own.get("--over", [])), _part(own.get("--part", "0/1"))
+        use_compilation_cache()
+        importlib.import_module("mdw_jax.sweep").sweep(config, axes, part, "--dry" in own)
+        return 0
     resolved = resolve(config)
     if command == "config":
         print(_yaml(resolved), end="")
@@ -122,19 +161,27 @@ def _version() -> str:
 
 
 def _help(command: str | None) -> str:
+    if command == "table":
+        return TABLE_HELP
     names = [command] if command else COMMANDS
     lines = (f"  {name:<{max(map(len, names))}}  {COMMANDS[name]}" for name in names)
-    return HELP.format(command=command or "COMMAND", commands="\n".join(lines))
+    return HELP.format(command=command or "COMMAND", commands="\n".join(lines)) + (
+        SWEEP_HELP if command == "sweep" else "")
 
 
-def _parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str | None]]]:
-    """Command, config file, overrides in order."""
+def _parse(argv: list[str]) -> tuple[str, str | None, list[tuple[str, str | None]], list[str], dict]:
+    """Command, config file, overrides in order, the words after the command, the values of the command's own flags."""
     words = list(argv)
-    commands, path, overrides = [], None, []
+    commands, path, overrides, own = [], None, [], {}
+    takes_value = {flag: takes for flags_of in OWN_FLAGS.values() for flag, takes in flags_of.items()}
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         value = value if equals else None
+        # A value may follow as a word of its own; negative numbers are values, other dashes begin a flag.
+        if (value is None and words and not re.match(r"-(?![\d.])", words[0])
+                and (name == "--config" or name.startswith("--config.") or takes_value.get(name))):
+            value = words.pop(0)
         if not word.startswith("-"):
             commands.append(word)
         elif word == "--debug":
@@ -142,9 +189,6 @@ def _parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str | None]]]:
         elif name.startswith("--noconfig.") and not equals:
             overrides.append((name.removeprefix("--noconfig."), "false"))
         elif name == "--config" or name.startswith("--config."):
-            # A value may follow as a word of its own; negative numbers are values, other dashes begin a flag.
-            if value is None and words and not re.match(r"-(?![\d.])", words[0]):
-                value = words.pop(0)
             if name != "--config":
                 overrides.append((name.removeprefix("--config."), value))
             elif not value:
@@ -153,19 +197,83 @@ def _parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str | None]]]:
                 raise UserError(f"--config is given twice ({path} and {value}); keep one.")
             else:
                 path = value
+        elif name in takes_value:
+            if takes_value[name] == (value is None):
+                raise UserError(f"{name} {'needs a value' if value is None else 'takes no value'}; see mdw --help.")
+            if name == "--over":
+                own.setdefault(name, []).append(value)
+            elif name in own:
+                raise UserError(f"{name} is given twice; keep one.")
+            else:
+                own[name] = value
         else:
-            flags_known = [*OPTIONS, *(f"--config.{key}" for key in _flat(base()))]
+            flags_known = [*OPTIONS, *takes_value, *(f"--config.{key}" for key in _flat(base()))]
             raise UserError(f"there is no flag {name}{_meant(name, flags_known) or '; see mdw --help.'}")
     if not commands:
         raise UserError(f"no command given; choose one of {', '.join(COMMANDS)} (see mdw --help).")
     if commands[0] not in COMMANDS:
         choose = f"; choose one of {', '.join(COMMANDS)}."
         raise UserError(f"there is no command '{commands[0]}'{_meant(commands[0], COMMANDS) or choose}")
-    if len(commands) > 1:
-        raise UserError(f"one command at a time: '{commands[1]}' follows '{commands[0]}'.")
+    command, *files = commands
+    for name in own:
+        if name not in OWN_FLAGS.get(command, {}):
+            raise UserError(f"mdw {command} has no flag {name}; see mdw {command} --help.")
+    if command == "table":
+        if path or overrides:
+            raise UserError("mdw table reads no config; leave --config out.")
+        if not files:
+            raise UserError("no CSV given; write mdw table FILE.csv.")
+        return command, None, [], files, own
+    if files:
+        raise UserError(f"one command at a time: '{files[0]}' follows '{command}'.")
     if path is None:
-        raise UserError(f"no config file given; write mdw {commands[0]} --config=FILE.")
-    return commands[0], path, overrides
+        raise UserError(f"no config file given; write mdw {command} --config=FILE.")
+    if "--seeds" in own:
+        overrides.append(("distill.sets", own["--seeds"]))
+    return command, path, overrides, [], own
+
+
+def _axes(texts: list[str]) -> dict[str, tuple]:
+    """{dotted key, or "preset": values} of every --over, in order. Raises UserError as for an override."""
+    known, axes = _flat(base()), {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        if not values.strip():
+            raise UserError(f"--over {text} has no values; write --over KEY=VALUE,VALUE.")
+        if key in axes:
+            raise UserError(f"--over {key} is given twice; give all its values in one.")
+        if key in ("run.dir", "run.presets"):
+            raise UserError(f"--over {key}: all cells share one folder; write --config.run.dir=FOLDER."
+                            if key == "run.dir" else f"--over {key}: write --over preset={values}.")
+        items = [item.strip() for item in values.split(";" if isinstance(known.get(key), tuple) else ",")]
+        axes[key] = tuple(_preset(item) if key == "preset" else _value(known, key, item) for item in items)
+        twice = [item for item, value in zip(items, axes[key], strict=True) if axes[key].count(value) > 1]
+        if twice:
+            raise UserError(f"--over {key} has {twice[-1]} twice; give each value once.")
+    return axes
+
+
+def _preset(name: str) -> str:
+    if name not in PRESETS:
+        choose = f"; choose some of {', '.join(PRESETS)}."
+        raise UserError(f"--over preset: there is no preset '{name}'{_meant(name, PRESETS) or choose}")
+    return name
+
+
+def _value(known: dict, key: str, text: str):
+    """The value of one key as an override would set it."""
+    config = base()
+    _override(config, known, key, text)
+    return _flat(config)[key]
+
+
+def _part(text: str) -> tuple[int, int]:
+    """'1/3' -> (1, 3)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    part = tuple(map(int, found.groups())) if found else (0, 0)
+    if part[0] >= part[1]:
+        raise UserError(f"--part must be I/N with I from 0 to N - 1, such as 0/2 and 1/2, not '{text}'.")
+    return part
 
 
 def _read(path: str) -> ConfigDict:

@@ -7,17 +7,24 @@ from mdw_jax.errors import UserError
 # An expert recipe is one word for a set of choices in `config.experts`; each ablation of the method is one of them.
 RECIPES = {
     "dtcl": {},  # dual-track collaborative learning with recovery: the method
-    "infonce": {"division": "clean", "clean_loss": "infonce"},  # the peers' expert: InfoNCE on all pairs
+    "infonce": {"division": "clean", "clean_loss": "infonce", "average": 0.0},  # the peers': InfoNCE on all pairs
+    "infonce_averaged": {"division": "clean", "clean_loss": "infonce"},  # the same with our averaged weights
     "tolerant": {"division": "tolerant"},  # the tolerant loss on all pairs
-    "single": {"dual": False},  # one track: a network divides for itself
+    "single": {"dual": False},  # one track: a network divides, recovers and guides for itself
+    "peer": {"teachers": 1},  # taught by its peer alone
     "no_recovery": {"recovery_weight": 0.0},
+    "no_guidance": {"guidance_weight": 0.0},
+    "no_average": {"average": 0.0},
     "no_division": {"division": "both"},  # every pair in both tracks
-    "filter": {"tolerant_weight": 0.0, "recovery_weight": 0.0},  # clean track only
+    "filter": {"tolerant_weight": 0.0, "recovery_weight": 0.0, "guidance_weight": 0.0},  # clean track only
     "infonce_clean_track": {"clean_loss": "infonce"},
-    "oracle": {"division": "oracle", "tolerant_weight": 0.0, "recovery_weight": 0.0},  # truth known: right pairs only
+    # The truth known: right pairs only.
+    "oracle": {"division": "oracle", "tolerant_weight": 0.0, "recovery_weight": 0.0, "guidance_weight": 0.0},
     "debiased": {"division": "clean", "clean_loss": "infonce", "debias": True},  # Fact D (ours)
     "rescaled": {"division": "tolerant", "rescale_step": True},  # Fact B (ours): step size / (1 - eta)
 }
+
+TOWERS = ("convnet", "vit", "mobilenet")
 
 
 def base() -> ConfigDict:
@@ -28,6 +35,8 @@ def base() -> ConfigDict:
     c.run.dir = "runs/default"  # everything this run writes
     c.run.seed = 0  # every random choice derives from it
     c.run.presets = ("random", "infonce", "mdw", "full")  # rows of the table: see mdw_jax/presets.py
+
+    c.run.tuned = ()  # settings of single presets, over all else: "lors:distill.lr_images=0.03"
 
     c.data = ConfigDict()
     c.data.name = "scenes"  # scenes (embedded) or karpathy (Flickr8k, Flickr30K, COCO)
@@ -55,13 +64,17 @@ def base() -> ConfigDict:
     c.text.seed = 0  # bow: which random projection
 
     c.model = ConfigDict()
-    c.model.tower = "convnet"  # convnet (from scratch) or mobilenet (pretrained)
+    c.model.tower = "convnet"  # convnet or vit (from scratch), mobilenet (pretrained)
     c.model.weights = ""  # mobilenet: the .q8.npz file
     c.model.mode = "full"  # full (VLD, LoRS: the backbone moves) or projection (RepBlend: two heads move)
     c.model.dim = 256  # width of the shared space, where there is an image head
     c.model.image_head = False  # full mode: add a projection head to the image branch
     c.model.patches = (4, 2, 2)  # convnet: patch side of each stage
     c.model.widths = (64, 128, 128)  # convnet: channels of each stage
+    c.model.vit_patch = 16  # vit: patch side, pixels
+    c.model.vit_width = 128
+    c.model.vit_depth = 4
+    c.model.vit_heads = 4
     c.model.pretrain_epochs = 0  # convnet: first learn to name the factors of another world of scenes (0: from scratch)
     c.model.pretrain_images = 6000
     c.model.tau = 0.07  # softmax temperature
@@ -87,6 +100,10 @@ def base() -> ConfigDict:
     c.experts.recovery_weight = 0.5  # mu; 0 turns recovery off and risky pairs stay in the tolerant track
     c.experts.recovery_top_k = 5  # pseudo-captions a risky image draws from
     c.experts.recovery_start = 2  # first epoch (from 0) that recovers
+    c.experts.guidance_weight = 1.0  # nu: all pairs learn the teacher's matching probabilities, from recovery_start on
+    c.experts.guidance_tau = 0.07  # temperature of what the teacher says
+    c.experts.teachers = 3  # other networks that divide, recover and guide together (1: the peer alone)
+    c.experts.average = 0.99  # weights are averaged over steps, and the average is the expert; 0: the last weights
     c.experts.debias = False  # Fact D: subtract eta times the loss under re-shuffled captions, divide by 1 - eta
     c.experts.rescale_step = False  # Fact B: step size lr / (1 - eta)
     c.experts.store_dtype = "float32"  # of the snapshots: float32 or bfloat16
@@ -115,6 +132,11 @@ def base() -> ConfigDict:
     c.distill.step_image = 0.3  # initial student step sizes a_v, a_t
     c.distill.step_text = 0.3
     c.distill.clip_images = True  # keep pixels in [0, 1]
+    c.distill.mix = False  # RepBlend: mix image representations and texts of a mini-batch, weight ~ Beta(1, 1)
+    c.distill.space = "pixels"  # features (projection mode only): learn features first, then decode images from them
+    c.distill.decode_steps = 40  # space features: steps from the real images to ones of these features
+    c.distill.decode_lr = 0.01  # of Adam, on pixels in [0, 1]
+    c.distill.lr_features = 0.3  # space features: of Adam, in standard deviations of a feature over the real images
     c.distill.augment = "none"  # none, flip or crop_flip: one draw an outer step
     c.distill.ema = 0.9  # of the distilled set; 0 turns it off
     c.distill.ceo = True  # Grad-CAM weights on the pixel updates
@@ -133,6 +155,9 @@ def base() -> ConfigDict:
     c.evaluate.weight_decay = 5e-4
     c.evaluate.lr_scales = (0.1, 0.3, 1.0)  # of the learned step sizes, chosen on val: momentum makes 1 too large
     c.evaluate.lr = 0.3  # what they scale for sets without learned step sizes (coresets)
+    c.evaluate.tower = ""  # another tower for the students than the set was distilled on: convnet, vit or mobilenet
+    c.evaluate.mode = "projection"  # of that tower: projection or full
+    c.evaluate.weights = ""  # of that tower, where it is mobilenet
     return c
 
 
@@ -160,9 +185,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "distill.optimizer": (d.optimizer, ("adam", "sgd")),
         "evaluate.protocol": (config.evaluate.protocol, ("honest", "peer")),
         "data.name": (config.data.name, ("scenes", "karpathy")),
-        "model.tower": (config.model.tower, ("convnet", "mobilenet")),
+        "model.tower": (config.model.tower, TOWERS),
+        "evaluate.tower": (config.evaluate.tower, ("", *TOWERS)),
+        "evaluate.mode": (config.evaluate.mode, ("projection", "full")),
         "model.mode": (config.model.mode, ("projection", "full")),
         "distill.gradient": (d.gradient, ("exact", "detached")),
+        "distill.space": (d.space, ("pixels", "features")),
         "distill.merge": (d.merge, ("separate", "merged")),
         "distill.loss": (d.loss, ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")),
         "distill.correspondence": (d.correspondence, ("identity", "full", "lowrank")),
@@ -188,10 +216,18 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,
              f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
     _require(len(config.run.presets) > 0, "run.presets is empty; give at least one, such as mdw.")
+    _require(e.teachers >= 1 and 0 <= e.average < 1 and e.guidance_tau > 0,
+             f"experts.teachers ({e.teachers}) must be at least 1, experts.average ({e.average}) lie in [0, 1) and "
+             f"experts.guidance_tau ({e.guidance_tau}) exceed 0.")
     _require(0 < e.clean_q <= 1 and 0 < e.tolerant_q <= 1,
              f"experts.clean_q and experts.tolerant_q must lie in (0, 1], not {e.clean_q} and {e.tolerant_q}.")
     _require(config.evaluate.every <= config.evaluate.steps, f"evaluate.every ({config.evaluate.every}) exceeds "
              f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
+    _require(config.model.mode == "projection" or (d.space == "pixels" and not d.mix),
+             "distill.space=features and distill.mix (RepBlend) work on the features of a frozen backbone; set "
+             "model.mode to projection.")
+    _require(d.space == "pixels" or d.augment == "none", f"distill.augment ({d.augment}) needs pixels; set it to none "
+             "or distill.space to pixels.")
     _require(len(config.evaluate.lr_scales) > 0, "evaluate.lr_scales is empty; give at least one, such as (1.0,).")
     _require(config.model.mode != "projection" or e.augment == "none",
              f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")

@@ -5,9 +5,11 @@ by its own losses, and the *other* one trains on that division:
 
     L = sum over clean pairs  w_n * clean_loss
       + lambda * sum over risky pairs  tolerant_loss                       (while they are not recovered)
-      + mu     * sum over risky images tolerant_loss on a caption drawn from the peer's top k  (recovery)
+      + mu     * sum over risky images tolerant_loss on a caption drawn from the teacher's top k  (recovery)
+      + nu     * sum over all pairs    cross entropy to the teacher's matching probabilities      (guidance)
 
-All networks of all experts advance together, epoch by epoch.
+The teacher of a network is other networks (its peer first), never itself; what it says comes from averaged weights.
+Recovery, guidance and averaging are ours. All networks of all experts advance together, epoch by epoch.
 """
 
 import dataclasses
@@ -53,6 +55,10 @@ class Recipe:
     recovery_weight: float
     recovery_top_k: int
     recovery_start: int
+    guidance_weight: float
+    guidance_tau: float
+    teachers: int
+    average: float
     debias: bool
     rescale_step: bool
 
@@ -66,8 +72,9 @@ class Inputs(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The rows of one epoch, each (steps, B): which image, which caption, and the weight of either track's loss."""
+    """One epoch, each (steps, B): which pair, its image, its caption, and the weight of either track's loss."""
 
+    rows: Any
     images: Any
     captions: Any
     clean: Any
@@ -79,12 +86,15 @@ class Experts(NamedTuple):
 
     snapshots: lists of parameters, entry k after epoch k. log: one dict an epoch and network. best: parameters at the
     best validation r_mean. clean_probability: (K,) mean over networks of the last division (ones without one).
+    right: (networks, epochs, K) bool, whether a pair found its partner in its batch, both ways, when it was trained on
+    (a pair left out of an epoch keeps what it had).
     """
 
     snapshots: list
     log: list
     best: list
     clean_probability: np.ndarray
+    right: np.ndarray
 
 
 def to_float(images):
@@ -115,7 +125,7 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
     lr = recipe.lr / (1 - rate) if recipe.rescale_step else recipe.lr
     optimizer = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(lr, recipe.momentum or None))
 
-    def batch_loss(params, images, texts, unrelated, clean, tolerant):
+    def batch_loss(params, images, texts, unrelated, clean, tolerant, said):
         v, t = model.embed_image(params["image"], images), model.embed_text(params["text"], texts)
         logits = v @ t.T / model.tau
 
@@ -127,21 +137,30 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
             shuffled = v @ model.embed_text(params["text"], unrelated).T / model.tau
             return debiased(pairs, shuffled_losses(loss, shuffled), rate)
 
-        return (clean * track(clean_loss) + tolerant * track(tolerant_loss)).mean()
+        loss = (clean * track(clean_loss) + tolerant * track(tolerant_loss)).mean()
+        if said is not None:
+            loss += recipe.guidance_weight * guidance(logits, said[0] @ said[1].T / recipe.guidance_tau)
+        own = jnp.arange(len(logits))
+        return loss, (logits.argmax(0) == own) & (logits.argmax(1) == own)
 
-    def epoch(carry, plan, key, images, texts):
+    def epoch(carry, plan, key, teacher, images, texts):
         def step(carry, scanned):
-            (params, state), (rows, unrelated, key) = carry, scanned
-            x = augment(key, to_float(images[rows.images]), recipe.augment)
-            loss, grads = jax.value_and_grad(batch_loss)(
-                params, x, texts[rows.captions], texts[unrelated], rows.clean, rows.tolerant
+            (params, state, (average, count)), (now, unrelated, key) = carry, scanned
+            x = augment(key, to_float(images[now.images]), recipe.augment)
+            said = teacher and (teacher[0][now.images], teacher[1][now.captions])
+            (loss, right), grads = jax.value_and_grad(batch_loss, has_aux=True)(
+                params, x, texts[now.captions], texts[unrelated], now.clean, now.tolerant, said
             )
             updates, state = optimizer.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), loss
+            params = optax.apply_updates(params, updates)
+            decay = jnp.minimum(recipe.average, (1 + count) / (10 + count))  # short at first, or it would lag behind
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+            return (params, state, (average, count + 1)), (loss, right)
 
         unrelated = jnp.roll(plan.captions, 1, axis=0)
-        carry, losses = jax.lax.scan(step, carry, (plan, unrelated, jax.random.split(key, len(plan.images))))
-        return carry, losses.mean()
+        keys = jax.random.split(key, len(plan.images))
+        carry, (losses, right) = jax.lax.scan(step, carry, (plan, unrelated, keys))
+        return carry, losses.mean(), right
 
     def pair_loss(v, t, images, captions):
         batch = lambda rows: pair_losses(infonce, v[rows[0]] @ t[rows[1]].T / model.tau)
@@ -180,7 +199,7 @@ def plan_epoch(generator, image_of, batch: int, clean, tolerant, captions) -> Pl
     steps = len(image_of) // batch
     order = generator.permutation(len(image_of))[: steps * batch].reshape(steps, batch)
     pick = lambda values, dtype: jnp.asarray(np.asarray(values)[order], dtype)
-    return Plan(pick(image_of, jnp.int32), pick(captions, jnp.int32), pick(clean, jnp.float32),
+    return Plan(jnp.asarray(order), pick(image_of, jnp.int32), pick(captions, jnp.int32), pick(clean, jnp.float32),
                 pick(tolerant, jnp.float32))
 
 
@@ -202,10 +221,34 @@ def _undivided(recipe: Recipe, pairs: int, warming_up: bool):
     return zeros, ones
 
 
+def guidance(logits, said):
+    """Cross entropy to a teacher's matching probabilities within a batch, rows and columns averaged: scalar (ours)."""
+    row = -(jax.nn.softmax(said, 1) * jax.nn.log_softmax(logits, 1)).sum(1).mean()
+    column = -(jax.nn.softmax(said, 0) * jax.nn.log_softmax(logits, 0)).sum(0).mean()
+    return (row + column) / 2
+
+
+def teachers_of(network: int, networks: int, count: int) -> list[int]:
+    """Who teaches a network: its peer, then the others in turn, up to `count` of them, never itself."""
+    others = [network ^ 1] + [n % networks for n in range(network + 1, network + networks)]
+    return list(dict.fromkeys(others))[:count]
+
+
+def together(embedded):
+    """Embeddings of several networks as those of one whose similarity is the mean of theirs: [(N, D)] -> (N, n D)."""
+    return jnp.concatenate(embedded, -1) / np.sqrt(len(embedded))
+
+
 def top_captions(images, texts, k: int):
-    """The k captions nearest to each image: (N, D), (K, D) -> (N, k) int."""
-    nearest = jax.jit(lambda rows: jax.lax.top_k(rows @ texts.T, k)[1])
-    return np.asarray(in_chunks(nearest, images))
+    """The k captions nearest to each image, best first: (N, D), (K, D) -> (N, k) int."""
+    similarity = jax.jit(lambda rows: rows @ texts.T)
+
+    def nearest(rows):
+        values = np.asarray(similarity(rows))
+        found = np.argpartition(-values, k - 1, axis=1)[:, :k]  # on a CPU far faster than `jax.lax.top_k`
+        return np.take_along_axis(found, np.argsort(-np.take_along_axis(values, found, 1), 1, kind="stable"), 1)
+
+    return np.concatenate([nearest(images[i : i + 500]) for i in range(0, len(images), 500)])
 
 
 def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int, seed: int, keep: int,
@@ -219,62 +262,79 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
     run = passes(model, recipe, rate)
     nets = range(2 * count)
     params = [model.init(named_key(seed, "experts", n // 2, "init", n % 2)) for n in nets]
+    averages, steps = list(params), jnp.float32(0)
     states = [run.optimizer.init(p) for p in params]
     pairs, image_of = len(train.image_of), np.asarray(train.image_of)
     own_captions = np.arange(pairs)
     snapshots, best, best_val = [[p] for p in params], list(params), [-1.0] * len(nets)
     log, probability = [], np.ones(pairs, np.float32)
+    right = np.zeros((len(nets), recipe.epochs, pairs), bool)
 
     for epoch in range(recipe.epochs):
         divided = epoch >= recipe.warmup and recipe.division in ("gmm", "oracle")
         recovering = divided and recipe.recovery_weight > 0 and epoch >= recipe.recovery_start
-        embedded = [
-            (in_chunks(functools.partial(run.image, p), train.images), run.text(p, train.texts))
-            if recovering or (divided and recipe.division == "gmm") else None
-            for p in params
-        ]
+        guided = divided and recipe.guidance_weight > 0 and epoch >= recipe.recovery_start
+        taught = [None for _ in nets]
+        if recovering or guided or (divided and recipe.division == "gmm"):
+            embedded = [(in_chunks(functools.partial(run.image, p), train.images), run.text(p, train.texts))
+                        for p in averages]
+            who = [teachers_of(n, len(nets), recipe.teachers) if recipe.dual else [n] for n in nets]
+            taught = [tuple(together([embedded[t][branch] for t in who[n]]) for branch in (0, 1)) for n in nets]
         if divided and recipe.division == "gmm":
-            losses = _all_pair_losses(run.pair_loss, embedded, image_of, recipe.batch, seed, epoch)
-            own_division = [divide(values, seed) for values in losses]
+            losses = _all_pair_losses(run.pair_loss, taught, image_of, recipe.batch, seed, epoch)
+            division = [divide(values, seed) for values in losses]
         elif divided:
-            own_division = [(~mismatched).astype(np.float32) for _ in nets]
+            division = [(~mismatched).astype(np.float32) for _ in nets]
 
         plans = []
         for n in nets:
-            peer = n ^ 1 if recipe.dual else n
             captions = own_captions
             if divided:
-                clean, tolerant = tracks(recipe, own_division[peer], recovering)
+                clean, tolerant = tracks(recipe, division[n], recovering)
             else:
                 clean, tolerant = _undivided(recipe, pairs, epoch < recipe.warmup)
             generator = named_generator(seed, "experts", n // 2, "epoch", epoch, n % 2)
             if recovering:
-                nearest = top_captions(*embedded[peer], recipe.recovery_top_k)
-                drawn = nearest[image_of, generator.integers(recipe.recovery_top_k, size=pairs)]
-                captions = np.where(clean > 0, own_captions, drawn)
+                captions = _recovered(generator, taught[n], image_of, clean > 0, recipe.recovery_top_k)
             plans.append(plan_epoch(generator, image_of, recipe.batch, clean, tolerant, captions))
         keys = [named_key(seed, "experts", n // 2, "augment", epoch, n % 2) for n in nets]
-        mapped = [((p, s), plan, key) for p, s, plan, key in zip(params, states, plans, keys, strict=True)]
+        mapped = [((params[n], states[n], (averages[n], steps)), plans[n], keys[n],
+                   taught[n] if guided else None) for n in nets]
         results = run.for_all(run.epoch, mapped, train.images, train.texts)
         params, states = [r[0][0] for r in results], [r[0][1] for r in results]
+        averages, steps = [r[0][2][0] for r in results], results[0][0][2][1]
 
         for n in nets:
             if not np.isfinite(results[n][1]):
                 raise UserError(f"expert {n // 2} diverged in epoch {epoch + 1}: its loss is not finite; lower experts.lr.")
-            scores = score(model, params[n], val)
+            right[n, epoch] = right[n, max(epoch - 1, 0)]
+            right[n, epoch, np.asarray(plans[n].rows).ravel()] = np.asarray(results[n][2]).ravel()
+            scores = score(model, averages[n], val)
             row = {"epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2], "loss": float(results[n][1])}
             row |= {f"val_{name}": float(value) for name, value in zip(METRICS, scores, strict=True)}
             if divided and mismatched is not None:
-                row |= division_quality(own_division[n], mismatched)
+                row |= division_quality(division[n], mismatched)
             log.append(row)
             if row["val_r_mean"] > best_val[n]:
-                best[n], best_val[n] = params[n], row["val_r_mean"]
+                best[n], best_val[n] = averages[n], row["val_r_mean"]
             if epoch + 1 <= keep:
-                snapshots[n].append(params[n])
+                snapshots[n].append(averages[n])
         if divided:
-            probability = np.mean(own_division, axis=0)
+            probability = np.mean(division, axis=0)
         on_epoch(epoch, float(np.mean([row["val_r_mean"] for row in log[-len(nets):]])))
-    return Experts(snapshots, log, best, probability)
+    return Experts(snapshots, log, best, probability, right)
+
+
+def _recovered(generator, teacher, image_of, clean, k: int):
+    """(K,) captions: its own for a clean pair, for a risky one a draw from the teacher's k nearest to its image."""
+    risky = np.flatnonzero(~clean)
+    if not len(risky):
+        return np.arange(len(image_of))
+    images, place = np.unique(image_of[risky], return_inverse=True)
+    nearest = top_captions(teacher[0][images], teacher[1], k)
+    captions = np.arange(len(image_of))
+    captions[risky] = nearest[place, generator.integers(k, size=len(risky))]
+    return captions
 
 
 def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch):

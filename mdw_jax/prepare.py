@@ -26,6 +26,7 @@ from mdw_jax.towers.dual import DualEncoder, dual_encoder
 from mdw_jax.towers.mobilenet import mobilenet
 from mdw_jax.towers.pretrain import pretrain
 from mdw_jax.towers.tower import Tower
+from mdw_jax.towers.vit import vit
 
 _PRETRAIN_WORLD = 1_000_003
 
@@ -57,15 +58,10 @@ def prepare(config: ConfigDict) -> Prepared:
     texts = text_features(pairs, text.encoder, cache_dir=cache, dim=text.dim, seed=text.seed, path=text.path or None,
                           pooling=text.pooling, max_tokens=text.max_tokens)
     m = config.model
-    shape = pairs.train.images.shape[1:]
-    tower = mobilenet(m.weights) if m.tower == "mobilenet" else convnet(shape, m.patches, m.widths)
-    if m.tower == "convnet" and m.pretrain_epochs:
-        tower = _pretrained(tower, m, shape, config.run.seed, cache)
-    backbone = tower.init(named_key(config.run.seed, "backbone"))
-    model = dual_encoder(tower, backbone, texts.train.shape[1], mode=m.mode, dim=m.dim, image_head=m.image_head,
-                         tau=m.tau)
-    weights = digest(*map(np.asarray, jax.tree.leaves(backbone)))
-    key = digest(fingerprint, texts.key, {k: v for k, v in m.to_dict().items() if k != "weights"}, weights)
+    model, weights = _build_model(m, pairs.train.images.shape[1:], texts.train.shape[1], config.run.seed, cache)
+    # Settings of the vit say nothing of another tower. The weights count by what is in them, not by their path.
+    said = {k: v for k, v in m.to_dict().items() if k != "weights" and (m.tower == "vit" or not k.startswith("vit_"))}
+    key = digest(fingerprint, texts.key, said, weights)
     images = {name: getattr(pairs, name).images for name in ("train", "val", "test")}
     if m.mode == "projection":
         images = image_features(model, images, cache, digest(fingerprint, weights))
@@ -76,6 +72,52 @@ def prepare(config: ConfigDict) -> Prepared:
         for name in ("val", "test")
     }
     return Prepared(pairs, fingerprint, texts, model, jnp.asarray(images["train"]), inputs["val"], inputs["test"], key)
+
+
+def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, Inputs, Inputs]:
+    """The model that students of an evaluation train, and val and test as it sees them.
+
+    With `evaluate.tower` "" it is the distilled one: `prepared`'s own, unchanged. Otherwise (cross-architecture
+    evaluation) it has that tower instead, in `evaluate.mode`, with `evaluate.weights`; all else is as in
+    `config.model`, text features and image size included. In projection mode the tower is frozen and its val and test
+    features are cached in `<run.dir>/cache`: sensible for a pretrained tower only, for the features of a convnet or
+    vit that nothing has trained are random; take mode full for those.
+
+    Build it once a run: what is compiled for a model is compiled again for its double. Raises UserError for a tower
+    that does not fit the images, or without its weights.
+    """
+    e = config.evaluate
+    if not e.tower:
+        return prepared.model, prepared.val, prepared.test
+    if e.tower == "mobilenet" and not Path(e.weights).is_file():
+        raise UserError(f"there are no MobileNet weights at '{e.weights}'; set evaluate.weights to a .q8.npz file.")
+    m = ConfigDict({**config.model.to_dict(), "tower": e.tower, "mode": e.mode, "weights": e.weights})
+    cache = Path(config.run.dir) / "cache"
+    model, weights = _build_model(m, prepared.pairs.train.images.shape[1:], prepared.texts.train.shape[1],
+                                  config.run.seed, cache)
+    images = {"val": prepared.pairs.val.images, "test": prepared.pairs.test.images}
+    if m.mode == "projection":
+        images = image_features(model, images, cache, digest(prepared.fingerprint, weights))
+    val, test = (getattr(prepared, name)._replace(images=jnp.asarray(images[name])) for name in ("val", "test"))
+    return model, val, test
+
+
+def build_tower(m: ConfigDict, shape, seed: int, cache: Path) -> Tower:
+    """The image tower of a model section for images of `shape` (H, W, C); `seed`, `cache`: for its pretraining, if any."""
+    if m.tower == "mobilenet":
+        return mobilenet(m.weights)
+    if m.tower == "vit":
+        return vit(shape, m.vit_patch, m.vit_width, m.vit_depth, m.vit_heads)
+    tower = convnet(shape, m.patches, m.widths)
+    return _pretrained(tower, m, shape, seed, cache) if m.pretrain_epochs else tower
+
+
+def _build_model(m: ConfigDict, shape, text_dim: int, seed: int, cache: Path) -> tuple[DualEncoder, str]:
+    """The model of a model section, and a digest of its backbone: values and shapes, so another tower is another."""
+    tower = build_tower(m, shape, seed, cache)
+    backbone = tower.init(named_key(seed, "backbone"))
+    model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau)
+    return model, digest(*map(np.asarray, jax.tree.leaves(backbone)))
 
 
 def _pretrained(tower: Tower, m: ConfigDict, shape, seed: int, cache: Path) -> Tower:
@@ -123,13 +165,15 @@ def noise_of(config: ConfigDict, prepared: Prepared) -> noise_files.Noise:
 
 
 def image_features(model: DualEncoder, images: dict, cache: Path, key: str) -> dict:
-    """Pooled features of the frozen backbone, computed once: {split: (N, F) float32}."""
+    """Pooled features of the frozen backbone, each split's computed once: {split: (N, F) float32}."""
     path = cache / f"images-{key[:16]}.safetensors"
     try:
-        return load_file(path)
+        features = load_file(path)
     except (FileNotFoundError, SafetensorError):  # a damaged cache is only a cache: compute it again
-        pass
-    forward = jax.jit(lambda rows: model.inputs(to_float(rows)))
-    features = {name: np.asarray(in_chunks(forward, rows, 100)) for name, rows in images.items()}
-    write_atomically(path, save(features))
-    return features
+        features = {}
+    missing = [name for name in images if name not in features]  # students ask for less than experts
+    if missing:
+        forward = jax.jit(lambda rows: model.inputs(to_float(rows)))
+        features |= {name: np.asarray(in_chunks(forward, images[name], 100)) for name in missing}
+        write_atomically(path, save(features))
+    return {name: features[name] for name in images}

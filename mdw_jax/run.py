@@ -26,18 +26,32 @@ _PACKAGES = ("mdw-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[Preset]]:
     """Check the config, note it and the environment in the run folder, prepare the data, open the presets."""
     resolved = resolve(config)
-    try:
-        Path(config.run.dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run folder '{config.run.dir}' ({error.strerror}); set run.dir elsewhere."
-                        ) from None
+    folder = run_folder(config)
     prepared = prepare(resolved)
     # Presets resolve for themselves: one recipe filled in on top of another would mix the two.
     presets = [open_preset(config, prepared, name) for name in config.run.presets]
-    folder = Path(config.run.dir)
     write_json(folder / "config.json", resolved.to_dict())
     write_json(folder / "environment.json", environment())
     return resolved, prepared, presets
+
+
+def run_folder(config: ConfigDict) -> Path:
+    """The run folder, made if need be. Raises UserError if it cannot be."""
+    folder = Path(config.run.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder '{folder}' ({error.strerror}); set run.dir elsewhere.") from None
+    return folder
+
+
+def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
+    """Write a CSV with a header, atomically; what a row lacks is left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def environment() -> dict:
@@ -91,12 +105,7 @@ def evaluate_command(config: ConfigDict) -> None:
     config, prepared, presets = _begin(config)
     rows = [row for preset in presets for row in evaluate_stage(preset, prepared)]
     folder = Path(config.run.dir)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(folder / "scores.csv", text.getvalue().encode())
+    write_csv(folder / "scores.csv", list(dict.fromkeys(name for row in rows for name in row)), rows)
     table = report.table(rows, presets)
     write_atomically(folder / "table.md", report.markdown(table).encode())
     page = report.page(folder, config, prepared, presets, table, json.loads((folder / "environment.json").read_text()))

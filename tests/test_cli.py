@@ -35,10 +35,13 @@ def file(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Stands in for the stages; a list of (command, config) calls."""
+    """Stands in for the stages; a list of (command, config) calls, or (command, arguments ...) of sweep and table."""
     made = []
     stages = {name: (lambda config, name=name: made.append((name, config))) for name in COMMANDS if name != "config"}
     monkeypatch.setitem(sys.modules, "mdw_jax.run", types.SimpleNamespace(STAGES=stages))
+    for name, function in (("sweep", "sweep"), ("table", "table_command")):
+        stub = types.SimpleNamespace(**{function: lambda *arguments, name=name: made.append((name, *arguments))})
+        monkeypatch.setitem(sys.modules, f"mdw_jax.{name}", stub)
     return made
 
 
@@ -172,6 +175,66 @@ def test_mistakes_in_the_file(tmp_path, calls, capsys, text, sentence):
     assert str(path) in said and sentence in said
 
 
+def test_a_sweep_gets_typed_axes_in_order(file, calls):
+    words = ["--over", "noise.rate=0, 0.4", "--over=preset=random,mdw", "--over", "model.widths=32,64;(64,)",
+             "--over", "experts.dual=false", "--seeds", "3", "--part=1/2", "--dry", "--config.run.seed=5"]
+    assert main(["sweep", "--config", file("c.distill.batch = 5000"), *words]) == 0  # impossible, but not a cell
+    (_, config, axes, part, dry), = calls
+    assert list(axes.items()) == [("noise.rate", (0.0, 0.4)), ("preset", ("random", "mdw")),
+                                  ("model.widths", ((32, 64), (64,))), ("experts.dual", (False,))]
+    assert type(axes["noise.rate"][0]) is float
+    assert (config.distill.sets, config.run.seed, part, dry) == (3, 5, (1, 2), True)
+    assert main(["sweep", "--config", file()]) == 0
+    assert calls[1][2:] == ({}, (0, 1), False) and calls[1][1].distill.sets == base().distill.sets
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--over", "noise.rat=0"], "there is no config.noise.rat; did you mean config.noise.rate?"),
+    (["--over", "noise=0"], "config.noise is a section; set one of its keys"),
+    (["--over", "noise.rate=0,x"], "config.noise.rate must be a number, not 'x'."),
+    (["--over", "noise.rate=0,,1"], "config.noise.rate must be a number, not ''."),
+    (["--over", "preset=random,mwd"], "there is no preset 'mwd'; did you mean mdw?"),
+    (["--over", "preset=random,qqqq"], "there is no preset 'qqqq'; choose some of random, "),
+    (["--over", "noise.rate=0", "--over", "noise.rate=0.2"], "--over noise.rate is given twice; give all its values"),
+    (["--over", "noise.rate=0,0.0"], "--over noise.rate has 0.0 twice"),
+    (["--over", "noise.rate="], "--over noise.rate= has no values"),
+    (["--over", "noise.rate"], "--over noise.rate has no values"),
+    (["--over"], "--over needs a value"),
+    (["--over", "run.dir=a,b"], "all cells share one folder"),
+    (["--over", "run.presets=mdw;random"], "write --over preset="),
+    (["--seeds", "two"], "config.distill.sets must be a whole number, not 'two'."),
+    (["--seeds=1", "--seeds=2"], "--seeds is given twice; keep one."),
+    (["--part", "2/2"], "--part must be I/N"),
+    (["--part", "half"], "--part must be I/N"),
+    (["--dry=yes"], "--dry takes no value"),
+    (["--rows=preset"], "mdw sweep has no flag --rows; see mdw sweep --help."),
+    (["table.csv"], "one command at a time: 'table.csv' follows 'sweep'."),
+])
+def test_mistakes_of_a_sweep(file, calls, capsys, words, sentence):
+    assert sentence in _mistake(capsys, "sweep", f"--config={file()}", *words)
+    assert not calls
+
+
+def test_a_table_needs_no_config(calls):
+    assert main(["table", "a.csv", "--interval", "b.csv"]) == 0
+    words = ["--rows", "preset,distill.pairs", "--columns=", "--metric=IR@1", "--out", "t.md"]
+    assert main(["table", "a.csv", *words]) == 0
+    assert calls == [("table", ["a.csv", "b.csv"], ["preset"], ["noise.rate"], "r_mean", True, None),
+                     ("table", ["a.csv"], ["preset", "distill.pairs"], [], "IR@1", False, "t.md")]
+
+
+@pytest.mark.parametrize("words, sentence", [
+    ([], "no CSV given; write mdw table FILE.csv."),
+    (["a.csv", "--config=c.py"], "mdw table reads no config; leave --config out."),
+    (["a.csv", "--rows"], "--rows needs a value"),
+    (["a.csv", "--dry"], "mdw table has no flag --dry; see mdw table --help."),
+    (["a.csv", "--row=preset"], "there is no flag --row; did you mean --rows?"),
+])
+def test_mistakes_of_a_table(calls, capsys, words, sentence):
+    assert sentence in _mistake(capsys, "table", *words)
+    assert not calls
+
+
 def _stub(monkeypatch, error):
     def stage(config):
         raise error
@@ -205,6 +268,8 @@ def test_help_and_version(capsys):
     assert main(["run", "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: mdw run") and "lr_scales=0.1,0.3" in out and "train the experts" not in out
+    for command, word in (("sweep", "--over KEY=VALUE"), ("table", "usage: mdw table FILE.csv")):
+        assert main([command, "--help"]) == 0 and word in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("mdw ")
 

@@ -23,7 +23,7 @@ def recipe(name="dtcl", **changes):
     c.experts.recipe = name
     c.experts.update({"epochs": 6, "lr_infonce": 0.1, "lr": 0.5, "batch": 32, "warmup": 1, "recovery_start": 2,
                       "momentum": 0.0, "weight_decay": 0.0, "recovery_top_k": 3, "recovery_weight": 0.5,
-                      "tolerant_weight": 0.7})
+                      "tolerant_weight": 0.7, "average": 0.5})
     resolved = resolve(c).experts
     fields = {field.name: resolved[field.name] for field in dataclasses.fields(Recipe)}
     return Recipe(**{**fields, **changes})
@@ -112,16 +112,48 @@ def test_best_is_the_epoch_of_the_best_validation():
 @pytest.mark.parametrize("dual", [True, False])
 def test_each_network_trains_on_the_others_division(monkeypatch, plans, dual):
     divisions = [np.where(np.arange(TRAIN * PER_IMAGE) % 2 == n, 0.9, 0.1).astype(np.float32) for n in range(2)]
-    calls = iter(divisions)
+    calls, seen, losses_of = iter(divisions), [], experts._all_pair_losses
     monkeypatch.setattr(experts, "divide", lambda losses, seed: next(calls))
-    train("no_recovery", epochs=2, dual=dual)
+    monkeypatch.setattr(experts, "_all_pair_losses", lambda run, by, *rest: seen.append(by) or losses_of(run, by, *rest))
+    data = planted(0.4)
+    trained = train("no_recovery", data=data, epochs=2, dual=dual, guidance_weight=0.0)
     warm, divided = plans[:2], plans[2:]
     assert all((clean == 0).all() and (tolerant == 1).all() for clean, tolerant, _ in warm)
     for n, (clean, tolerant, captions) in enumerate(divided):
-        by = divisions[1 - n if dual else n]
-        np.testing.assert_allclose(clean, np.where(by > 0.5, 0.9, 0))
-        np.testing.assert_allclose(tolerant, np.where(by > 0.5, 0, 0.7))
+        by = trained.snapshots[1 - n if dual else n][1]
+        np.testing.assert_allclose(seen[0][n][1], MODEL.embed_text(by["text"], data[0].texts), atol=1e-5)
+        np.testing.assert_allclose(clean, np.where(divisions[n] > 0.5, 0.9, 0))
+        np.testing.assert_allclose(tolerant, np.where(divisions[n] > 0.5, 0, 0.7))
         np.testing.assert_array_equal(captions, np.arange(TRAIN * PER_IMAGE))
+
+
+def test_teachers_are_the_peer_and_then_the_others_never_oneself():
+    assert experts.teachers_of(0, 2, 3) == [1] and experts.teachers_of(3, 6, 1) == [2]
+    assert experts.teachers_of(2, 6, 3) == [3, 4, 5] and experts.teachers_of(5, 6, 3) == [4, 0, 1]
+    v = [np.eye(3)[:2], np.ones((2, 3))]
+    both = experts.together([jnp.asarray(x) for x in v])
+    np.testing.assert_allclose(both @ both.T, (v[0] @ v[0].T + v[1] @ v[1].T) / 2, rtol=1e-6)
+
+
+def test_guidance_is_smallest_where_student_and_teacher_agree():
+    said = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)) * 3)
+    gradient = jax.grad(experts.guidance)(said, said)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    assert experts.guidance(said, said) < experts.guidance(said + jnp.eye(5), said)
+
+
+def test_averages_follow_the_weights_by_hand():
+    data = planted(0.0)
+    last = train("tolerant", data=data, epochs=1, average=0.0, batch=320).snapshots[0]
+    averaged = train("tolerant", data=data, epochs=1, average=0.5, batch=320).snapshots[0]
+    # One step of 320 pairs; the decay of the first step is 1/10.
+    jax.tree.map(lambda s, w, a: np.testing.assert_allclose(a, 0.1 * s + 0.9 * w, atol=1e-6), last[0], last[1], averaged[1])
+
+
+def test_right_says_which_pairs_found_their_partner():
+    trained = train("infonce", data=planted(0.0), epochs=6)
+    assert trained.right.shape == (2, 6, TRAIN * PER_IMAGE) and trained.right.dtype == bool
+    assert trained.right[:, 5].mean() > trained.right[:, 0].mean()
 
 
 def test_recovery_draws_captions_for_risky_images_from_the_peers_nearest(monkeypatch, plans):

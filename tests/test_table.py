@@ -1,0 +1,148 @@
+"""Tables of hand-made CSVs with known means."""
+
+import csv
+
+import pytest
+
+from mdw_jax.errors import UserError
+from mdw_jax.table import read_rows, table, table_command
+
+FIXED = {"noise.protocol": "image", "protocol": "honest", "lr_scale": "0.3", "commit": "abc", "run.seed": "0"}
+
+
+def rows(preset, rate, sets, **more):
+    """One row a student: sets is a list of lists of r_mean."""
+    return [{"preset": preset, "noise.rate": rate, "set": index, "student": student, "r_mean": value, **FIXED,
+             **{name.replace("__", "."): value for name, value in more.items()}}
+            for index, students in enumerate(sets) for student, value in enumerate(students)]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes rows to a CSV; returns its path."""
+    def write(data, name="sweep.csv"):
+        with open(tmp_path / name, "w", newline="") as file:
+            writer = csv.DictWriter(file, dict.fromkeys(key for row in data for key in row))
+            writer.writeheader()
+            writer.writerows(data)
+        return str(tmp_path / name)
+    return write
+
+
+GRID = [*rows("random", "0.4", [[1, 3], [5, 7]]), *rows("mdw", "0.4", [[10, 10], [14, 14]]),
+        *rows("full", "0.4", [[50, 52]]), *rows("random", "0.0", [[2, 2], [2, 2]]),
+        *rows("mdw", "0.0", [[1, 1], [1, 2]])]
+
+
+def test_means_and_deviations_over_students_and_sets(write):
+    assert table(read_rows([write(GRID)])).splitlines() == [
+        "| preset | noise.rate = 0 | noise.rate = 0.4 |",
+        "| :-- | :-- | :-- |",
+        "| random | **2.00 +- 0.00** | 4.00 +- 2.58 |",
+        "| mdw | 1.25 +- 0.50 | **12.00 +- 2.31** |",
+        "| full | - | 51.00 +- 1.41 |",
+        "",
+        "r_mean: mean +- standard deviation over sets x students; each 2 sets x 2 students, except 2 networks "
+        "(preset = full); protocol honest; run.seed 0; commit abc.",
+    ]
+
+
+def test_an_interval_takes_sets_as_the_unit(write):
+    # sets have means 2, 6, 7: mean 5, deviation sqrt(7), and 95 % of t with 2 degrees of freedom lie within 4.303
+    text = table(read_rows([write(rows("mdw", "0.4", [[1, 3], [5, 7], [7, 7]]) + GRID[8:10])]), interval=True)
+    assert f"| mdw | **5.00 +- {4.302653 * (7 / 3) ** 0.5:.2f}** |" in text
+    assert "| full | 51.00 |" in text and "t-interval over sets" in text
+
+
+def test_sets_of_several_seeds_are_several_sets(write):
+    data = rows("mdw", "0.4", [[1, 1]]) + rows("mdw", "0.4", [[3, 3]], run__seed="1")
+    text = table(read_rows([write(data)]), interval=True)
+    assert f"2.00 +- {12.706205 * 2**0.5 / 2**0.5:.2f}" in text
+    assert "each 2 sets x 2 students; protocol honest; run.seed 0, 1;" in text
+
+
+def test_columns_that_vary_inside_a_cell_are_an_error(write):
+    data = [row for pairs in (8, 100, 20) for row in rows("mdw", "0.4", [[pairs]], distill__pairs=pairs)]
+    read = read_rows([write(data)])
+    with pytest.raises(UserError, match=r"^distill.pairs varies \(8, 20, 100\) inside the cell preset = mdw, "
+                                        r"noise.rate = 0.4; add it: --rows preset,distill.pairs\.$"):
+        table(read)
+    lines = table(read, ["preset", "distill.pairs"]).splitlines()[2:5]
+    assert [line.split(" | ")[1] for line in lines] == ["8", "20", "100"]
+    assert "| preset | distill.pairs = 8 | distill.pairs = 20 | distill.pairs = 100 |" in table(
+        read, columns=["distill.pairs"])
+    assert "| distill.pairs | r_mean |" in table(read, ["distill.pairs"], [])
+
+
+def test_the_peer_protocol_is_labelled_and_beats_no_honest_row(write):
+    data = rows("mdw", "0.4", [[20, 22]], protocol="peer") + rows("random", "0.4", [[10, 10]])
+    text = table(read_rows([write(data)]))
+    assert "| mdw | 21.00 +- 1.41 (optimistic) |" in text and "| random | **10.00 +- 0.00** |" in text
+    assert "protocol peer, honest (optimistic: peer is the best of the test evaluations);" in text
+    assert "| mdw | **21.00 +- 1.41 (optimistic)** |" in table(read_rows([write(data[:2])]))
+    assert "optimistic" not in table(read_rows([write(GRID)]))
+
+
+def test_counts_name_the_exceptions(write):
+    data = [*rows("random", "0", [[1], [1]]), *rows("random", "0.4", [[1]]), *rows("mdw", "0", [[1], [1]]),
+            *rows("mdw", "0.4", [[1], [1]]), *rows("infonce", "0.4", [[1, 2], [3]]),
+            *(row for rate in ("0", "0.2", "0.4", "0.6") for row in rows("full", rate, [[1, 2]]))]
+    text = table(read_rows([write(data)]))
+    assert ("each 2 sets x 1 student, except 1 set x 1 student (preset = random, noise.rate = 0.4), "
+            "2 sets with 3 students in all (preset = infonce), 2 networks (preset = full);") in text
+
+
+def test_several_files_are_united(write):
+    more = rows("lors", "0.40", [[3, 5]], experts__recipe="dtcl", commit="def")
+    files = [write(GRID), write(more, "more.csv"), write(GRID[:5], "again.csv")]  # read twice, counted once
+    text = table(read_rows(files))
+    assert "| lors | - | 4.00 +- 1.41 |" in text
+    assert "| random | **2.00 +- 0.00** | 4.00 +- 2.58 |" in text and "except 2 networks (preset = full)" in text
+    assert "commit abc, def." in text
+    with pytest.raises(UserError, match="more.csv' and '.*sweep.csv' disagree about student 0 of set 0 of "):
+        read_rows([write(GRID), write(rows("random", "0.4", [[9]]), "more.csv")])
+
+
+def test_other_metrics(write):
+    data = [{**row, "bytes": "" if row["preset"] == "full" else 800} for row in GRID]
+    text = table(read_rows([write(data)]), metric="bytes")
+    assert "| mdw | 800.00 +- 0.00 | 800.00 +- 0.00 |" in text and "| full | - | - |" in text  # none is the best
+
+
+def test_out(write, tmp_path, capsys):
+    path = write(GRID)
+    table_command([path], ["preset"], ["noise.rate"], "r_mean", False, None)
+    printed = capsys.readouterr().out
+    table_command([path], ["preset"], ["noise.rate"], "r_mean", False, str(tmp_path / "table.md"))
+    assert (tmp_path / "table.md").read_text() == printed == table(read_rows([path]))
+    with pytest.raises(UserError, match="cannot write"):
+        table_command([path], ["preset"], ["noise.rate"], "r_mean", False, f"{path}/table.md")
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"rows": ["presets"]}, "no column 'presets'; did you mean preset?"),
+    ({"metric": "qqqq"}, "no column 'qqqq'; there are preset, noise.rate, "),
+    ({"metric": "commit"}, "column 'commit' holds no numbers"),
+    ({"metric": "empty"}, "column 'empty' is empty in every row"),
+    ({"rows": ["preset", "noise.rate"]}, "'noise.rate' is named twice"),
+    ({"rows": []}, "--rows names no column"),
+])
+def test_mistakes_in_what_is_asked(write, options, words):
+    with pytest.raises(UserError, match=words):
+        table(read_rows([write([{**row, "empty": ""} for row in GRID])]), **options)
+
+
+@pytest.mark.parametrize("contents, words", [
+    (None, "there is no file"),
+    (b"", "no column 'preset'"),
+    (b"preset,set,student\nmdw,0,0\n", "no column 'protocol'"),
+    (b"preset,set,student,protocol\n", "holds no rows yet"),
+    (b"preset,set,student,protocol\nmdw,0,0,honest,1\n", "longer than its header"),
+    (b"\x89PNG\r\n\x1a\n\xff\xff", "is not a CSV"),
+    (b'preset,"set\n', "is not a CSV"),
+])
+def test_mistakes_in_files(tmp_path, contents, words):
+    if contents is not None:
+        (tmp_path / "t.csv").write_bytes(contents)
+    with pytest.raises(UserError, match=f"t.csv'.*{words}|{words}.*t.csv'"):
+        read_rows([tmp_path / "t.csv"])
