@@ -346,7 +346,8 @@ def _items(key: str, default: tuple, text: str) -> tuple:
     items = [item.strip().strip("'\"") for item in inner.split(",")]
     items = items[:-1] if items[-1] == "" else items  # "(0.1,)", and "()" for none
     try:
-        return tuple(type(default[0])(item) for item in items)
+        kind = type(default[0]) if default else str
+        return tuple(kind(item) for item in items)
     except ValueError as error:
         raise UserError(f"config.{key} must be {_kind(default)}, not '{text}'.") from error
 
@@ -354,7 +355,7 @@ def _items(key: str, default: tuple, text: str) -> tuple:
 def _kind(default) -> str:
     """What a key takes, in words."""
     if isinstance(default, tuple):
-        return f"a list such as {','.join(map(str, default))}"
+        return f"a list such as {','.join(map(str, default)) or 'a,b'}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(default)]
 
 

@@ -7,21 +7,23 @@ from mdw_jax.errors import UserError
 # An expert recipe is one word for a set of choices in `config.experts`; each ablation of the method is one of them.
 RECIPES = {
     "dtcl": {},  # dual-track collaborative learning with recovery: the method
-    "infonce": {"division": "clean", "clean_loss": "infonce", "average": 0.0},  # the peers': InfoNCE on all pairs
-    "infonce_averaged": {"division": "clean", "clean_loss": "infonce"},  # the same with our averaged weights
-    "tolerant": {"division": "tolerant"},  # the tolerant loss on all pairs
+    "infonce": {"division": "clean", "clean_loss": "infonce", "average": 0.0, "scouts": 0},  # the peers': InfoNCE on all pairs
+    "infonce_averaged": {"division": "clean", "clean_loss": "infonce", "scouts": 0},  # the same with our averaged weights
+    "tolerant": {"division": "tolerant", "scouts": 0},  # the tolerant loss on all pairs
     "single": {"dual": False},  # one track: a network divides, recovers and guides for itself
     "peer": {"teachers": 1},  # taught by its peer alone
     "no_recovery": {"recovery_weight": 0.0},
     "no_guidance": {"guidance_weight": 0.0},
     "no_average": {"average": 0.0},
-    "no_division": {"division": "both"},  # every pair in both tracks
+    "no_scouts": {"scouts": 0},
+    "no_division": {"division": "both", "scouts": 0},  # every pair in both tracks
     "filter": {"tolerant_weight": 0.0, "recovery_weight": 0.0, "guidance_weight": 0.0},  # clean track only
     "infonce_clean_track": {"clean_loss": "infonce"},
     # The truth known: right pairs only.
-    "oracle": {"division": "oracle", "tolerant_weight": 0.0, "recovery_weight": 0.0, "guidance_weight": 0.0},
-    "debiased": {"division": "clean", "clean_loss": "infonce", "debias": True},  # Fact D (ours)
-    "rescaled": {"division": "tolerant", "rescale_step": True},  # Fact B (ours): step size / (1 - eta)
+    "oracle": {"division": "oracle", "tolerant_weight": 0.0, "recovery_weight": 0.0, "guidance_weight": 0.0,
+               "scouts": 0},
+    "debiased": {"division": "clean", "clean_loss": "infonce", "debias": True, "scouts": 0},  # Fact D (ours)
+    "rescaled": {"division": "tolerant", "rescale_step": True, "scouts": 0},  # Fact B (ours): step size / (1 - eta)
 }
 
 TOWERS = ("convnet", "vit", "mobilenet")
@@ -83,6 +85,8 @@ def base() -> ConfigDict:
     c.experts.recipe = "dtcl"  # one word for the choices below: see RECIPES in mdw_jax/config.py
     c.experts.count = 4  # experts; each is two networks, so twice as many trajectories
     c.experts.epochs = 6
+    c.experts.scouts = 0  # experts of a first generation that teaches the others from their first step; 0: none
+    c.experts.scout_epochs = 6
     c.experts.batch = 128
     c.experts.lr = 0.5  # SGD
     c.experts.lr_infonce = 0.1  # used instead by recipes that are InfoNCE on all pairs: its gradient is far steeper

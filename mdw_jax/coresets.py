@@ -9,10 +9,14 @@ candidates, what they choose are different images:
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
+from threadpoolctl import threadpool_limits
 
 from mdw_jax.errors import UserError
 
 _CHUNK = 4096  # rows of joint features filled at a time
+# Many small products: more threads gain little, are ten times slower in k-means where cores are shared, and would let
+# the choice depend, by rounding, on how many there are.
+_one_thread = threadpool_limits.wrap(limits=1)
 
 
 def one_caption_each(generator: np.random.Generator, image_of):
@@ -48,8 +52,8 @@ def joint_features(images, texts, image_of):
     """What a pair is to the coresets: its image's and its caption's frozen features, each of unit length, side by side.
 
     images: (N, F); texts: (K, d); image_of: (K,) the image each caption is paired with. Returns (K, F + d) float32, so
-    that both modalities weigh the same: the squared distance of two pairs is the sum of `2 - 2 cos` over them (ours;
-    the peers do not say how their coresets join the two). A zero feature stays zero.
+    that both modalities weigh the same: the squared distance of two pairs is the sum of `2 - 2 cos` over them (ours).
+    A zero feature stays zero.
     """
     images, image_of = _unit(images), np.asarray(image_of)
     joint = np.empty((len(texts), images.shape[1] + np.shape(texts)[1]), np.float32)
@@ -66,6 +70,7 @@ def _unit(x):
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
+@_one_thread
 def herding(features, count: int):
     """Greedy mean matching (Welling 2009, without repeats as in iCaRL; VLD's baseline): indices (count,), in order.
 
@@ -87,6 +92,7 @@ def herding(features, count: int):
     return chosen
 
 
+@_one_thread
 def k_center(features, count: int, first: int):
     """Greedy k-center (Sener & Savarese 2018): indices (count,), in order, starting with `first`.
 
@@ -124,7 +130,7 @@ def most_forgotten(generator: np.random.Generator, events, rows, image_of, count
     the candidates, rows into the captions; image_of: (K,) the image of each caption. Ties are in random order. Raises
     UserError where `count` exceeds the number of images among the candidates.
 
-    Pairs that are never learned come first, and in noisy data these are above all the mismatched ones.
+    Pairs that are never learned come first: in noisy data, expect many mismatched ones among them.
     """
     rows = generator.permutation(np.asarray(rows))
     rows = rows[np.argsort(-np.asarray(events)[rows], kind="stable")]
@@ -133,6 +139,7 @@ def most_forgotten(generator: np.random.Generator, events, rows, image_of, count
     return rows[np.sort(first)[:count]]
 
 
+@_one_thread
 def clip_filter(similarity, features, count: int, seed: int, drop: float = 0.2):
     """Filter by similarity, then cluster (after PDS): indices (count,) into `features`, one a cluster.
 

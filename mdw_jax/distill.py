@@ -41,6 +41,9 @@ class Method:
     step_text: float
     clip_images: bool
     augment: str
+    mix: bool
+    space: str
+    lr_features: float
     ema: float
     ceo: bool
     ceo_every: int
@@ -50,7 +53,8 @@ class Method:
 
 class State(NamedTuple):
     """Everything that changes. learned and average are dicts of
-    images (M, H, W, C), texts (M, d), correspondence (parameters of P), log_steps {"image", "text"}."""
+    images (M, H, W, C) or, in feature space, features (M, F); texts (M, d); correspondence (parameters of P);
+    log_steps {"image", "text"}."""
 
     learned: Any
     average: Any
@@ -59,11 +63,12 @@ class State(NamedTuple):
 
 
 def init_state(key, method: Method, images, texts) -> State:
-    """Start from real pairs: images (M, H, W, C) float32 in [0, 1], texts (M, d)."""
+    """Start from real pairs: images (M, H, W, C) float32 in [0, 1], or features (M, F) in feature space; texts (M, d)."""
+    seen = "features" if method.space == "features" else "images"
     learned = {
-        "images": jnp.asarray(images, jnp.float32),
+        seen: jnp.array(images, jnp.float32),  # a copy: it is donated to the first outer step
         "texts": jnp.asarray(texts, jnp.float32),
-        "correspondence": init_correspondence(key, method.correspondence, len(images), method.rank),
+        "correspondence": init_correspondence(key, method.correspondence, len(texts), method.rank),
         # Logarithms keep the step sizes positive.
         "log_steps": {"image": jnp.log(jnp.float32(method.step_image)), "text": jnp.log(jnp.float32(method.step_text))},
     }
@@ -74,8 +79,8 @@ def init_state(key, method: Method, images, texts) -> State:
 def optimizer_of(method: Method):
     """One optimiser a group of learned tensors: Adam, or SGD with momentum 0.5 (the peers')."""
     make = optax.adam if method.optimizer == "adam" else lambda lr: optax.sgd(lr, momentum=0.5)
-    rates = {"images": method.lr_images, "texts": method.lr_texts, "correspondence": method.lr_correspondence,
-             "log_steps": method.lr_steps}
+    rates = {"texts": method.lr_texts, "correspondence": method.lr_correspondence, "log_steps": method.lr_steps}
+    rates |= {"features": method.lr_features} if method.space == "features" else {"images": method.lr_images}
     return optax.multi_transform({name: make(lr) for name, lr in rates.items()}, {name: name for name in rates})
 
 
@@ -85,28 +90,58 @@ def objective(model: DualEncoder, method: Method, learned, starts, targets, batc
     starts, targets: snapshots stacked on a leading axis R; batches: (R, S, b) rows. One augmentation is drawn for the
     whole outer step. Returns (loss, (S,) mean inner losses).
     """
-    inputs = model.inputs(augment(key, learned["images"], method.augment))
+    if method.space == "features":
+        inputs = learned["features"]
+    else:
+        inputs = model.inputs(augment(key, learned["images"], method.augment))
     steps = jax.tree.map(jnp.exp, learned["log_steps"])
     soft = soft_loss(method.loss)
 
-    def inner_loss(params, rows):
-        logits = model.logits(params, inputs[rows], learned["texts"][rows])
+    def inner_loss(params, batch):
+        rows, blend = batch
+        logits = model.logits(params, blend(inputs[rows]), blend(learned["texts"][rows]))
         return soft(logits, correspondence(learned["correspondence"], rows, method.alpha))
 
-    def trajectory(start, target, batches):
-        final, inner = unroll(inner_loss, start, batches, steps, gradient=method.gradient)
+    def trajectory(start, target, batches, key):
+        final, inner = unroll(inner_loss, start, (batches, _blends(key, batches, method.mix)), steps,
+                              gradient=method.gradient)
         return matching_loss(final, start, target, method.merge), inner
 
+    keys = jax.random.split(key, len(batches))
     # Towers under vmap are slow on a CPU; two heads are not.
     if model.mode == "projection" or not on_cpu():
-        losses, inner = jax.vmap(trajectory)(starts, targets, batches)
+        losses, inner = jax.vmap(trajectory)(starts, targets, batches, keys)
     else:
-        losses, inner = jax.lax.map(lambda one: trajectory(*one), (starts, targets, batches))
+        losses, inner = jax.lax.map(lambda one: trajectory(*one), (starts, targets, batches, keys))
     return losses.mean(), inner.mean(0)
 
 
-def make_outer_step(model: DualEncoder, method: Method):
-    """The jitted outer step: (state, starts, targets, pixel_weights (M, H, W, 1), key) -> (state, metrics).
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Blend:
+    """RepBlend's mixing of the rows of a mini-batch: `weight x + (1 - weight) x[order]`; weight None leaves them be."""
+
+    weight: Any
+    order: Any
+
+    def __call__(self, x):
+        return x if self.weight is None else self.weight * x + (1 - self.weight) * x[self.order]
+
+
+def _blends(key, batches, mix: bool) -> _Blend:
+    """One blend an inner step, the same for images and texts: weight ~ Beta(1, 1) = U(0, 1) (RepBlend)."""
+    if not mix:
+        return _Blend(None, None)
+    by_weight, by_order = jax.random.split(key)
+    steps, size = batches.shape
+    orders = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(by_order, steps))
+    return _Blend(jax.random.uniform(by_weight, (steps,)), orders)
+
+
+def make_outer_step(model: DualEncoder, method: Method, bounds=None):
+    """The jitted outer step: (state, starts, targets, pixel_weights, key) -> (state, metrics).
+
+    pixel_weights: (M, H, W, 1), not read in feature space; there `bounds` (low (F,), high (F,)) keep features between.
 
     The state's buffers are donated: use the returned one. A non-finite gradient leaves the state as it was and shows
     as a non-finite `loss` or `gradient` in the metrics.
@@ -115,22 +150,25 @@ def make_outer_step(model: DualEncoder, method: Method):
 
     def outer_step(state: State, starts, targets, pixel_weights, key):
         by_batch, by_augment = jax.random.split(key)
-        pairs, trajectories = len(state.learned["images"]), len(jax.tree.leaves(starts)[0])
+        pairs, trajectories = len(state.learned["texts"]), len(jax.tree.leaves(starts)[0])
         batches = jnp.stack([minibatches(k, pairs, method.batch, method.inner_steps)
                              for k in jax.random.split(by_batch, trajectories)])
         (loss, inner), grads = jax.value_and_grad(objective, argnums=2, has_aux=True)(
             model, method, state.learned, starts, targets, batches, by_augment
         )
         norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
-        if method.optimizer == "sgd":
+        pixels = method.space == "pixels"
+        if pixels and method.optimizer == "sgd":
             grads["images"] = grads["images"] * pixel_weights
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.learned)
-        if method.optimizer == "adam":
+        if pixels and method.optimizer == "adam":
             # Adam divides a constant factor of the gradient out again, so here W must scale the update itself.
             updates["images"] = updates["images"] * pixel_weights
         learned = optax.apply_updates(state.learned, updates)
-        if method.clip_images:
+        if pixels and method.clip_images:
             learned["images"] = jnp.clip(learned["images"], 0, 1)
+        if not pixels and bounds is not None:
+            learned["features"] = jnp.clip(learned["features"], *bounds)
         average = jax.tree.map(lambda a, x: method.ema * a + (1 - method.ema) * x, state.average, learned)
         new = State(learned, average, optimizer_state, state.step + 1)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -9,7 +9,11 @@ by its own losses, and the *other* one trains on that division:
       + nu     * sum over all pairs    cross entropy to the teacher's matching probabilities      (guidance)
 
 The teacher of a network is other networks (its peer first), never itself; what it says comes from averaged weights.
-Recovery, guidance and averaging are ours. All networks of all experts advance together, epoch by epoch.
+With `scouts`, a first generation learns like that, and what it comes to know, all of it together, teaches the experts
+proper from their first step: they reach in one epoch what the scouts reach in several, and paths that are short and
+end well are what distillation wants to follow. Recovery, guidance, averaging and scouts are ours.
+
+All networks of a generation advance together, epoch by epoch.
 """
 
 import dataclasses
@@ -38,6 +42,8 @@ from mdw_jax.towers.dual import DualEncoder
 class Recipe:
     """How experts are trained: the fields of `config.experts`, explained there."""
 
+    scouts: int
+    scout_epochs: int
     epochs: int
     batch: int
     lr: float
@@ -143,7 +149,9 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
         own = jnp.arange(len(logits))
         return loss, (logits.argmax(0) == own) & (logits.argmax(1) == own)
 
-    def epoch(carry, plan, key, teacher, images, texts):
+    def epoch(carry, plan, key, own_teacher, images, texts, common_teacher):
+        teacher = own_teacher or common_teacher
+
         def step(carry, scanned):
             (params, state, (average, count)), (now, unrelated, key) = carry, scanned
             x = augment(key, to_float(images[now.images]), recipe.augment)
@@ -178,7 +186,7 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
 
     return Passes(
         optimizer, for_all,
-        lambda one, images, texts: epoch(*one, images, texts),
+        lambda one, *shared: epoch(*one, *shared),
         jax.jit(pair_loss),
         jax.jit(lambda params, images: model.embed_image(params["image"], to_float(images))),
         jax.jit(lambda params, texts: model.embed_text(params["text"], texts)),
@@ -253,38 +261,61 @@ def top_captions(images, texts, k: int):
 
 def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int, seed: int, keep: int,
                   rate: float = 0.0, mismatched=None, on_epoch=lambda *_: None) -> Experts:
-    """Train `count` experts together.
+    """Train `count` experts together, after their scouts if the recipe has any.
 
     train: pairs as paired by the noise draw (image_of is the noisy pairing). keep: snapshots 0..keep are returned.
     rate: eta, where `debias` or `rescale_step` ask for it. mismatched: (K,) bool, the truth, for the log and for
-    `division="oracle"`. on_epoch: called with the epoch number after each.
+    `division="oracle"`. on_epoch: called with the number of epochs done and the mean val r_mean after each.
     """
+    shared = {"seed": seed, "rate": rate, "mismatched": mismatched}
+    if not recipe.scouts:
+        return _generation(model, train, val, recipe, "experts", count=count, epochs=recipe.epochs, keep=keep,
+                           on_epoch=on_epoch, **shared)
+    scouts = _generation(model, train, val, recipe, "scouts", count=recipe.scouts, epochs=recipe.scout_epochs, keep=0,
+                         on_epoch=on_epoch, **shared)
+    experts = _generation(model, train, val, recipe, "experts", count=count, epochs=recipe.epochs, keep=keep,
+                          teachers=scouts.best, **shared,
+                          on_epoch=lambda epoch, r_mean: on_epoch(recipe.scout_epochs + epoch, r_mean))
+    log = [{"generation": name, **row} for name, found in (("scouts", scouts), ("experts", experts)) for row in found.log]
+    return experts._replace(log=log)
+
+
+def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, keep, rate, mismatched, on_epoch,
+                teachers=None) -> Experts:
+    """`count` experts that teach each other from `warmup` on, or are taught by finished `teachers` from the start."""
     run = passes(model, recipe, rate)
     nets = range(2 * count)
-    params = [model.init(named_key(seed, "experts", n // 2, "init", n % 2)) for n in nets]
+    params = [model.init(named_key(seed, name, n // 2, "init", n % 2)) for n in nets]
     averages, steps = list(params), jnp.float32(0)
     states = [run.optimizer.init(p) for p in params]
     pairs, image_of = len(train.image_of), np.asarray(train.image_of)
     own_captions = np.arange(pairs)
     snapshots, best, best_val = [[p] for p in params], list(params), [-1.0] * len(nets)
     log, probability = [], np.ones(pairs, np.float32)
-    right = np.zeros((len(nets), recipe.epochs, pairs), bool)
+    right = np.zeros((len(nets), epochs, pairs), bool)
 
-    for epoch in range(recipe.epochs):
-        divided = epoch >= recipe.warmup and recipe.division in ("gmm", "oracle")
-        recovering = divided and recipe.recovery_weight > 0 and epoch >= recipe.recovery_start
-        guided = divided and recipe.guidance_weight > 0 and epoch >= recipe.recovery_start
-        taught = [None for _ in nets]
-        if recovering or guided or (divided and recipe.division == "gmm"):
-            embedded = [(in_chunks(functools.partial(run.image, p), train.images), run.text(p, train.texts))
-                        for p in averages]
+    def embed(params):
+        return in_chunks(functools.partial(run.image, params), train.images), run.text(params, train.texts)
+
+    for epoch in range(epochs):
+        divided = (epoch >= recipe.warmup or teachers is not None) and recipe.division in ("gmm", "oracle")
+        late = epoch >= recipe.recovery_start or teachers is not None
+        recovering = divided and late and recipe.recovery_weight > 0
+        guided = divided and late and recipe.guidance_weight > 0
+        if teachers is not None and epoch == 0:
+            said = [embed(p) for p in teachers]
+            taught = [tuple(together([one[branch] for one in said]) for branch in (0, 1))] * len(nets)
+        elif teachers is None and (recovering or guided or (divided and recipe.division == "gmm")):
+            said = [embed(p) for p in averages]
             who = [teachers_of(n, len(nets), recipe.teachers) if recipe.dual else [n] for n in nets]
-            taught = [tuple(together([embedded[t][branch] for t in who[n]]) for branch in (0, 1)) for n in nets]
-        if divided and recipe.division == "gmm":
-            losses = _all_pair_losses(run.pair_loss, taught, image_of, recipe.batch, seed, epoch)
-            division = [divide(values, seed) for values in losses]
-        elif divided:
+            taught = [tuple(together([said[t][branch] for t in who[n]]) for branch in (0, 1)) for n in nets]
+        if divided and recipe.division == "oracle":
             division = [(~mismatched).astype(np.float32) for _ in nets]
+        elif divided and (teachers is None or epoch == 0):
+            # Finished teachers say the same to all.
+            losses = _all_pair_losses(run.pair_loss, taught[:1] if teachers else taught, image_of, recipe.batch, seed,
+                                      epoch)
+            division = [divide(values, seed) for values in losses] * (len(nets) // len(losses))
 
         plans = []
         for n in nets:
@@ -293,14 +324,15 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
                 clean, tolerant = tracks(recipe, division[n], recovering)
             else:
                 clean, tolerant = _undivided(recipe, pairs, epoch < recipe.warmup)
-            generator = named_generator(seed, "experts", n // 2, "epoch", epoch, n % 2)
+            generator = named_generator(seed, name, n // 2, "epoch", epoch, n % 2)
             if recovering:
                 captions = _recovered(generator, taught[n], image_of, clean > 0, recipe.recovery_top_k)
             plans.append(plan_epoch(generator, image_of, recipe.batch, clean, tolerant, captions))
-        keys = [named_key(seed, "experts", n // 2, "augment", epoch, n % 2) for n in nets]
+        keys = [named_key(seed, name, n // 2, "augment", epoch, n % 2) for n in nets]
         mapped = [((params[n], states[n], (averages[n], steps)), plans[n], keys[n],
-                   taught[n] if guided else None) for n in nets]
-        results = run.for_all(run.epoch, mapped, train.images, train.texts)
+                   taught[n] if guided and teachers is None else None) for n in nets]
+        common = taught[0] if guided and teachers is not None else None
+        results = run.for_all(run.epoch, mapped, train.images, train.texts, common)
         params, states = [r[0][0] for r in results], [r[0][1] for r in results]
         averages, steps = [r[0][2][0] for r in results], results[0][0][2][1]
 
@@ -311,7 +343,7 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
             right[n, epoch, np.asarray(plans[n].rows).ravel()] = np.asarray(results[n][2]).ravel()
             scores = score(model, averages[n], val)
             row = {"epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2], "loss": float(results[n][1])}
-            row |= {f"val_{name}": float(value) for name, value in zip(METRICS, scores, strict=True)}
+            row |= {f"val_{metric}": float(value) for metric, value in zip(METRICS, scores, strict=True)}
             if divided and mismatched is not None:
                 row |= division_quality(division[n], mismatched)
             log.append(row)

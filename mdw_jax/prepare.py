@@ -103,7 +103,7 @@ def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, 
 
 
 def build_tower(m: ConfigDict, shape, seed: int, cache: Path) -> Tower:
-    """The image tower of a model section for images of `shape` (H, W, C); `seed`, `cache`: for its pretraining, if any."""
+    """The image tower of a model section for images of `shape` (H, W, C). seed, cache: for its pretraining."""
     if m.tower == "mobilenet":
         return mobilenet(m.weights)
     if m.tower == "vit":
@@ -156,7 +156,8 @@ def noise_of(config: ConfigDict, prepared: Prepared) -> noise_files.Noise:
             raise UserError(f"there is no noise file '{n.file}'; set noise.file to a .npz or .npy file, or to ''.")
         read = noise_files.read_index if n.file.endswith(".npy") else noise_files.load
         return read(n.file, prepared.pairs)
-    path = Path(config.run.dir) / "noise" / f"{n.protocol}-{n.rate:g}-seed{n.seed}.npz"
+    path = Path(config.run.dir) / "noise" / (
+        f"{n.protocol}-{n.rate}-seed{n.seed}-{prepared.fingerprint[:8]}.npz")
     if path.exists():
         return noise_files.load(path, prepared.pairs)
     drawn = noise_files.draw(prepared.pairs, n.protocol, n.rate, n.seed)

@@ -150,6 +150,21 @@ def test_averages_follow_the_weights_by_hand():
     jax.tree.map(lambda s, w, a: np.testing.assert_allclose(a, 0.1 * s + 0.9 * w, atol=1e-6), last[0], last[1], averaged[1])
 
 
+def test_scouts_teach_the_experts_from_their_first_step(plans):
+    data = planted(0.4)
+    trained = train("dtcl", data=data, epochs=2, keep=2, scouts=1, scout_epochs=3)
+    assert [row["generation"] for row in trained.log] == ["scouts"] * 6 + ["experts"] * 4
+    assert [len(s) for s in trained.snapshots] == [3, 3]
+    experts_plans = plans[6:]
+    assert len(experts_plans) == 4
+    for clean, tolerant, captions in experts_plans:  # divided, risky pairs recovered, at once and alike for all
+        assert (clean == 0).any() and (captions[clean == 0] != np.arange(TRAIN * PER_IMAGE)[clean == 0]).any()
+        np.testing.assert_array_equal(clean, experts_plans[0][0])
+    val = [np.mean([row["val_r_mean"] for row in trained.log if (row["generation"], row["epoch"]) == at])
+           for at in (("scouts", 1), ("experts", 1))]
+    assert val[1] > val[0]
+
+
 def test_right_says_which_pairs_found_their_partner():
     trained = train("infonce", data=planted(0.0), epochs=6)
     assert trained.right.shape == (2, 6, TRAIN * PER_IMAGE) and trained.right.dtype == bool

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mdw_jax import stages
+from mdw_jax.stages import distill as stage
 from mdw_jax.config import base
 from mdw_jax.run import STAGES
 
@@ -82,20 +82,20 @@ def test_another_configuration_in_the_same_folder_shares_what_it_can_and_touches
 
 def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
     config = tiny(tmp_path, run__presets=("mdw",))
-    schedule = stages.schedule
+    schedule = stage.schedule
 
     def interrupted(seed, index, step, *rest):
         if step == 3:
             raise KeyboardInterrupt
         return schedule(seed, index, step, *rest)
 
-    monkeypatch.setattr(stages, "schedule", interrupted)
+    monkeypatch.setattr(stage, "schedule", interrupted)
     with pytest.raises(KeyboardInterrupt):
         STAGES["distill"](config)
     folder = one_set(tmp_path, "mdw")
     assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl"}
     steps = []
-    monkeypatch.setattr(stages, "schedule", lambda *args: steps.append(args[2]) or schedule(*args))
+    monkeypatch.setattr(stage, "schedule", lambda *args: steps.append(args[2]) or schedule(*args))
     STAGES["distill"](config)
     assert steps == [2, 3]  # from the checkpoint on
     for name in ("distilled.safetensors", "metrics.jsonl"):

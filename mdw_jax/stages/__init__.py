@@ -1,0 +1,20 @@
+"""The stages of one preset: train its experts, distil its sets, evaluate them. Each skips what is already complete.
+
+In the run folder:
+
+    config.json environment.json     what was asked, and with which versions
+    noise/  cache/                   noise draws; frozen features
+    experts/<recipe>-<key>/          trajectories net_00, net_01, ...; log.jsonl; division.npy; experts.json (last)
+    distilled/<preset>-<key>/set_<i>/
+                                     metrics.jsonl; distilled.safetensors; card.json (last); scores-<key>.json
+
+A key is a sha256 of everything that the folder's contents depend on. What two configurations share is made once, and
+what they do not share never meets: any number of them can live in one run folder, which is all that a sweep is.
+"""
+
+from mdw_jax.stages.distill import distill_stage, set_folder
+from mdw_jax.stages.evaluate import evaluate_stage
+from mdw_jax.stages.experts import experts_stage
+from mdw_jax.stages.preset import Preset, open_preset
+
+__all__ = ["Preset", "distill_stage", "evaluate_stage", "experts_stage", "open_preset", "set_folder"]

@@ -1,0 +1,89 @@
+"""Coreset presets: which real pairs each of them takes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdw_jax import coresets
+from mdw_jax.distilled import DistilledSet
+from mdw_jax.errors import UserError
+from mdw_jax.experts import in_chunks, to_float
+from mdw_jax.prepare import Prepared
+from mdw_jax.rng import named_generator
+from mdw_jax.stages.experts import experts_stage
+from mdw_jax.stages.preset import Preset
+from mdw_jax.trajectory import open_trajectory, read_snapshot
+
+
+def coreset(preset: Preset, prepared: Prepared, index: int) -> DistilledSet:
+    """Set `index` of a coreset preset; sets differ by the caption drawn for each image, and by what the method draws."""
+    c, image_of = preset.config, preset.noise.image_of
+    count, seed = pairs_asked(preset, prepared), c.run.seed
+    generator = named_generator(seed, preset.name, index)
+    if preset.name == "random":
+        return _as_set(preset, prepared, coresets.random_pairs(generator, image_of, count))
+    candidates = coresets.one_caption_each(generator, image_of)
+    if preset.name == "forgetting":
+        rows = coresets.most_forgotten(generator, _forgotten(preset, prepared), candidates, image_of, count)
+        return _as_set(preset, prepared, rows)
+    features = coresets.joint_features(_image_features(prepared), prepared.texts.train[candidates],
+                                       image_of[candidates])
+    if preset.name == "herding":
+        chosen = coresets.herding(features, count)
+    elif preset.name == "k_center":
+        chosen = coresets.k_center(features, count, int(generator.integers(len(candidates))))
+    else:
+        chosen = coresets.clip_filter(_similarity(preset, prepared)[candidates], features, count,
+                                      int(generator.integers(2**31)))
+    return _as_set(preset, prepared, candidates[chosen])
+
+
+def pairs_asked(preset: Preset, prepared: Prepared) -> int:
+    """M, checked against the data. Raises UserError where there are not as many images."""
+    wanted, there = preset.config.distill.pairs, len(prepared.pairs.train.images)
+    if wanted > there:
+        raise UserError(f"distill.pairs is {wanted} but there are only {there} training images; lower it.")
+    return wanted
+
+
+def real_pairs(preset: Preset, prepared: Prepared, rows):
+    """Pixels in [0, 1] and text features of training rows, as the noise draw pairs them."""
+    images = prepared.pairs.train.images[preset.noise.image_of[rows]].astype(np.float32) / 255
+    return images, np.asarray(prepared.texts.train[rows], np.float32)
+
+
+def _as_set(preset: Preset, prepared: Prepared, rows) -> DistilledSet:
+    return DistilledSet(*real_pairs(preset, prepared, rows), {}, {}, 1.0, "nce")
+
+
+def _image_features(prepared: Prepared):
+    """(N, F) features of the training images under the frozen backbone, or, where it moves, its first weights."""
+    if prepared.model.mode == "projection":
+        return prepared.train_images
+    params = prepared.model.init(jax.random.key(0))["image"]
+    forward = jax.jit(lambda rows: prepared.model.feature_map(params, to_float(rows)).mean((1, 2)))
+    return np.asarray(in_chunks(forward, prepared.train_images, 100))
+
+
+def _forgotten(preset: Preset, prepared: Prepared):
+    """(K,) forgetting events of each pair, the mean over the experts' networks."""
+    experts_stage(preset, prepared)
+    right = np.unpackbits(np.load(preset.experts / "right.npy"), axis=-1, count=len(preset.noise.image_of))
+    return np.mean([coresets.forgetting_events(history) for history in right.astype(bool)], axis=0)
+
+
+def _similarity(preset: Preset, prepared: Prepared):
+    """(K,) cosine of each pair, mean over the experts' networks at their last stored snapshot (PDS asks CLIP)."""
+    record = experts_stage(preset, prepared)
+    model, data = prepared.model, prepared.train(preset.noise)
+    image = jax.jit(lambda params, rows: model.embed_image(params["image"], to_float(rows)))
+    cosines = []
+    for n in range(record["networks"]):
+        trajectory = open_trajectory(preset.experts / f"net_{n:02d}", key=preset.experts_key)
+        params = jax.tree.map(jnp.asarray, read_snapshot(trajectory, trajectory.length - 1))
+        v = in_chunks(functools.partial(image, params), data.images)
+        t = model.embed_text(params["text"], data.texts)
+        cosines.append(np.asarray((v[data.image_of] * t).sum(-1)))
+    return np.mean(cosines, axis=0)

@@ -1,0 +1,173 @@
+"""Sets of a preset: chosen (coresets) or distilled, saved with all that says where they came from."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdw_jax import ceo, coresets
+from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
+from mdw_jax.decode import make_decode_step
+from mdw_jax.distill import Method, init_state, make_outer_step, schedule
+from mdw_jax.distilled import DistilledSet, save_distilled
+from mdw_jax.errors import UserError
+from mdw_jax.evaluate import Lesson, Protocol, evaluate
+from mdw_jax.experts import to_float
+from mdw_jax.files import digest
+from mdw_jax.mesh import stack
+from mdw_jax.prepare import Prepared
+from mdw_jax.presets import CORESETS, DISTILLED
+from mdw_jax.progress import progress
+from mdw_jax.rng import named_generator, named_key
+from mdw_jax.stages.coreset import coreset, pairs_asked, real_pairs
+from mdw_jax.stages.experts import experts_stage
+from mdw_jax.stages.preset import Preset, complete, fields, write_lines
+from mdw_jax.trajectory import open_trajectory, read_snapshot
+
+
+def set_folder(preset: Preset, index: int) -> Path:
+    """Where distilled set `index` of a preset lives."""
+    return preset.sets / f"set_{index}"
+
+
+def distill_stage(preset: Preset, prepared: Prepared) -> list[Path]:
+    """Distil (or, for a coreset, choose) every set of a preset; returns their folders."""
+    if preset.name not in DISTILLED:
+        return []
+    folders = []
+    for index in range(preset.config.distill.sets):
+        folder = set_folder(preset, index)
+        key = digest(preset.sets_key, index)
+        if complete(folder / "card.json", key) is None:
+            if preset.name in CORESETS:
+                made, metrics = coreset(preset, prepared, index), []
+            else:
+                made, metrics = _distilled_set(preset, prepared, index, folder, key)
+            write_lines(folder / "metrics.jsonl", metrics)
+            save_distilled(folder, made, {
+                "key": key, "preset": preset.name, "set": index, "seed": preset.config.run.seed,
+                "noise": {"sha256": preset.noise.sha256, "protocol": preset.noise.protocol,
+                          "rate": preset.noise.true_rate, "data": preset.noise.fingerprint},
+                "experts": preset.experts_key, "config": _plain(preset.config.to_dict()),
+            })
+            for name in ("checkpoint.safetensors", "history.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+        folders.append(folder)
+    return folders
+
+
+def _plain(value):
+    """A config as JSON can hold it."""
+    return json.loads(json.dumps(value))
+
+
+def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path, key: str):
+    """Set `index` and the metrics of its outer steps; goes on from `folder`'s checkpoint if there is one."""
+    c, model, seed = preset.config, prepared.model, preset.config.run.seed
+    method = fields(Method, c.distill)
+    in_features = method.space == "features"
+    record = experts_stage(preset, prepared)
+    trajectories = [open_trajectory(preset.experts / f"net_{n:02d}", key=preset.experts_key)
+                    for n in range(record["networks"])]
+
+    generator = named_generator(seed, "init", preset.name, index)
+    count = pairs_asked(preset, prepared)
+    rows = (coresets.random_pairs(generator, preset.noise.image_of, count) if c.distill.init == "random" else
+            coresets.clean_pairs(generator, preset.noise.image_of, np.load(preset.experts / "division.npy"), count))
+    images, texts = real_pairs(preset, prepared, rows)
+    seen, bounds, scale = images, None, None
+    if in_features:
+        seen = prepared.train_images[preset.noise.image_of[rows]]
+        # What the backbone really says of images: learned features stay in that range, so that images can have them.
+        bounds = prepared.train_images.min(0), prepared.train_images.max(0)
+        scale = prepared.train_images.std(0)
+        method = dataclasses.replace(method, lr_features=method.lr_features * float(scale.mean()))
+    state = init_state(named_key(seed, "correspondence", preset.name, index), method, seen, texts)
+    kept = {"state": state, "best": jax.tree.map(jnp.copy, state.average), "best_val": jnp.float32(-1)}
+    kept = load_checkpoint(folder / "checkpoint.safetensors", kept, key) or kept
+    history = folder / "history.jsonl"
+    metrics = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    metrics = metrics[: int(kept["state"].step)]
+
+    outer_step = make_outer_step(model, method, bounds)
+    weigh = jax.jit(lambda params, images, learned: ceo.pixel_weights(
+        model, params, images, learned["texts"], learned["correspondence"], alpha=method.alpha,
+        top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
+    weights = jnp.ones((count, *images.shape[1:3], 1))
+    state, first = kept["state"], int(kept["state"].step)
+    with progress(f"distil {preset.name} {index}", c.distill.steps, "steps") as advance:
+        advance(first)
+        for step in range(first, c.distill.steps):
+            networks, starts = schedule(seed, index, step, c.distill.trajectories, len(trajectories),
+                                        c.distill.max_start_epoch)
+            ends = [start + c.distill.match_epochs for start in starts]
+            begin, target = (stack([read_snapshot(trajectories[n], k) for n, k in zip(networks, at, strict=True)])
+                             for at in (starts, ends))
+            # Also after every checkpoint: a resumed run computes them there, and must go the same way.
+            if method.ceo and not in_features and (step % method.ceo_every == 0
+                                                   or step % c.distill.checkpoint_every == 0):
+                weights = weigh(jax.tree.map(lambda x: x[0], target), state.learned["images"], state.learned)
+            state, measured = outer_step(state, begin, target, weights,
+                                         named_key(seed, "distill", preset.name, index, step))
+            measured = {name: float(value) for name, value in measured.items()}
+            if not np.isfinite([measured["loss"], measured["gradient"]]).all():
+                raise UserError(f"distillation of {preset.name} set {index} diverged at step {step} (loss "
+                                f"{measured['loss']}); lower the learning rates in config.distill.")
+            metrics.append({"step": step, **measured})
+            advance(1, loss=measured["loss"])
+            if (step + 1) % c.distill.checkpoint_every == 0 or step + 1 == c.distill.steps:
+                found = evaluate(model, _candidate(model, state.average, method), prepared.val, None,
+                                 fields(Protocol, c.evaluate), seed=seed + 7919, students=2)
+                metrics[-1] |= {"val_r_mean": float(found.scores[:, -1].mean()), "lr_scale": found.lr_scale}
+                if metrics[-1]["val_r_mean"] > kept["best_val"]:
+                    kept |= {"best": jax.tree.map(jnp.copy, state.average),
+                             "best_val": jnp.float32(metrics[-1]["val_r_mean"])}
+                write_lines(history, metrics)
+                save_checkpoint(folder / "checkpoint.safetensors", {**kept, "state": state}, key)
+    best = kept["best"]
+    if in_features:
+        params = jax.tree.map(jnp.asarray, read_snapshot(trajectories[0], trajectories[0].length - 1))
+        images, errors = _decoded(preset, model, best["features"], scale, images, index,
+                                  lambda images: weigh(params, images, best) if method.ceo else weights)
+        write_lines(folder / "decode.jsonl", errors)
+        best = {"images": images, **{name: value for name, value in best.items() if name != "features"}}
+    return _as_set(best, method), metrics
+
+
+def _decoded(preset: Preset, model, wanted, scale, images, index: int, weigh):
+    """Images that the backbone sees as the `wanted` features, from real ones; and the error before each step."""
+    d = preset.config.distill
+    start, step = make_decode_step(model, d.decode_lr)
+    # A feature that hardly varies says nothing; as a unit of distance it would say all.
+    state, scale, errors = start(images), jnp.maximum(scale, 0.1 * scale.mean()), []
+    with progress(f"decode {preset.name} {index}", d.decode_steps, "steps") as advance:
+        for number in range(d.decode_steps):
+            if number % d.ceo_every == 0:
+                weights = weigh(state[0])
+            state, error = step(state, wanted, scale, weights)
+            errors.append({"step": number, "error": float(error)})
+            advance(1, error=errors[-1]["error"])
+    return state[0], errors
+
+
+def _candidate(model, learned, method: Method) -> Lesson:
+    """What is being learned, as students would see it."""
+    inputs = learned["features"] if method.space == "features" else jax.jit(model.inputs)(learned["images"])
+    steps = {branch: float(np.exp(value)) for branch, value in learned["log_steps"].items()}
+    return Lesson(inputs, learned["texts"], learned["correspondence"], steps, method.loss, method.alpha)
+
+
+def _as_set(learned, method: Method) -> DistilledSet:
+    arrays = jax.tree.map(lambda x: np.asarray(x, np.float32), learned)
+    steps = {branch: float(np.exp(value)) for branch, value in arrays["log_steps"].items()}
+    return DistilledSet(arrays["images"], arrays["texts"], arrays["correspondence"], steps, method.alpha, method.loss)
+
+
+def lesson_of(model, distilled: DistilledSet) -> Lesson:
+    """A finished set as students with this model's image tower see it."""
+    inputs = jax.jit(lambda rows: model.inputs(to_float(rows)))(jnp.asarray(distilled.images))
+    p = {name: jnp.asarray(value) for name, value in distilled.correspondence.items()}
+    return Lesson(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss, distilled.alpha)

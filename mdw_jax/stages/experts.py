@@ -1,0 +1,57 @@
+"""Experts of a preset: train them, store what distillation, coresets and reports read."""
+
+import jax
+import numpy as np
+
+from mdw_jax import certificate
+from mdw_jax.experts import Recipe, score, train_experts
+from mdw_jax.files import locked, write_json
+from mdw_jax.prepare import Prepared
+from mdw_jax.progress import progress
+from mdw_jax.retrieval import METRICS
+from mdw_jax.stages.preset import Preset, complete, fields, snapshots_kept, write_lines
+from mdw_jax.trajectory import save_trajectory
+
+
+def experts_stage(preset: Preset, prepared: Prepared) -> dict:
+    """Train the experts of a preset; returns their record (`experts.json`)."""
+    with locked(preset.experts.with_suffix(".lock")):  # processes of one sweep may want the same experts
+        return complete(preset.experts / "experts.json", preset.experts_key) or _train(preset, prepared)
+
+
+def _train(preset: Preset, prepared: Prepared) -> dict:
+    c, noise = preset.config, preset.noise
+    recipe = fields(Recipe, c.experts)
+    with progress(f"experts ({c.experts.recipe}, noise {noise.true_rate:.0%})", 
+                  recipe.epochs + (recipe.scout_epochs if recipe.scouts else 0), "epochs") as advance:
+        trained = train_experts(
+            prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,
+            keep=snapshots_kept(c), rate=noise.true_rate,
+            mismatched=noise.mismatched, on_epoch=lambda _, r_mean: advance(val_r_mean=r_mean),
+        )
+    for n, snapshots in enumerate(trained.snapshots):
+        save_trajectory(preset.experts / f"net_{n:02d}", [jax.tree.map(np.asarray, s) for s in snapshots],
+                        key=preset.experts_key, dtype=c.experts.store_dtype, overwrite=True)
+    write_lines(preset.experts / "log.jsonl", trained.log)
+    np.save(preset.experts / "division.npy", trained.clean_probability)
+    np.save(preset.experts / "right.npy", np.packbits(trained.right, axis=-1))
+    test = np.stack([score(prepared.model, params, prepared.test) for params in trained.best])
+    val = np.stack([score(prepared.model, params, prepared.val) for params in trained.best])
+    record = {
+        "key": preset.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256, "networks": len(trained.snapshots),
+        "snapshots": len(trained.snapshots[0]), "metrics": METRICS, "val": val.tolist(), "test": test.tolist(),
+        "certificate_inputs": _certificate_inputs(recipe, noise.true_rate, c.model.tau),
+    }
+    write_json(preset.experts / "experts.json", record)
+    return record
+
+
+def _certificate_inputs(recipe: Recipe, rate: float, tau: float) -> dict:
+    """What the certificate (Fact C) says of each track's loss at this noise rate."""
+    entry = {}
+    for track, loss, q in (("clean", recipe.clean_loss, recipe.clean_q),
+                           ("tolerant", recipe.tolerant_loss, recipe.tolerant_q)):
+        low, high = certificate.sum_bounds(loss, recipe.batch, q, tau)
+        entry[track] = {"loss": loss, "q": q, "sum_low": float(low), "sum_high": float(high),
+                        "excess_risk_bound": float(certificate.excess_risk_bound(loss, recipe.batch, rate, q, tau))}
+    return {"eta": rate, "batch": recipe.batch, "tracks": entry}

@@ -1,0 +1,80 @@
+"""A preset of a run, opened: its resolved config, its noise draw, and the folders and keys of what it leaves behind."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from mdw_jax.data.noise import Noise
+from mdw_jax.errors import UserError
+from mdw_jax.files import digest, write_atomically
+from mdw_jax.prepare import Prepared, noise_of
+from mdw_jax.presets import CORESETS, WITHOUT_EXPERTS, preset_config
+
+_NOT_EXPERTS = ("store_dtype",)  # changes how snapshots are stored, not which experts they are
+# What only scores a finished set. The rest of the evaluation chooses between candidates, so it is part of what a set is.
+_ONLY_SCORES = ("protocol", "students", "tower", "mode", "weights")
+
+
+class Preset(NamedTuple):
+    """One preset of a run: its name, its resolved config, its noise draw; where its experts and its sets live."""
+
+    name: str
+    config: ConfigDict
+    noise: Noise
+    experts: Path
+    experts_key: str
+    sets: Path
+    sets_key: str
+
+
+def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> Preset:
+    """Resolve a preset's config and the identity of what it builds on."""
+    c = preset_config(config, name)
+    noise = noise_of(c, prepared)
+    recipe = {k: v for k, v in c.experts.to_dict().items() if k not in _NOT_EXPERTS}
+    experts_key = digest(prepared.key, noise.sha256, recipe, c.run.seed, snapshots_kept(c))
+    if name in WITHOUT_EXPERTS:
+        built_on = digest(prepared.key, noise.sha256, c.run.seed)
+    else:
+        built_on = experts_key
+    if name in CORESETS:
+        sets_key = digest(built_on, name, c.distill.pairs)
+    else:
+        method = {k: v for k, v in c.distill.to_dict().items() if k != "sets"}
+        choice = {k: v for k, v in c.evaluate.to_dict().items() if k not in _ONLY_SCORES}
+        sets_key = digest(built_on, name, method, choice)
+    folder = Path(c.run.dir)
+    return Preset(name, c, noise, folder / "experts" / f"{c.experts.recipe}-{experts_key[:10]}", experts_key,
+                  folder / "distilled" / f"{name}-{sets_key[:10]}", sets_key)
+
+
+def snapshots_kept(config: ConfigDict) -> int:
+    """The last snapshot that distillation will read."""
+    return config.distill.max_start_epoch - 1 + config.distill.match_epochs
+
+
+def fields(kind, section: ConfigDict):
+    """The fields of dataclass `kind`, read off a config section."""
+    return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
+
+
+def complete(path: Path, key: str):
+    """The JSON written last by a stage, if it is there. Raises UserError if it is damaged or another's."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        same = found["key"] == key
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise UserError(f"'{path}' is not the whole record of this configuration; delete the folder '{path.parent}' "
+                        "and run again.")
+    return found
+
+
+def write_lines(path: Path, rows):
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
