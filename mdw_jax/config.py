@@ -161,6 +161,7 @@ def base() -> ConfigDict:
     c.evaluate.lr = 0.3  # what they scale for sets without learned step sizes (coresets)
     c.evaluate.tower = ""  # another tower for the students than the set was distilled on: convnet, vit or mobilenet
     c.evaluate.mode = "projection"  # of that tower: projection or full
+    c.evaluate.tower_lr_scales = (0.01, 0.03, 0.1, 0.3, 1.0)  # with another tower, instead of lr_scales
     c.evaluate.weights = ""  # of that tower, where it is mobilenet
     return c
 
@@ -232,7 +233,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
              "model.mode to projection.")
     _require(d.space == "pixels" or d.augment == "none", f"distill.augment ({d.augment}) needs pixels; set it to none "
              "or distill.space to pixels.")
-    _require(len(config.evaluate.lr_scales) > 0, "evaluate.lr_scales is empty; give at least one, such as (1.0,).")
+    _require(min(len(config.evaluate.lr_scales), len(config.evaluate.tower_lr_scales)) > 0, "evaluate.lr_scales or evaluate.tower_lr_scales is empty; give at least one, such as (1.0,).")
     _require(config.model.mode != "projection" or e.augment == "none",
              f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")
     return config.lock()

@@ -1,5 +1,7 @@
 """Scores of a preset: students trained on each of its sets, or the experts themselves."""
 
+import dataclasses
+
 from mdw_jax.distilled import load_distilled
 from mdw_jax.evaluate import Protocol, evaluate
 from mdw_jax.files import digest, write_json
@@ -20,24 +22,29 @@ def evaluate_stage(preset: Preset, prepared: Prepared) -> list[dict]:
         return [{"preset": preset.name, "set": 0, "student": n, "protocol": "honest", "val_r_mean": val[-1],
                  **dict(zip(METRICS, test, strict=True))}
                 for n, (val, test) in enumerate(zip(record["val"], record["test"], strict=True))]
-    protocol = fields(Protocol, preset.config.evaluate)
-    rows = []
+    c = preset.config
+    protocol = fields(Protocol, c.evaluate)
+    if c.evaluate.tower:  # a tower from scratch wants far smaller steps than two heads on a frozen one
+        protocol = dataclasses.replace(protocol, lr_scales=c.evaluate.tower_lr_scales)
+    vit = {name: value for name, value in c.model.to_dict().items() if name.startswith("vit_")}
+    student, rows = None, []
     for index, folder in enumerate(distill_stage(preset, prepared)):
         distilled, card = load_distilled(folder)
-        key = digest(card["key"], preset.config.evaluate.to_dict())
+        key = digest(card["key"], c.evaluate.to_dict(), *([vit] if c.evaluate.tower == "vit" else []))
         path = folder / f"scores-{protocol.protocol}-{key[:10]}.json"
         found = complete(path, key)
         if found is None:
+            student = student or student_model(c, prepared)  # one for all sets: each new one is compiled anew
+            model, val, test = student
             with progress(f"evaluate {preset.name} {index}", 1, "sets") as advance:
-                model, val, test = student_model(preset.config, prepared)
                 outcome = evaluate(model, lesson_of(model, distilled), val, test, protocol,
                                    seed=named_seed(preset, index))
                 advance(1, r_mean=float(outcome.scores[:, -1].mean()))
             found = {"key": key, "rows": [
                 {"preset": preset.name, "set": index, "student": n, "protocol": protocol.protocol,
-                 "lr_scale": outcome.lr_scale, "steps": outcome.steps, "val_r_mean": float(val[-1]),
-                 **{name: float(value) for name, value in zip(METRICS, test, strict=True)}}
-                for n, (val, test) in enumerate(zip(outcome.val, outcome.scores, strict=True))]}
+                 "lr_scale": outcome.lr_scale, "steps": outcome.steps, "val_r_mean": float(val_scores[-1]),
+                 **{name: float(value) for name, value in zip(METRICS, test_scores, strict=True)}}
+                for n, (val_scores, test_scores) in enumerate(zip(outcome.val, outcome.scores, strict=True))]}
             write_json(path, found)
         rows += found["rows"]
     return rows

@@ -15,7 +15,7 @@ from mdw_jax.presets import CORESETS, WITHOUT_EXPERTS, preset_config
 
 _NOT_EXPERTS = ("store_dtype",)  # changes how snapshots are stored, not which experts they are
 # What only scores a finished set. The rest of the evaluation chooses between candidates, so it is part of what a set is.
-_ONLY_SCORES = ("protocol", "students", "tower", "mode", "weights")
+_ONLY_SCORES = ("protocol", "students", "tower", "mode", "weights", "tower_lr_scales")
 
 
 class Preset(NamedTuple):
