@@ -137,10 +137,6 @@ def base() -> ConfigDict:
     c.distill.step_text = 0.3
     c.distill.clip_images = True  # keep pixels in [0, 1]
     c.distill.mix = False  # RepBlend: mix image representations and texts of a mini-batch, weight ~ Beta(1, 1)
-    c.distill.space = "pixels"  # features (projection mode only): learn features first, then decode images from them
-    c.distill.decode_steps = 40  # space features: steps from the real images to ones of these features
-    c.distill.decode_lr = 0.01  # of Adam, on pixels in [0, 1]
-    c.distill.lr_features = 0.3  # space features: of Adam, in standard deviations of a feature over the real images
     c.distill.augment = "none"  # none, flip or crop_flip: one draw an outer step
     c.distill.ema = 0.9  # of the distilled set; 0 turns it off
     c.distill.ceo = True  # Grad-CAM weights on the pixel updates
@@ -195,7 +191,6 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "evaluate.mode": (config.evaluate.mode, ("projection", "full")),
         "model.mode": (config.model.mode, ("projection", "full")),
         "distill.gradient": (d.gradient, ("exact", "detached")),
-        "distill.space": (d.space, ("pixels", "features")),
         "distill.merge": (d.merge, ("separate", "merged")),
         "distill.loss": (d.loss, ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")),
         "distill.correspondence": (d.correspondence, ("identity", "full", "lowrank")),
@@ -228,11 +223,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
              f"experts.clean_q and experts.tolerant_q must lie in (0, 1], not {e.clean_q} and {e.tolerant_q}.")
     _require(config.evaluate.every <= config.evaluate.steps, f"evaluate.every ({config.evaluate.every}) exceeds "
              f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
-    _require(config.model.mode == "projection" or (d.space == "pixels" and not d.mix),
-             "distill.space=features and distill.mix (RepBlend) work on the features of a frozen backbone; set "
-             "model.mode to projection.")
-    _require(d.space == "pixels" or d.augment == "none", f"distill.augment ({d.augment}) needs pixels; set it to none "
-             "or distill.space to pixels.")
+    _require(config.model.mode == "projection" or not d.mix, "distill.mix (RepBlend) blends the features of a frozen "
+             "backbone; set model.mode to projection.")
     _require(min(len(config.evaluate.lr_scales), len(config.evaluate.tower_lr_scales)) > 0, "evaluate.lr_scales or evaluate.tower_lr_scales is empty; give at least one, such as (1.0,).")
     _require(config.model.mode != "projection" or e.augment == "none",
              f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")

@@ -42,8 +42,6 @@ class Method:
     clip_images: bool
     augment: str
     mix: bool
-    space: str
-    lr_features: float
     ema: float
     ceo: bool
     ceo_every: int
@@ -53,8 +51,7 @@ class Method:
 
 class State(NamedTuple):
     """Everything that changes. learned and average are dicts of
-    images (M, H, W, C) or, in feature space, features (M, F); texts (M, d); correspondence (parameters of P);
-    log_steps {"image", "text"}."""
+    images (M, H, W, C), texts (M, d), correspondence (parameters of P), log_steps {"image", "text"}."""
 
     learned: Any
     average: Any
@@ -63,10 +60,9 @@ class State(NamedTuple):
 
 
 def init_state(key, method: Method, images, texts) -> State:
-    """Start from real pairs: images (M, H, W, C) float32 in [0, 1], or features (M, F) in feature space; texts (M, d)."""
-    seen = "features" if method.space == "features" else "images"
+    """Start from real pairs: images (M, H, W, C) float32 in [0, 1], texts (M, d)."""
     learned = {
-        seen: jnp.array(images, jnp.float32),  # a copy: it is donated to the first outer step
+        "images": jnp.asarray(images, jnp.float32),
         "texts": jnp.asarray(texts, jnp.float32),
         "correspondence": init_correspondence(key, method.correspondence, len(texts), method.rank),
         # Logarithms keep the step sizes positive.
@@ -79,8 +75,8 @@ def init_state(key, method: Method, images, texts) -> State:
 def optimizer_of(method: Method):
     """One optimiser a group of learned tensors: Adam, or SGD with momentum 0.5 (the peers')."""
     make = optax.adam if method.optimizer == "adam" else lambda lr: optax.sgd(lr, momentum=0.5)
-    rates = {"texts": method.lr_texts, "correspondence": method.lr_correspondence, "log_steps": method.lr_steps}
-    rates |= {"features": method.lr_features} if method.space == "features" else {"images": method.lr_images}
+    rates = {"images": method.lr_images, "texts": method.lr_texts, "correspondence": method.lr_correspondence,
+             "log_steps": method.lr_steps}
     return optax.multi_transform({name: make(lr) for name, lr in rates.items()}, {name: name for name in rates})
 
 
@@ -90,10 +86,7 @@ def objective(model: DualEncoder, method: Method, learned, starts, targets, batc
     starts, targets: snapshots stacked on a leading axis R; batches: (R, S, b) rows. One augmentation is drawn for the
     whole outer step. Returns (loss, (S,) mean inner losses).
     """
-    if method.space == "features":
-        inputs = learned["features"]
-    else:
-        inputs = model.inputs(augment(key, learned["images"], method.augment))
+    inputs = model.inputs(augment(key, learned["images"], method.augment))
     steps = jax.tree.map(jnp.exp, learned["log_steps"])
     soft = soft_loss(method.loss)
 
@@ -138,10 +131,8 @@ def _blends(key, batches, mix: bool) -> _Blend:
     return _Blend(jax.random.uniform(by_weight, (steps,)), orders)
 
 
-def make_outer_step(model: DualEncoder, method: Method, bounds=None):
+def make_outer_step(model: DualEncoder, method: Method):
     """The jitted outer step: (state, starts, targets, pixel_weights, key) -> (state, metrics).
-
-    pixel_weights: (M, H, W, 1), not read in feature space; there `bounds` (low (F,), high (F,)) keep features between.
 
     The state's buffers are donated: use the returned one. A non-finite gradient leaves the state as it was and shows
     as a non-finite `loss` or `gradient` in the metrics.
@@ -157,18 +148,15 @@ def make_outer_step(model: DualEncoder, method: Method, bounds=None):
             model, method, state.learned, starts, targets, batches, by_augment
         )
         norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
-        pixels = method.space == "pixels"
-        if pixels and method.optimizer == "sgd":
+        if method.optimizer == "sgd":
             grads["images"] = grads["images"] * pixel_weights
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.learned)
-        if pixels and method.optimizer == "adam":
+        if method.optimizer == "adam":
             # Adam divides a constant factor of the gradient out again, so here W must scale the update itself.
             updates["images"] = updates["images"] * pixel_weights
         learned = optax.apply_updates(state.learned, updates)
-        if pixels and method.clip_images:
+        if method.clip_images:
             learned["images"] = jnp.clip(learned["images"], 0, 1)
-        if not pixels and bounds is not None:
-            learned["features"] = jnp.clip(learned["features"], *bounds)
         average = jax.tree.map(lambda a, x: method.ema * a + (1 - method.ema) * x, state.average, learned)
         new = State(learned, average, optimizer_state, state.step + 1)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)

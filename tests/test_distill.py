@@ -17,8 +17,7 @@ from mdw_jax.towers.tower import pool
 
 METHOD = Method(inner_steps=2, batch=4, gradient="exact", merge="separate", loss="wbce", correspondence="lowrank",
                 rank=2, alpha=3.0, optimizer="adam", lr_images=0.02, lr_texts=0.05, lr_correspondence=0.01,
-                lr_steps=1.0, step_image=0.1, step_text=0.2, clip_images=False, augment="none", mix=False,
-                space="pixels", lr_features=0.02, ema=0.8, ceo=False,
+                lr_steps=1.0, step_image=0.1, step_text=0.2, clip_images=False, augment="none", mix=False, ema=0.8, ceo=False,
                 ceo_every=1, ceo_top_k=1, ceo_beta=0.0)
 # Everything that differs from METHOD, in one: compiling is what takes the time here.
 OTHER = dataclasses.replace(METHOD, ema=0.0, correspondence="identity", clip_images=True, lr_images=2.0)
@@ -163,32 +162,6 @@ def test_schedule_depends_on_the_step_alone_and_covers_all():
     assert {s for _, starts in drawn for s in starts} == {0, 1}
     assert [schedule(0, 1, step, 3, 4, 2) for step in range(40)] != drawn
     assert sorted(schedule(0, 0, 0, 4, 2, 1)[0]) == [0, 0, 1, 1]
-
-
-def test_learning_features_is_learning_images_without_the_backbone():
-    """One step of each from the same place: the same loss, and the feature gradient pulled back is the pixels'."""
-    model, features = MODELS["projection"], dataclasses.replace(METHOD, space="features")
-    begin, target = ends(model)
-    seen = model.inputs(jnp.asarray(IMAGES))
-    batches, key = jnp.stack([minibatches(jax.random.key(i), PAIRS, 4, 2) for i in range(2)]), jax.random.key(1)
-    in_pixels, in_features = start(), init_state(jax.random.key(3), features, seen, TEXTS)
-    assert in_features.learned["features"].shape == seen.shape and "images" not in in_features.learned
-    pull = lambda method, learned: jax.grad(objective, argnums=2, has_aux=True)(
-        model, method, learned, begin, target, batches, key)[0]
-    by_pixels, by_features = pull(METHOD, in_pixels.learned), pull(features, in_features.learned)
-    pulled_back = jax.vjp(model.inputs, jnp.asarray(IMAGES))[1](by_features["features"])[0]
-    np.testing.assert_allclose(pulled_back, by_pixels["images"], atol=1e-5 * float(jnp.abs(pulled_back).max()))
-    np.testing.assert_allclose(by_features["texts"], by_pixels["texts"], atol=1e-6)
-
-
-def test_learned_features_stay_within_bounds():
-    model, method = MODELS["projection"], dataclasses.replace(METHOD, space="features", lr_features=5.0)
-    seen = model.inputs(jnp.asarray(IMAGES))
-    low, high = seen.min(0), seen.max(0)
-    state, _ = make_outer_step(model, method, (low, high))(
-        init_state(jax.random.key(3), method, jnp.array(seen), TEXTS), *ends(model), ONES, jax.random.key(4))
-    learned = state.learned["features"]
-    assert bool(((learned >= low) & (learned <= high)).all()) and not np.allclose(learned, seen, atol=1e-3)
 
 
 def test_mixing_blends_images_and_texts_alike_and_leaves_the_targets():

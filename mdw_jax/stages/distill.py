@@ -1,6 +1,5 @@
 """Sets of a preset: chosen (coresets) or distilled, saved with all that says where they came from."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 
 from mdw_jax import ceo, coresets
 from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
-from mdw_jax.decode import make_decode_step
 from mdw_jax.distill import Method, init_state, make_outer_step, schedule
 from mdw_jax.distilled import DistilledSet, save_distilled
 from mdw_jax.errors import UserError
@@ -68,7 +66,6 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     """Set `index` and the metrics of its outer steps; goes on from `folder`'s checkpoint if there is one."""
     c, model, seed = preset.config, prepared.model, preset.config.run.seed
     method = fields(Method, c.distill)
-    in_features = method.space == "features"
     record = experts_stage(preset, prepared)
     trajectories = [open_trajectory(preset.experts / f"net_{n:02d}", key=preset.experts_key)
                     for n in range(record["networks"])]
@@ -78,23 +75,16 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     rows = (coresets.random_pairs(generator, preset.noise.image_of, count) if c.distill.init == "random" else
             coresets.clean_pairs(generator, preset.noise.image_of, np.load(preset.experts / "division.npy"), count))
     images, texts = real_pairs(preset, prepared, rows)
-    seen, bounds, scale = images, None, None
-    if in_features:
-        seen = prepared.train_images[preset.noise.image_of[rows]]
-        # What the backbone really says of images: learned features stay in that range, so that images can have them.
-        bounds = prepared.train_images.min(0), prepared.train_images.max(0)
-        scale = prepared.train_images.std(0)
-        method = dataclasses.replace(method, lr_features=method.lr_features * float(scale.mean()))
-    state = init_state(named_key(seed, "correspondence", preset.name, index), method, seen, texts)
+    state = init_state(named_key(seed, "correspondence", preset.name, index), method, images, texts)
     kept = {"state": state, "best": jax.tree.map(jnp.copy, state.average), "best_val": jnp.float32(-1)}
     kept = load_checkpoint(folder / "checkpoint.safetensors", kept, key) or kept
     history = folder / "history.jsonl"
     metrics = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
     metrics = metrics[: int(kept["state"].step)]
 
-    outer_step = make_outer_step(model, method, bounds)
-    weigh = jax.jit(lambda params, images, learned: ceo.pixel_weights(
-        model, params, images, learned["texts"], learned["correspondence"], alpha=method.alpha,
+    outer_step = make_outer_step(model, method)
+    weigh = jax.jit(lambda params, learned: ceo.pixel_weights(
+        model, params, learned["images"], learned["texts"], learned["correspondence"], alpha=method.alpha,
         top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
     weights = jnp.ones((count, *images.shape[1:3], 1))
     state, first = kept["state"], int(kept["state"].step)
@@ -107,9 +97,8 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
             begin, target = (stack([read_snapshot(trajectories[n], k) for n, k in zip(networks, at, strict=True)])
                              for at in (starts, ends))
             # Also after every checkpoint: a resumed run computes them there, and must go the same way.
-            if method.ceo and not in_features and (step % method.ceo_every == 0
-                                                   or step % c.distill.checkpoint_every == 0):
-                weights = weigh(jax.tree.map(lambda x: x[0], target), state.learned["images"], state.learned)
+            if method.ceo and (step % method.ceo_every == 0 or step % c.distill.checkpoint_every == 0):
+                weights = weigh(jax.tree.map(lambda x: x[0], target), state.learned)
             state, measured = outer_step(state, begin, target, weights,
                                          named_key(seed, "distill", preset.name, index, step))
             measured = {name: float(value) for name, value in measured.items()}
@@ -127,35 +116,12 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
                              "best_val": jnp.float32(metrics[-1]["val_r_mean"])}
                 write_lines(history, metrics)
                 save_checkpoint(folder / "checkpoint.safetensors", {**kept, "state": state}, key)
-    best = kept["best"]
-    if in_features:
-        params = jax.tree.map(jnp.asarray, read_snapshot(trajectories[0], trajectories[0].length - 1))
-        images, errors = _decoded(preset, model, best["features"], scale, images, index,
-                                  lambda images: weigh(params, images, best) if method.ceo else weights)
-        write_lines(folder / "decode.jsonl", errors)
-        best = {"images": images, **{name: value for name, value in best.items() if name != "features"}}
-    return _as_set(best, method), metrics
-
-
-def _decoded(preset: Preset, model, wanted, scale, images, index: int, weigh):
-    """Images that the backbone sees as the `wanted` features, from real ones; and the error before each step."""
-    d = preset.config.distill
-    start, step = make_decode_step(model, d.decode_lr)
-    # A feature that hardly varies says nothing; as a unit of distance it would say all.
-    state, scale, errors = start(images), jnp.maximum(scale, 0.1 * scale.mean()), []
-    with progress(f"decode {preset.name} {index}", d.decode_steps, "steps") as advance:
-        for number in range(d.decode_steps):
-            if number % d.ceo_every == 0:
-                weights = weigh(state[0])
-            state, error = step(state, wanted, scale, weights)
-            errors.append({"step": number, "error": float(error)})
-            advance(1, error=errors[-1]["error"])
-    return state[0], errors
+    return _as_set(kept["best"], method), metrics
 
 
 def _candidate(model, learned, method: Method) -> Lesson:
     """What is being learned, as students would see it."""
-    inputs = learned["features"] if method.space == "features" else jax.jit(model.inputs)(learned["images"])
+    inputs = jax.jit(model.inputs)(learned["images"])
     steps = {branch: float(np.exp(value)) for branch, value in learned["log_steps"].items()}
     return Lesson(inputs, learned["texts"], learned["correspondence"], steps, method.loss, method.alpha)
 
