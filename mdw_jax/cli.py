@@ -29,7 +29,8 @@ COMMANDS = {
 }
 OWN_FLAGS = {  # flags of one command alone, and whether a value follows
     "sweep": {"--over": True, "--seeds": True, "--part": True, "--dry": False},
-    "table": {"--rows": True, "--columns": True, "--metric": True, "--interval": False, "--out": True},
+    "table": {"--rows": True, "--columns": True, "--metric": True, "--interval": False, "--out": True,
+              "--picture": True},
 }
 OPTIONS = ("--config", "--debug", "--help", "--version")
 HELP = """\
@@ -61,12 +62,14 @@ Writes sweep.csv in config.run.dir, one row a student. Finished cells are skippe
 """
 TABLE_HELP = """\
 usage: mdw table FILE.csv [FILE.csv ...] [--rows KEYS] [--columns KEYS] [--metric NAME] [--interval] [--out FILE.md]
+                 [--picture FILE.png]
 
   --rows KEYS                 columns of the CSV that tell the table's rows apart (preset), such as preset,distill.pairs
   --columns KEYS              likewise for its columns (noise.rate); nothing, --columns=, for a single one
   --metric NAME               the number to show (r_mean)
   --interval                  half the 95 % interval of the mean over distilled sets, not the standard deviation
   --out FILE.md               write there and not to the terminal
+  --picture FILE.png          draw it too: a line a row over the one column, with intervals
 """
 
 
@@ -135,7 +138,8 @@ def _main(argv: list[str]) -> int:
         keys = ([key for key in own.get(flag, default).split(",") if key]
                 for flag, default in (("--rows", "preset"), ("--columns", "noise.rate")))
         importlib.import_module("mdw_jax.table").table_command(
-            files, *keys, own.get("--metric", "r_mean"), "--interval" in own, own.get("--out"))
+            files, *keys, own.get("--metric", "r_mean"), "--interval" in own, own.get("--out"),
+            own.get("--picture"))
         return 0
     config = load_config(path, overrides)
     if command == "sweep":

@@ -83,13 +83,17 @@ def heat_map(matrix, path, title: str = "Correspondence P: what was learned beyo
     _save(figure, path)
 
 
-def curves(series: Mapping[str, tuple[Sequence, Sequence]], path, xlabel: str, ylabel: str, title: str) -> None:
-    """A PNG of one line for each entry of `series`, {name: (x, y)}; NaN leaves a gap. Up to 40 lines look different."""
+def curves(series: Mapping[str, tuple], path, xlabel: str, ylabel: str, title: str) -> None:
+    """A PNG of one line for each entry of `series`, {name: (x, y)} or {name: (x, y, half)} with bars of y +- half.
+
+    NaN leaves a gap, or out a bar. Up to 40 lines look different.
+    """
     figure = Figure(figsize=(7, 4.3), layout="constrained")
     axes = figure.subplots()
     looks = itertools.cycle([(style, f"C{colour}") for style in ("-", "--", ":", "-.") for colour in range(10)])
-    for (name, (x, y)), (style, colour) in zip(series.items(), looks):
-        axes.plot(x, y, linestyle=style, color=colour, marker="o", markersize=3, label=name)
+    for (name, (x, y, *half)), (style, colour) in zip(series.items(), looks):
+        axes.errorbar(x, y, half[0] if half else None, linestyle=style, color=colour, marker="o", markersize=3,
+                      capsize=2, elinewidth=1, label=name)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlabel=xlabel, ylabel=ylabel)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
+from mdw_jax import pictures
 from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically
 from mdw_jax.page import markdown_table
-from mdw_jax.presets import DISTILLED, PRESETS
+from mdw_jax.presets import DISTILLED, LABELS, PRESETS
 
 _NEEDED = ("preset", "set", "student", "protocol")
 _CEILINGS = tuple(name for name in PRESETS if name not in DISTILLED)  # not what distilled sets compete with
@@ -21,9 +22,13 @@ _OPTIMISTIC = "(optimistic)"
 
 
 def table_command(files: Sequence[str], rows: Sequence[str], columns: Sequence[str], metric: str, interval: bool,
-                  out: str | None) -> None:
-    """Print the table of these CSVs, or write it to the file `out`."""
-    text = table(read_rows(files), rows, columns, metric, interval)
+                  out: str | None, drawn: str | None) -> None:
+    """Print the table of these CSVs, or write it to the file `out`; draw it to the PNG `drawn` if there is one."""
+    data = read_rows(files)
+    text = table(data, rows, columns, metric, interval)
+    if drawn is not None:
+        draw(data, rows, columns, metric, drawn)
+        print(f"picture: {drawn}")
     if out is None:
         print(text, end="")
         return
@@ -127,6 +132,32 @@ def table(data: list[dict], rows: Sequence[str] = ("preset",), columns: Sequence
             line[head] = f"**{text}**" if (down_at, at) in best[at] else text
         lines.append(line)
     return f"{markdown_table(lines)}\n{_line_below(cells, rows, columns, metric, interval)}\n"
+
+
+def draw(data: list[dict], rows: Sequence[str], columns: Sequence[str], metric: str, path) -> None:
+    """A PNG of what `table` would say: a line for each of its rows over its one column, with 95 % intervals over sets.
+
+    Raises UserError where `columns` is not one column of numbers.
+    """
+    cells = {}
+    for row in data:
+        if len(columns) != 1 or not _is_number(row[columns[0]]):
+            raise UserError("a picture needs one column of numbers; give one, such as --columns noise.rate.")
+        key = _label(rows, tuple(row[name] for name in rows)) if len(rows) > 1 else LABELS.get(row[rows[0]], row[rows[0]])
+        cells.setdefault(key, {}).setdefault(float(row[columns[0]]), []).append(row)
+    series = {}
+    for key, places in cells.items():
+        found = [(x, _summary(places[x], metric, interval=True)) for x in sorted(places)]
+        found = [(x, mean, math.nan if half is None else half) for x, (mean, half) in found]
+        series[key] = tuple(zip(*found, strict=True))
+    pictures.curves(series, path, columns[0], f"{metric}, %", f"{metric} by {columns[0]}, 95 % intervals over sets")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _canonical(text: str) -> str:

@@ -217,10 +217,10 @@ def test_mistakes_of_a_sweep(file, calls, capsys, words, sentence):
 
 def test_a_table_needs_no_config(calls):
     assert main(["table", "a.csv", "--interval", "b.csv"]) == 0
-    words = ["--rows", "preset,distill.pairs", "--columns=", "--metric=IR@1", "--out", "t.md"]
+    words = ["--rows", "preset,distill.pairs", "--columns=", "--metric=IR@1", "--out", "t.md", "--picture=t.png"]
     assert main(["table", "a.csv", *words]) == 0
-    assert calls == [("table", ["a.csv", "b.csv"], ["preset"], ["noise.rate"], "r_mean", True, None),
-                     ("table", ["a.csv"], ["preset", "distill.pairs"], [], "IR@1", False, "t.md")]
+    assert calls == [("table", ["a.csv", "b.csv"], ["preset"], ["noise.rate"], "r_mean", True, None, None),
+                     ("table", ["a.csv"], ["preset", "distill.pairs"], [], "IR@1", False, "t.md", "t.png")]
 
 
 @pytest.mark.parametrize("words, sentence", [

@@ -28,7 +28,7 @@ def test_every_recipe_resolves_to_its_choices(recipe):
     for name in untouched:
         if name not in ("recipe", "lr", "lr_infonce"):
             assert resolved[name] == RECIPES[recipe].get(name, untouched[name])
-    assert resolved.lr == (0.07 if recipe in ("infonce", "debiased") else 0.3)
+    assert resolved.lr == (0.07 if recipe in ("infonce", "infonce_averaged", "debiased") else 0.3)
     assert config.experts.lr == 0.3
 
 
@@ -44,7 +44,7 @@ def test_every_recipe_resolves_to_its_choices(recipe):
     ({"distill__optimizer": "lion"}, "distill.optimizer"),
     ({"evaluate__protocol": "fair"}, "evaluate.protocol"),
     ({"data__name": "coco"}, "data.name"),
-    ({"model__tower": "vit"}, "model.tower"),
+    ({"model__tower": "resnet"}, "model.tower"),
     ({"experts__augment": "mixup"}, "experts.augment"),
     ({"distill__augment": "mixup"}, "distill.augment"),
     ({"model__mode": "projection", "experts__augment": "flip"}, "experts.augment.*projection"),

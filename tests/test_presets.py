@@ -42,3 +42,68 @@ def test_full_data_has_no_noise():
 def test_unknown_preset():
     with pytest.raises(UserError, match="no preset 'magic'.*run.presets"):
         preset_config(base(), "magic")
+
+
+PEERS_CONSTANTS = {  # what their code runs with at (preset, M): inner steps, mini-batch, gradient, loss, P, start epochs
+    ("vld", 100): (8, 100, "exact", "nce", "identity", 2),
+    ("tesla", 200): (8, 20, "detached", "nce", "identity", 2),
+    ("lors", 100): (8, 20, "detached", "wbce", "lowrank", 2),
+    ("lors", 500): (8, 40, "detached", "wbce", "lowrank", 3),
+    ("repblend", 500): (8, 20, "detached", "wbce", "lowrank", 3),
+}
+LORS_RANK_ALPHA_LR = {100: (10, 3.0, 10.0), 150: (10, 3.0, 10.0), 200: (5, 1.0, 10.0), 500: (20, 0.01, 100.0)}
+
+
+def at(pairs, preset, tuned=()):
+    c = base()
+    c.model.mode, c.distill.pairs, c.run.tuned = "projection", pairs, tuned
+    return preset_config(c, preset)
+
+
+@pytest.mark.parametrize("preset, pairs", PEERS_CONSTANTS)
+def test_peers_have_the_constants_of_their_code(preset, pairs):
+    c = at(pairs, preset)
+    d = c.distill
+    assert PEERS_CONSTANTS[preset, pairs] == (
+        d.inner_steps, d.batch, d.gradient, d.loss, d.correspondence, d.max_start_epoch)
+    assert (d.match_epochs, d.optimizer, d.step_image, d.init, d.ceo, d.ema) == (1, "sgd", 0.1, "random", False, 0)
+    assert d.mix == (preset == "repblend")
+    assert (c.experts.clean_loss, c.experts.division, c.experts.lr, c.experts.average) == ("infonce", "clean", 0.1, 0)
+
+
+@pytest.mark.parametrize("pairs", LORS_RANK_ALPHA_LR)
+def test_lors_by_budget(pairs):
+    d = at(pairs, "lors").distill
+    assert LORS_RANK_ALPHA_LR[pairs] == (d.rank, d.alpha, d.lr_correspondence)
+    # Theirs is per normalised pixel, (x - mean) / std with std about 0.27: the same step is std squared of it in [0, 1].
+    assert d.lr_images == pytest.approx((100 if pairs < 200 else 1000) * 0.27**2, rel=0.01)
+    assert d.lr_texts == (100 if pairs < 200 else 1000)
+
+
+def test_a_small_budget_caps_what_cannot_exceed_it():
+    assert at(8, "lors").distill.batch == 8 and at(8, "lors").distill.rank == 8
+
+
+def test_peers_on_our_experts_differ_in_the_experts_only():
+    own, ours, mdw = at(100, "lors"), at(100, "lors_dtcl"), at(100, "mdw")
+    assert own.distill.to_dict() == ours.distill.to_dict() and ours.experts.to_dict() == mdw.experts.to_dict()
+
+
+def test_tuned_settings_reach_their_preset_alone_and_overrule_it():
+    tuned = ("lors:distill.lr_images=0.5", "lors:distill.optimizer=adam", "mdw:distill.ceo=false", "lors:distill.batch=7")
+    lors, vld, mdw = (at(100, name, tuned).distill for name in ("lors", "vld", "mdw"))
+    assert (lors.lr_images, lors.optimizer, lors.batch, lors.ceo) == (0.5, "adam", 7, False)
+    assert vld.to_dict() == at(100, "vld").distill.to_dict() and not mdw.ceo
+
+
+@pytest.mark.parametrize("entry", ["lors", "lors:distill.lr_images", "lors:distill.lr=1", "nobody:distill.lr_images=1",
+                                   "lors:distill.batch=many", "mdw:distill.ceo=perhaps", "mdw:run.presets=a"])
+def test_a_tuned_setting_that_cannot_be(entry):
+    with pytest.raises(UserError, match="run.tuned holds"):
+        at(100, "lors", (entry,))
+
+
+def test_mixing_needs_features():
+    c = base()
+    with pytest.raises(UserError, match="model.mode to projection"):
+        preset_config(c, "repblend")

@@ -111,12 +111,12 @@ def test_other_metrics(write):
 
 def test_out(write, tmp_path, capsys):
     path = write(GRID)
-    table_command([path], ["preset"], ["noise.rate"], "r_mean", False, None)
+    table_command([path], ["preset"], ["noise.rate"], "r_mean", False, None, None)
     printed = capsys.readouterr().out
-    table_command([path], ["preset"], ["noise.rate"], "r_mean", False, str(tmp_path / "table.md"))
+    table_command([path], ["preset"], ["noise.rate"], "r_mean", False, str(tmp_path / "table.md"), None)
     assert (tmp_path / "table.md").read_text() == printed == table(read_rows([path]))
     with pytest.raises(UserError, match="cannot write"):
-        table_command([path], ["preset"], ["noise.rate"], "r_mean", False, f"{path}/table.md")
+        table_command([path], ["preset"], ["noise.rate"], "r_mean", False, f"{path}/table.md", None)
 
 
 @pytest.mark.parametrize("options, words", [
@@ -146,3 +146,14 @@ def test_mistakes_in_files(tmp_path, contents, words):
         (tmp_path / "t.csv").write_bytes(contents)
     with pytest.raises(UserError, match=f"t.csv'.*{words}|{words}.*t.csv'"):
         read_rows([tmp_path / "t.csv"])
+
+
+def test_a_picture_has_a_line_a_preset_with_intervals_and_wants_numbers_across(write, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("mdw_jax.table.pictures.curves", lambda series, path, *words: drawn.update(series))
+    table_command([write(GRID)], ["preset"], ["noise.rate"], "r_mean", False, str(tmp_path / "t.md"), "t.png")
+    x, mean, half = drawn["MDW"]
+    assert x == (0.0, 0.4) and mean == (1.25, 12.0)
+    assert half[1] == pytest.approx(12.706 * 2, rel=1e-3)  # sets 10 and 14: deviation sqrt(8), t(1) = 12.706
+    with pytest.raises(UserError, match="one column of numbers"):
+        table_command([write(GRID)], ["noise.rate"], ["preset"], "r_mean", False, None, "t.png")

@@ -8,6 +8,8 @@ import pytest
 
 from mdw_jax.stages import distill as stage
 from mdw_jax.config import base
+from mdw_jax.data.scenes import scenes
+from mdw_jax.distilled import load_distilled
 from mdw_jax.run import STAGES
 
 TINY = {
@@ -101,6 +103,28 @@ def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finish
     for name in ("distilled.safetensors", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (one_set(finished, "mdw") / name).read_bytes()
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_coresets_are_real_pairs_and_repblend_runs(tmp_path):
+    presets = ("random", "herding", "k_center", "forgetting", "clip_filter", "repblend")
+    STAGES["run"](tiny(tmp_path, run__presets=presets, model__mode="projection", model__dim=8, distill__steps=2,
+                       run__tuned=("repblend:distill.lr_images=0.1", "repblend:distill.lr_texts=0.1")))
+    assert len((tmp_path / "table.md").read_text().splitlines()) == 2 + len(presets)
+    real = {image.tobytes() for image in scenes(train=60, val=30, test=30, size=16, seed=0).train.images}
+    for preset in presets[:-1]:
+        found, _ = load_distilled(one_set(tmp_path, preset))
+        images = {np.round(image * 255).astype(np.uint8).tobytes() for image in found.images}
+        assert len(images) == 8 and images <= real, preset
+
+
+def test_students_of_another_tower_share_the_set(finished):
+    before = set(finished.glob("distilled/mdw-*/set_0/scores-*.json"))
+    STAGES["evaluate"](tiny(finished, run__presets=("mdw",), evaluate__tower="vit", evaluate__mode="full",
+                            model__vit_patch=8, model__vit_width=8, model__vit_depth=1, model__vit_heads=2,
+                            evaluate__tower_lr_scales=(0.1,)))
+    [added] = set(finished.glob("distilled/mdw-*/set_0/scores-*.json")) - before
+    assert added.parent == one_set(finished, "mdw")
+    assert {row["lr_scale"] for row in json.loads(added.read_text())["rows"]} == {0.1}
 
 
 def test_projection_mode_with_a_pretrained_tower(tmp_path):
