@@ -89,6 +89,7 @@ def base() -> ConfigDict:
     c.experts.scout_epochs = 6
     c.experts.batch = 128
     c.experts.lr = 0.5  # SGD
+    c.experts.lr_taught = 0.15  # of experts that scouts teach: guidance is as steep as InfoNCE
     c.experts.lr_infonce = 0.1  # used instead by recipes that are InfoNCE on all pairs: its gradient is far steeper
     c.experts.momentum = 0.0
     c.experts.weight_decay = 0.0
@@ -129,6 +130,7 @@ def base() -> ConfigDict:
     c.distill.alpha = 1.0  # scale of the low-rank part
     c.distill.init = "division"  # real pairs to start from: random, or division (drawn from the clean side)
     c.distill.optimizer = "adam"  # adam or sgd (momentum 0.5, as the peers')
+    c.distill.decay = "cosine"  # of all learning rates over the outer steps: cosine or none
     c.distill.lr_images = 0.01
     c.distill.lr_texts = 0.01
     c.distill.lr_correspondence = 0.003
@@ -190,6 +192,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "evaluate.tower": (config.evaluate.tower, ("", *TOWERS)),
         "evaluate.mode": (config.evaluate.mode, ("projection", "full")),
         "model.mode": (config.model.mode, ("projection", "full")),
+        "distill.decay": (d.decay, ("cosine", "none")),
         "distill.gradient": (d.gradient, ("exact", "detached")),
         "distill.merge": (d.merge, ("separate", "merged")),
         "distill.loss": (d.loss, ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")),

@@ -33,6 +33,8 @@ class Method:
     rank: int
     alpha: float
     optimizer: str
+    decay: str
+    steps: int
     lr_images: float
     lr_texts: float
     lr_correspondence: float
@@ -73,10 +75,12 @@ def init_state(key, method: Method, images, texts) -> State:
 
 
 def optimizer_of(method: Method):
-    """One optimiser a group of learned tensors: Adam, or SGD with momentum 0.5 (the peers')."""
+    """One optimiser a group of learned tensors: Adam, or SGD with momentum 0.5 (the peers'); cosine decay if asked."""
     make = optax.adam if method.optimizer == "adam" else lambda lr: optax.sgd(lr, momentum=0.5)
     rates = {"images": method.lr_images, "texts": method.lr_texts, "correspondence": method.lr_correspondence,
              "log_steps": method.lr_steps}
+    if method.decay == "cosine":
+        rates = {name: optax.cosine_decay_schedule(lr, method.steps) for name, lr in rates.items()}
     return optax.multi_transform({name: make(lr) for name, lr in rates.items()}, {name: name for name in rates})
 
 

@@ -9,9 +9,9 @@ by its own losses, and the *other* one trains on that division:
       + nu     * sum over all pairs    cross entropy to the teacher's matching probabilities      (guidance)
 
 The teacher of a network is other networks (its peer first), never itself; what it says comes from averaged weights.
-With `scouts`, a first generation learns like that, and what it comes to know, all of it together, teaches the experts
-proper from their first step: they reach in one epoch what the scouts reach in several, and paths that are short and
-end well are what distillation wants to follow. Recovery, guidance, averaging and scouts are ours.
+With `scouts` the warm-up is a generation of its own: networks that learn under the tolerant loss alone, and what they
+come to know, all of them together, divides the pairs for the experts proper and teaches them from their first step.
+Recovery, guidance, averaging and scouts are ours.
 
 All networks of a generation advance together, epoch by epoch.
 """
@@ -47,6 +47,7 @@ class Recipe:
     epochs: int
     batch: int
     lr: float
+    lr_taught: float
     momentum: float
     weight_decay: float
     augment: str
@@ -271,9 +272,11 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
     if not recipe.scouts:
         return _generation(model, train, val, recipe, "experts", count=count, epochs=recipe.epochs, keep=keep,
                            on_epoch=on_epoch, **shared)
-    scouts = _generation(model, train, val, recipe, "scouts", count=recipe.scouts, epochs=recipe.scout_epochs, keep=0,
+    warming_up = dataclasses.replace(recipe, warmup=recipe.scout_epochs)  # the tolerant loss on all pairs, undivided
+    scouts = _generation(model, train, val, warming_up, "scouts", count=recipe.scouts, epochs=recipe.scout_epochs, keep=0,
                          on_epoch=on_epoch, **shared)
-    experts = _generation(model, train, val, recipe, "experts", count=count, epochs=recipe.epochs, keep=keep,
+    taught = dataclasses.replace(recipe, lr=recipe.lr_taught)
+    experts = _generation(model, train, val, taught, "experts", count=count, epochs=recipe.epochs, keep=keep,
                           teachers=scouts.best, **shared,
                           on_epoch=lambda epoch, r_mean: on_epoch(recipe.scout_epochs + epoch, r_mean))
     log = [{"generation": name, **row} for name, found in (("scouts", scouts), ("experts", experts)) for row in found.log]
@@ -292,7 +295,7 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
     own_captions = np.arange(pairs)
     snapshots, best, best_val = [[p] for p in params], list(params), [-1.0] * len(nets)
     log, probability = [], np.ones(pairs, np.float32)
-    right = np.zeros((len(nets), epochs, pairs), bool)
+    right, nearest = np.zeros((len(nets), epochs, pairs), bool), None
 
     def embed(params):
         return in_chunks(functools.partial(run.image, params), train.images), run.text(params, train.texts)
@@ -326,7 +329,9 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                 clean, tolerant = _undivided(recipe, pairs, epoch < recipe.warmup)
             generator = named_generator(seed, name, n // 2, "epoch", epoch, n % 2)
             if recovering:
-                captions = _recovered(generator, taught[n], image_of, clean > 0, recipe.recovery_top_k)
+                if teachers is None or nearest is None:  # finished teachers say the same to all
+                    nearest = _nearest(taught[n], image_of, clean > 0, recipe.recovery_top_k)
+                captions = _recovered(generator, nearest, image_of, clean > 0)
             plans.append(plan_epoch(generator, image_of, recipe.batch, clean, tolerant, captions))
         keys = [named_key(seed, name, n // 2, "augment", epoch, n % 2) for n in nets]
         mapped = [((params[n], states[n], (averages[n], steps)), plans[n], keys[n],
@@ -357,16 +362,19 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
     return Experts(snapshots, log, best, probability, right)
 
 
-def _recovered(generator, teacher, image_of, clean, k: int):
-    """(K,) captions: its own for a clean pair, for a risky one a draw from the teacher's k nearest to its image."""
-    risky = np.flatnonzero(~clean)
-    if not len(risky):
-        return np.arange(len(image_of))
-    images, place = np.unique(image_of[risky], return_inverse=True)
-    nearest = top_captions(teacher[0][images], teacher[1], k)
-    captions = np.arange(len(image_of))
-    captions[risky] = nearest[place, generator.integers(k, size=len(risky))]
-    return captions
+def _nearest(teacher, image_of, clean, k: int):
+    """(N, k) the captions nearest to each image by its teacher, for images with a risky pair; -1 elsewhere."""
+    images = np.unique(image_of[~clean])
+    nearest = np.full((len(teacher[0]), k), -1)
+    if len(images):
+        nearest[images] = top_captions(teacher[0][images], teacher[1], k)
+    return nearest
+
+
+def _recovered(generator, nearest, image_of, clean):
+    """(K,) captions: its own for a clean pair, for a risky one a draw from those nearest to its image."""
+    drawn = nearest[image_of, generator.integers(nearest.shape[1], size=len(image_of))]
+    return np.where(clean, np.arange(len(image_of)), drawn)
 
 
 def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch):

@@ -18,7 +18,8 @@ _MTT = {
     "experts.recipe": "infonce",
     "distill.trajectories": 1, "distill.inner_steps": 8, "distill.match_epochs": 1, "distill.max_start_epoch": 2,
     "distill.merge": "separate", "distill.init": "random", "distill.correspondence": "identity", "distill.loss": "nce",
-    "distill.optimizer": "sgd", "distill.lr_steps": 1.0, "distill.step_image": 0.1, "distill.step_text": 0.1,
+    "distill.optimizer": "sgd", "distill.decay": "none", "distill.lr_steps": 1.0,
+    "distill.step_image": 0.1, "distill.step_text": 0.1,
     "distill.mix": False, "distill.ema": 0.0, "distill.ceo": False, "distill.augment": "none",
 }
 # Learning rates are per pixel of the normalised image; ours are in [0, 1], where 0.073 of one is the same step.

@@ -16,7 +16,7 @@ from mdw_jax.towers.dual import dual_encoder
 from mdw_jax.towers.tower import pool
 
 METHOD = Method(inner_steps=2, batch=4, gradient="exact", merge="separate", loss="wbce", correspondence="lowrank",
-                rank=2, alpha=3.0, optimizer="adam", lr_images=0.02, lr_texts=0.05, lr_correspondence=0.01,
+                rank=2, alpha=3.0, optimizer="adam", decay="none", steps=20, lr_images=0.02, lr_texts=0.05, lr_correspondence=0.01,
                 lr_steps=1.0, step_image=0.1, step_text=0.2, clip_images=False, augment="none", mix=False, ema=0.8, ceo=False,
                 ceo_every=1, ceo_top_k=1, ceo_beta=0.0)
 # Everything that differs from METHOD, in one: compiling is what takes the time here.
@@ -152,6 +152,16 @@ def test_start():
     np.testing.assert_array_equal(state.learned["images"], IMAGES)
     np.testing.assert_allclose(jnp.exp(state.learned["log_steps"]["text"]), 0.2, rtol=1e-6)
     np.testing.assert_allclose(correspondence(state.learned["correspondence"], jnp.arange(PAIRS), 3.0), np.eye(PAIRS))
+
+
+def test_learning_rates_fall_to_nothing_by_the_last_step():
+    method = dataclasses.replace(METHOD, decay="cosine", steps=4)
+    before = [start(method)]
+    for _ in range(4):
+        state, _ = run(1, method, state=jax.tree.map(jnp.copy, before[-1]))
+        before.append(state)
+    moved = [float(jnp.abs(b.learned["texts"] - a.learned["texts"]).max()) for a, b in zip(before, before[1:])]
+    assert moved[0] == pytest.approx(0.05, rel=1e-3) and moved[3] < 0.4 * moved[0]
 
 
 def test_schedule_depends_on_the_step_alone_and_covers_all():

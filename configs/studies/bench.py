@@ -1,0 +1,42 @@
+"""The field on one bench: Flickr8k at 128 px, MobileNetV1 0.25 features, projection mode. See bench.md.
+
+MobileNetV1 0.25 is seven times cheaper than the V2 of configs/flickr8k.py and nearly as good a backbone here, so that
+a cell of the grid takes minutes on two CPU cores.
+"""
+
+from mdw_jax.config import base
+
+# Every preset gets about the same seconds: a peer's outer step (8 steps of 20 pairs, one trajectory) costs a third of
+# ours (16 steps of 50, two). Learning rates: the best of the search in bench.md, which each peer had to itself.
+ADAM = {"optimizer": "adam", "decay": "cosine", "lr_steps": 0.03, "lr_correspondence": 0.003, "steps": 150}
+PEERS = {"vld": (0.004, 0.02), "tesla": (0.004, 0.02), "lors": (0.004, 0.02), "repblend": (0.004, 0.02)}
+
+
+def get_config():
+    c = base()
+    c.run.dir = "runs/bench"
+    c.data.name = "karpathy"
+    c.data.size = 128
+    c.text.encoder = "precomputed"
+    c.model.tower = "mobilenet"
+    c.model.mode = "projection"
+    c.experts.count = 4
+    c.experts.epochs = 3
+    c.experts.scouts = 4
+    c.experts.scout_epochs = 4
+    c.experts.lr = 1.0
+    c.experts.lr_taught = 0.1
+    c.distill.steps = 120
+    c.distill.checkpoint_every = 1000  # no candidates: the last step's average is the set
+    c.distill.lr_images = 0.006
+    c.distill.lr_texts = 0.02
+    c.distill.step_image = 0.12
+    c.distill.step_text = 0.12
+    c.evaluate.lr_scales = (0.3, 1.0, 2.0)
+    c.evaluate.every = 50
+    tuned = []
+    for peer, (lr_images, lr_texts) in PEERS.items():
+        settings = {**ADAM, "lr_images": lr_images, "lr_texts": lr_texts}
+        tuned += [f"{name}:distill.{key}={value}" for name in (peer, f"{peer}_dtcl") for key, value in settings.items()]
+    c.run.tuned = tuple(tuned)
+    return c
