@@ -191,4 +191,4 @@ def test_mixing_blends_images_and_texts_alike_and_leaves_the_targets():
         params = jax.tree.map(lambda x: x[r], begin)
         logits = model.logits(params, blend(model.inputs(jnp.asarray(IMAGES))), blend(jnp.asarray(TEXTS)))
         found.append(soft_loss("wbce")(logits, correspondence(learned["correspondence"], jnp.arange(PAIRS), 3.0)))
-    np.testing.assert_allclose(inner[0], np.mean(found), rtol=1e-5)
+    np.testing.assert_allclose(inner[0], np.mean(found), rtol=1e-4)
