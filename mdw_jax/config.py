@@ -7,8 +7,9 @@ from mdw_jax.errors import UserError
 # An expert recipe is one word for a set of choices in `config.experts`; each ablation of the method is one of them.
 RECIPES = {
     "dtcl": {},  # dual-track collaborative learning with recovery: the method
-    "infonce": {"division": "clean", "clean_loss": "infonce", "average": 0.0, "scouts": 0},  # the peers': InfoNCE on all pairs
-    "infonce_averaged": {"division": "clean", "clean_loss": "infonce", "scouts": 0},  # the same with our averaged weights
+    # The peers' expert, InfoNCE on all pairs; and the same with our averaged weights.
+    "infonce": {"division": "clean", "clean_loss": "infonce", "average": 0.0, "scouts": 0},
+    "infonce_averaged": {"division": "clean", "clean_loss": "infonce", "scouts": 0},
     "tolerant": {"division": "tolerant", "scouts": 0},  # the tolerant loss on all pairs
     "single": {"dual": False},  # one track: a network divides, recovers and guides for itself
     "peer": {"teachers": 1},  # taught by its peer alone
@@ -228,7 +229,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
              f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
     _require(config.model.mode == "projection" or not d.mix, "distill.mix (RepBlend) blends the features of a frozen "
              "backbone; set model.mode to projection.")
-    _require(min(len(config.evaluate.lr_scales), len(config.evaluate.tower_lr_scales)) > 0, "evaluate.lr_scales or evaluate.tower_lr_scales is empty; give at least one, such as (1.0,).")
+    _require(min(len(config.evaluate.lr_scales), len(config.evaluate.tower_lr_scales)) > 0,
+             "evaluate.lr_scales or evaluate.tower_lr_scales is empty; give at least one, such as (1.0,).")
     _require(config.model.mode != "projection" or e.augment == "none",
              f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")
     return config.lock()

@@ -266,21 +266,24 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
 
     train: pairs as paired by the noise draw (image_of is the noisy pairing). keep: snapshots 0..keep are returned.
     rate: eta, where `debias` or `rescale_step` ask for it. mismatched: (K,) bool, the truth, for the log and for
-    `division="oracle"`. on_epoch: called with the number of epochs done and the mean val r_mean after each.
+    `division="oracle"`. on_epoch: called with the number of epochs done and the mean val r_mean after each. Raises
+    UserError where training diverges, or `recovery_top_k` exceeds the captions.
     """
+    if recipe.recovery_weight and recipe.recovery_top_k > len(train.image_of):
+        raise UserError(f"experts.recovery_top_k is {recipe.recovery_top_k} but there are only {len(train.image_of)} "
+                        "training captions; lower it.")
     shared = {"seed": seed, "rate": rate, "mismatched": mismatched}
     if not recipe.scouts:
         return _generation(model, train, val, recipe, "experts", count=count, epochs=recipe.epochs, keep=keep,
                            on_epoch=on_epoch, **shared)
     warming_up = dataclasses.replace(recipe, warmup=recipe.scout_epochs)  # the tolerant loss on all pairs, undivided
-    scouts = _generation(model, train, val, warming_up, "scouts", count=recipe.scouts, epochs=recipe.scout_epochs, keep=0,
-                         on_epoch=on_epoch, **shared)
+    scouts = _generation(model, train, val, warming_up, "scouts", count=recipe.scouts, epochs=recipe.scout_epochs,
+                         keep=0, on_epoch=on_epoch, **shared)
     taught = dataclasses.replace(recipe, lr=recipe.lr_taught)
     experts = _generation(model, train, val, taught, "experts", count=count, epochs=recipe.epochs, keep=keep,
                           teachers=scouts.best, **shared,
                           on_epoch=lambda epoch, r_mean: on_epoch(recipe.scout_epochs + epoch, r_mean))
-    log = [{"generation": name, **row} for name, found in (("scouts", scouts), ("experts", experts)) for row in found.log]
-    return experts._replace(log=log)
+    return experts._replace(log=scouts.log + experts.log)
 
 
 def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, keep, rate, mismatched, on_epoch,
@@ -343,11 +346,13 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
 
         for n in nets:
             if not np.isfinite(results[n][1]):
-                raise UserError(f"expert {n // 2} diverged in epoch {epoch + 1}: its loss is not finite; lower experts.lr.")
+                raise UserError(f"expert {n // 2} diverged in epoch {epoch + 1}: its loss is not finite; lower "
+                                "experts.lr.")
             right[n, epoch] = right[n, max(epoch - 1, 0)]
             right[n, epoch, np.asarray(plans[n].rows).ravel()] = np.asarray(results[n][2]).ravel()
             scores = score(model, averages[n], val)
-            row = {"epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2], "loss": float(results[n][1])}
+            row = {"generation": name, "epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2],
+                   "loss": float(results[n][1])}
             row |= {f"val_{metric}": float(value) for metric, value in zip(METRICS, scores, strict=True)}
             if divided and mismatched is not None:
                 row |= division_quality(division[n], mismatched)

@@ -63,9 +63,11 @@ def page(folder: Path, config: ConfigDict, prepared: Prepared, presets: list[Pre
     curves = {}
     for path, preset in experts.items():
         log = _lines(path / "log.jsonl")
-        epochs = sorted({row["epoch"] for row in log})
-        name = f"{preset.config.experts.recipe}, noise {preset.noise.true_rate:.0%}"
-        curves[name] = (epochs, [np.mean([r["val_r_mean"] for r in log if r["epoch"] == e]) for e in epochs])
+        for generation in dict.fromkeys(row["generation"] for row in log):
+            own = [row for row in log if row["generation"] == generation]
+            epochs = sorted({row["epoch"] for row in own})
+            name = f"{preset.config.experts.recipe} ({generation}), noise {preset.noise.true_rate:.0%}"
+            curves[name] = (epochs, [np.mean([r["val_r_mean"] for r in own if r["epoch"] == e]) for e in epochs])
     if curves:
         pictures.curves(curves, shown / "experts.png", "epoch", "val r_mean, %", "Experts")
         found.append((shown / "experts.png", "Validation r_mean of the experts by epoch, mean over networks"))

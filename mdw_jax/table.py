@@ -143,7 +143,8 @@ def draw(data: list[dict], rows: Sequence[str], columns: Sequence[str], metric: 
     for row in data:
         if len(columns) != 1 or not _is_number(row[columns[0]]):
             raise UserError("a picture needs one column of numbers; give one, such as --columns noise.rate.")
-        key = _label(rows, tuple(row[name] for name in rows)) if len(rows) > 1 else LABELS.get(row[rows[0]], row[rows[0]])
+        values = tuple(row[name] for name in rows)
+        key = _label(rows, values) if len(rows) > 1 else LABELS.get(*values, *values)
         cells.setdefault(key, {}).setdefault(float(row[columns[0]]), []).append(row)
     series = {}
     for key, places in cells.items():

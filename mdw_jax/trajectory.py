@@ -132,8 +132,8 @@ def read_snapshot(trajectory: Trajectory, index: int) -> dict:
     """
     if not 0 <= index < trajectory.length:
         raise UserError(f"snapshot {index} was not stored: the trajectory at {trajectory.folder} holds 0 to "
-                        f"{trajectory.length - 1}; lower distill.max_start_epoch or retrain with a longer "
-                        "experts.keep.")
+                        f"{trajectory.length - 1}; lower distill.max_start_epoch or distill.match_epochs, or "
+                        "train these experts again.")
     reading = {path: array[index].read() for path, array in trajectory.arrays.items()}
     leaves = {}
     for path, future in reading.items():

@@ -114,7 +114,8 @@ def test_each_network_trains_on_the_others_division(monkeypatch, plans, dual):
     divisions = [np.where(np.arange(TRAIN * PER_IMAGE) % 2 == n, 0.9, 0.1).astype(np.float32) for n in range(2)]
     calls, seen, losses_of = iter(divisions), [], experts._all_pair_losses
     monkeypatch.setattr(experts, "divide", lambda losses, seed: next(calls))
-    monkeypatch.setattr(experts, "_all_pair_losses", lambda run, by, *rest: seen.append(by) or losses_of(run, by, *rest))
+    monkeypatch.setattr(experts, "_all_pair_losses",
+                        lambda run, by, *rest: seen.append(by) or losses_of(run, by, *rest))
     data = planted(0.4)
     trained = train("no_recovery", data=data, epochs=2, dual=dual, guidance_weight=0.0)
     warm, divided = plans[:2], plans[2:]
@@ -147,7 +148,8 @@ def test_averages_follow_the_weights_by_hand():
     last = train("tolerant", data=data, epochs=1, average=0.0, batch=320).snapshots[0]
     averaged = train("tolerant", data=data, epochs=1, average=0.5, batch=320).snapshots[0]
     # One step of 320 pairs; the decay of the first step is 1/10.
-    jax.tree.map(lambda s, w, a: np.testing.assert_allclose(a, 0.1 * s + 0.9 * w, atol=1e-6), last[0], last[1], averaged[1])
+    jax.tree.map(lambda s, w, a: np.testing.assert_allclose(a, 0.1 * s + 0.9 * w, atol=1e-6),
+                 last[0], last[1], averaged[1])
 
 
 def test_scouts_teach_the_experts_from_their_first_step(plans):

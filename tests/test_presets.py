@@ -44,7 +44,7 @@ def test_unknown_preset():
         preset_config(base(), "magic")
 
 
-PEERS_CONSTANTS = {  # what their code runs with at (preset, M): inner steps, mini-batch, gradient, loss, P, start epochs
+PEERS_CONSTANTS = {  # of their code at (preset, M): inner steps, mini-batch, gradient, loss, P, start epochs
     ("vld", 100): (8, 100, "exact", "nce", "identity", 2),
     ("tesla", 200): (8, 20, "detached", "nce", "identity", 2),
     ("lors", 100): (8, 20, "detached", "wbce", "lowrank", 2),
@@ -75,7 +75,7 @@ def test_peers_have_the_constants_of_their_code(preset, pairs):
 def test_lors_by_budget(pairs):
     d = at(pairs, "lors").distill
     assert LORS_RANK_ALPHA_LR[pairs] == (d.rank, d.alpha, d.lr_correspondence)
-    # Theirs is per normalised pixel, (x - mean) / std with std about 0.27: the same step is std squared of it in [0, 1].
+    # Theirs is per normalised pixel, (x - mean) / std, std about 0.27: the same step is std squared of it in [0, 1].
     assert d.lr_images == pytest.approx((100 if pairs < 200 else 1000) * 0.27**2, rel=0.01)
     assert d.lr_texts == (100 if pairs < 200 else 1000)
 
@@ -90,7 +90,8 @@ def test_peers_on_our_experts_differ_in_the_experts_only():
 
 
 def test_tuned_settings_reach_their_preset_alone_and_overrule_it():
-    tuned = ("lors:distill.lr_images=0.5", "lors:distill.optimizer=adam", "mdw:distill.ceo=false", "lors:distill.batch=7")
+    tuned = ("lors:distill.lr_images=0.5", "lors:distill.optimizer=adam", "mdw:distill.ceo=false",
+             "lors:distill.batch=7")
     lors, vld, mdw = (at(100, name, tuned).distill for name in ("lors", "vld", "mdw"))
     assert (lors.lr_images, lors.optimizer, lors.batch, lors.ceo) == (0.5, "adam", 7, False)
     assert vld.to_dict() == at(100, "vld").distill.to_dict() and not mdw.ceo

@@ -18,7 +18,7 @@ from mdw_jax.trajectory import open_trajectory, read_snapshot
 
 
 def coreset(preset: Preset, prepared: Prepared, index: int) -> DistilledSet:
-    """Set `index` of a coreset preset; sets differ by the caption drawn for each image, and by what the method draws."""
+    """Set `index` of a coreset preset; sets differ by the caption drawn for each image and what the method draws."""
     c, image_of = preset.config, preset.noise.image_of
     count, seed = pairs_asked(preset, prepared), c.run.seed
     generator = named_generator(seed, preset.name, index)

@@ -13,8 +13,10 @@ from mdw_jax.files import digest, write_atomically
 from mdw_jax.prepare import Prepared, noise_of
 from mdw_jax.presets import CORESETS, WITHOUT_EXPERTS, preset_config
 
-_NOT_EXPERTS = ("store_dtype",)  # changes how snapshots are stored, not which experts they are
-# What only scores a finished set. The rest of the evaluation chooses between candidates, so it is part of what a set is.
+# How snapshots are stored, and what resolving has put into effect elsewhere: not which experts they are.
+_NOT_EXPERTS = ("store_dtype", "recipe", "lr_infonce")
+_OF_SCOUTS = ("scouts", "scout_epochs", "lr_taught")
+# What only scores a finished set. The rest of the evaluation chooses between candidates: it is part of what a set is.
 _ONLY_SCORES = ("protocol", "students", "tower", "mode", "weights", "tower_lr_scales")
 
 
@@ -34,7 +36,8 @@ def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> Preset:
     """Resolve a preset's config and the identity of what it builds on."""
     c = preset_config(config, name)
     noise = noise_of(c, prepared)
-    recipe = {k: v for k, v in c.experts.to_dict().items() if k not in _NOT_EXPERTS}
+    without = _NOT_EXPERTS if c.experts.scouts else _NOT_EXPERTS + _OF_SCOUTS
+    recipe = {k: v for k, v in c.experts.to_dict().items() if k not in without}
     experts_key = digest(prepared.key, noise.sha256, recipe, c.run.seed, snapshots_kept(c))
     if name in WITHOUT_EXPERTS:
         built_on = digest(prepared.key, noise.sha256, c.run.seed)
