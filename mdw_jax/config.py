@@ -132,12 +132,12 @@ def base() -> ConfigDict:
     c.distill.init = "division"  # real pairs to start from: random, or division (drawn from the clean side)
     c.distill.optimizer = "adam"  # adam or sgd (momentum 0.5, as the peers')
     c.distill.decay = "cosine"  # of all learning rates over the outer steps: cosine or none
-    c.distill.lr_images = 0.01
-    c.distill.lr_texts = 0.01
+    c.distill.lr_images = 0.006
+    c.distill.lr_texts = 0.02
     c.distill.lr_correspondence = 0.003
     c.distill.lr_steps = 0.03  # on the logarithm of the student step sizes
-    c.distill.step_image = 0.3  # initial student step sizes a_v, a_t
-    c.distill.step_text = 0.3
+    c.distill.step_image = 0.12  # initial student step sizes a_v, a_t: too large, and the first students diverge
+    c.distill.step_text = 0.12
     c.distill.clip_images = True  # keep pixels in [0, 1]
     c.distill.mix = False  # RepBlend: mix image representations and texts of a mini-batch, weight ~ Beta(1, 1)
     c.distill.augment = "none"  # none, flip or crop_flip: one draw an outer step

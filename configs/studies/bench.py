@@ -28,10 +28,6 @@ def get_config():
     c.experts.lr_taught = 0.1
     c.distill.steps = 120
     c.distill.checkpoint_every = 1000  # no candidates: the last step's average is the set
-    c.distill.lr_images = 0.006
-    c.distill.lr_texts = 0.02
-    c.distill.step_image = 0.12
-    c.distill.step_text = 0.12
     c.evaluate.lr_scales = (0.3, 1.0, 2.0)
     c.evaluate.every = 50
     tuned = []

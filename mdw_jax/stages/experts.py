@@ -39,7 +39,8 @@ def _train(preset: Preset, prepared: Prepared) -> dict:
     val = np.stack([score(prepared.model, params, prepared.val) for params in trained.best])
     record = {
         "key": preset.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256,
-        "networks": len(trained.snapshots), "snapshots": len(trained.snapshots[0]), "metrics": METRICS, "val": val.tolist(), "test": test.tolist(),
+        "networks": len(trained.snapshots), "snapshots": len(trained.snapshots[0]),
+        "metrics": METRICS, "val": val.tolist(), "test": test.tolist(),
         "certificate_inputs": _certificate_inputs(recipe, noise.true_rate, c.model.tau),
     }
     write_json(preset.experts / "experts.json", record)
