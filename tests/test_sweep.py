@@ -80,9 +80,10 @@ def test_a_cell_is_known_by_what_it_does(tmp_path):
     def keys(config):
         return [cell.key for cell in grid(config, {"preset": tuple(PRESETS)})]
 
-    config = tiny(tmp_path)
-    assert keys(config) == keys(tiny(tmp_path / "moved", run__presets=("mdw",)))
-    assert not set(keys(config)) & set(keys(tiny(tmp_path, run__seed=1)))
+    features = {"model__mode": "projection", "model__dim": 8}  # repblend wants them
+    config = tiny(tmp_path, **features)
+    assert keys(config) == keys(tiny(tmp_path / "moved", run__presets=("mdw",), **features))
+    assert not set(keys(config)) & set(keys(tiny(tmp_path, run__seed=1, **features)))
     full = grid(config, {"noise.rate": (0.0, 0.2), "preset": ("full",)})
     assert full[0].key == full[1].key and full[0].values != full[1].values
 
