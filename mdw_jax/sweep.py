@@ -1,6 +1,6 @@
 """`mdw sweep`: a grid of configurations and presets in one run folder, and one tidy CSV of all its students.
 
-In the run folder, beside what the stages keep there (stages.py):
+In the run folder, beside what the stages keep there (mdw_jax/stages):
 
     sweep.csv                   one row a student, of every finished cell of the grid that ran last
     sweep/<key>.json            a finished cell: its rows, its config, what it was made with
