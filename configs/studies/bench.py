@@ -6,8 +6,8 @@ a cell of the grid takes minutes on two CPU cores.
 
 from mdw_jax.config import base
 
-# Every preset gets about the same seconds: a peer's outer step (8 steps of 20 pairs, one trajectory) costs a third of
-# ours (16 steps of 50, two). Learning rates: the best of the search in bench.md, which each peer had to itself.
+# Peers make more outer steps than we do, for comparable seconds: their 8 inner steps of one trajectory are cheaper than
+# our 16 of two (VLD's, exact and of 100 pairs, are not). Learning rates: the best of the search in bench.md.
 ADAM = {"optimizer": "adam", "decay": "cosine", "lr_steps": 0.03, "lr_correspondence": 0.003, "steps": 150}
 PEERS = {"vld": (0.004, 0.02), "tesla": (0.004, 0.02), "lors": (0.004, 0.02), "repblend": (0.004, 0.02)}
 
