@@ -10,7 +10,7 @@ from mdw_jax.towers.dual import DualEncoder
 def grad_cam(model: DualEncoder, params, feature_map, texts):
     """`relu(sum_c mean_xy(ds/dA_c) A_c)` of the similarity s of one image with each of k texts.
 
-    feature_map: (h, w, F), the backbone's last map A of the image; texts: (k, d). Returns (k, h, w).
+    feature_map: the backbone's last map A of the image, without a batch axis; texts: (k, d). Returns (k, h, w).
     Source: Grad-CAM (Selvaraju et al. 2017) applied to s_ij, MDW's CEO.
     """
     embedded = model.embed_text(params["text"], texts)
@@ -18,8 +18,8 @@ def grad_cam(model: DualEncoder, params, feature_map, texts):
     def similarities(a):
         return embedded @ model.embed_map(params["image"], a[None])[0] / model.tau
 
-    importance = jax.jacrev(similarities)(feature_map).mean((1, 2))  # (k, F)
-    return jax.nn.relu(jnp.einsum("kc,xyc->kxy", importance, feature_map))
+    importance = model.grid(jax.jacrev(similarities)(feature_map)).mean((1, 2))  # (k, F)
+    return jax.nn.relu(jnp.einsum("kc,xyc->kxy", importance, model.grid(feature_map[None])[0]))
 
 
 def pixel_weights(model: DualEncoder, params, images, texts, correspondence_params, *, alpha: float, top_k: int,

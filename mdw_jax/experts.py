@@ -30,7 +30,7 @@ from mdw_jax.certificate import debiased
 from mdw_jax.data.augment import augment
 from mdw_jax.division import divide, division_quality
 from mdw_jax.errors import UserError
-from mdw_jax.losses import infonce, label_loss, pair_losses, shuffled_losses
+from mdw_jax.losses import agreement, infonce, label_loss, pair_losses, shuffled_losses
 from mdw_jax.mesh import spread, stack, unstack
 from mdw_jax.retrieval import METRICS, recalls
 from mdw_jax.rng import named_generator, named_key
@@ -121,8 +121,6 @@ class Passes(NamedTuple):
     for_all: Callable
     epoch: Callable
     pair_loss: Callable
-    image: Callable
-    text: Callable
 
 
 def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
@@ -146,7 +144,7 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
 
         loss = (clean * track(clean_loss) + tolerant * track(tolerant_loss)).mean()
         if said is not None:
-            loss += recipe.guidance_weight * guidance(logits, said[0] @ said[1].T / recipe.guidance_tau)
+            loss += recipe.guidance_weight * agreement(logits, said[0] @ said[1].T / recipe.guidance_tau)
         own = jnp.arange(len(logits))
         return loss, (logits.argmax(0) == own) & (logits.argmax(1) == own)
 
@@ -189,8 +187,6 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
         optimizer, for_all,
         lambda one, *shared: epoch(*one, *shared),
         jax.jit(pair_loss),
-        jax.jit(lambda params, images: model.embed_image(params["image"], to_float(images))),
-        jax.jit(lambda params, texts: model.embed_text(params["text"], texts)),
     )
 
 
@@ -230,13 +226,6 @@ def _undivided(recipe: Recipe, pairs: int, warming_up: bool):
     return zeros, ones
 
 
-def guidance(logits, said):
-    """Cross entropy to a teacher's matching probabilities within a batch, rows and columns averaged: scalar (ours)."""
-    row = -(jax.nn.softmax(said, 1) * jax.nn.log_softmax(logits, 1)).sum(1).mean()
-    column = -(jax.nn.softmax(said, 0) * jax.nn.log_softmax(logits, 0)).sum(0).mean()
-    return (row + column) / 2
-
-
 def teachers_of(network: int, networks: int, count: int) -> list[int]:
     """Who teaches a network: its peer, then the others in turn, up to `count` of them, never itself."""
     others = [network ^ 1] + [n % networks for n in range(network + 1, network + networks)]
@@ -257,7 +246,7 @@ def top_captions(images, texts, k: int):
         found = np.argpartition(-values, k - 1, axis=1)[:, :k]  # on a CPU far faster than `jax.lax.top_k`
         return np.take_along_axis(found, np.argsort(-np.take_along_axis(values, found, 1), 1, kind="stable"), 1)
 
-    return np.concatenate([nearest(images[i : i + 500]) for i in range(0, len(images), 500)])
+    return np.asarray(in_chunks(nearest, images))
 
 
 def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int, seed: int, keep: int,
@@ -300,19 +289,16 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
     log, probability = [], np.ones(pairs, np.float32)
     right, nearest = np.zeros((len(nets), epochs, pairs), bool), None
 
-    def embed(params):
-        return in_chunks(functools.partial(run.image, params), train.images), run.text(params, train.texts)
-
     for epoch in range(epochs):
         divided = (epoch >= recipe.warmup or teachers is not None) and recipe.division in ("gmm", "oracle")
         late = epoch >= recipe.recovery_start or teachers is not None
         recovering = divided and late and recipe.recovery_weight > 0
         guided = divided and late and recipe.guidance_weight > 0
         if teachers is not None and epoch == 0:
-            said = [embed(p) for p in teachers]
+            said = [embeddings(model, p, train) for p in teachers]
             taught = [tuple(together([one[branch] for one in said]) for branch in (0, 1))] * len(nets)
         elif teachers is None and (recovering or guided or (divided and recipe.division == "gmm")):
-            said = [embed(p) for p in averages]
+            said = [embeddings(model, p, train) for p in averages]
             who = [teachers_of(n, len(nets), recipe.teachers) if recipe.dual else [n] for n in nets]
             taught = [tuple(together([said[t][branch] for t in who[n]]) for branch in (0, 1)) for n in nets]
         if divided and recipe.division == "oracle":
@@ -396,11 +382,17 @@ def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch):
     return results
 
 
-def similarities(model: DualEncoder, params, data: Inputs):
-    """(N, K) cosine similarity of all images with all captions."""
+def embeddings(model: DualEncoder, params, data: Inputs):
+    """Unit embeddings of all images (N, D) and of all captions (K, D)."""
     image = _jit(_embedder(model, "image"), None)
     v = in_chunks(lambda rows: image(params["image"], rows), data.images)
-    return v @ _jit(_embedder(model, "text"), None)(params["text"], data.texts).T
+    return v, _jit(_embedder(model, "text"), None)(params["text"], data.texts)
+
+
+def similarities(model: DualEncoder, params, data: Inputs):
+    """(N, K) cosine similarity of all images with all captions."""
+    v, t = embeddings(model, params, data)
+    return v @ t.T
 
 
 @functools.lru_cache(maxsize=64)

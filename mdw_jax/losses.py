@@ -143,8 +143,16 @@ def probability(logits, target):
     `kl` up to a constant, in the units of `nce`. Whatever P becomes, the targets are a distribution, so the loss is
     bounded below and a student can train on it longer than the unroll that P was learned for.
     """
-    rows = -(jax.nn.softmax(10 * target, axis=1) * jax.nn.log_softmax(logits, axis=1)).sum(1).mean()
-    columns = -(jax.nn.softmax(10 * target, axis=0) * jax.nn.log_softmax(logits, axis=0)).sum(0).mean()
+    return agreement(logits, 10 * target)
+
+
+def agreement(logits, wanted):
+    """Cross entropy to the probabilities `softmax(wanted)`, rows and columns averaged: two (B, B) -> scalar.
+
+    Least where rows and columns of `logits` have the softmax of those of `wanted`, whose entries may be any numbers.
+    """
+    rows = -(jax.nn.softmax(wanted, axis=1) * jax.nn.log_softmax(logits, axis=1)).sum(1).mean()
+    columns = -(jax.nn.softmax(wanted, axis=0) * jax.nn.log_softmax(logits, axis=0)).sum(0).mean()
     return (rows + columns) / 2
 
 

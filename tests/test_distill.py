@@ -13,7 +13,6 @@ from mdw_jax.matching import minibatches
 from mdw_jax.mesh import stack
 from mdw_jax.towers.convnet import convnet
 from mdw_jax.towers.dual import dual_encoder
-from mdw_jax.towers.tower import pool
 
 METHOD = Method(inner_steps=2, batch=4, gradient="exact", merge="separate", loss="wbce", correspondence="lowrank",
                 rank=2, alpha=3.0, optimizer="adam", decay="none", steps=20, lr_images=0.02, lr_texts=0.05, lr_correspondence=0.01,
@@ -68,7 +67,7 @@ def test_gradient_is_that_of_the_plain_loop_over_images(mode, gradient):
     def embed(image, pixels):
         if mode == "full":
             return model.embed_image(image, pixels)
-        return model.embed_image(image, pool(TOWER.feature_map(BACKBONE, pixels)))
+        return model.embed_image(image, TOWER.features(BACKBONE, pixels))
 
     def naive(learned):
         total = 0.0

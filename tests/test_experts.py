@@ -8,6 +8,7 @@ import pytest
 from mdw_jax import experts
 from mdw_jax.config import RECIPES, base, resolve
 from mdw_jax.experts import Inputs, Recipe, plan_epoch, top_captions, tracks, train_experts
+from mdw_jax.losses import agreement
 from mdw_jax.towers.convnet import convnet
 from mdw_jax.towers.dual import dual_encoder
 from mdw_jax.towers.tower import Tower
@@ -138,9 +139,9 @@ def test_teachers_are_the_peer_and_then_the_others_never_oneself():
 
 def test_guidance_is_smallest_where_student_and_teacher_agree():
     said = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)) * 3)
-    gradient = jax.grad(experts.guidance)(said, said)
+    gradient = jax.grad(agreement)(said, said)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
-    assert experts.guidance(said, said) < experts.guidance(said + jnp.eye(5), said)
+    assert agreement(said, said) < agreement(said + jnp.eye(5), said)
 
 
 def test_averages_follow_the_weights_by_hand():

@@ -1,7 +1,5 @@
 """Coreset presets: which real pairs each of them takes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import numpy as np
 from mdw_jax import coresets
 from mdw_jax.distilled import DistilledSet
 from mdw_jax.errors import UserError
-from mdw_jax.experts import in_chunks, to_float
+from mdw_jax.experts import embeddings, in_chunks, to_float
 from mdw_jax.prepare import Prepared
 from mdw_jax.rng import named_generator
 from mdw_jax.stages.experts import experts_stage
@@ -63,7 +61,8 @@ def _image_features(prepared: Prepared):
     if prepared.model.mode == "projection":
         return prepared.train_images
     params = prepared.model.init(jax.random.key(0))["image"]
-    forward = jax.jit(lambda rows: prepared.model.feature_map(params, to_float(rows)).mean((1, 2)))
+    model = prepared.model
+    forward = jax.jit(lambda rows: model.pool(params, model.feature_map(params, to_float(rows))))
     return np.asarray(in_chunks(forward, prepared.train_images, 100))
 
 
@@ -78,12 +77,10 @@ def _similarity(preset: Preset, prepared: Prepared):
     """(K,) cosine of each pair, mean over the experts' networks at their last stored snapshot (PDS asks CLIP)."""
     record = experts_stage(preset, prepared)
     model, data = prepared.model, prepared.train(preset.noise)
-    image = jax.jit(lambda params, rows: model.embed_image(params["image"], to_float(rows)))
     cosines = []
     for n in range(record["networks"]):
         trajectory = open_trajectory(preset.experts / f"net_{n:02d}", key=preset.experts_key)
         params = jax.tree.map(jnp.asarray, read_snapshot(trajectory, trajectory.length - 1))
-        v = in_chunks(functools.partial(image, params), data.images)
-        t = model.embed_text(params["text"], data.texts)
+        v, t = embeddings(model, params, data)
         cosines.append(np.asarray((v[data.image_of] * t).sum(-1)))
     return np.mean(cosines, axis=0)

@@ -108,7 +108,7 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
             metrics.append({"step": step, **measured})
             advance(1, loss=measured["loss"])
             if (step + 1) % c.distill.checkpoint_every == 0 or step + 1 == c.distill.steps:
-                found = evaluate(model, _candidate(model, state.average, method), prepared.val, None,
+                found = evaluate(model, lesson_of(model, _as_set(state.average, method)), prepared.val, None,
                                  fields(Protocol, c.evaluate), seed=seed + 7919, students=2)
                 metrics[-1] |= {"val_r_mean": float(found.scores[:, -1].mean()), "lr_scale": found.lr_scale}
                 if metrics[-1]["val_r_mean"] > kept["best_val"]:
@@ -119,13 +119,6 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     return _as_set(kept["best"], method), metrics
 
 
-def _candidate(model, learned, method: Method) -> Lesson:
-    """What is being learned, as students would see it."""
-    inputs = jax.jit(model.inputs)(learned["images"])
-    steps = {branch: float(np.exp(value)) for branch, value in learned["log_steps"].items()}
-    return Lesson(inputs, learned["texts"], learned["correspondence"], steps, method.loss, method.alpha)
-
-
 def _as_set(learned, method: Method) -> DistilledSet:
     arrays = jax.tree.map(lambda x: np.asarray(x, np.float32), learned)
     steps = {branch: float(np.exp(value)) for branch, value in arrays["log_steps"].items()}
@@ -133,7 +126,7 @@ def _as_set(learned, method: Method) -> DistilledSet:
 
 
 def lesson_of(model, distilled: DistilledSet) -> Lesson:
-    """A finished set as students with this model's image tower see it."""
+    """A set as students with this model's image tower see it."""
     inputs = jax.jit(lambda rows: model.inputs(to_float(rows)))(jnp.asarray(distilled.images))
     p = {name: jnp.asarray(value) for name, value in distilled.correspondence.items()}
     return Lesson(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss, distilled.alpha)

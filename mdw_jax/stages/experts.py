@@ -22,7 +22,7 @@ def experts_stage(preset: Preset, prepared: Prepared) -> dict:
 def _train(preset: Preset, prepared: Prepared) -> dict:
     c, noise = preset.config, preset.noise
     recipe = fields(Recipe, c.experts)
-    with progress(f"experts ({c.experts.recipe}, noise {noise.true_rate:.0%})", 
+    with progress(f"experts ({c.experts.recipe}, noise {noise.true_rate:.0%})",
                   recipe.epochs + (recipe.scout_epochs if recipe.scouts else 0), "epochs") as advance:
         trained = train_experts(
             prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,

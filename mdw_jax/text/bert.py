@@ -9,6 +9,7 @@ import numpy as np
 
 from mdw_jax.errors import UserError
 from mdw_jax.text.hub import model_folder, read_json, read_tensors, read_tokenizer
+from mdw_jax.weights import assemble
 
 _ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -150,22 +151,9 @@ def params_from_safetensors(tensors: dict[str, np.ndarray], config: dict) -> dic
     # bert-base-uncased itself still has its layer norms under their TensorFlow names.
     found = {name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
              .replace("LayerNorm.beta", "LayerNorm.bias"): tensor for name, tensor in tensors.items()}
-    params, wrong = {}, []
-    for name, path, shape in _layout(Bert.from_config(config)):
-        if name.startswith("pooler.") and not any(other.startswith("pooler.") for other in found):
-            continue
-        if name not in found:
-            wrong.append(f"{name} is missing")
-        elif found[name].shape != shape:
-            wrong.append(f"{name} has shape {found[name].shape}, not {shape}")
-        else:
-            value = np.asarray(found[name], np.float32)
-            inner = functools.reduce(lambda tree, part: tree.setdefault(part, {}), path[:-1], params)
-            inner[path[-1]] = value.T if path[-1] == "kernel" else value
-    if wrong:
-        raise UserError(f"the weights do not fit config.json in {len(wrong)} tensors ({'; '.join(wrong[:3])}); "
-                        "give the weights and the configuration of one BERT.")
-    return params
+    pooled = any(name.startswith("pooler.") for name in found)
+    layout = _layout(Bert.from_config(config))
+    return assemble((entry for entry in layout if pooled or not entry[0].startswith("pooler.")), found, "one BERT")
 
 
 def load_bert(source):

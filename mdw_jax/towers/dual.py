@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from mdw_jax.errors import UserError
 from mdw_jax.towers.heads import ProjectionHead
-from mdw_jax.towers.tower import Tower, pool
+from mdw_jax.towers.tower import Tower
 
 MODES = ("projection", "full")
 
@@ -32,8 +32,8 @@ class DualEncoder:
     init: key -> {"image": ..., "text": ...}.
     inputs: images (B, H, W, C) in [0, 1] -> what `embed_image` takes.
     embed_image: (params["image"], inputs) -> (B, D), unit length. embed_text: (params["text"], (B, d)) -> (B, D), unit.
-    feature_map: (params["image"], images) -> (B, h, w, F), the backbone's last map;
-    embed_map: (params["image"], feature map) -> (B, D), unit length: the rest of the way (for Grad-CAM).
+    feature_map: (params["image"], images) -> the backbone's last map; pool: (params["image"], map) -> (B, F);
+    embed_map: (params["image"], map) -> (B, D), unit length: the rest of the way; grid: map -> (B, h, w, F).
     """
 
     mode: str
@@ -43,7 +43,9 @@ class DualEncoder:
     embed_image: Callable[[Any, Any], Any]
     embed_text: Callable[[Any, Any], Any]
     feature_map: Callable[[Any, Any], Any]
+    pool: Callable[[Any, Any], Any]
     embed_map: Callable[[Any, Any], Any]
+    grid: Callable[[Any], Any]
 
     def logits(self, params, inputs, texts):
         """`s_ij = cos(f_v(v_i), f_t(t_j)) / tau`: (B, B)."""
@@ -81,14 +83,20 @@ def dual_encoder(tower: Tower, backbone, text_dim: int, *, mode: str, dim: int, 
     def embed_pooled(params, features):
         return unit(head.apply({"params": params["head"]}, features) if has_head else features)
 
+    def weights(params):
+        return params["backbone"] if mode == "full" else backbone
+
     def feature_map(params, images):
-        return tower.feature_map(params["backbone"] if mode == "full" else backbone, images)
+        return tower.feature_map(weights(params), images)
+
+    def pool(params, feature_map):
+        return tower.pool(weights(params), feature_map)
 
     def embed_map(params, feature_map):
-        return embed_pooled(params, pool(feature_map))
+        return embed_pooled(params, pool(params, feature_map))
 
     def inputs(images):
-        return images if mode == "full" else pool(tower.feature_map(backbone, images))
+        return images if mode == "full" else tower.features(backbone, images)
 
     def embed_image(params, inputs):
         return embed_map(params, feature_map(params, inputs)) if mode == "full" else embed_pooled(params, inputs)
@@ -96,4 +104,4 @@ def dual_encoder(tower: Tower, backbone, text_dim: int, *, mode: str, dim: int, 
     def embed_text(params, texts):
         return unit(head.apply({"params": params}, texts))
 
-    return DualEncoder(mode, tau, init, inputs, embed_image, embed_text, feature_map, embed_map)
+    return DualEncoder(mode, tau, init, inputs, embed_image, embed_text, feature_map, pool, embed_map, tower.grid)

@@ -11,7 +11,7 @@ import optax
 
 from mdw_jax.data.pairs import Split
 from mdw_jax.rng import named_generator, named_key
-from mdw_jax.towers.tower import Tower, pool
+from mdw_jax.towers.tower import Tower
 
 _FACTORS = ("shape", "colour", "size", "texture", "position")
 _JOINT = (("colour", "position"), ("shape", "colour"), ("texture", "colour"))
@@ -48,7 +48,7 @@ def pretrain(tower: Tower, split: Split, *, epochs: int, seed: int, batch: int =
     optimizer = optax.adam(optax.cosine_decay_schedule(lr, epochs * steps))
 
     def loss(params, images, labels):
-        features = pool(tower.feature_map(params["tower"], images.astype(jnp.float32) / 255))
+        features = tower.features(params["tower"], images.astype(jnp.float32) / 255)
         logits = features @ params["head"]["kernel"] + params["head"]["bias"]
         return optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1).mean()
 

@@ -4,21 +4,29 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
+def mean_over_space(params, feature_map):
+    """(B, h, w, F) -> (B, F); there are no parameters in it."""
+    return feature_map.mean((1, 2))
+
+
 class Tower(NamedTuple):
     """An image backbone as pure functions.
 
     init: (key) -> params (pretrained towers ignore the key).
-    feature_map: (params, images (B, H, W, C) float32 in [0, 1]) -> (B, h, w, width), the last feature map; it
-        normalises its input itself. The pooled feature is its mean over space.
-    width: channels of the feature map.
+    feature_map: (params, images (B, H, W, C) float32 in [0, 1]) -> the last map with places in it, which normalises its
+        input itself: (B, h, w, F), or whatever else `pool` and `grid` understand (tokens, for a transformer).
+    width: width of the pooled feature.
+    pool: (params, feature map) -> (B, width), the rest of the way; the mean over space unless it says otherwise.
+    grid: feature map, or its gradient -> (B, h, w, F), the places alone (for Grad-CAM).
     """
 
     name: str
     init: Callable[[Any], Any]
     feature_map: Callable[[Any, Any], Any]
     width: int
+    pool: Callable[[Any, Any], Any] = mean_over_space
+    grid: Callable[[Any], Any] = lambda feature_map: feature_map
 
-
-def pool(feature_map):
-    """Mean over space: (B, h, w, F) -> (B, F)."""
-    return feature_map.mean((1, 2))
+    def features(self, params, images):
+        """Pooled features: (B, H, W, C) in [0, 1] -> (B, width)."""
+        return self.pool(params, self.feature_map(params, images))

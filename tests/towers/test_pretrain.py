@@ -4,7 +4,6 @@ import numpy as np
 from mdw_jax.data.scenes import scenes
 from mdw_jax.towers.convnet import convnet
 from mdw_jax.towers.pretrain import factor_labels, pretrain
-from mdw_jax.towers.tower import pool
 
 PAIRS = scenes(train=1500, val=1, test=200, size=16, seed=3)
 
@@ -19,7 +18,7 @@ def test_labels_say_what_is_there():
 
 def probe(tower):
     """Share of test pictures whose first object's colour a linear read-out of the pooled features finds."""
-    features = jax.jit(lambda x: pool(tower.feature_map(tower.init(jax.random.key(0)), x)))
+    features = jax.jit(lambda x: tower.features(tower.init(jax.random.key(0)), x))
     x, y = (np.asarray(features(split.images / np.float32(255))) for split in (PAIRS.train, PAIRS.test))
     colours, target = np.unique(PAIRS.train.attributes["colour"], return_inverse=True)
     x, y = (np.concatenate([z, np.ones((len(z), 1))], 1) for z in (x, y))
