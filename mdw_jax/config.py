@@ -53,8 +53,8 @@ def base() -> ConfigDict:
     c.data.limit = 0  # karpathy: keep the first n images of each split (0: all)
 
     c.noise = ConfigDict()
-    c.noise.protocol = "image"  # image (RCL, DECL) or caption (NCR)
-    c.noise.rate = 0.4  # eta: fraction of pairs to mismatch
+    c.noise.protocol = "image"  # image (RCL, DECL), caption (NCR), none, or natural: as the data come
+    c.noise.rate = 0.4  # eta: fraction of pairs to mismatch (natural: believed to be mismatched, 0 if unknown)
     c.noise.seed = 0
     c.noise.file = ""  # use this noise file (.npz) or NCR/RCL index (.npy) instead of drawing one
 
@@ -201,7 +201,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "experts.clean_loss": (e.clean_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
         "experts.tolerant_loss": (e.tolerant_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
         "experts.store_dtype": (e.store_dtype, ("float32", "bfloat16")),
-        "noise.protocol": (config.noise.protocol, ("image", "caption", "none")),
+        "noise.protocol": (config.noise.protocol, ("image", "caption", "none", "natural")),
         "text.encoder": (config.text.encoder, ("bow", "precomputed", "bert")),
         "experts.augment": (e.augment, ("none", "flip", "crop_flip")),
         "distill.augment": (d.augment, ("none", "flip", "crop_flip")),
@@ -219,6 +219,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         _require(value >= 1, f"{name} must be at least 1, not {value}.")
     _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,
              f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
+    _require(config.noise.protocol != "natural" or e.division != "oracle", "an oracle division needs to know which "
+             "pairs are mismatched, and of natural noise nobody knows; choose another experts.recipe.")
     _require(len(config.run.presets) > 0, "run.presets is empty; give at least one, such as mdw.")
     _require(e.teachers >= 1 and 0 <= e.average < 1 and e.guidance_tau > 0,
              f"experts.teachers ({e.teachers}) must be at least 1, experts.average ({e.average}) lie in [0, 1) and "

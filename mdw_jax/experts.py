@@ -32,6 +32,7 @@ from mdw_jax.division import divide, division_quality
 from mdw_jax.errors import UserError
 from mdw_jax.losses import agreement, infonce, label_loss, pair_losses, shuffled_losses
 from mdw_jax.mesh import spread, stack, unstack
+from mdw_jax.rate import Rate, estimate_rate
 from mdw_jax.retrieval import METRICS, recalls
 from mdw_jax.rng import named_generator, named_key
 from mdw_jax.towers.conv import on_cpu
@@ -79,11 +80,17 @@ class Inputs(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One epoch, each (steps, B): which pair, its image, its caption, and the weight of either track's loss."""
+    """One epoch, each (steps, B).
+
+    rows: which pair. images, captions: what it pairs. pixels: where that image stands among those at hand (the same as
+    `images`, unless they are streamed). unrelated: a caption of another batch. clean, tolerant: weights of the tracks.
+    """
 
     rows: Any
     images: Any
+    pixels: Any
     captions: Any
+    unrelated: Any
     clean: Any
     tolerant: Any
 
@@ -148,15 +155,15 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
         own = jnp.arange(len(logits))
         return loss, (logits.argmax(0) == own) & (logits.argmax(1) == own)
 
-    def epoch(carry, plan, key, own_teacher, images, texts, common_teacher):
+    def epoch(carry, plan, keys, own_teacher, images, texts, common_teacher):
         teacher = own_teacher or common_teacher
 
         def step(carry, scanned):
-            (params, state, (average, count)), (now, unrelated, key) = carry, scanned
-            x = augment(key, to_float(images[now.images]), recipe.augment)
+            (params, state, (average, count)), (now, key) = carry, scanned
+            x = augment(key, to_float(images[now.pixels]), recipe.augment)
             said = teacher and (teacher[0][now.images], teacher[1][now.captions])
             (loss, right), grads = jax.value_and_grad(batch_loss, has_aux=True)(
-                params, x, texts[now.captions], texts[unrelated], now.clean, now.tolerant, said
+                params, x, texts[now.captions], texts[now.unrelated], now.clean, now.tolerant, said
             )
             updates, state = optimizer.update(grads, state, params)
             params = optax.apply_updates(params, updates)
@@ -164,14 +171,8 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
             return (params, state, (average, count + 1)), (loss, right)
 
-        unrelated = jnp.roll(plan.captions, 1, axis=0)
-        keys = jax.random.split(key, len(plan.images))
-        carry, (losses, right) = jax.lax.scan(step, carry, (plan, unrelated, keys))
-        return carry, losses.mean(), right
-
-    def pair_loss(v, t, images, captions):
-        batch = lambda rows: pair_losses(infonce, v[rows[0]] @ t[rows[1]].T / model.tau)
-        return jax.lax.map(batch, (images, captions))
+        carry, (losses, right) = jax.lax.scan(step, carry, (plan, keys))
+        return carry, losses, right
 
     # Convolutions under vmap are slow on a CPU; two heads are not.
     together = model.mode == "projection" or not on_cpu()
@@ -186,8 +187,18 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
     return Passes(
         optimizer, for_all,
         lambda one, *shared: epoch(*one, *shared),
-        jax.jit(pair_loss),
+        _jit(_pair_loss(model.tau), None),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _pair_loss(tau: float):
+    def pair_loss(v, t, images, captions):
+        """Embeddings (N, D) and (K, D), rows (steps, B) of either -> (steps, B) losses, each among its batch."""
+        batch = lambda rows: pair_losses(infonce, v[rows[0]] @ t[rows[1]].T / tau)
+        return jax.lax.map(batch, (images, captions))
+
+    return pair_loss
 
 
 @functools.lru_cache(maxsize=64)
@@ -204,7 +215,8 @@ def plan_epoch(generator, image_of, batch: int, clean, tolerant, captions) -> Pl
     steps = len(image_of) // batch
     order = generator.permutation(len(image_of))[: steps * batch].reshape(steps, batch)
     pick = lambda values, dtype: jnp.asarray(np.asarray(values)[order], dtype)
-    return Plan(jnp.asarray(order), pick(image_of, jnp.int32), pick(captions, jnp.int32), pick(clean, jnp.float32),
+    images, captions = pick(image_of, jnp.int32), pick(captions, jnp.int32)
+    return Plan(jnp.asarray(order), images, images, captions, jnp.roll(captions, 1, axis=0), pick(clean, jnp.float32),
                 pick(tolerant, jnp.float32))
 
 
@@ -322,7 +334,8 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                     nearest = _nearest(taught[n], image_of, clean > 0, recipe.recovery_top_k)
                 captions = _recovered(generator, nearest, image_of, clean > 0)
             plans.append(plan_epoch(generator, image_of, recipe.batch, clean, tolerant, captions))
-        keys = [named_key(seed, name, n // 2, "augment", epoch, n % 2) for n in nets]
+        keys = [jax.random.split(named_key(seed, name, n // 2, "augment", epoch, n % 2), len(plans[n].rows))
+                for n in nets]
         mapped = [((params[n], states[n], (averages[n], steps)), plans[n], keys[n],
                    taught[n] if guided and teachers is None else None) for n in nets]
         common = taught[0] if guided and teachers is not None else None
@@ -331,14 +344,15 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
         averages, steps = [r[0][2][0] for r in results], results[0][0][2][1]
 
         for n in nets:
-            if not np.isfinite(results[n][1]):
+            loss = float(np.mean(results[n][1]))
+            if not np.isfinite(loss):
                 raise UserError(f"expert {n // 2} diverged in epoch {epoch + 1}: its loss is not finite; lower "
                                 "experts.lr.")
             right[n, epoch] = right[n, max(epoch - 1, 0)]
             right[n, epoch, np.asarray(plans[n].rows).ravel()] = np.asarray(results[n][2]).ravel()
             scores = score(model, averages[n], val)
             row = {"generation": name, "epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2],
-                   "loss": float(results[n][1])}
+                   "loss": loss}
             row |= {f"val_{metric}": float(value) for metric, value in zip(METRICS, scores, strict=True)}
             if divided and mismatched is not None:
                 row |= division_quality(division[n], mismatched)
@@ -368,8 +382,11 @@ def _recovered(generator, nearest, image_of, clean):
     return np.where(clean, np.arange(len(image_of)), drawn)
 
 
-def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch):
-    """InfoNCE loss of every pair among a random batch, a list of (K,), one a network."""
+def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch, mismatch: bool = False):
+    """InfoNCE loss of every pair among a random batch, a list of (K,), one a network.
+
+    mismatch: with the captions of another batch, so that no pair matches (but for those that do so by chance).
+    """
     pairs, results = len(image_of), []
     batch = min(batch, pairs)
     for n, (v, t) in enumerate(embedded):
@@ -377,9 +394,24 @@ def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch):
         order = generator.permutation(pairs)
         order = np.concatenate([order, order[: -pairs % batch]]).reshape(-1, batch)  # the last batch borrows rows
         losses = np.empty(pairs)
-        losses[order.ravel()] = np.asarray(pair_loss(v, t, image_of[order], order)).ravel()
+        captions = np.roll(order, 1, axis=0) if mismatch else order
+        losses[order.ravel()] = np.asarray(pair_loss(v, t, image_of[order], captions)).ravel()
         results.append(losses)
     return results
+
+
+def noise_rate(model: DualEncoder, networks, train: Inputs, *, batch: int, seed: int) -> Rate:
+    """The share of mismatched pairs as finished networks (a list of parameters) together see it: see `rate.py`.
+
+    A set of a single batch has no other to draw mismatched captions from; then the estimate is 0 to 1.
+    """
+    image_of = np.asarray(train.image_of)
+    if len(image_of) < 2 * batch:
+        return Rate(0.0, 0.0, 1.0, 1.0)
+    said = [embeddings(model, params, train) for params in networks]
+    everyone = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
+    find = functools.partial(_all_pair_losses, _jit(_pair_loss(model.tau), None), everyone, image_of, batch, seed, "rate")
+    return estimate_rate(find()[0], find(mismatch=True)[0], image_of, seed=seed)
 
 
 def embeddings(model: DualEncoder, params, data: Inputs):

@@ -26,7 +26,7 @@ def table(rows: list[dict], presets: list[Preset]) -> list[dict]:
         own = [row for row in rows if row["preset"] == preset.name]
         stats = summary([[row[name] for name in METRICS] for row in own])
         optimistic = " (peer protocol: optimistic)" if own[0]["protocol"] == "peer" else ""
-        entry = {"preset": LABELS[preset.name] + optimistic, "noise": f"{preset.noise.true_rate:.0%}"}
+        entry = {"preset": LABELS[preset.name] + optimistic, "noise": preset.noise.label}
         if preset.name in DISTILLED:
             card = json.loads((set_folder(preset, 0) / "card.json").read_text())
             entry |= {"pairs": str(preset.config.distill.pairs), "kB": f"{card['byte_budget']['total'] / 1e3:.0f}"}
@@ -66,7 +66,7 @@ def page(folder: Path, config: ConfigDict, prepared: Prepared, presets: list[Pre
         for generation in dict.fromkeys(row["generation"] for row in log):
             own = [row for row in log if row["generation"] == generation]
             epochs = sorted({row["epoch"] for row in own})
-            name = f"{preset.config.experts.recipe} ({generation}), noise {preset.noise.true_rate:.0%}"
+            name = f"{preset.config.experts.recipe} ({generation}), noise {preset.noise.label}"
             curves[name] = (epochs, [np.mean([r["val_r_mean"] for r in own if r["epoch"] == e]) for e in epochs])
     if curves:
         pictures.curves(curves, shown / "experts.png", "epoch", "val r_mean, %", "Experts")
@@ -94,7 +94,7 @@ def page(folder: Path, config: ConfigDict, prepared: Prepared, presets: list[Pre
                       if config.distill.merge == "separate" else "Matching loss by outer step"))
     facts = {"data": f"{prepared.pairs.name}, fingerprint {prepared.fingerprint[:12]}", "seed": str(config.run.seed),
              "protocol": config.evaluate.protocol, "commit": str(environment["commit"]),
-             **{f"noise of {preset.name}": f"{preset.noise.protocol}, {preset.noise.true_rate:.4f} mismatched, "
+             **{f"noise of {preset.name}": f"{preset.noise.protocol}, {preset.noise.true_rate} mismatched, "
                 f"sha256 {preset.noise.sha256[:12]}" for preset in presets},
              "versions": json.dumps(environment["packages"]), "config": json.dumps(config.to_dict(), indent=1)}
     write_page(folder / "index.html", f"{prepared.pairs.name}: {config.distill.pairs} pairs from "

@@ -79,7 +79,7 @@ def prepare_command(config: ConfigDict) -> None:
         print(f"{split:5}  {len(data.images)} images, {len(data.captions)} captions")
     for preset in presets:
         print(f"{preset.name:8}  noise {preset.noise.protocol}, asked {preset.noise.rate:.3f}, "
-              f"really mismatched {preset.noise.true_rate:.4f}, sha256 {preset.noise.sha256[:12]}")
+              f"really mismatched {preset.noise.label}, sha256 {preset.noise.sha256[:12]}")
 
 
 def experts_command(config: ConfigDict) -> None:
@@ -89,7 +89,15 @@ def experts_command(config: ConfigDict) -> None:
         if preset.name not in WITHOUT_EXPERTS:
             record = experts_stage(preset, prepared)
             print(f"{preset.name:8}  {record['recipe']}: test r_mean {np.mean(record['test'], 0)[-1]:.2f} at the best "
-                  f"val epoch, mean of {record['networks']} networks  ({preset.experts})")
+                  f"val epoch, mean of {record['networks']} networks; mismatched pairs {_rates(record['rate'])}  "
+                  f"({preset.experts})")
+
+
+def _rates(rate: dict) -> str:
+    """As in: 38.9% [38.1%, 39.6%] estimated, 40.0% true."""
+    found, true = rate["estimated"], rate["true"]
+    text = f"{found['eta']:.1%} [{found['low']:.1%}, {found['high']:.1%}] estimated"
+    return text if true is None else f"{text}, {true:.1%} true"
 
 
 def distill_command(config: ConfigDict) -> None:

@@ -3,7 +3,8 @@
 Only the train split can be corrupted: a `Noise` holds no other. Two protocols (they are not comparable, so both):
   image    a random share of the images is permuted, all captions of an image move together (RCL, DECL);
   caption  a random share of the caption rows permute their image among themselves (NCR).
-Both are plain random permutations: a chosen item may stay where it was, so the true rate is slightly under the one
+  natural  nothing is moved: the pairs come from the web, and which of them are mismatched nobody knows.
+The first two are plain random permutations: a chosen item may stay where it was, so the true rate is slightly under the one
 asked (on average by 1/N at most).
 """
 
@@ -22,7 +23,7 @@ from mdw_jax.files import digest, write_atomically
 from mdw_jax.rng import named_generator
 
 FORMAT = "mdw-noise-1"
-DRAWN = ("none", "image", "caption")
+DRAWN = ("none", "image", "caption", "natural")
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, SyntaxError,
               zlib.error, zipfile.BadZipFile)
 
@@ -31,12 +32,12 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, 
 class Noise:
     """One noise draw for the K training captions of a data set.
 
-    protocol: "image", "caption", "none", or "external" (an imported index file).
-    rate: the rate asked, in [0, 1] ("external": the rate measured).
+    protocol: "image", "caption", "none", "natural", or "external" (an imported index file).
+    rate: the rate asked, in [0, 1] ("external": the rate measured; "natural": the rate believed).
     seed: of the draw ("external": -1).
     fingerprint: `Pairs.fingerprint` of the data set it was drawn for.
     image_of: (K,) int64, the image each training caption is paired with under this draw.
-    true_image_of: (K,) int64, the image it truly describes.
+    true_image_of: (K,) int64, the image it truly describes ("natural": the image it came with).
     """
 
     protocol: str
@@ -47,14 +48,19 @@ class Noise:
     true_image_of: np.ndarray
 
     @property
-    def mismatched(self) -> np.ndarray:
-        """(K,) bool: the caption is paired with an image it does not describe."""
-        return self.image_of != self.true_image_of
+    def mismatched(self) -> np.ndarray | None:
+        """(K,) bool: the caption is paired with an image it does not describe; None where nobody knows."""
+        return None if self.protocol == "natural" else self.image_of != self.true_image_of
 
     @property
-    def true_rate(self) -> float:
-        """The fraction of captions really mismatched."""
-        return float(self.mismatched.mean())
+    def true_rate(self) -> float | None:
+        """The fraction of captions really mismatched; None where nobody knows."""
+        return None if self.protocol == "natural" else float(self.mismatched.mean())
+
+    @property
+    def label(self) -> str:
+        """The true rate for a table: "40%", or "natural"."""
+        return "natural" if self.protocol == "natural" else f"{self.true_rate:.0%}"
 
     @property
     def sha256(self) -> str:
@@ -65,7 +71,7 @@ class Noise:
 def draw(pairs: Pairs, protocol: str, rate: float, seed: int) -> Noise:
     """Draw noise for `pairs.train`: round(rate * N) images or round(rate * K) captions change places at random.
 
-    Rate 0 is the identity whatever the protocol. Raises UserError for an unknown protocol, a rate outside [0, 1],
+    Rate 0 is the identity whatever the protocol, and so is "natural" at any rate. Raises UserError for an unknown protocol, a rate outside [0, 1],
     a negative seed, or protocol "none" with a rate above 0.
     """
     if protocol not in DRAWN:
@@ -78,7 +84,9 @@ def draw(pairs: Pairs, protocol: str, rate: float, seed: int) -> Noise:
         raise UserError(f"the noise seed must be 0 or more, not {seed}.")
     generator = named_generator(seed, "noise", protocol)
     true = np.asarray(pairs.train.image_of, np.int64)
-    if protocol == "image":
+    if protocol == "natural":
+        image_of = true
+    elif protocol == "image":
         image_of = _shuffled(np.arange(len(pairs.train.images), dtype=np.int64), rate, generator)[true]
     else:
         image_of = _shuffled(true, rate, generator)

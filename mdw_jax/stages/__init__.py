@@ -4,7 +4,7 @@ In the run folder:
 
     config.json environment.json     what was asked, and with which versions
     noise/  cache/                   noise draws; frozen features
-    experts/<recipe>-<key>/          trajectories net_00, net_01, ...; log.jsonl; division.npy; right.npy; experts.json (last)
+    experts/<recipe>-<key>/          trajectories net_00, ...; log.jsonl; division.npy; right.npy; experts.json (last)
     distilled/<preset>-<key>/set_<i>/
                                      metrics.jsonl; distilled.safetensors; card.json (last); scores-<key>.json
 

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 
 from mdw_jax import certificate
-from mdw_jax.experts import Recipe, score, train_experts
+from mdw_jax.data.noise import Noise
+from mdw_jax.errors import UserError
+from mdw_jax.experts import Recipe, noise_rate, score, train_experts
 from mdw_jax.files import locked, write_json
 from mdw_jax.prepare import Prepared
 from mdw_jax.progress import progress
@@ -22,11 +24,11 @@ def experts_stage(preset: Preset, prepared: Prepared) -> dict:
 def _train(preset: Preset, prepared: Prepared) -> dict:
     c, noise = preset.config, preset.noise
     recipe = fields(Recipe, c.experts)
-    with progress(f"experts ({c.experts.recipe}, noise {noise.true_rate:.0%})",
+    with progress(f"experts ({c.experts.recipe}, noise {noise.label})",
                   recipe.epochs + (recipe.scout_epochs if recipe.scouts else 0), "epochs") as advance:
         trained = train_experts(
             prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,
-            keep=snapshots_kept(c), rate=noise.true_rate,
+            keep=snapshots_kept(c), rate=_rate_to_correct(recipe, noise),
             mismatched=noise.mismatched, on_epoch=lambda _, r_mean: advance(val_r_mean=r_mean),
         )
     for n, snapshots in enumerate(trained.snapshots):
@@ -37,14 +39,27 @@ def _train(preset: Preset, prepared: Prepared) -> dict:
     np.save(preset.experts / "right.npy", np.packbits(trained.right, axis=-1))
     test = np.stack([score(prepared.model, params, prepared.test) for params in trained.best])
     val = np.stack([score(prepared.model, params, prepared.val) for params in trained.best])
+    estimate = noise_rate(prepared.model, trained.best, prepared.train(noise), batch=recipe.batch, seed=c.run.seed)
     record = {
         "key": preset.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256,
         "networks": len(trained.snapshots), "snapshots": len(trained.snapshots[0]),
         "metrics": METRICS, "val": val.tolist(), "test": test.tolist(),
-        "certificate_inputs": _certificate_inputs(recipe, noise.true_rate, c.model.tau),
+        "rate": {"true": noise.true_rate, "estimated": estimate._asdict()},
+        "certificate_inputs": _certificate_inputs(recipe, estimate.eta if noise.true_rate is None else noise.true_rate,
+                                                  c.model.tau),
     }
     write_json(preset.experts / "experts.json", record)
     return record
+
+
+def _rate_to_correct(recipe: Recipe, noise: Noise) -> float:
+    """eta for the recipes that undo noise by its rate: the truth where it is known, else what is believed."""
+    if noise.true_rate is not None:
+        return noise.true_rate
+    if (recipe.debias or recipe.rescale_step) and not noise.rate:
+        raise UserError("experts.debias and experts.rescale_step correct for a rate that natural noise does not tell; "
+                        "set noise.rate to what you believe (mdw experts with another recipe estimates it).")
+    return noise.rate
 
 
 def _certificate_inputs(recipe: Recipe, rate: float, tau: float) -> dict:

@@ -10,6 +10,7 @@ from mdw_jax.stages import distill as stage
 from mdw_jax.config import base
 from mdw_jax.data.scenes import scenes
 from mdw_jax.distilled import load_distilled
+from mdw_jax.errors import UserError
 from mdw_jax.run import STAGES
 
 TINY = {
@@ -140,3 +141,17 @@ def test_projection_mode_with_a_pretrained_tower(tmp_path):
                        model__weights=str(weights), model__dim=8, distill__steps=2))
     assert "MDW" in (tmp_path / "run" / "table.md").read_text()
     assert list((tmp_path / "run" / "cache").glob("images-*.safetensors"))
+
+
+def test_natural_noise_is_estimated_and_everything_else_goes_on(tmp_path, capsys):
+    natural = {"noise__protocol": "natural", "noise__rate": 0.0, "data__train": 80}
+    STAGES["run"](tiny(tmp_path, run__presets=("mdw",), **natural))
+    assert "natural" in (tmp_path / "table.md").read_text()
+    [record] = (json.loads(path.read_text()) for path in tmp_path.glob("experts/*/experts.json"))
+    estimate = record["rate"]["estimated"]
+    assert record["rate"]["true"] is None and 0 <= estimate["low"] <= estimate["eta"] <= estimate["high"] <= 1
+    assert record["certificate_inputs"]["eta"] == estimate["eta"]
+    STAGES["experts"](tiny(tmp_path, run__presets=("mdw",), **natural))
+    assert "estimated" in capsys.readouterr().out
+    with pytest.raises(UserError, match="noise.rate"):
+        STAGES["experts"](tiny(tmp_path, run__presets=("mdw",), experts__recipe="debiased", **natural))

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from mdw_jax.rate import estimate_rate
+
+
+def losses(eta, size, seed=0, per_image=5, apart=3.0):
+    """Losses of pairs of which a share eta is mismatched, image by image; and of `size` pairs mismatched on purpose."""
+    generator = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(size // per_image), per_image)
+    wrong = (generator.permutation(size // per_image) < eta * (size // per_image))[groups]
+    values = np.where(wrong, generator.normal(0, 1, size), generator.gamma(2, 0.5, size) - apart)
+    return values, generator.normal(0, 1, size), groups
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.1, 0.4, 0.6, 0.8])
+def test_the_planted_rate_is_found(eta):
+    found = estimate_rate(*losses(eta, 10_000))
+    assert abs(found.eta - eta) < 0.03
+    assert found.low <= found.eta <= found.high and found.high - found.low < 0.12
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    held = 0
+    for seed in range(40):
+        found = estimate_rate(*losses(0.4, 2000, seed), seed=seed, draws=60)
+        held += found.low - 0.01 <= 0.4 <= found.high + 0.01
+    assert held >= 34
+
+
+def test_captions_of_one_image_count_as_one():
+    observed, null, groups = losses(0.4, 2000)
+    together, alone = (estimate_rate(observed, null, g) for g in (groups, np.arange(2000)))
+    assert together.high - together.low > 1.1 * (alone.high - alone.low)
+
+
+def test_a_network_that_tells_nothing_apart_calls_all_mismatched():
+    null = np.random.default_rng(1).normal(size=4000)
+    assert estimate_rate(np.random.default_rng(2).normal(size=4000), null, np.arange(4000)).eta > 0.9
