@@ -4,8 +4,8 @@ Only the train split can be corrupted: a `Noise` holds no other. Two protocols (
   image    a random share of the images is permuted, all captions of an image move together (RCL, DECL);
   caption  a random share of the caption rows permute their image among themselves (NCR).
   natural  nothing is moved: the pairs come from the web, and which of them are mismatched nobody knows.
-The first two are plain random permutations: a chosen item may stay where it was, so the true rate is slightly under the one
-asked (on average by 1/N at most).
+The first two are plain random permutations: a chosen item may stay where it was, so the true rate is slightly under
+the one asked (on average by 1/N at most).
 """
 
 import dataclasses
@@ -71,8 +71,8 @@ class Noise:
 def draw(pairs: Pairs, protocol: str, rate: float, seed: int) -> Noise:
     """Draw noise for `pairs.train`: round(rate * N) images or round(rate * K) captions change places at random.
 
-    Rate 0 is the identity whatever the protocol, and so is "natural" at any rate. Raises UserError for an unknown protocol, a rate outside [0, 1],
-    a negative seed, or protocol "none" with a rate above 0.
+    Rate 0 is the identity whatever the protocol, and so is "natural" at any rate. Raises UserError for an unknown
+    protocol, a rate outside [0, 1], a negative seed, or protocol "none" with a rate above 0.
     """
     if protocol not in DRAWN:
         raise UserError(f"there is no noise protocol '{protocol}'; choose one of {', '.join(DRAWN)}.")

@@ -5,22 +5,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mdw_jax.data.lazy import LazyImages
 from mdw_jax.errors import UserError
 from mdw_jax.files import digest
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split of a data set, in host memory.
+    """One split of a data set.
 
-    images: (N, H, W, C) uint8.
+    images: (N, H, W, C) uint8: an array in host memory, or `LazyImages`, which decode rows when asked for them.
     captions: K strings, K >= N.
     image_of: (K,) int64, the image that caption k truly describes.
     caption_ids: (K,) int64, the data set's own caption numbers (rows of a precomputed feature file).
     attributes: columns of (N,) arrays, one value an image (may be empty).
     """
 
-    images: np.ndarray
+    images: np.ndarray | LazyImages
     captions: tuple[str, ...]
     image_of: np.ndarray
     caption_ids: np.ndarray
@@ -44,18 +45,24 @@ class Split:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over images, captions and their pairing."""
-        return digest(self.images, list(self.captions), self.image_of, self.caption_ids)
+        """sha256 over images, captions and their pairing. Of lazy images, their encoded bytes count: see there."""
+        images = self.images.fingerprint if isinstance(self.images, LazyImages) else self.images
+        return digest(images, list(self.captions), self.image_of, self.caption_ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """A data set: three splits of image-caption pairs. Never noisy itself: noise is a separate file (`noise.py`)."""
+    """A data set: three splits of image-caption pairs. Never noisy itself: noise is a separate file (`noise.py`).
+
+    Pairs collected from the web may come mismatched: which of them are is not known, and nothing here says it.
+    skipped: how many samples of the source a reader left out, by reason (may be empty).
+    """
 
     name: str
     train: Split
     val: Split
     test: Split
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         shapes = {split.images.shape[1:] for split in (self.train, self.val, self.test)}

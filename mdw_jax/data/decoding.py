@@ -1,0 +1,119 @@
+"""From the bytes of an image file to pixels: the one place where pictures are decoded."""
+
+import io
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mdw_jax.errors import UserError
+
+Reader = Callable[[], bytes]
+
+DRAFT = 2
+"""A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least this many times the pixels a side asked."""
+_CHECK_SIZE = 16  # pixels a side, when only whether an image can be decoded is asked
+
+
+class Encoded(NamedTuple):
+    """An image as it is stored.
+
+    key: what names it in its data set: errors say it, hold-outs draw by it.
+    read: returns its bytes; may be called by several threads at once.
+    sum: (length, CRC-32) of the bytes, or None where that is not known without reading them.
+    """
+
+    key: str
+    read: Reader
+    sum: tuple[int, int] | None = None
+
+
+def checksum(data: bytes) -> tuple[int, int]:
+    """(length, CRC-32): what zip files store of their members. It tells damage and change, not malice."""
+    return len(data), zlib.crc32(data)
+
+
+def threads() -> int:
+    """How many threads decode: one a core that we may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores)
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 of an image file, squashed to the square by bicubic interpolation, without cropping.
+
+    An image of this size already is left as it is. A JPEG of at least `2 * DRAFT * size` a side is decoded at reduced
+    scale, which costs little of its quality and saves most of its time.
+    Raises what Pillow raises for files it cannot read, and its DecompressionBombError for more pixels than
+    `Image.MAX_IMAGE_PIXELS` (Pillow itself only warns up to twice as many).
+    """
+    with Image.open(io.BytesIO(data)) as file:
+        if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels")
+        file.draft(None, (DRAFT * size, DRAFT * size))
+        image = file.convert("RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def decode_into(out: np.ndarray, images: Sequence[Encoded], pool: ThreadPoolExecutor) -> list[str | None]:
+    """Fill `out` (B, size, size, 3) with B images; for each None, or why it could not be done.
+
+    Pillow decodes and resizes without the interpreter lock, so threads are enough.
+    """
+    return list(pool.map(_fill, images, out)) if len(images) > 1 else list(map(_fill, images, out))
+
+
+def _fill(image: Encoded, out: np.ndarray) -> str | None:
+    try:
+        data = image.read()
+        if image.sum is not None and image.sum != checksum(data):
+            return "its bytes have changed since the data set was loaded"
+        out[...] = decode(data, len(out))
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow and zipfile raise a dozen kinds, bombs another
+        return reason(error)
+    return None
+
+
+def survey(images: Sequence[Encoded], check: bool, pool: ThreadPoolExecutor) -> tuple[list[Encoded], list[str | None]]:
+    """The images with their sums, and for each None or why it cannot be used.
+
+    check: also decode each image once (a JPEG at reduced scale), so that a training run does not meet a broken one
+      hours later. Without it, images whose sum is known are not even read.
+    """
+    examined = list(pool.map(_examine, images, [check] * len(images)))
+    return [image for image, _ in examined], [failure for _, failure in examined]
+
+
+def _examine(image: Encoded, check: bool) -> tuple[Encoded, str | None]:
+    if image.sum is not None and not check:
+        return image, None
+    try:
+        data = image.read()
+        if check:
+            decode(data, _CHECK_SIZE)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return image, reason(error)
+    return image._replace(sum=checksum(data)), None
+
+
+def reason(error: BaseException) -> str:
+    """One line that says what went wrong."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def complain(images: Sequence[Encoded], failures: Sequence[str | None], remedy: str = "replace them") -> None:
+    """Raises a UserError that counts the failures and names the first, if there are any."""
+    bad = [(image.key, failure) for image, failure in zip(images, failures) if failure]
+    if bad:
+        raise UserError(f"{len(bad)} of {len(images)} images cannot be decoded, the first is '{bad[0][0]}' "
+                        f"({bad[0][1]}); {remedy}.")

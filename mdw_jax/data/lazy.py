@@ -1,0 +1,58 @@
+"""`LazyImages`: a data set's pictures, decoded when asked for, for data sets that do not fit into memory."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+
+from mdw_jax.data import decoding
+from mdw_jax.data.decoding import Encoded, complain, decode_into, survey
+from mdw_jax.files import digest
+
+
+class LazyImages:
+    """N encoded images that index like an (N, size, size, 3) uint8 array: `images[rows]` decodes those rows.
+
+    rows: an int, a slice, or a 1-D array of ints (negative ones count from the end) or of N bools; the result is a
+    numpy array. `threads` threads decode (None: one a core); the result does not depend on how many.
+    `np.asarray(images)` decodes all of them.
+    Raises UserError if images asked for cannot be decoded or are not the bytes that `Encoded.sum` says.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, images: Sequence[Encoded], size: int, threads: int | None = None):
+        self._images = images
+        self._pool = ThreadPoolExecutor(threads or decoding.threads())  # starts no thread before it has work
+        self.shape = (len(images), size, size, 3)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        if isinstance(rows, (int, np.integer)):
+            return self[np.array([rows])][0]
+        rows = np.arange(len(self))[rows]  # numpy's own reading of slices, signs and masks, and its IndexErrors
+        if rows.ndim != 1:
+            raise IndexError("index LazyImages by an int, a slice or a 1-D array")
+        rows, place = np.unique(rows, return_inverse=True)  # captions of one image ask for it several times
+        images = [self._images[row] for row in rows]
+        pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        complain(images, decode_into(pixels, images, self._pool))
+        return pixels if np.array_equal(place, np.arange(len(rows))) else pixels[place]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over size, and each image's key, length and CRC-32 of its encoded bytes, in order.
+
+        Not the fingerprint of the same pixels in memory: it is had without decoding. Zip files and indexed shards
+        know these sums; other files are read once for it.
+        """
+        images, failures = survey(self._images, False, self._pool)
+        complain(images, failures)
+        return digest("lazy images", self.shape[1], *(f"{image.sum} {image.key}" for image in images))

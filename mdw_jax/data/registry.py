@@ -1,0 +1,52 @@
+"""Every kind of data set that can be read, by the name that `data.name` gives it."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from mdw_jax.data.folder import folder
+from mdw_jax.data.hf import hf
+from mdw_jax.data.karpathy import karpathy
+from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.records import build
+from mdw_jax.data.scenes import scenes
+from mdw_jax.data.tfds import tfds
+from mdw_jax.data.webdataset import webdataset
+from mdw_jax.errors import UserError
+from mdw_jax.extend import function_of, is_path
+
+READERS: Mapping[str, Callable[..., Pairs]] = MappingProxyType(
+    {"scenes": scenes, "karpathy": karpathy, "folder": folder, "hf": hf, "tfds": tfds, "webdataset": webdataset})
+
+
+def load(name: str, **settings) -> Pairs:
+    """Read the data set of kind `name`; the settings are its reader's. Raises UserError for any it does not have."""
+    allowed = settings_of(name)
+    if unknown := sorted(set(settings) - set(allowed)):
+        raise UserError(f"the data reader '{name}' has no setting '{unknown[0]}'; it has {', '.join(allowed)}.")
+    required = [key for key, default in allowed.items() if default is inspect.Parameter.empty]
+    if missing := [key for key in required if settings.get(key) in (None, "")]:
+        raise UserError(f"the data reader '{name}' needs the setting '{missing[0]}'; give it.")
+    return reader(name)(**settings)
+
+
+def reader(name: str) -> Callable[..., Pairs]:
+    """The reader of that name, or of somebody's own: "module:function". Raises UserError if there is none."""
+    if is_path(name):
+        return function_of(name, "data.name")
+    if name not in READERS:
+        raise UserError(f"there is no data reader '{name}'; choose one of {', '.join(READERS)}, or module:function.")
+    return READERS[name]
+
+
+def settings_of(name: str) -> dict[str, object]:
+    """{setting: default} of a reader, those of `records.build` that it passes on included.
+
+    `inspect.Parameter.empty` stands for a setting without a default.
+    """
+    own = inspect.signature(reader(name)).parameters.values()
+    settings = {p.name: p.default for p in own if p.kind is not p.VAR_KEYWORD}
+    if any(p.kind is p.VAR_KEYWORD for p in own):
+        shared = inspect.signature(build).parameters.values()
+        settings |= {p.name: p.default for p in shared if p.kind is p.KEYWORD_ONLY and p.name != "skipped"}
+    return settings

@@ -1,0 +1,98 @@
+"""Image files by name, in folders and zip files (read in place, never extracted)."""
+
+import glob
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from mdw_jax.data.decoding import Encoded
+from mdw_jax.errors import UserError
+
+Finder = Callable[[str], list[Encoded]]
+
+
+def locate(names: Sequence[Sequence[str]], images) -> list[Encoded]:
+    """One image an entry of `names`, which lists the names that it may have, the likeliest (its key) first.
+
+    images: a folder, a zip file, a glob pattern, a comma-separated string of these, or a list of these. Zip files stay
+    open as long as one of their images is held.
+    Raises UserError if images are missing or found twice: which of the two the captions describe is not known.
+    """
+    finders = [_finder(source) for source in _sources(images)]
+    located, missing, doubled = [], [], []
+    for keys in names:
+        found = next((hits for key in keys if (hits := [hit for find in finders for hit in find(key)])), [])
+        if not found:
+            missing.append(keys[0])
+        elif len(found) > 1:
+            doubled.append(keys[0])
+        located += [image._replace(key=keys[0]) for image in found[:1]]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(names)} images are not in '{images}', the first is "
+                        f"'{missing[0]}'; check where the images are.")
+    if doubled:
+        raise UserError(f"{len(doubled)} of {len(names)} images are more than once in '{images}', the first is "
+                        f"'{doubled[0]}'; leave one copy.")
+    return located
+
+
+def _sources(images) -> list[str]:
+    """The folders and zip files that `images` means, each once, in the order given."""
+    given = images if isinstance(images, (list, tuple)) else [images]
+    found = {}
+    for part in (piece for entry in given for piece in _pieces(os.fspath(entry))):
+        matches = [part] if os.path.exists(part) else sorted(glob.glob(part))
+        if not matches:
+            raise UserError(f"there is no image folder or zip file '{part}'; check where the images are.")
+        found.update((os.path.realpath(match), match) for match in matches)
+    if not found:
+        raise UserError("no image folder or zip file is given; say where the images are.")
+    return list(found.values())
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The comma-separated pieces of `text`, unless a path of just that name exists."""
+    pieces = [text] if os.path.exists(os.path.expanduser(text)) else text.split(",")
+    yield from (os.path.expanduser(piece.strip()) for piece in pieces if piece.strip())
+
+
+def _finder(source: str) -> Finder:
+    """A function from a file name to the images of that name in `source`."""
+    if os.path.isdir(source):
+        return partial(_in_folder, Path(source))
+    try:
+        archive = zipfile.ZipFile(source)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"'{source}' is neither a folder nor a readable zip file ({error}).") from error
+    members, tails = {}, {}
+    for member in archive.infolist():
+        members[member.filename] = member
+        parts = member.filename.split("/")
+        for i in range(1, len(parts)):
+            tails.setdefault("/".join(parts[i:]), []).append(member)
+    return partial(_in_archive, archive, threading.Lock(), members, tails)
+
+
+def _in_folder(folder: Path, name: str) -> list[Encoded]:
+    path = folder / name
+    return [Encoded(name, path.read_bytes)] if os.path.isfile(path) else []
+
+
+def _in_archive(archive, lock, members: dict, tails: dict, name: str) -> list[Encoded]:
+    """`name` is a member's whole name or, failing that, the end of it (archives often hold one top folder)."""
+    found = [members[name]] if name in members else tails.get(name, [])
+    return [Encoded(name, partial(_read_member, archive, lock, member), (member.file_size, member.CRC))
+            for member in found]
+
+
+def _read_member(archive: zipfile.ZipFile, lock: threading.Lock, member: zipfile.ZipInfo) -> bytes:
+    with lock:  # ZipFile counts its open members without a lock of its own; their bytes it reads under one
+        file = archive.open(member)
+    try:
+        return file.read()
+    finally:
+        with lock:
+            file.close()

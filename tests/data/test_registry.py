@@ -1,0 +1,56 @@
+"""Every reader is found by name, and settings it does not have are refused before it reads anything."""
+
+import builtins
+import inspect
+
+import pytest
+from miniature import write_images
+
+from mdw_jax.data.registry import READERS, load, settings_of
+from mdw_jax.data.scenes import scenes
+from mdw_jax.errors import UserError
+
+
+def test_scenes_by_name():
+    assert load("scenes", train=3, val=1, test=1, size=16).fingerprint == scenes(3, 1, 1, size=16).fingerprint
+
+
+def test_the_settings_are_the_readers_own():
+    assert list(READERS) == ["scenes", "karpathy", "folder", "hf", "tfds", "webdataset"]
+    for name in ("folder", "hf", "tfds", "webdataset"):
+        shared = {"size", "stream", "limit", "skip_broken", "check", "holdout_val", "holdout_test", "holdout_seed"}
+        assert shared <= set(settings_of(name))
+        assert "skipped" not in settings_of(name)
+    assert {"stream", "skip_broken", "check"} < set(settings_of("karpathy"))
+    assert settings_of("hf")["val_split"] == "validation"
+    assert settings_of("webdataset")["train_shards"] is inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("name, settings, message", [
+    ("flickr", {}, "no data reader 'flickr'; choose one of scenes, karpathy, folder, hf, tfds, webdataset"),
+    ("scenes", {"stream": True}, "'scenes' has no setting 'stream'; it has train, val"),
+    ("webdataset", {"train_shards": "x", "size": 8, "skipped": {}}, "has no setting 'skipped'"),
+    ("folder", {"size": 8}, "'folder' needs the setting 'annotations'"),
+    ("karpathy", {"annotations": "", "images": "x"}, "'karpathy' needs the setting 'annotations'"),
+])
+def test_wrong_names_and_settings(name, settings, message):
+    with pytest.raises(UserError, match=message):
+        load(name, **settings)
+
+
+@pytest.mark.parametrize("name, settings, package, extra", [
+    ("hf", {"source": "x"}, "datasets", "datasets"), ("tfds", {"source": "x"}, "tensorflow_datasets", "tfds"),
+    ("folder", {"annotations": "t.parquet"}, "pyarrow", "parquet")])
+def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, name, settings, package, extra):
+    write_images(tmp_path, 1)
+    (tmp_path / "t.parquet").write_bytes(b"")
+    real = builtins.__import__
+
+    def without(module, *rest, **more):
+        if module.split(".")[0] == package:
+            raise ImportError(module)
+        return real(module, *rest, **more)
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"mdw-jax\[{extra}\]"):
+        load(name, **settings)
