@@ -11,9 +11,9 @@ from safetensors.numpy import save
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.errors import UserError
 from mdw_jax.files import digest, write_atomically
-from mdw_jax.text.bert import bert_features
+from mdw_jax.hub import folder_digest, model_folder
 from mdw_jax.text.bow import bow_features
-from mdw_jax.text.hub import folder_digest, model_folder
+from mdw_jax.text.encoder import transformer_features
 from mdw_jax.text.precomputed import precomputed_features
 
 _SPLITS = ("train", "val", "test")
@@ -52,15 +52,16 @@ def _precomputed(captions, caption_ids, *, path, **_):
     return [contents, digest(np.asarray(caption_ids))], lambda: precomputed_features(path, caption_ids)
 
 
-def _bert(captions, caption_ids, *, path, pooling, max_tokens, **_):
+def _transformer(captions, caption_ids, *, path, pooling, max_tokens, **_):
     if path is None:
-        raise UserError("the text encoder 'bert' needs the path of a model folder or a Hub model's name; set it.")
+        raise UserError("the text encoder 'transformer' needs the path of a model folder or a Hub model's name; set "
+                        "it.")
     folder = model_folder(path)
     return ([folder_digest(folder), pooling, max_tokens],
-            lambda: bert_features(captions, folder, pooling=pooling, max_tokens=max_tokens))
+            lambda: transformer_features(captions, folder, pooling=pooling, max_tokens=max_tokens))
 
 
-ENCODERS = {"bow": _bow, "precomputed": _precomputed, "bert": _bert}
+ENCODERS = {"bow": _bow, "precomputed": _precomputed, "transformer": _transformer}
 
 
 def _read_cache(path: Path, key: str) -> TextFeatures | None:
@@ -87,11 +88,12 @@ def text_features(pairs: Pairs, encoder: str, *, cache_dir=None, dim: int = 384,
 
     Args:
         pairs: the data set.
-        encoder: "bow" (hashed words), "precomputed" (a file) or "bert" (a model; L2-normalised).
+        encoder: "bow" (hashed words), "precomputed" (a file) or "transformer" (a BERT, DistilBERT or CLIP;
+            L2-normalised).
         cache_dir: keep the result there as `text-<first 16 of the key>.safetensors`, and use it if it is there.
         dim, seed: width and projection of "bow".
-        path: the feature file of "precomputed"; the model folder or Hub name of "bert".
-        pooling, max_tokens: of "bert".
+        path: the feature file of "precomputed"; the model folder or Hub name of "transformer".
+        pooling, max_tokens: of "transformer": see `mdw_jax.text.encoder.load_text_encoder`.
     Raises:
         UserError: unknown encoder, a missing path, or what the encoder raises.
     """

@@ -100,9 +100,9 @@ def test_a_cache_that_cannot_be_trusted_is_computed_again(pairs, tmp_path, monke
 
 
 def test_mistakes_are_told(pairs, tmp_path):
-    with pytest.raises(UserError, match="unknown text encoder 'clip'; choose one of bow, precomputed, bert"):
+    with pytest.raises(UserError, match="unknown text encoder 'clip'; choose one of bow, precomputed, transformer"):
         text_features(pairs, "clip")
-    for encoder in ("precomputed", "bert"):
+    for encoder in ("precomputed", "transformer"):
         with pytest.raises(UserError, match=f"'{encoder}' needs the path"):
             text_features(pairs, encoder)
     with pytest.raises(UserError, match="no text feature file"):
