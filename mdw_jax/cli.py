@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": "train students on every set and write the table",
     "sweep": "run a grid of configs and presets in one folder, into one CSV",
     "table": "turn CSVs of sweeps into a table in Markdown (needs no config)",
+    "plan": "say what a run would cost, from its config alone: memory, operations, time (see config.plan)",
+    "weights": "fetch a model of the Hugging Face Hub, or look at a local one, and say what is in it",
     "config": "print the config in full, as the other commands would see it",
 }
 OWN_FLAGS = {  # flags of one command alone, and whether a value follows
@@ -32,6 +34,7 @@ OWN_FLAGS = {  # flags of one command alone, and whether a value follows
     "table": {"--rows": True, "--columns": True, "--metric": True, "--interval": False, "--out": True,
               "--picture": True},
 }
+WITHOUT_CONFIG = ("table", "weights")
 OPTIONS = ("--config", "--debug", "--help", "--version")
 HELP = """\
 usage: mdw {command} --config=FILE [--config.SECTION.KEY=VALUE ...] [--debug]
@@ -70,6 +73,17 @@ usage: mdw table FILE.csv [FILE.csv ...] [--rows KEYS] [--columns KEYS] [--metri
   --interval                  half the 95 % interval of the mean over distilled sets, not the standard deviation
   --out FILE.md               write there and not to the terminal
   --picture FILE.png          draw it too: a line a row over the one column, with intervals
+"""
+
+
+WEIGHTS_HELP = """\
+usage: mdw weights SOURCE [SOURCE ...]
+
+  SOURCE                      a .safetensors file, a folder that holds one, or the name of a model on the Hugging Face
+                              Hub (with @revision, if not the main one), which is downloaded to the Hub's own cache
+
+Prints what it is, its size, its sha256 and where it lies; model.weights and text.path take the same SOURCE.
+Pickled weights are never read.
 """
 
 
@@ -141,6 +155,10 @@ def _main(argv: list[str]) -> int:
             files, *keys, own.get("--metric", "r_mean"), "--interval" in own, own.get("--out"),
             own.get("--picture"))
         return 0
+    if command == "weights":
+        for source in files:
+            print(yaml.safe_dump(importlib.import_module("mdw_jax.hub").describe_weights(source), sort_keys=False))
+        return 0
     config = load_config(path, overrides)
     if command == "sweep":
         axes, part = _axes(own.get("--over", [])), _part(own.get("--part", "0/1"))
@@ -152,6 +170,9 @@ def _main(argv: list[str]) -> int:
         print(_yaml(resolved), end="")
         return 0
     use_compilation_cache()
+    if command == "plan":
+        importlib.import_module("mdw_jax.plan").plan_command(config)
+        return 0
     # Unresolved: a preset of the table may name another recipe, which must not be filled in on top of this one's.
     importlib.import_module("mdw_jax.run").STAGES[command](config)
     return 0
@@ -165,8 +186,8 @@ def _version() -> str:
 
 
 def _help(command: str | None) -> str:
-    if command == "table":
-        return TABLE_HELP
+    if command in WITHOUT_CONFIG:
+        return TABLE_HELP if command == "table" else WEIGHTS_HELP
     names = [command] if command else COMMANDS
     lines = (f"  {name:<{max(map(len, names))}}  {COMMANDS[name]}" for name in names)
     return HELP.format(command=command or "COMMAND", commands="\n".join(lines)) + (
@@ -222,11 +243,12 @@ def _parse(argv: list[str]) -> tuple[str, str | None, list[tuple[str, str | None
     for name in own:
         if name not in OWN_FLAGS.get(command, {}):
             raise UserError(f"mdw {command} has no flag {name}; see mdw {command} --help.")
-    if command == "table":
+    if command in WITHOUT_CONFIG:
         if path or overrides:
-            raise UserError("mdw table reads no config; leave --config out.")
+            raise UserError(f"mdw {command} reads no config; leave --config out.")
         if not files:
-            raise UserError("no CSV given; write mdw table FILE.csv.")
+            raise UserError("no CSV given; write mdw table FILE.csv." if command == "table" else
+                            "no model given; write mdw weights FOLDER, FILE.safetensors or HUB/NAME.")
         return command, None, [], files, own
     if files:
         raise UserError(f"one command at a time: '{files[0]}' follows '{command}'.")

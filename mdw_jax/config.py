@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict, config_dict
 
 from mdw_jax.errors import UserError
+from mdw_jax.extend import is_path
 
 # An expert recipe is one word for a set of choices in `config.experts`; each ablation of the method is one of them.
 RECIPES = {
@@ -27,7 +28,11 @@ RECIPES = {
     "rescaled": {"division": "tolerant", "rescale_step": True, "scouts": 0},  # Fact B (ours): step size / (1 - eta)
 }
 
-TOWERS = ("convnet", "vit", "mobilenet")
+PRETRAINED = (  # names of mdw_jax/towers/pretrained.py
+    "nfnet_l0", "nf_resnet50", "nf_regnet_b1", "resnet18", "resnet50", "vit_tiny_patch16_224", "vit_small_patch16_224",
+    "vit_small_patch32_224", "vit_base_patch16_224", "vit_base_patch32_224", "clip_vit_base_patch32",
+    "clip_vit_base_patch16", "clip_vit_large_patch14")
+TOWERS = ("convnet", "vit", "mobilenet", *PRETRAINED)
 
 
 def base() -> ConfigDict:
@@ -39,18 +44,41 @@ def base() -> ConfigDict:
     c.run.seed = 0  # every random choice derives from it
     c.run.presets = ("random", "infonce", "mdw", "full")  # rows of the table: see mdw_jax/presets.py
 
-    c.run.tuned = ()  # settings of single presets, over all else: "lors:distill.lr_images=0.03"
+    c.run.tuned = ()  # settings of single presets, over all else: "lors:distill.lr_images=0.03", "lors@200:..." from 200 pairs up
 
     c.data = ConfigDict()
-    c.data.name = "scenes"  # scenes (embedded) or karpathy (Flickr8k, Flickr30K, COCO)
+    # Of these a reader takes what it knows; "", () and 0 stand for its own defaults: see mdw_jax/data/.
+    c.data.name = "scenes"  # scenes, karpathy, folder, hf, tfds, webdataset, or your own module:function
     c.data.size = 32  # image side, pixels
+    c.data.stream = False  # decode training images when they are needed, for what does not fit into memory
     c.data.train = 2000  # scenes: pictures to draw for each split
     c.data.val = 250
     c.data.test = 500
     c.data.seed = 0  # scenes: which world
-    c.data.annotations = ""  # karpathy: the .json or .json.gz file
-    c.data.images = ""  # karpathy: folder, zip file or glob of them
-    c.data.limit = 0  # karpathy: keep the first n images of each split (0: all)
+    c.data.annotations = ""  # karpathy: the .json or .json.gz file; folder: a .csv, .tsv, .jsonl or .parquet table
+    c.data.images = ""  # karpathy, folder: folder, zip file or glob of them
+    c.data.source = ""  # hf: Hub name or local folder; tfds: builder name or prepared folder
+    c.data.config = ""  # hf: the data set's own configuration
+    c.data.revision = ""  # hf
+    c.data.data_dir = ""  # tfds: where data sets were prepared
+    c.data.train_shards = ""  # webdataset: tar files, as in "train-{00000..00331}.tar"
+    c.data.val_shards = ""
+    c.data.test_shards = ""
+    c.data.image_column = ""  # folder, hf, tfds: column (feature) of the image, of its captions, of what else to keep
+    c.data.caption_columns = ""  # several joined by commas; webdataset: a field of the JSON
+    c.data.key_column = ""  # hf, tfds: what names an image
+    c.data.attribute_columns = ""
+    c.data.split_column = ""  # folder: the column that says the split
+    c.data.train_split = ""  # folder, hf, tfds: what the source calls its splits
+    c.data.val_split = ""
+    c.data.test_split = ""
+    c.data.delimiter = ""  # folder: of a CSV file
+    c.data.holdout_val = 0  # training images to take for val, where the source has none
+    c.data.holdout_test = 0
+    c.data.holdout_seed = 0
+    c.data.skip_broken = False  # leave out images that cannot be decoded, and count them
+    c.data.cache = ""  # webdataset: index of the shards (default: in run.dir); hf: the library's cache
+    c.data.limit = 0  # keep the first n images of each split (0: all)
 
     c.noise = ConfigDict()
     c.noise.protocol = "image"  # image (RCL, DECL), caption (NCR), none, or natural: as the data come
@@ -59,16 +87,17 @@ def base() -> ConfigDict:
     c.noise.file = ""  # use this noise file (.npz) or NCR/RCL index (.npy) instead of drawing one
 
     c.text = ConfigDict()
-    c.text.encoder = "bow"  # bow, precomputed or bert; frozen in any case
-    c.text.path = ""  # precomputed: the feature file; bert: a model folder or Hub name
+    c.text.encoder = "bow"  # bow, precomputed or transformer (BERT, DistilBERT, CLIP)
+    c.text.train = False  # transformer: train it too; distilled texts are then embedded tokens
+    c.text.path = ""  # precomputed: the feature file; transformer: a model folder or Hub name
     c.text.dim = 384  # bow: feature width
-    c.text.pooling = "mean"  # bert: mean or cls
-    c.text.max_tokens = 64  # bert: truncation
+    c.text.pooling = "mean"  # transformer: mean, cls or native (CLIP has this alone)
+    c.text.max_tokens = 64  # transformer: truncation
     c.text.seed = 0  # bow: which random projection
 
     c.model = ConfigDict()
-    c.model.tower = "convnet"  # convnet or vit (from scratch), mobilenet (pretrained)
-    c.model.weights = ""  # mobilenet: the .q8.npz file
+    c.model.tower = "convnet"  # convnet, vit (from scratch), mobilenet, one of PRETRAINED above, or module:function
+    c.model.weights = ""  # mobilenet: the .q8.npz file; PRETRAINED: a .safetensors file, a folder or a Hub model's name
     c.model.mode = "full"  # full (VLD, LoRS: the backbone moves) or projection (RepBlend: two heads move)
     c.model.dim = 256  # width of the shared space, where there is an image head
     c.model.image_head = False  # full mode: add a projection head to the image branch
@@ -158,10 +187,40 @@ def base() -> ConfigDict:
     c.evaluate.weight_decay = 5e-4
     c.evaluate.lr_scales = (0.1, 0.3, 1.0)  # of the learned step sizes, chosen on val: momentum makes 1 too large
     c.evaluate.lr = 0.3  # what they scale for sets without learned step sizes (coresets)
-    c.evaluate.tower = ""  # another tower for the students than the set was distilled on: convnet, vit or mobilenet
+    c.evaluate.tower = ""  # another tower for the students than the set was distilled on, as in model.tower
     c.evaluate.mode = "projection"  # of that tower: projection or full
     c.evaluate.tower_lr_scales = (0.01, 0.03, 0.1, 0.3, 1.0)  # with another tower, instead of lr_scales
-    c.evaluate.weights = ""  # of that tower, where it is mobilenet
+    c.evaluate.weights = ""  # of that tower, as in model.weights
+
+    c.plan = ConfigDict()  # for mdw plan alone, which opens no data and no weights
+    c.plan.images = 0  # training images
+    c.plan.captions = 0  # training captions
+    c.plan.text_dim = 0  # width of the text features
+    c.plan.device = "h200"  # one of DEVICES in mdw_jax/plan.py
+    c.plan.utilisation = 0.3  # share of the device's peak to reckon with
+    c.plan.compile = True  # compile both steps, for their peak memory
+    return c
+
+
+def published() -> ConfigDict:
+    """The setting of the peers' tables: 224 px, NFNet-L0 that moves, frozen BERT features, twenty trajectories.
+
+    Of ours, learning rates are those found at 128 px (configs/studies/bench.md) with the peers' unroll and step sizes:
+    nothing is measured at this scale yet.
+    """
+    c = base()
+    c.run.presets = ("random", "vld", "lors", "mdw")
+    c.data.size = 224
+    c.text.encoder, c.text.path, c.text.pooling = "transformer", "google-bert/bert-base-uncased", "cls"
+    c.model.tower, c.model.weights, c.model.mode = "nfnet_l0", "timm/nfnet_l0.ra2_in1k", "full"
+    c.experts.count, c.experts.epochs = 10, 10
+    c.experts.lr = c.experts.lr_infonce = 0.1
+    c.experts.store_dtype = "bfloat16"
+    c.distill.steps = 3000
+    c.distill.inner_steps, c.distill.batch, c.distill.trajectories = 8, 20, 1
+    c.distill.step_image = c.distill.step_text = 0.1
+    c.distill.augment = "crop_flip"
+    c.plan.text_dim = 768
     return c
 
 
@@ -188,7 +247,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "distill.init": (d.init, ("random", "division")),
         "distill.optimizer": (d.optimizer, ("adam", "sgd")),
         "evaluate.protocol": (config.evaluate.protocol, ("honest", "peer")),
-        "data.name": (config.data.name, ("scenes", "karpathy")),
+        "data.name": (config.data.name, ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset")),
         "model.tower": (config.model.tower, TOWERS),
         "evaluate.tower": (config.evaluate.tower, ("", *TOWERS)),
         "evaluate.mode": (config.evaluate.mode, ("projection", "full")),
@@ -202,12 +261,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "experts.tolerant_loss": (e.tolerant_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
         "experts.store_dtype": (e.store_dtype, ("float32", "bfloat16")),
         "noise.protocol": (config.noise.protocol, ("image", "caption", "none", "natural")),
-        "text.encoder": (config.text.encoder, ("bow", "precomputed", "bert")),
+        "text.pooling": (config.text.pooling, ("mean", "cls", "native")),
+        "text.encoder": (config.text.encoder, ("bow", "precomputed", "transformer")),
         "experts.augment": (e.augment, ("none", "flip", "crop_flip")),
         "distill.augment": (d.augment, ("none", "flip", "crop_flip")),
     }
     for name, (value, allowed) in choices.items():
-        _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not '{value}'.")
+        own = name in ("data.name", "model.tower", "evaluate.tower") and is_path(value)
+        _require(own or value in allowed, f"{name} must be one of {', '.join(allowed)}, not '{value}'.")
     for name, value in {
         "distill.pairs": d.pairs, "distill.steps": d.steps, "distill.inner_steps": d.inner_steps,
         "distill.batch": d.batch, "distill.sets": d.sets, "experts.count": e.count, "experts.epochs": e.epochs,
@@ -229,6 +290,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
              f"experts.clean_q and experts.tolerant_q must lie in (0, 1], not {e.clean_q} and {e.tolerant_q}.")
     _require(config.evaluate.every <= config.evaluate.steps, f"evaluate.every ({config.evaluate.every}) exceeds "
              f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
+    _require(not config.text.train or (config.text.encoder == "transformer" and not d.mix),
+             "text.train needs text.encoder=transformer, and distill.mix (RepBlend) fixed text features; change one.")
     _require(config.model.mode == "projection" or not d.mix, "distill.mix (RepBlend) blends the features of a frozen "
              "backbone; set model.mode to projection.")
     _require(min(len(config.evaluate.lr_scales), len(config.evaluate.tower_lr_scales)) > 0,

@@ -62,7 +62,7 @@ class State(NamedTuple):
 
 
 def init_state(key, method: Method, images, texts) -> State:
-    """Start from real pairs: images (M, H, W, C) float32 in [0, 1], texts (M, d)."""
+    """Start from real pairs: images (M, H, W, C) float32 in [0, 1], texts (M, d) or (M, L, h)."""
     learned = {
         "images": jnp.asarray(images, jnp.float32),
         "texts": jnp.asarray(texts, jnp.float32),

@@ -28,7 +28,8 @@ class DistilledSet:
     """M synthetic pairs and how to learn from them, in host memory. Shapes and values are checked on construction.
 
     images: (M, H, W, C) float32, in [0, 1] where pixels are clipped (nothing else here assumes a picture).
-    texts: (M, d) float32, features in the space of the frozen text encoder.
+    texts: float32, (M, d) features in the space of the frozen text encoder, or, for an encoder that is trained,
+        (M, L, h) embedded tokens, zero beyond the last.
     correspondence: float32 parameters of P, as in `correspondence.py`: {}, {"matrix"} or {"diag", "left", "right"}.
     step_sizes: learned student step sizes {"image", "text"}, or {} when none were learned.
     alpha: scale of the low-rank part of P.
@@ -54,8 +55,9 @@ class DistilledSet:
         m = len(self.images) if self.images.ndim else 0
         if self.images.ndim != 4 or self.images.size == 0:
             raise UserError(f"distilled images must be (M, H, W, C), none of them 0, not {self.images.shape}.")
-        if self.texts.ndim != 2 or len(self.texts) != m or self.texts.size == 0:
-            raise UserError(f"{m} distilled images need texts of shape ({m}, d), not {self.texts.shape}.")
+        if self.texts.ndim not in (2, 3) or len(self.texts) != m or self.texts.size == 0:
+            raise UserError(f"{m} distilled images need texts of shape ({m}, d) or ({m}, L, h), not "
+                            f"{self.texts.shape}.")
         shapes = {name: array.shape for name, array in self.correspondence.items()}
         rank = shapes.get("left", (0, 0))[-1:]
         allowed = ({}, {"matrix": (m, m)}, {"diag": (m,), "left": (m, *rank), "right": (m, *rank)})

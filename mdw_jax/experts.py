@@ -28,6 +28,8 @@ import optax
 
 from mdw_jax.certificate import debiased
 from mdw_jax.data.augment import augment
+from mdw_jax.data.lazy import LazyImages
+from mdw_jax.data.loader import batches
 from mdw_jax.division import divide, division_quality
 from mdw_jax.errors import UserError
 from mdw_jax.losses import agreement, infonce, label_loss, pair_losses, shuffled_losses
@@ -71,8 +73,15 @@ class Recipe:
     rescale_step: bool
 
 
+SLAB = 8  # steps of a streamed epoch whose pixels are on the device together
+
+
 class Inputs(NamedTuple):
-    """One split as a model sees it: images (N, ...) uint8 pixels or float features; texts (K, d); image_of (K,)."""
+    """One split as a model sees it.
+
+    images: (N, ...) uint8 pixels, maybe streamed, or float features. texts: (K, d) features or (K, L) token ids.
+    image_of: (K,).
+    """
 
     images: Any
     texts: Any
@@ -117,8 +126,15 @@ def to_float(images):
 
 
 def in_chunks(function, rows, size: int = 500):
-    """`function` over slices of the leading axis, results put together; the host sees one call a slice."""
-    return jnp.concatenate([function(rows[i : i + size]) for i in range(0, len(rows), size)])
+    """`function` over slices of the leading axis, results put together; the host sees one call a slice.
+
+    What is streamed (`LazyImages`) is decoded while the device works on the slice before.
+    """
+    starts = range(0, len(rows), size)
+    if isinstance(rows, LazyImages):
+        slices = (np.arange(i, min(i + size, len(rows))) for i in starts)
+        return jnp.concatenate([function(part) for part in batches(rows, slices)])
+    return jnp.concatenate([function(rows[i : i + size]) for i in starts])
 
 
 class Passes(NamedTuple):
@@ -339,7 +355,10 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
         mapped = [((params[n], states[n], (averages[n], steps)), plans[n], keys[n],
                    taught[n] if guided and teachers is None else None) for n in nets]
         common = taught[0] if guided and teachers is not None else None
-        results = run.for_all(run.epoch, mapped, train.images, train.texts, common)
+        if isinstance(train.images, LazyImages):
+            results = [streamed_epoch(run.epoch, one, train.images, train.texts, common) for one in mapped]
+        else:
+            results = run.for_all(run.epoch, mapped, train.images, train.texts, common)
         params, states = [r[0][0] for r in results], [r[0][1] for r in results]
         averages, steps = [r[0][2][0] for r in results], results[0][0][2][1]
 
@@ -365,6 +384,26 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
             probability = np.mean(division, axis=0)
         on_epoch(epoch, float(np.mean([row["val_r_mean"] for row in log[-len(nets):]])))
     return Experts(snapshots, log, best, probability, right)
+
+
+def streamed_epoch(epoch, one, images: LazyImages, texts, common_teacher):
+    """`epoch` of one network in slabs of a few steps, each with the pixels that it needs and no others.
+
+    The same steps on the same pairs as from memory: what is decoded ahead is a matter of time alone.
+    """
+    carry, plan, keys, own_teacher = one
+    steps, batch = plan.rows.shape
+    starts = range(0, steps, SLAB)
+    wanted = np.asarray(plan.images)
+    losses, right = [], []
+    for start, pixels in zip(starts, batches(images, (wanted[i : i + SLAB].ravel() for i in starts)), strict=True):
+        part = jax.tree.map(lambda x: x[start : start + SLAB], plan)
+        part = part._replace(pixels=jnp.arange(len(pixels), dtype=jnp.int32).reshape(-1, batch))
+        carry, loss, found = _jit(epoch, None)((carry, part, keys[start : start + SLAB], own_teacher), pixels, texts,
+                                               common_teacher)
+        losses.append(loss)
+        right.append(found)
+    return carry, np.concatenate(losses), np.concatenate(right)
 
 
 def _nearest(teacher, image_of, clean, k: int):
@@ -410,7 +449,8 @@ def noise_rate(model: DualEncoder, networks, train: Inputs, *, batch: int, seed:
         return Rate(0.0, 0.0, 1.0, 1.0)
     said = [embeddings(model, params, train) for params in networks]
     everyone = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
-    find = functools.partial(_all_pair_losses, _jit(_pair_loss(model.tau), None), everyone, image_of, batch, seed, "rate")
+    pair_loss = _jit(_pair_loss(model.tau), None)
+    find = functools.partial(_all_pair_losses, pair_loss, everyone, image_of, batch, seed, "rate")
     return estimate_rate(find()[0], find(mismatch=True)[0], image_of, seed=seed)
 
 
@@ -418,7 +458,8 @@ def embeddings(model: DualEncoder, params, data: Inputs):
     """Unit embeddings of all images (N, D) and of all captions (K, D)."""
     image = _jit(_embedder(model, "image"), None)
     v = in_chunks(lambda rows: image(params["image"], rows), data.images)
-    return v, _jit(_embedder(model, "text"), None)(params["text"], data.texts)
+    text = _jit(_embedder(model, "text"), None)
+    return v, in_chunks(lambda rows: text(params["text"], rows), data.texts)
 
 
 def similarities(model: DualEncoder, params, data: Inputs):

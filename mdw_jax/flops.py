@@ -6,14 +6,15 @@ Compiled programs count theirs too, but a loop's body once, whatever its length;
 import math
 
 import jax
+import numpy as np
 
 
 def count_flops(function, *arguments) -> int:
     """Multiplications and additions of all matrix products and convolutions in `function(*arguments)`.
 
     arguments: arrays or `jax.ShapeDtypeStruct`s, in pytrees. Elementwise operations are left out: they are few, and
-    bound by memory. A `while_loop` counts once and a `cond` as its dearest branch, for want of anything better; the
-    zeros that the gradient of a strided convolution is dilated with are not counted.
+    bound by memory. A `while_loop` counts once and a `cond` as its dearest branch, for want of anything better.
+    Products with padding, and with the zeros that a convolution is dilated with, are not counted.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -28,14 +29,32 @@ def _of_equation(equation) -> int:
         (contracted, _), _ = params["dimension_numbers"]
         return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        zeros = math.prod(params["lhs_dilation"])
-        return 2 * equation.outvars[0].aval.size * kernel.size // (outputs * zeros)
+        return _of_convolution(equation)
     inner = [_count(part) for value in params.values() for part in _jaxprs(value)]
     if name == "cond":
         return max(inner, default=0)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _of_convolution(equation) -> int:
+    params, numbers = equation.params, equation.params["dimension_numbers"]
+    image, kernel, output = (variable.aval.shape for variable in (*equation.invars[:2], equation.outvars[0]))
+    met = math.prod(
+        _met(image[i], kernel[k], output[o], stride, before, image_step, kernel_step)
+        for i, k, o, stride, (before, _), image_step, kernel_step in zip(
+            numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], params["window_strides"],
+            params["padding"], params["lhs_dilation"], params["rhs_dilation"], strict=True))
+    batch, features = (output[i] for i in numbers.out_spec[:2])
+    return 2 * batch * features * kernel[numbers.rhs_spec[1]] * met
+
+
+def _met(image: int, kernel: int, output: int, stride: int, before: int, image_step: int, kernel_step: int) -> int:
+    """Along one dimension, in how many (output, tap) the tap meets a pixel and not padding or a dilation's zero.
+
+    The second derivative of a convolution is written as one whose kernel is as large as the image and meets little.
+    """
+    place = np.arange(output)[:, None] * stride + np.arange(kernel) * kernel_step - before
+    return int(((place >= 0) & (place <= (image - 1) * image_step) & (place % image_step == 0)).sum())
 
 
 def _jaxprs(value):

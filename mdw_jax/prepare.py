@@ -12,19 +12,25 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
+from mdw_jax.config import PRETRAINED
 from mdw_jax.data import noise as noise_files
-from mdw_jax.data.karpathy import karpathy
+from mdw_jax.data.lazy import LazyImages
 from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.registry import load, settings_of
 from mdw_jax.data.scenes import scenes
 from mdw_jax.errors import UserError
+from mdw_jax.extend import function_of, is_path
 from mdw_jax.experts import Inputs, in_chunks, to_float
 from mdw_jax.files import digest, write_atomically
+from mdw_jax.hub import read_tensors
 from mdw_jax.rng import named_key
+from mdw_jax.text.encoder import load_text_encoder
 from mdw_jax.text.features import TextFeatures, text_features
 from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.dual import DualEncoder, dual_encoder
+from mdw_jax.towers.dual import DualEncoder, TextTower, dual_encoder
 from mdw_jax.towers.mobilenet import mobilenet
 from mdw_jax.towers.pretrain import pretrain
+from mdw_jax.towers.pretrained import pretrained
 from mdw_jax.towers.tower import Tower
 from mdw_jax.towers.vit import vit
 
@@ -33,45 +39,70 @@ _PRETRAIN_WORLD = 1_000_003
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What every preset of a run shares. key: sha256 of data, text features and model (no noise in it)."""
+    """What every preset of a run shares. key: sha256 of data, text features and model (no noise in it).
+
+    train_images: (N, ...) uint8 pixels in full mode (on the host if `data.stream`), float features in projection mode.
+    texts: features of all captions by the frozen encoder. captions: what the model takes for them: the same, or, where
+    the encoder is trained, their token ids (K, L), -1 beyond the last.
+    """
 
     pairs: Pairs
     fingerprint: str
     texts: TextFeatures
+    captions: TextFeatures
+    text_tower: TextTower | None
     model: DualEncoder
-    train_images: jax.Array  # (N, ...) uint8 pixels in full mode, float features in projection mode
+    train_images: jax.Array | LazyImages
     val: Inputs
     test: Inputs
     key: str
 
     def train(self, noise: noise_files.Noise) -> Inputs:
         """The training pairs as `noise` pairs them."""
-        return Inputs(self.train_images, jnp.asarray(self.texts.train), np.asarray(noise.image_of))
+        return Inputs(self.train_images, jnp.asarray(self.captions.train), np.asarray(noise.image_of))
+
+    def read(self, texts):
+        """Distilled texts -> (M, d) features in the space of `texts`, whichever the model takes."""
+        tower = self.text_tower
+        return texts if tower is None else np.asarray(tower.encode(tower.params, jnp.asarray(texts)))
 
 
 def prepare(config: ConfigDict) -> Prepared:
     """Load the data and compute, or read back, its frozen features (cached in `<run.dir>/cache`)."""
     cache = Path(config.run.dir) / "cache"
-    pairs = load_pairs(config.data)
+    pairs = load_pairs(config.data, cache)
     fingerprint = pairs.fingerprint
     text = config.text
     texts = text_features(pairs, text.encoder, cache_dir=cache, dim=text.dim, seed=text.seed, path=text.path or None,
                           pooling=text.pooling, max_tokens=text.max_tokens)
+    captions, text_tower = _trained_text(text, pairs, texts) if text.train else (texts, None)
     m = config.model
-    model, weights = _build_model(m, pairs.train.images.shape[1:], texts.train.shape[1], config.run.seed, cache)
+    model, weights = _build_model(m, pairs.train.images.shape[1:], texts.train.shape[1], config.run.seed, cache,
+                                  text_tower)
     # Settings of the vit say nothing of another tower. The weights count by what is in them, not by their path.
     said = {k: v for k, v in m.to_dict().items() if k != "weights" and (m.tower == "vit" or not k.startswith("vit_"))}
-    key = digest(fingerprint, texts.key, said, weights)
+    key = digest(fingerprint, captions.key, said, weights)
     images = {name: getattr(pairs, name).images for name in ("train", "val", "test")}
     if m.mode == "projection":
         images = image_features(model, images, cache, digest(fingerprint, weights))
-    # On the device once: the loops only ever index them.
+    # On the device once: the loops only ever index them. Training images that are streamed stay where they are.
     inputs = {
-        name: Inputs(jnp.asarray(images[name]), jnp.asarray(getattr(texts, name)),
+        name: Inputs(jnp.asarray(np.asarray(images[name])), jnp.asarray(getattr(captions, name)),
                      jnp.asarray(getattr(pairs, name).image_of, jnp.int32))
         for name in ("val", "test")
     }
-    return Prepared(pairs, fingerprint, texts, model, jnp.asarray(images["train"]), inputs["val"], inputs["test"], key)
+    train_images = images["train"] if isinstance(images["train"], LazyImages) else jnp.asarray(images["train"])
+    return Prepared(pairs, fingerprint, texts, captions, text_tower, model, train_images, inputs["val"],
+                    inputs["test"], key)
+
+
+def _trained_text(text: ConfigDict, pairs: Pairs, texts: TextFeatures) -> tuple[TextFeatures, TextTower]:
+    """Token ids of all captions, and the encoder that is trained on them."""
+    encoder, params, tokenize = load_text_encoder(text.path, text.pooling, text.max_tokens)
+    splits = [getattr(pairs, name).captions for name in ("train", "val", "test")]
+    ids, mask = tokenize([caption for split in splits for caption in split])
+    parts = np.split(np.where(mask, ids, -1), np.cumsum([len(split) for split in splits])[:-1])
+    return TextFeatures(*parts, key=digest("trained", texts.key)), TextTower(encoder, jax.device_put(params))
 
 
 def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, Inputs, Inputs]:
@@ -91,14 +122,18 @@ def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, 
         return prepared.model, prepared.val, prepared.test
     if e.tower == "mobilenet" and not Path(e.weights).is_file():
         raise UserError(f"there are no MobileNet weights at '{e.weights}'; set evaluate.weights to a .q8.npz file.")
+    if e.tower in PRETRAINED and not e.weights:
+        raise UserError(f"the tower '{e.tower}' needs weights; set evaluate.weights to a .safetensors file, a folder "
+                        "that holds one, or a Hub model's name.")
     m = ConfigDict({**config.model.to_dict(), "tower": e.tower, "mode": e.mode, "weights": e.weights})
     cache = Path(config.run.dir) / "cache"
     model, weights = _build_model(m, prepared.pairs.train.images.shape[1:], prepared.texts.train.shape[1],
-                                  config.run.seed, cache)
+                                  config.run.seed, cache, prepared.text_tower)
     images = {"val": prepared.pairs.val.images, "test": prepared.pairs.test.images}
     if m.mode == "projection":
         images = image_features(model, images, cache, digest(prepared.fingerprint, weights))
-    val, test = (getattr(prepared, name)._replace(images=jnp.asarray(images[name])) for name in ("val", "test"))
+    val, test = (getattr(prepared, name)._replace(images=jnp.asarray(np.asarray(images[name])))
+                 for name in ("val", "test"))
     return model, val, test
 
 
@@ -108,15 +143,31 @@ def build_tower(m: ConfigDict, shape, seed: int, cache: Path) -> Tower:
         return mobilenet(m.weights)
     if m.tower == "vit":
         return vit(shape, m.vit_patch, m.vit_width, m.vit_depth, m.vit_heads)
+    if is_path(m.tower):
+        return function_of(m.tower, "model.tower")(shape)
+    if m.tower in PRETRAINED:
+        if not m.weights:
+            raise UserError(f"the tower '{m.tower}' needs weights; set model.weights to a .safetensors file, a folder "
+                            "that holds one, or a Hub model's name.")
+        return pretrained(m.tower, shape, read_tensors(m.weights))
     tower = convnet(shape, m.patches, m.widths)
     return _pretrained(tower, m, shape, seed, cache) if m.pretrain_epochs else tower
 
 
-def _build_model(m: ConfigDict, shape, text_dim: int, seed: int, cache: Path) -> tuple[DualEncoder, str]:
+def tower_without_weights(m: ConfigDict, shape) -> Tower:
+    """The tower of a model section as `mdw plan` needs it: its shapes alone count, and pretrained ones are random."""
+    if m.tower == "mobilenet" or m.tower not in PRETRAINED:
+        return build_tower(ConfigDict({**m.to_dict(), "pretrain_epochs": 0}), shape, 0, Path())
+    return pretrained(m.tower, shape)
+
+
+def _build_model(m: ConfigDict, shape, text_dim: int, seed: int, cache: Path,
+                 text_tower: TextTower | None) -> tuple[DualEncoder, str]:
     """The model of a model section, and a digest of its backbone: values and shapes, so another tower is another."""
     tower = build_tower(m, shape, seed, cache)
     backbone = tower.init(named_key(seed, "backbone"))
-    model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau)
+    model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
+                         text_tower=text_tower)
     return model, digest(*map(np.asarray, jax.tree.leaves(backbone)))
 
 
@@ -133,16 +184,13 @@ def _pretrained(tower: Tower, m: ConfigDict, shape, seed: int, cache: Path) -> T
     return tower._replace(init=lambda key: params)
 
 
-@functools.lru_cache(maxsize=1)
-def _load(name, size, train, val, test, seed, annotations, images, limit):
-    if name == "karpathy":
-        return karpathy(annotations, images, size=size, limit=limit or None)
-    return scenes(train=train, val=val, test=test, size=size, seed=seed)
+_load = functools.lru_cache(maxsize=1)(load)  # presets of one run share it
 
 
-def load_pairs(data: ConfigDict) -> Pairs:
-    """The data set of `config.data` (kept in memory: presets of one run share it)."""
-    return _load(**data.to_dict())
+def load_pairs(data: ConfigDict, cache: Path) -> Pairs:
+    """The data set of `config.data`. Of its keys a reader gets those it knows; "", () and 0 stand for its defaults."""
+    said = {**data.to_dict(), "cache": data.cache or (str(cache / "shards") if data.name == "webdataset" else "")}
+    return _load(data.name, **{key: said[key] for key in settings_of(data.name) if said.get(key)})
 
 
 def noise_of(config: ConfigDict, prepared: Prepared) -> noise_files.Noise:

@@ -73,7 +73,8 @@ LABELS = {
 def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
     """The resolved config of one preset: the config, what the preset says, then what `run.tuned` says of it.
 
-    Raises UserError for an unknown preset, or a `run.tuned` entry that is not `preset:key=value`.
+    Raises UserError for an unknown preset, or a `run.tuned` entry that is not `preset:key=value` or
+    `preset@budget:key=value`, which holds from that budget up.
     """
     if preset not in PRESETS:
         raise UserError(f"there is no preset '{preset}'; set run.presets to some of {', '.join(PRESETS)}.")
@@ -87,23 +88,25 @@ def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
         said["distill.rank"] = min(said.get("distill.rank", 1), pairs)
     changed.update_from_flattened_dict(said)
     for entry in config.run.tuned:
-        name, key, value = _tuned(entry)
-        if name == preset:
+        name, budget, key, value = _tuned(entry)
+        if name == preset and pairs >= budget:
             changed.update_from_flattened_dict({key: value})
     return resolve(changed)
 
 
 def _tuned(entry: str):
-    """`preset:section.key=value` -> (preset, "section.key", value of the key's type)."""
+    """`preset@budget:section.key=value` -> (preset, budget or 0, "section.key", value of the key's type)."""
     name, _, setting = entry.partition(":")
+    name, at, budget = name.partition("@")
     key, _, text = setting.partition("=")
     section, _, leaf = key.partition(".")
     try:
         default = base()[section][leaf]
         value = {"true": True, "false": False}[text] if isinstance(default, bool) else type(default)(text)
+        budget = int(budget) if at else 0
         if name not in PRESETS or isinstance(default, tuple):
             raise KeyError(name)
     except (KeyError, ValueError, AttributeError):
         raise UserError(f"run.tuned holds '{entry}'; write preset:section.key=value, such as "
-                        "lors:distill.lr_images=0.03.") from None
-    return name, key, value
+                        "lors:distill.lr_images=0.03, or lors@200:... for what holds from 200 pairs up.") from None
+    return name, budget, key, value

@@ -77,7 +77,8 @@ def page(folder: Path, config: ConfigDict, prepared: Prepared, presets: list[Pre
         metrics = _lines(set_folder(preset, 0) / "metrics.jsonl")
         if metrics:
             matching[LABELS[preset.name]] = ([m["step"] for m in metrics], [m["loss"] for m in metrics])
-        captions = pictures.nearest_captions(distilled.texts, prepared.texts.train, prepared.pairs.train.captions)
+        captions = pictures.nearest_captions(prepared.read(distilled.texts), prepared.texts.train,
+                                             prepared.pairs.train.captions)
         grid = shown / f"{preset.name}.png"
         pictures.image_grid(distilled.images[:30], captions[:30], grid)
         found.append((grid, f"{LABELS[preset.name]}: the first {min(30, len(captions))} pairs, each image above the "

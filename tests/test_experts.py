@@ -1,12 +1,16 @@
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from mdw_jax import experts
 from mdw_jax.config import RECIPES, base, resolve
+from mdw_jax.data.decoding import Encoded
+from mdw_jax.data.lazy import LazyImages
 from mdw_jax.experts import Inputs, Recipe, plan_epoch, top_captions, tracks, train_experts
 from mdw_jax.losses import agreement
 from mdw_jax.towers.convnet import convnet
@@ -230,3 +234,24 @@ def test_full_mode_on_pixels():
     start, after = trained.snapshots[0]
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), start, after)
     assert min(jax.tree.leaves(moved["image"]["backbone"])) > 0 and len(trained.log) == 6
+
+
+def test_streamed_pictures_train_the_same_experts(monkeypatch):
+    monkeypatch.setattr(experts, "SLAB", 2)  # several slabs an epoch, the last one short
+    pairs, val, mismatched = planted(0.4)
+    pixels = np.random.default_rng(3).integers(0, 256, (TRAIN, 8, 8, 3), dtype=np.uint8)
+
+    def encoded(picture):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "png")
+        return buffer.getvalue()
+
+    stored = [encoded(picture) for picture in pixels]
+    lazy = LazyImages([Encoded(str(i), lambda data=data: data) for i, data in enumerate(stored)], 8)
+    model = dual_encoder(convnet((8, 8, 3), (4,), (8,)), None, WIDTH, mode="full", dim=8)
+    val = val._replace(images=jnp.asarray(pixels[:60]))
+    made = [train_experts(model, pairs._replace(images=images), val, recipe(epochs=3, warmup=1), count=1, seed=0,
+                          keep=3, mismatched=mismatched) for images in (jnp.asarray(pixels), lazy)]
+    for one, other in zip(jax.tree.leaves(made[0].snapshots), jax.tree.leaves(made[1].snapshots), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(made[0].right, made[1].right)

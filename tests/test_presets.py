@@ -97,6 +97,11 @@ def test_tuned_settings_reach_their_preset_alone_and_overrule_it():
     assert vld.to_dict() == at(100, "vld").distill.to_dict() and not mdw.ceo
 
 
+def test_tuned_settings_can_begin_at_a_budget():
+    tuned = ("lors:distill.rank=3", "lors@200:distill.rank=7", "lors@500:distill.rank=9")
+    assert [at(pairs, "lors", tuned).distill.rank for pairs in (100, 200, 499, 500)] == [3, 7, 7, 9]
+
+
 @pytest.mark.parametrize("entry", ["lors", "lors:distill.lr_images", "lors:distill.lr=1", "nobody:distill.lr_images=1",
                                    "lors:distill.batch=many", "mdw:distill.ceo=perhaps", "mdw:run.presets=a"])
 def test_a_tuned_setting_that_cannot_be(entry):

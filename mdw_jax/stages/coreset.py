@@ -47,9 +47,9 @@ def pairs_asked(preset: Preset, prepared: Prepared) -> int:
 
 
 def real_pairs(preset: Preset, prepared: Prepared, rows):
-    """Pixels in [0, 1] and text features of training rows, as the noise draw pairs them."""
+    """Pixels in [0, 1] and texts, as the model learns from them, of training rows, as the noise draw pairs them."""
     images = prepared.pairs.train.images[preset.noise.image_of[rows]].astype(np.float32) / 255
-    return images, np.asarray(prepared.texts.train[rows], np.float32)
+    return images, np.asarray(prepared.model.text_inputs(jnp.asarray(prepared.captions.train[rows])), np.float32)
 
 
 def _as_set(preset: Preset, prepared: Prepared, rows) -> DistilledSet:

@@ -6,19 +6,24 @@ the mode:
 * `projection` (RepBlend): the backbone is frozen and inputs are its pooled features (B, F); the image branch is a head.
 * `full` (VLD, LoRS): inputs are the images themselves; the image branch is the backbone, with a head if asked for.
 
-`inputs` is the frozen, differentiable way from images to inputs. Everything downstream (experts, unroll, students) works
-on inputs and never asks for the mode; in `projection` mode the unroll therefore runs in feature space and one
-vector-Jacobian product carries its gradient to the pixels.
+Texts are features (B, d) of a frozen encoder and the text branch is a head, unless a `TextTower` is given. Then texts
+are token ids (B, L), -1 where there is none, or embedded tokens (B, L, h), zero where there is none; the text branch is
+the encoder with a head, the word embeddings frozen. (Zeros get no gradient: a distilled text keeps its length.)
+
+`inputs` and `text_inputs` lead, frozen, from images and from a data set's texts to what distillation can learn.
+Experts, unroll and students work on these and never ask for the mode; in `projection` mode the unroll therefore runs in feature
+space, and one vector-Jacobian product carries its gradient to the pixels.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mdw_jax.errors import UserError
+from mdw_jax.text.encoder import TextEncoder
 from mdw_jax.towers.heads import ProjectionHead
 from mdw_jax.towers.tower import Tower
 
@@ -30,8 +35,8 @@ class DualEncoder:
     """Pure functions of one dual encoder; see the module docstring.
 
     init: key -> {"image": ..., "text": ...}.
-    inputs: images (B, H, W, C) in [0, 1] -> what `embed_image` takes.
-    embed_image: (params["image"], inputs) -> (B, D), unit length. embed_text: (params["text"], (B, d)) -> (B, D), unit.
+    inputs: images (B, H, W, C) in [0, 1] -> what `embed_image` takes. text_inputs: texts of a data set -> float32 ones.
+    embed_image: (params["image"], inputs) -> (B, D), unit length. embed_text: (params["text"], texts) -> (B, D), unit.
     feature_map: (params["image"], images) -> the backbone's last map; pool: (params["image"], map) -> (B, F);
     embed_map: (params["image"], map) -> (B, D), unit length: the rest of the way; grid: map -> (B, h, w, F).
     """
@@ -40,6 +45,7 @@ class DualEncoder:
     tau: float
     init: Callable[[Any], Any]
     inputs: Callable[[Any], Any]
+    text_inputs: Callable[[Any], Any]
     embed_image: Callable[[Any, Any], Any]
     embed_text: Callable[[Any, Any], Any]
     feature_map: Callable[[Any, Any], Any]
@@ -57,13 +63,31 @@ def unit(x):
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 
+class TextTower(NamedTuple):
+    """A pretrained text encoder that is trained along, and its parameters."""
+
+    encoder: TextEncoder
+    params: Any
+
+    def embed(self, texts):
+        """Token ids (B, L), -1 where there is none -> (B, L, h), zero there; what is embedded already stays."""
+        if not jnp.issubdtype(texts.dtype, jnp.integer):
+            return texts
+        return jnp.where(texts[..., None] >= 0, self.encoder.embed(self.params, jnp.maximum(texts, 0)), 0)
+
+    def encode(self, params, texts):
+        """Texts of either form -> (B, d)."""
+        embedded = self.embed(texts)
+        return self.encoder.encode(params, embedded, (embedded != 0).any(-1))
+
+
 def dual_encoder(tower: Tower, backbone, text_dim: int, *, mode: str, dim: int, image_head: bool = False,
-                 tau: float = 0.07) -> DualEncoder:
+                 tau: float = 0.07, text_tower: TextTower | None = None) -> DualEncoder:
     """Build a `DualEncoder`.
 
     backbone: parameters of the frozen tower in `projection` mode, ignored in `full` mode. text_dim: width of the frozen
     text features. dim: width D of the shared space; in `full` mode without `image_head` it is the tower's own width, as
-    in VLD and LoRS. Raises UserError for an unknown mode.
+    in VLD and LoRS. text_tower: the text encoder, if it is to be trained too. Raises UserError for an unknown mode.
     """
     if mode not in MODES:
         raise UserError(f"there is no mode '{mode}'; set model.mode to one of {', '.join(MODES)}.")
@@ -78,7 +102,11 @@ def dual_encoder(tower: Tower, backbone, text_dim: int, *, mode: str, dim: int, 
             image["backbone"] = tower.init(keys["backbone"])
         if has_head:
             image["head"] = head.init(keys["image"], jnp.zeros((1, tower.width)))["params"]
-        return {"image": image, "text": head.init(keys["text"], jnp.zeros((1, text_dim)))["params"]}
+        text = head.init(keys["text"], jnp.zeros((1, text_dim)))["params"]
+        if text_tower is not None:
+            moving = {name: part for name, part in text_tower.params.items() if name != "word_embeddings"}
+            text = {"encoder": moving, "head": text}
+        return {"image": image, "text": text}
 
     def embed_pooled(params, features):
         return unit(head.apply({"params": params["head"]}, features) if has_head else features)
@@ -101,7 +129,13 @@ def dual_encoder(tower: Tower, backbone, text_dim: int, *, mode: str, dim: int, 
     def embed_image(params, inputs):
         return embed_map(params, feature_map(params, inputs)) if mode == "full" else embed_pooled(params, inputs)
 
-    def embed_text(params, texts):
-        return unit(head.apply({"params": params}, texts))
+    def text_inputs(texts):
+        return texts if text_tower is None else text_tower.embed(texts)
 
-    return DualEncoder(mode, tau, init, inputs, embed_image, embed_text, feature_map, pool, embed_map, tower.grid)
+    def embed_text(params, texts):
+        if text_tower is None:
+            return unit(head.apply({"params": params}, texts))
+        return unit(head.apply({"params": params["head"]}, text_tower.encode(params["encoder"], texts)))
+
+    return DualEncoder(mode, tau, init, inputs, text_inputs, embed_image, embed_text, feature_map, pool, embed_map,
+                       tower.grid)

@@ -3,8 +3,10 @@
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
+from tiny_models import BERT, write_model
 
 from mdw_jax.stages import distill as stage
 from mdw_jax.config import base
@@ -12,6 +14,7 @@ from mdw_jax.data.scenes import scenes
 from mdw_jax.distilled import load_distilled
 from mdw_jax.errors import UserError
 from mdw_jax.run import STAGES
+from mdw_jax.trajectory import open_trajectory, read_snapshot
 
 TINY = {
     "run.presets": ("random", "infonce", "mdw", "experts"), "run.seed": 0,
@@ -155,3 +158,22 @@ def test_natural_noise_is_estimated_and_everything_else_goes_on(tmp_path, capsys
     assert "estimated" in capsys.readouterr().out
     with pytest.raises(UserError, match="noise.rate"):
         STAGES["experts"](tiny(tmp_path, run__presets=("mdw",), experts__recipe="debiased", **natural))
+
+
+def test_a_text_encoder_that_is_trained_learns_and_distils_embedded_tokens(tmp_path):
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    write_model(folder, "bert")
+    STAGES["run"](tiny(tmp_path / "run", run__presets=("random", "herding", "mdw", "experts"), text__train=True,
+                       text__encoder="transformer", text__path=str(folder), text__max_tokens=12))
+    distilled, _ = load_distilled(one_set(tmp_path / "run", "mdw"))
+    first, _ = load_distilled(one_set(tmp_path / "run", "random"))
+    assert distilled.texts.shape == first.texts.shape and distilled.texts.shape[::2] == (8, BERT["hidden_size"])
+    assert (first.texts == 0).all(-1).any()  # captions differ in length, and what is not there stays so
+    lengths = (distilled.texts != 0).any(-1).sum(1)
+    assert lengths.min() >= 2 and lengths.max() <= 12
+    [record] = (tmp_path / "run").glob("experts/*/net_00")
+    trajectory = open_trajectory(record)
+    begin, end = (read_snapshot(trajectory, k)["text"]["encoder"] for k in (0, 1))
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(begin), jax.tree.leaves(end), strict=True)]
+    assert "word_embeddings" not in begin and np.mean(np.array(moved) > 0) > 0.8

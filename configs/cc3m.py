@@ -1,0 +1,24 @@
+"""CC3M as img2dataset writes it: three million pairs from the web, mismatched as they come.
+
+    mdw run --config configs/cc3m.py --config.data.train_shards='cc3m/{00000..00331}.tar'
+
+Which pairs are mismatched nobody knows; `mdw experts` estimates how many. Val and test are held out of the shards, and
+therefore as noisy as these: read their recalls as a lower bound. Budgets: --config.distill.pairs=100, 200, 500 or 1000.
+"""
+
+from mdw_jax.config import published
+
+
+def get_config():
+    c = published()
+    c.run.dir = "runs/cc3m"
+    c.data.name = "webdataset"
+    c.data.stream = True
+    c.data.holdout_val = 1000
+    c.data.holdout_test = 1000
+    c.noise.protocol = "natural"
+    c.noise.rate = 0.0
+    c.experts.epochs = 2  # each is twenty of Flickr30K's
+    c.plan.images = 2_900_000
+    c.plan.captions = 2_900_000
+    return c
