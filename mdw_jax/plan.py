@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.ceo import pixel_weights
@@ -113,7 +112,7 @@ class _Cost(NamedTuple):
 
     def __str__(self):
         memory = f", {_bytes(self.memory)} of memory at most" if self.memory else ""
-        return f"{self.flops / 1e12:.3g} TFLOP{memory}"
+        return f"{_scaled(self.flops, 1000, ' KMGTPEZ')}FLOP{memory}"
 
 
 class _Job:
@@ -198,12 +197,17 @@ def _size(tree) -> int:
 
 
 def _bytes(number: float) -> str:
-    power = min(int(np.log(max(number, 1)) / np.log(1024)), 4)
-    return f"{number / 1024 ** power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    return f"{_scaled(number, 1024, ' KMGTP')}{'B' if number < 1024 else 'iB'}"
+
+
+def _scaled(number: float, step: int, prefixes: str) -> str:
+    """Three digits and a prefix: 3.21e12 -> "3.21 T"."""
+    power = min(int(math.log(max(number, 1), step)), len(prefixes) - 1)
+    return f"{number / step ** power:.3g} {prefixes[power].strip()}"
 
 
 def _time(flops: float, rate: float, p: ConfigDict) -> str:
     seconds = flops / rate
     unit, size = next((u, s) for u, s in (("days", 86400), ("h", 3600), ("min", 60), ("s", 0.0)) if seconds >= s)
-    return (f"{flops / 1e15:.3g} PFLOP, {seconds / (size or 1):.3g} {unit} on one {p.device} at "
+    return (f"{_scaled(flops, 1000, ' KMGTPEZ')}FLOP, {seconds / (size or 1):.3g} {unit} on one {p.device} at "
             f"{p.utilisation:.0%} of its peak")

@@ -1,7 +1,8 @@
 import pytest
 
-from mdw_jax.config import RECIPES, base, resolve
+from mdw_jax.config import PRETRAINED, RECIPES, base, published, resolve
 from mdw_jax.errors import UserError
+from mdw_jax.presets import preset_config
 
 
 def changed(**values):
@@ -65,3 +66,16 @@ def test_impossible_combinations(values, words):
 def test_matching_may_reach_the_last_epoch_but_not_beyond():
     limit = {"distill__max_start_epoch": 3, "distill__match_epochs": 2}
     assert resolve(changed(**limit, experts__epochs=4)).experts.epochs == 4
+
+
+def test_the_pretrained_towers_that_the_config_names_are_those_there_are():
+    from mdw_jax.towers import pretrained
+
+    assert set(PRETRAINED) == set(pretrained.RECIPES)
+
+
+def test_the_published_setting_and_its_configs_resolve():
+    for preset in ("vld", "lors", "repblend", "mdw"):
+        config = published()
+        config.model.mode = "projection" if preset == "repblend" else "full"
+        assert preset_config(config, preset).data.size == 224

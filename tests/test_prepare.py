@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from golden_weights import jit, read
+from goldens import OURS
+from safetensors.numpy import load_file, save_file
 
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Lesson, Protocol, evaluate
 from mdw_jax.experts import score, to_float
 from mdw_jax.prepare import prepare, student_model
+from mdw_jax.towers.pretrained import pretrained
 
 TINY = {
     "data.size": 16, "data.train": 40, "data.val": 20, "data.test": 24, "text.dim": 24,
@@ -119,3 +122,16 @@ def test_user_errors(folder, prepared):
         student_model(config_of(folder, evaluate__tower="mobilenet"), prepared)
     with pytest.raises(UserError, match="images of 16 x 16 px"):
         student_model(config_of(folder, evaluate__tower="vit", model__vit_patch=5), prepared)
+    with pytest.raises(UserError, match="'resnet18' needs weights; set evaluate.weights"):
+        student_model(config_of(folder, evaluate__tower="resnet18"), prepared)
+
+
+def test_a_tower_with_published_weights_is_read_from_a_file(folder, prepared, tmp_path):
+    _, tensors = read(OURS / "resnet18_64x64.npz")
+    save_file(tensors, tmp_path / "model.safetensors")
+    model, val, _ = student_model(config_of(folder, evaluate__tower="resnet18", evaluate__weights=str(tmp_path)),
+                                  prepared)
+    tower = pretrained("resnet18", (16, 16, 3), tensors)
+    expected = jit(tower.features)(tower.init(None), to_float(jnp.asarray(prepared.pairs.val.images[:4])))
+    np.testing.assert_allclose(val.images[:4], expected, rtol=2e-3, atol=2e-3)
+    assert model.mode == "projection" and set(model.init(jax.random.key(0))["image"]) == {"head"}

@@ -7,7 +7,7 @@ a cell of the grid takes minutes on two CPU cores.
 from mdw_jax.config import base
 
 # Peers make more outer steps than we do, for comparable seconds: their 8 inner steps of one trajectory are cheaper than
-# our 16 of two (VLD's, exact and of 100 pairs, are not). Learning rates: the best of the search in bench.md.
+# our 32 of two (VLD's, exact and of 100 pairs, are not). Learning rates: the best of the search in bench.md.
 ADAM = {"optimizer": "adam", "decay": "cosine", "lr_steps": 0.03, "lr_correspondence": 0.003, "steps": 150}
 PEERS = {"vld": (0.004, 0.02), "tesla": (0.004, 0.02), "lors": (0.004, 0.02), "repblend": (0.004, 0.02)}
 
@@ -27,6 +27,7 @@ def get_config():
     c.experts.lr = 1.0
     c.experts.lr_taught = 0.1
     c.distill.steps = 120
+    c.distill.inner_steps = 32
     c.distill.checkpoint_every = 1000  # no candidates: the last step's average is the set
     c.evaluate.lr_scales = (0.3, 1.0, 2.0)
     c.evaluate.every = 50
