@@ -84,6 +84,7 @@ def base() -> ConfigDict:
     c.noise.protocol = "image"  # image (RCL, DECL), caption (NCR), none, or natural: as the data come
     c.noise.rate = 0.4  # eta: fraction of pairs to mismatch (natural: believed to be mismatched, 0 if unknown)
     c.noise.seed = 0
+    c.noise.estimate = False  # estimate the rate, as natural noise always does: two more networks are trained
     c.noise.file = ""  # use this noise file (.npz) or NCR/RCL index (.npy) instead of drawing one
 
     c.text = ConfigDict()

@@ -439,19 +439,34 @@ def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch, mismatch
     return results
 
 
-def noise_rate(model: DualEncoder, networks, train: Inputs, *, batch: int, seed: int) -> Rate:
-    """The share of mismatched pairs as finished networks (a list of parameters) together see it: see `rate.py`.
+def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, seed: int) -> Rate:
+    """The share of mismatched pairs (`rate.py`), by networks that were not trained on the pairs they judge.
 
-    A set of a single batch has no other to draw mismatched captions from; then the estimate is 0 to 1.
+    Two folds by image: a pair of networks learns on one without any division and judges the other. Those that divide
+    would have learned by heart the mismatched pairs that slipped through, and count them as right. A set too small for
+    two batches a fold says nothing: 0 to 1.
     """
     image_of = np.asarray(train.image_of)
-    if len(image_of) < 2 * batch:
-        return Rate(0.0, 0.0, 1.0, 1.0)
-    said = [embeddings(model, params, train) for params in networks]
-    everyone = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
-    pair_loss = _jit(_pair_loss(model.tau), None)
-    find = functools.partial(_all_pair_losses, pair_loss, everyone, image_of, batch, seed, "rate")
-    return estimate_rate(find()[0], find(mismatch=True)[0], image_of, seed=seed)
+    division = recipe.division if recipe.division in ("clean", "tolerant", "both") else "tolerant"
+    plain = dataclasses.replace(recipe, division=division, recovery_weight=0.0, guidance_weight=0.0, debias=False)
+    fold = named_generator(seed, "rate").permutation(image_of.max() + 1)[image_of] % 2
+    observed, null, judged = [], [], []
+    for side in (0, 1):
+        learn, judge = np.flatnonzero(fold != side), np.flatnonzero(fold == side)
+        if min(len(learn), len(judge)) < 2 * recipe.batch:
+            return Rate(0.0, 0.0, 1.0, 1.0)
+        half = Inputs(train.images, train.texts[learn], image_of[learn])
+        epochs = recipe.scout_epochs if recipe.scouts else recipe.epochs
+        trained = _generation(model, half, val, plain, f"rate {side}", count=1, epochs=epochs, seed=seed, keep=0,
+                              rate=0.0, mismatched=None, on_epoch=lambda *_: None)
+        said = [embeddings(model, params, Inputs(train.images, train.texts[judge], None)) for params in trained.best]
+        both = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
+        find = functools.partial(_all_pair_losses, _jit(_pair_loss(model.tau), None), both, image_of[judge],
+                                 recipe.batch, seed, f"rate {side}")
+        observed.append(find()[0])
+        null.append(find(mismatch=True)[0])
+        judged.append(image_of[judge])
+    return estimate_rate(*map(np.concatenate, (observed, null, judged)), seed=seed)
 
 
 def embeddings(model: DualEncoder, params, data: Inputs):

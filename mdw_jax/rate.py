@@ -7,8 +7,9 @@ eta. This is mixture proportion estimation with one known part (Blanchard et al.
 and needs no shape for F_clean, unlike a Gaussian mixture, which finds two groups in anything.
 
 The estimate is eta plus whatever clean pairs are no better than random ones to this network, so it errs upwards for
-weak networks, and downwards for networks that have learned mismatched pairs by heart. Mismatches that are not random
-(near duplicates' captions exchanged) look half clean, and count so.
+weak networks, and downwards for networks that have learned the mismatched pairs by heart: let others judge than those
+that were trained on them (`experts.noise_rate`). Mismatches that are not random (near duplicates' captions exchanged)
+look half clean, and count so.
 """
 
 from typing import NamedTuple

@@ -96,8 +96,8 @@ def experts_command(config: ConfigDict) -> None:
 def _rates(rate: dict) -> str:
     """As in: 38.9% [38.1%, 39.6%] estimated, 40.0% true."""
     found, true = rate["estimated"], rate["true"]
-    text = f"{found['eta']:.1%} [{found['low']:.1%}, {found['high']:.1%}] estimated"
-    return text if true is None else f"{text}, {true:.1%} true"
+    said = [f"{found['eta']:.1%} [{found['low']:.1%}, {found['high']:.1%}] estimated"] if found else []
+    return ", ".join(said + ([] if true is None else [f"{true:.1%} true"]))
 
 
 def distill_command(config: ConfigDict) -> None:

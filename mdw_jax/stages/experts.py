@@ -18,7 +18,9 @@ from mdw_jax.trajectory import save_trajectory
 def experts_stage(preset: Preset, prepared: Prepared) -> dict:
     """Train the experts of a preset; returns their record (`experts.json`)."""
     with locked(preset.experts.with_suffix(".lock")):  # processes of one sweep may want the same experts
-        return complete(preset.experts / "experts.json", preset.experts_key) or _train(preset, prepared)
+        record = complete(preset.experts / "experts.json", preset.experts_key) or _train(preset, prepared)
+        asked = preset.noise.true_rate is None or preset.config.noise.estimate
+        return _estimated(preset, prepared, record) if asked and record["rate"]["estimated"] is None else record
 
 
 def _train(preset: Preset, prepared: Prepared) -> dict:
@@ -39,15 +41,26 @@ def _train(preset: Preset, prepared: Prepared) -> dict:
     np.save(preset.experts / "right.npy", np.packbits(trained.right, axis=-1))
     test = np.stack([score(prepared.model, params, prepared.test) for params in trained.best])
     val = np.stack([score(prepared.model, params, prepared.val) for params in trained.best])
-    estimate = noise_rate(prepared.model, trained.best, prepared.train(noise), batch=recipe.batch, seed=c.run.seed)
     record = {
         "key": preset.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256,
         "networks": len(trained.snapshots), "snapshots": len(trained.snapshots[0]),
         "metrics": METRICS, "val": val.tolist(), "test": test.tolist(),
-        "rate": {"true": noise.true_rate, "estimated": estimate._asdict()},
-        "certificate_inputs": _certificate_inputs(recipe, estimate.eta if noise.true_rate is None else noise.true_rate,
-                                                  c.model.tau),
+        "rate": {"true": noise.true_rate, "estimated": None},
+        "certificate_inputs": None if noise.true_rate is None else _certificate_inputs(recipe, noise.true_rate,
+                                                                                       c.model.tau),
     }
+    write_json(preset.experts / "experts.json", record)
+    return record
+
+
+def _estimated(preset: Preset, prepared: Prepared, record: dict) -> dict:
+    """The record with the noise rate estimated, and the certificate at that rate where no other is known."""
+    c, noise = preset.config, preset.noise
+    recipe = fields(Recipe, c.experts)
+    found = noise_rate(prepared.model, prepared.train(noise), prepared.val, recipe, seed=c.run.seed)
+    record = {**record, "rate": {**record["rate"], "estimated": found._asdict()}}
+    if noise.true_rate is None:
+        record["certificate_inputs"] = _certificate_inputs(recipe, found.eta, c.model.tau)
     write_json(preset.experts / "experts.json", record)
     return record
 

@@ -156,6 +156,12 @@ def test_natural_noise_is_estimated_and_everything_else_goes_on(tmp_path, capsys
     assert record["certificate_inputs"]["eta"] == estimate["eta"]
     STAGES["experts"](tiny(tmp_path, run__presets=("mdw",), **natural))
     assert "estimated" in capsys.readouterr().out
+    known = tiny(tmp_path, run__presets=("mdw",), data__train=80)
+    STAGES["experts"](known)
+    assert "estimated" not in capsys.readouterr().out
+    known.noise.estimate = True  # asked later, it is added to the experts that are there
+    STAGES["experts"](known)
+    assert "estimated, 36.2% true" in capsys.readouterr().out
     with pytest.raises(UserError, match="noise.rate"):
         STAGES["experts"](tiny(tmp_path, run__presets=("mdw",), experts__recipe="debiased", **natural))
 
