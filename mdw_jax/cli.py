@@ -25,7 +25,9 @@ COMMANDS = {
     "evaluate": "train students on every set and write the table",
     "sweep": "run a grid of configs and presets in one folder, into one CSV",
     "table": "turn CSVs of sweeps into a table in Markdown (needs no config)",
+    "fairness": "who is in the data and in the sets, and who is found: shares and recalls by group (see config.fairness)",
     "plan": "say what a run would cost, from its config alone: memory, operations, time (see config.plan)",
+    "bench": "measure how fast a config's computations are here, in ratios to plainer ways; needs no data",
     "weights": "fetch a model of the Hugging Face Hub, or look at a local one, and say what is in it",
     "config": "print the config in full, as the other commands would see it",
 }
@@ -34,6 +36,8 @@ OWN_FLAGS = {  # flags of one command alone, and whether a value follows
     "table": {"--rows": True, "--columns": True, "--metric": True, "--interval": False, "--out": True,
               "--picture": True},
 }
+OF_A_CONFIG = {  # commands that are a function of the config, beside the stages of `run`
+    "fairness": "fairness_command", "plan": "plan", "bench": "bench"}
 WITHOUT_CONFIG = ("table", "weights")
 OPTIONS = ("--config", "--debug", "--help", "--version")
 HELP = """\
@@ -170,8 +174,8 @@ def _main(argv: list[str]) -> int:
         print(_yaml(resolved), end="")
         return 0
     use_compilation_cache()
-    if command == "plan":
-        importlib.import_module("mdw_jax.plan").plan_command(config)
+    if command in OF_A_CONFIG:
+        getattr(importlib.import_module(f"mdw_jax.{OF_A_CONFIG[command]}"), f"{command}_command")(config)
         return 0
     # Unresolved: a preset of the table may name another recipe, which must not be filled in on top of this one's.
     importlib.import_module("mdw_jax.run").STAGES[command](config)

@@ -55,6 +55,7 @@ def base() -> ConfigDict:
     c.data.val = 250
     c.data.test = 500
     c.data.seed = 0  # scenes: which world
+    c.data.skew = 0.0  # scenes: chance that a training picture's first object is made red, for mdw fairness to find
     c.data.annotations = ""  # karpathy: the .json or .json.gz file; folder: a .csv, .tsv, .jsonl or .parquet table
     c.data.images = ""  # karpathy, folder: folder, zip file or glob of them
     c.data.source = ""  # hf: Hub name or local folder; tfds: builder name or prepared folder
@@ -192,6 +193,12 @@ def base() -> ConfigDict:
     c.evaluate.mode = "projection"  # of that tower: projection or full
     c.evaluate.tower_lr_scales = (0.01, 0.03, 0.1, 0.3, 1.0)  # with another tower, instead of lr_scales
     c.evaluate.weights = ""  # of that tower, as in model.weights
+
+    c.fairness = ConfigDict()  # for mdw fairness
+    c.fairness.attributes = ()  # columns of the data set, and words:NAME of the lists; none: the first six that fit
+    c.fairness.words = ""  # a TOML file of word lists (default: mdw_jax/words/attributes.toml)
+    c.fairness.neighbours = 1  # real images (captions) that say of which group a distilled one is
+    c.fairness.resamples = 2000  # of the bootstrap
 
     c.plan = ConfigDict()  # for mdw plan alone, which opens no data and no weights
     c.plan.images = 0  # training images

@@ -47,13 +47,14 @@ class Lesson(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """scores: (students, 7) on test, in the order of `METRICS`; val: likewise on val; and what val chose."""
+    """scores: (students, 7) on test, in the order of `METRICS`; val: likewise on val; what val chose; the students."""
 
     scores: np.ndarray
     val: np.ndarray
     lr_scale: float
     steps: int
     protocol: str
+    params: list
 
 
 @functools.lru_cache(maxsize=8)  # distillation evaluates one candidate after another: compile once
@@ -127,21 +128,21 @@ def evaluate(model: DualEncoder, lesson: Lesson, val: Inputs, test: Inputs | Non
             params = [student[0] for student in group]
             on_val = np.stack([score(model, p, val) for p in params])
             on_test = np.stack([score(model, p, test) for p in params]) if peer else None
-            found = Outcome(on_test, on_val, scale, stop, protocol.protocol), params
+            found = Outcome(on_test, on_val, scale, stop, protocol.protocol, params)
             if peer and best is not None:
-                found = _better_of_each(best[0], found[0]), params
-            if best is None or peer or on_val[:, -1].mean() > best[0].val[:, -1].mean():
+                found = _better_of_each(best, found)
+            if best is None or peer or on_val[:, -1].mean() > best.val[:, -1].mean():
                 best = found
-    outcome, params = best
     if peer:
-        return outcome
-    return outcome._replace(scores=outcome.val if test is None else np.stack([score(model, p, test) for p in params]))
+        return best
+    return best._replace(scores=best.val if test is None else np.stack([score(model, p, test) for p in best.params]))
 
 
 def _better_of_each(old: Outcome, new: Outcome) -> Outcome:
     """Per student, whichever moment scored more on test: the peers' habit."""
     better = (new.scores[:, -1] > old.scores[:, -1])[:, None]
-    return new._replace(scores=np.where(better, new.scores, old.scores), val=np.where(better, new.val, old.val))
+    return new._replace(scores=np.where(better, new.scores, old.scores), val=np.where(better, new.val, old.val),
+                        params=[n if b else o for b, n, o in zip(better[:, 0], new.params, old.params, strict=True)])
 
 
 def summary(scores) -> dict[str, float]:

@@ -100,9 +100,10 @@ def bce(logits, target):
 
 def wbce(logits, target):
     """Binary cross entropy, positives (target > 0.5) and the rest averaged apart and then halved (LoRS's WBCE)."""
-    p = jax.nn.sigmoid(logits)
+    # The other side as a sigmoid of its own: 1 - p would be rounded to a multiple of 6e-8 where p is close to 1.
+    p, other = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
     epsilon = 1e-6  # LoRS's, inside both logarithms; `bce` has none
-    terms = -target * jnp.log(p + epsilon) - (1 - target) * jnp.log(1 - p + epsilon)
+    terms = -target * jnp.log(p + epsilon) - (1 - target) * jnp.log(other + epsilon)
     positive = (jax.lax.stop_gradient(target) > 0.5).astype(terms.dtype)
     mean = lambda mask: (terms * mask).sum() / jnp.maximum(mask.sum(), 1)
     return (mean(positive) + mean(1 - positive)) / 2

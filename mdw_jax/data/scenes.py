@@ -24,6 +24,9 @@ TONES = {"black": (0.07, 0.07, 0.08), "grey": (0.48, 0.48, 0.48), "white": (0.95
          "sand": (0.87, 0.78, 0.57), "lilac": (0.79, 0.69, 0.91)}
 """Background colours (RGB in [0, 1]): darker or paler than any shape, so that a shape never melts into them."""
 
+SKEWED = "red"
+"""The colour that `skew` makes commoner."""
+
 _CELLS = (0.22, 0.5, 0.78)  # centres of the grid's rows and columns, as shares of the picture's side
 _RADII = {"large": 0.19, "small": 0.12}  # half a shape's extent, likewise
 _PERIODS = {"large": 0.66, "small": 0.95}  # texture repeats in radii: about 4 and 3.5 pixels at 32
@@ -70,7 +73,7 @@ class Scene:
 
 
 def scenes(train: int = 2000, val: int = 250, test: int = 500, size: int = 32, seed: int = 0,
-           captions_per_image: int = 5) -> Pairs:
+           captions_per_image: int = 5, skew: float = 0.0) -> Pairs:
     """Draw `train`, `val` and `test` pictures of `size` x `size` pixels, each with `captions_per_image` captions.
 
     Picture i of a split is a function of (seed, split, i) alone: a longer split extends a shorter one, more captions
@@ -79,24 +82,33 @@ def scenes(train: int = 2000, val: int = 250, test: int = 500, size: int = 32, s
     for the others as `second_shape` and so on, "none" where there is no such object. Caption numbers count test, val,
     then train, so that a longer train split leaves the others' as they were.
 
-    Raises UserError if a count is below 1, `size` below 16, `seed` below 0, or any of them no whole number.
+    skew: the chance, for each training picture, that its first object is made red whatever was drawn: red's share rises
+    from 1/8 to 1/8 + 7/8 skew. Val and test stay as they are, and so does every training picture it does not hit.
+
+    Raises UserError if a count is below 1, `size` below 16, `seed` below 0, or any of them no whole number, and for a
+    skew outside [0, 1].
     """
     for name, value, least in (("train", train, 1), ("val", val, 1), ("test", test, 1), ("size", size, 16),
                                ("seed", seed, 0), ("captions_per_image", captions_per_image, 1)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise UserError(f"scenes: {name} is {value!r}; give a whole number of at least {least}.")
+    if not isinstance(skew, (int, float)) or not 0 <= skew <= 1:
+        raise UserError(f"scenes: skew is {skew!r}; give a number from 0 to 1.")
     splits, first = {}, 0
     for name, count in (("test", test), ("val", val), ("train", train)):
-        splits[name] = _split(name, count, size, seed, captions_per_image, first)
+        splits[name] = _split(name, count, size, seed, captions_per_image, first, skew if name == "train" else 0.0)
         first += count * captions_per_image
     return Pairs("scenes", **splits)
 
 
-def _split(name: str, count: int, size: int, seed: int, captions_per_image: int, first: int) -> Split:
+def _split(name: str, count: int, size: int, seed: int, captions_per_image: int, first: int, skew: float) -> Split:
     drawn, captions = [], []
     images = np.empty((count, size, size, 3), np.uint8)
     for index in range(count):
         scene = draw_scene(named_generator(seed, "scenes", name, index))
+        chance = named_generator(seed, "scenes", name, index, "skew")
+        if chance.random() < skew:
+            scene = _reddened(chance, scene)
         images[index] = render(scene, size, named_generator(seed, "scenes", name, index, "pixels"))
         words = named_generator(seed, "scenes", name, index, "captions")
         captions.extend(caption(words, scene) for _ in range(captions_per_image))
@@ -138,13 +150,25 @@ def draw_scene(rng: np.random.Generator) -> Scene:
             position=tuple(POSITIONS)[3 * row + column], row=row, column=column,
             x=_CELLS[column] + 0.025 * _spread(rng), y=_CELLS[row] + 0.025 * _spread(rng),
             radius=_RADII[size] * (1 + 0.08 * _spread(rng)), slope=0.08 * _spread(rng),
-            rgb=_rgb(hue, (0.55 if colour == "pink" else 0.92) + 0.06 * _spread(rng), 0.93 + 0.06 * _spread(rng)),
+            rgb=_vivid(rng, colour, hue),
             direction=pick(rng, _DIRECTIONS), phase=rng.random()))
     return Scene(
         things=tuple(things), background=pick(rng, tuple(BACKGROUNDS)),
         background_kind=pick(rng, tuple(BACKGROUND_KINDS)), direction=pick(rng, _DIRECTIONS), flip=rng.random() < 0.5,
         period=0.2 + 0.1 * rng.random(), phase=rng.random(), speckles=rng.random((_SPECKLES, _SPECKLES)),
         brightness=0.94 + 0.12 * _spread(rng), slant=(0.1 * _spread(rng), 0.1 * _spread(rng)))
+
+
+def _reddened(rng, scene: Scene) -> Scene:
+    """The scene with a red first thing; another that is red takes the first one's colour, so that colours differ."""
+    first = scene.things[0]
+    if first.colour == SKEWED:
+        return scene
+    colours = {first.colour: (SKEWED, _vivid(rng, SKEWED, HUES[SKEWED] + HUE_JITTER * _spread(rng))),
+               SKEWED: (first.colour, first.rgb)}
+    changed = (dataclasses.replace(thing, colour=colours[thing.colour][0], rgb=colours[thing.colour][1])
+               if thing.colour in colours else thing for thing in scene.things)
+    return dataclasses.replace(scene, things=tuple(changed))
 
 
 def _draw_cells(rng, sizes: list[str]) -> list[tuple[int, int]]:
@@ -155,6 +179,11 @@ def _draw_cells(rng, sizes: list[str]) -> list[tuple[int, int]]:
         large = [cell for cell, size in zip(cells, sizes) if size == "large"]
         if all(abs(a[0] - b[0]) + abs(a[1] - b[1]) != 1 for a in large for b in large):
             return cells
+
+
+def _vivid(rng, colour: str, hue: float) -> np.ndarray:
+    """A bright, saturated RGB of that hue (degrees); pink is a pale one."""
+    return _rgb(hue, (0.55 if colour == "pink" else 0.92) + 0.06 * _spread(rng), 0.93 + 0.06 * _spread(rng))
 
 
 def _spread(rng) -> float:

@@ -63,6 +63,46 @@ def test_the_published_data_set_has_not_changed():
     assert scenes(8, 4, 4).fingerprint == "844fbb73e4488e938ab3d6b914f69425f15fa27fdbc41a5c5559984ed6c07a50"
 
 
+def test_a_skew_reddens_that_share_of_training_pictures_and_leaves_the_rest_alone():
+    plain, skewed, all_red = scenes(300, 2, 3, size=16), scenes(300, 2, 3, size=16, skew=0.4), scenes(20, 1, 1, skew=1)
+    assert plain.val.fingerprint == skewed.val.fingerprint and plain.test.fingerprint == skewed.test.fingerprint
+    before, after = (np.array([held(pairs.train, image, "colour") for image in range(300)], dtype=object)
+                     for pairs in (plain, skewed))
+    changed = np.array([one != other for one, other in zip(before, after)])
+    assert 0.4 * 7 / 8 - 0.09 < changed.mean() < 0.4 * 7 / 8 + 0.09
+    assert {colours[0] for colours in after[changed]} == {"red"} == set(all_red.train.attributes["colour"])
+    same = np.flatnonzero(~changed)
+    np.testing.assert_array_equal(plain.train.images[same], skewed.train.images[same])
+    assert [plain.train.captions[k] for k in np.flatnonzero(~changed[plain.train.image_of])] == [
+        skewed.train.captions[k] for k in np.flatnonzero(~changed[plain.train.image_of])]
+    exchanged = [(one, other) for one, other in zip(before[changed], after[changed]) if "red" in one[1:]]
+    assert exchanged and all(sorted(one) == sorted(other) for one, other in exchanged)
+    assert all(len(set(colours)) == len(colours) for colours in after)
+    for name in plain.train.attributes:
+        if not name.endswith("colour"):
+            np.testing.assert_array_equal(plain.train.attributes[name], skewed.train.attributes[name])
+
+
+def test_reddened_things_look_red_and_captions_say_so():
+    split = scenes(40, 1, 1, skew=1).train
+    for caption, image in zip(split.captions, split.image_of):
+        assert set(said(caption, "colour")) <= set(held(split, image, "colour")), caption
+    for image in range(40):
+        row, column = cell(str(split.attributes["position"][image]))
+        centre = np.round((0.5 + 0.28 * np.array([row, column])) * 32).astype(int)
+        hue, saturation, value = np.moveaxis(np.asarray(Image.fromarray(
+            split.images[image][max(centre[0] - 6, 0):centre[0] + 6, max(centre[1] - 6, 0):centre[1] + 6]).convert(
+                "HSV"), float), -1, 0)
+        far = np.abs((hue * 360 / 256 + 180) % 360 - 180)
+        assert ((saturation > 90) & (value > 115) & (far < 2 * HUE_JITTER)).sum() >= 6
+
+
+@pytest.mark.parametrize("skew", [-0.1, 1.5, "much", float("nan")])
+def test_a_skew_is_a_share(skew):
+    with pytest.raises(UserError, match="skew is"):
+        scenes(1, 1, 1, skew=skew)
+
+
 def test_a_longer_split_extends_a_shorter_one_and_leaves_the_others_alone():
     short, long = scenes(5, 3, 4), scenes(9, 3, 4)
     np.testing.assert_array_equal(long.train.images[:5], short.train.images)
