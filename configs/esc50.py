@@ -15,10 +15,14 @@ def get_config():
     c.model.tower = "mobilenet"
     c.model.mode = "projection"
     c.experts.count = 2
-    c.experts.epochs = 8
+    c.experts.epochs = 5
+    c.experts.scouts = 2
+    c.experts.scout_epochs = 6
     c.experts.batch = 64
     c.experts.lr = 1.0
+    c.experts.lr_taught = 0.1
     c.distill.pairs = 100
+    c.distill.match_epochs = 3
     c.distill.steps = 100
-    c.distill.checkpoint_every = 100
+    c.distill.checkpoint_every = 50
     return c

@@ -122,7 +122,8 @@ def make_case(c: ConfigDict) -> Case:
     text_dim = c.plan.text_dim or c.text.dim
     tower = tower_without_weights(m, (c.data.size, c.data.size, 3))
     backbone = tower.init(named_key(seed, "backbone"))
-    model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau)
+    model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
+                         dtype=m.dtype)
     method = dataclasses.replace(fields(Method, d), augment="none", mix=False)
     generator = named_generator(seed, "bench")
     images = generator.uniform(size=(d.pairs, c.data.size, c.data.size, 3))

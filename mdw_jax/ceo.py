@@ -5,12 +5,14 @@ import jax.numpy as jnp
 
 from mdw_jax.correspondence import correspondence, matching_probability
 from mdw_jax.towers.dual import DualEncoder
+from mdw_jax.towers.tower import mean_over_space
 
 
 def grad_cam(model: DualEncoder, params, feature_map, texts):
     """`relu(sum_c mean_xy(ds/dA_c) A_c)` of the similarity s of one image with each of k texts.
 
-    feature_map: the backbone's last map A of the image, without a batch axis; texts: (k, d). Returns (k, h, w).
+    feature_map: the backbone's last map A of the image, without a batch axis; texts: (k, d). Returns (k, h, w), of
+    clips (k, t, h, w).
     Source: Grad-CAM (Selvaraju et al. 2017) applied to s_ij, MDW's CEO.
     """
     embedded = model.embed_text(params["text"], texts)
@@ -18,13 +20,13 @@ def grad_cam(model: DualEncoder, params, feature_map, texts):
     def similarities(a):
         return embedded @ model.embed_map(params["image"], a[None])[0] / model.tau
 
-    importance = model.grid(jax.jacrev(similarities)(feature_map)).mean((1, 2))  # (k, F)
-    return jax.nn.relu(jnp.einsum("kc,xyc->kxy", importance, model.grid(feature_map[None])[0]))
+    importance = mean_over_space(None, model.grid(jax.jacrev(similarities)(feature_map)))  # (k, F)
+    return jax.nn.relu(jnp.einsum("kc,...c->k...", importance, model.grid(feature_map[None])[0]))
 
 
 def pixel_weights(model: DualEncoder, params, images, texts, correspondence_params, *, alpha: float, top_k: int,
                   beta: float):
-    """`W_i`, the weight of each pixel's update: (M, H, W, 1), mean about 1.
+    """`W_i`, the weight of each pixel's update: (M, H, W, 1), of clips (M, T, H, W, 1), mean about 1.
 
     Maps of each image's top_k texts by P are added, weighted by P (as probabilities), scaled to mean 1, resized to the
     image, and softened to `1 + beta (W / mean - 1)`, clipped at 0 (the softening is ours). An image whose maps are all
@@ -35,10 +37,10 @@ def pixel_weights(model: DualEncoder, params, images, texts, correspondence_para
     maps = model.feature_map(params["image"], images)
 
     def one(a, nearest, weights):
-        return jnp.einsum("k,kxy->xy", weights, grad_cam(model, params, a, texts[nearest]))
+        return jnp.einsum("k,k...->...", weights, grad_cam(model, params, a, texts[nearest]))
 
     combined = jax.lax.map(lambda row: one(*row), (maps, nearest, weights))
-    resized = jax.image.resize(combined, (len(images), *images.shape[1:3]), "linear")
-    mean = resized.mean((1, 2), keepdims=True)
+    resized = jax.image.resize(combined, images.shape[:-1], "linear")
+    mean = resized.mean(tuple(range(1, resized.ndim)), keepdims=True)
     relative = jnp.where(mean > 1e-12, resized / jnp.maximum(mean, 1e-12), 1.0)
     return jnp.maximum(1 + beta * (relative - 1), 0)[..., None]

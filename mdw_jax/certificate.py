@@ -63,6 +63,46 @@ def sum_bounds(loss: str, batch: int, q: float | None = None, tau: float = 0.07)
     return (batch - 1) * (batch * math.tan(1 / batch)) ** power, (batch - 1) * math.tan(1) ** power
 
 
+def loss_range(loss: str, batch: int, q: float | None = None, tau: float = 0.07) -> tuple[float, float]:
+    """Between which values `loss` of one row lies, whatever its logits cos / tau: what concentration bounds need.
+
+    `infonce`, `rince` and the lower end of `gce` and `mae` use that logits lie in [-1/tau, 1/tau]. Raises UserError as
+    `sum_bounds`.
+    """
+    q = _checked(loss, batch, q, tau)
+    sure = 1 / _mass(1, batch, tau)  # the largest p there is: one logit at +1/tau, the others at -1/tau
+    if loss == "infonce":
+        return -math.log(sure), 2 / tau + math.log(batch - 1 + math.exp(-2 / tau))
+    if loss == "gce":
+        return (1 - sure**q) / q, 1 / q
+    if loss == "mae":
+        return 1 - sure, 1.0
+    if loss == "rince":
+        # Rises with every other logit and falls with its own: e^s >= 0 is raised to q - 1 < 0 in its own slope.
+        end = lambda own: (math.exp(-q * own / tau) * ((math.exp(2 * own / tau) + batch - 1) / batch) ** q
+                           - math.exp(q * own / tau)) / q
+        return end(1), end(-1)
+    # sum_{j != y} tan p_j, at most tan 1 (convex), over T^q, where T is at least that and at most tan 1
+    return 0.0, math.tan(1) ** (1.0 if loss == "ccl_tan" else 1 - q)
+
+
+def tracks_bound(tracks, batch: int, tau: float = 0.07) -> float:
+    """Fact C, open form, for a sum of tracks: `sum_k a_k eta_k (hi_k - lo_k) / B` over `sum_k a_k (1 - eta_k)`.
+
+    tracks: (share a_k of the weight, rate eta_k of the mismatched, loss, q) each. The risk that it bounds is the mean
+    of the tracks' clean risks, weighted by a_k (1 - eta_k); it holds where noise is uniform *within* each track, though
+    a division looks at the pairs. With one track it is `excess_risk_bound`. Raises UserError as that does.
+    """
+    paid = left = 0.0
+    for share, rate, loss, q in tracks:
+        lo, hi = sum_bounds(loss, batch, q, tau)
+        if not 0 <= rate <= 1:
+            raise UserError(f"the noise rate must be between 0 and 1, not {rate}.")
+        paid += share * rate * (hi - lo) / batch
+        left += share * (1 - rate)
+    return paid / left if left > 0 else math.inf
+
+
 def excess_risk_bound(loss: str, batch: int, rate: float, q: float | None = None, tau: float = 0.07,
                       form: str = "open") -> float:
     """Fact C: how much more clean risk (in units of the loss) the noisy minimiser can have than the clean one.
@@ -108,6 +148,16 @@ def breaking_point(loss: str, batch: int, q: float | None = None, tau: float = 0
     lo, hi = sum_bounds(loss, batch, q, tau)
     gap = chance_gap(loss, batch, q, tau)
     return gap * _candidates(batch, form) / (hi - lo + gap * batch)  # the bound solved for the rate
+
+
+def memory_cost(gap: float, rate: float) -> float:
+    """What to add to Fact C for parameters that know mismatched pairs by heart: `rate gap / (1 - rate)`.
+
+    gap: by how much their mean loss at the mismatched pairs they were trained on is below that at random ones: so much
+    the noisy risk that they minimise is below the mixture of Fact A (of the clean minimiser it is not, which has not
+    seen them). Infinite at rate 1.
+    """
+    return rate * max(gap, 0.0) / (1 - rate) if rate < 1 else math.inf
 
 
 def debiased(noisy, shuffled, rate: float):

@@ -1,5 +1,6 @@
 """The command line: a command, a config file, overrides. The only place that reads arguments and shows tracebacks."""
 
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
@@ -13,8 +14,11 @@ import yaml
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mdw_jax import cluster
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
+from mdw_jax.files import run_folder_held
+from mdw_jax.interrupt import Interrupted, exit_status, listening
 from mdw_jax.presets import PRESETS
 
 COMMANDS = {
@@ -26,6 +30,7 @@ COMMANDS = {
     "sweep": "run a grid of configs and presets in one folder, into one CSV",
     "table": "turn CSVs of sweeps into a table in Markdown (needs no config)",
     "fairness": "who is in the data and in the sets, and who is found: shares and recalls by group (see config.fairness)",
+    "certify": "what noise can cost the experts at most, and what it did: bounds beside measurements (see config.certify)",
     "plan": "say what a run would cost, from its config alone: memory, operations, time (see config.plan)",
     "bench": "measure how fast a config's computations are here, in ratios to plainer ways; needs no data",
     "weights": "fetch a model of the Hugging Face Hub, or look at a local one, and say what is in it",
@@ -37,7 +42,8 @@ OWN_FLAGS = {  # flags of one command alone, and whether a value follows
               "--picture": True},
 }
 OF_A_CONFIG = {  # commands that are a function of the config, beside the stages of `run`
-    "fairness": "fairness_command", "plan": "plan", "bench": "bench"}
+    "certify": "certify_command", "fairness": "fairness_command", "plan": "plan", "bench": "bench"}
+BESIDE_A_RUN = ("plan", "bench")  # commands that leave what a run does in the folder alone
 WITHOUT_CONFIG = ("table", "weights")
 OPTIONS = ("--config", "--debug", "--help", "--version")
 HELP = """\
@@ -92,7 +98,8 @@ Pickled weights are never read.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 2 after a mistake of the user's (one sentence on stderr), 130."""
+    """Runs one command; returns the exit status: 0, 2 after a mistake of the user's (one sentence on stderr), 130 after
+    Ctrl-C, 0 after SIGTERM (`interrupt.exit_status`)."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         return _main(argv)
@@ -101,6 +108,9 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"mdw: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print("mdw: stopped; the same command goes on where it stopped.", file=sys.stderr)
+        return exit_status(stop.number)
     except KeyboardInterrupt:
         print("mdw: interrupted; the same command goes on where it stopped.", file=sys.stderr)
         return 130
@@ -167,7 +177,9 @@ def _main(argv: list[str]) -> int:
     if command == "sweep":
         axes, part = _axes(own.get("--over", [])), _part(own.get("--part", "0/1"))
         use_compilation_cache()
-        importlib.import_module("mdw_jax.sweep").sweep(config, axes, part, "--dry" in own)
+        # A grid of one process has its folder to itself; parts, also `--part 0/1`, let others in.
+        with contextlib.nullcontext() if "--dry" in own else _at_work(config.run.dir, shared="--part" in own):
+            importlib.import_module("mdw_jax.sweep").sweep(config, axes, part, "--dry" in own)
         return 0
     resolved = resolve(config)
     if command == "config":
@@ -175,11 +187,29 @@ def _main(argv: list[str]) -> int:
         return 0
     use_compilation_cache()
     if command in OF_A_CONFIG:
-        getattr(importlib.import_module(f"mdw_jax.{OF_A_CONFIG[command]}"), f"{command}_command")(config)
-        return 0
+        function = getattr(importlib.import_module(f"mdw_jax.{OF_A_CONFIG[command]}"), f"{command}_command")
+    else:
+        function = importlib.import_module("mdw_jax.run").STAGES[command]
     # Unresolved: a preset of the table may name another recipe, which must not be filled in on top of this one's.
-    importlib.import_module("mdw_jax.run").STAGES[command](config)
+    with _at_work(config.run.dir) if command not in BESIDE_A_RUN else contextlib.nullcontext():
+        function(config)
     return 0
+
+
+@contextlib.contextmanager
+def _at_work(folder: str, shared: bool = False):
+    """Around what a command does in its run folder: with the other processes of the run, and without any of another;
+    signals stop it where it can go on from."""
+    cluster.join()
+    from mdw_jax.mesh import is_main  # here, because `mdw config` and `mdw --help` do without jax
+
+    with contextlib.ExitStack() as stack:
+        if is_main():
+            stack.enter_context(run_folder_held(folder, shared))
+        else:  # what it would print the first one says; mistakes go to stderr
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        stack.enter_context(listening())
+        yield
 
 
 def _version() -> str:

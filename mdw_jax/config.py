@@ -33,6 +33,8 @@ PRETRAINED = (  # names of mdw_jax/towers/pretrained.py
     "vit_small_patch32_224", "vit_base_patch16_224", "vit_base_patch32_224", "clip_vit_base_patch32",
     "clip_vit_base_patch16", "clip_vit_large_patch14")
 TOWERS = ("convnet", "vit", "mobilenet", *PRETRAINED)
+DATA = ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50")
+AUGMENTS = ("none", "flip", "crop_flip", "shift", "mask", "shift_mask")
 
 
 def base() -> ConfigDict:
@@ -48,32 +50,39 @@ def base() -> ConfigDict:
 
     c.data = ConfigDict()
     # Of these a reader takes what it knows; "", () and 0 stand for its own defaults: see mdw_jax/data/.
-    c.data.name = "scenes"  # scenes, karpathy, folder, hf, tfds, webdataset, or your own module:function
-    c.data.size = 32  # image side, pixels
+    c.data.name = "scenes"  # scenes, karpathy, folder, hf, tfds, webdataset, tones, audio, esc50 or module:function
+    c.data.size = 32  # image side, pixels; of sounds mels and frames say the shape
     c.data.stream = False  # decode training images when they are needed, for what does not fit into memory
-    c.data.train = 2000  # scenes: pictures to draw for each split
+    c.data.train = 2000  # scenes, tones: pictures (clips) to draw for each split
     c.data.val = 250
     c.data.test = 500
-    c.data.seed = 0  # scenes: which world
+    c.data.seed = 0  # scenes, tones: which world; esc50: which captions
     c.data.skew = 0.0  # scenes: chance that a training picture's first object is made red, for mdw fairness to find
-    c.data.annotations = ""  # karpathy: the .json or .json.gz file; folder: a .csv, .tsv, .jsonl or .parquet table
-    c.data.images = ""  # karpathy, folder: folder, zip file or glob of them
-    c.data.source = ""  # hf: Hub name or local folder; tfds: builder name or prepared folder
+    c.data.annotations = ""  # karpathy: the .json or .json.gz file; folder, audio: a .csv, .tsv, .jsonl, .parquet
+    c.data.val_annotations = ""  # folder, audio: tables of these splits, where each has its own
+    c.data.test_annotations = ""
+    c.data.images = ""  # karpathy, folder, audio: folder, zip file or glob of them (of the sounds)
+    c.data.file_pattern = ""  # folder, audio: file names, {} the image column: "Y{}.wav"
+    c.data.rate = 0  # audio, esc50: samples a second of the log-mels
+    c.data.seconds = 0.0  # audio, esc50, tones: of a clip
+    c.data.mels = 0  # audio, esc50, tones: height of a log-mel
+    c.data.frames = 0  # audio, esc50, tones: its width
+    c.data.source = ""  # hf: Hub name or local folder; tfds: builder name or prepared folder; esc50: folder
     c.data.config = ""  # hf: the data set's own configuration
     c.data.revision = ""  # hf
     c.data.data_dir = ""  # tfds: where data sets were prepared
     c.data.train_shards = ""  # webdataset: tar files, as in "train-{00000..00331}.tar"
     c.data.val_shards = ""
     c.data.test_shards = ""
-    c.data.image_column = ""  # folder, hf, tfds: column (feature) of the image, of its captions, of what else to keep
+    c.data.image_column = ""  # folder, audio, hf, tfds: column (feature) of image, captions, what else to keep
     c.data.caption_columns = ""  # several joined by commas; webdataset: a field of the JSON
     c.data.key_column = ""  # hf, tfds: what names an image
     c.data.attribute_columns = ""
-    c.data.split_column = ""  # folder: the column that says the split
-    c.data.train_split = ""  # folder, hf, tfds: what the source calls its splits
+    c.data.split_column = ""  # folder, audio: the column that says the split
+    c.data.train_split = ""  # folder, audio, hf, tfds: what the source calls its splits; esc50: folds, as in "1,2"
     c.data.val_split = ""
     c.data.test_split = ""
-    c.data.delimiter = ""  # folder: of a CSV file
+    c.data.delimiter = ""  # folder, audio: of a CSV file
     c.data.holdout_val = 0  # training images to take for val, where the source has none
     c.data.holdout_test = 0
     c.data.holdout_seed = 0
@@ -111,6 +120,7 @@ def base() -> ConfigDict:
     c.model.vit_heads = 4
     c.model.pretrain_epochs = 0  # convnet: first learn to name the factors of another world of scenes (0: from scratch)
     c.model.pretrain_images = 6000
+    c.model.dtype = "float32"  # in which the image tower computes: float32, or bfloat16 (on accelerators)
     c.model.tau = 0.07  # softmax temperature
 
     c.experts = ConfigDict()
@@ -125,7 +135,7 @@ def base() -> ConfigDict:
     c.experts.lr_infonce = 0.1  # used instead by recipes that are InfoNCE on all pairs: its gradient is far steeper
     c.experts.momentum = 0.0
     c.experts.weight_decay = 0.0
-    c.experts.augment = "none"  # images, full mode: none, flip, crop_flip
+    c.experts.augment = "none"  # full mode: none, flip, crop_flip; log-mels: shift, mask, shift_mask
     c.experts.dual = True  # A divides for B and B for A; False: each for itself
     c.experts.warmup = 1  # epochs of the tolerant loss on all pairs before the first division
     c.experts.division = "gmm"  # gmm; oracle (truth known); tolerant, clean or both: all pairs in that track
@@ -171,7 +181,7 @@ def base() -> ConfigDict:
     c.distill.step_text = 0.12
     c.distill.clip_images = True  # keep pixels in [0, 1]
     c.distill.mix = False  # RepBlend: mix image representations and texts of a mini-batch, weight ~ Beta(1, 1)
-    c.distill.augment = "none"  # none, flip or crop_flip: one draw an outer step
+    c.distill.augment = "none"  # as for experts: one draw an outer step
     c.distill.ema = 0.9  # of the distilled set; 0 turns it off
     c.distill.ceo = True  # Grad-CAM weights on the pixel updates
     c.distill.ceo_every = 10  # outer steps between refreshes
@@ -200,6 +210,12 @@ def base() -> ConfigDict:
     c.fairness.neighbours = 1  # real images (captions) that say of which group a distilled one is
     c.fairness.resamples = 2000  # of the bootstrap
 
+    c.certify = ConfigDict()  # for mdw certify
+    c.certify.rates = ()  # noise rates to certify, each with experts of its own: 0,0.2,0.4; none: noise.rate alone
+    c.certify.confidence = 0.9  # of the upper bound on the clean risk
+    c.certify.candidates = 4  # sets of candidates among which a pair is to be found, averaged
+    c.certify.pairs = 4000  # training pairs to look for what was learned by heart
+
     c.plan = ConfigDict()  # for mdw plan alone, which opens no data and no weights
     c.plan.images = 0  # training images
     c.plan.captions = 0  # training captions
@@ -221,6 +237,7 @@ def published() -> ConfigDict:
     c.data.size = 224
     c.text.encoder, c.text.path, c.text.pooling = "transformer", "google-bert/bert-base-uncased", "cls"
     c.model.tower, c.model.weights, c.model.mode = "nfnet_l0", "timm/nfnet_l0.ra2_in1k", "full"
+    c.model.dtype = "bfloat16"
     c.experts.count, c.experts.epochs = 10, 10
     c.experts.lr = c.experts.lr_infonce = 0.1
     c.experts.store_dtype = "bfloat16"
@@ -255,11 +272,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "distill.init": (d.init, ("random", "division")),
         "distill.optimizer": (d.optimizer, ("adam", "sgd")),
         "evaluate.protocol": (config.evaluate.protocol, ("honest", "peer")),
-        "data.name": (config.data.name, ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset")),
+        "data.name": (config.data.name, DATA),
         "model.tower": (config.model.tower, TOWERS),
         "evaluate.tower": (config.evaluate.tower, ("", *TOWERS)),
         "evaluate.mode": (config.evaluate.mode, ("projection", "full")),
         "model.mode": (config.model.mode, ("projection", "full")),
+        "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
         "distill.decay": (d.decay, ("cosine", "none")),
         "distill.gradient": (d.gradient, ("exact", "detached")),
         "distill.merge": (d.merge, ("separate", "merged")),
@@ -271,8 +289,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "noise.protocol": (config.noise.protocol, ("image", "caption", "none", "natural")),
         "text.pooling": (config.text.pooling, ("mean", "cls", "native")),
         "text.encoder": (config.text.encoder, ("bow", "precomputed", "transformer")),
-        "experts.augment": (e.augment, ("none", "flip", "crop_flip")),
-        "distill.augment": (d.augment, ("none", "flip", "crop_flip")),
+        "experts.augment": (e.augment, AUGMENTS),
+        "distill.augment": (d.augment, AUGMENTS),
     }
     for name, (value, allowed) in choices.items():
         own = name in ("data.name", "model.tower", "evaluate.tower") and is_path(value)

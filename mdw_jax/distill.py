@@ -5,19 +5,21 @@ with where the experts went, differentiate through the roll-out, scale the image
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from mdw_jax import mesh
 from mdw_jax.correspondence import correspondence, init_correspondence
 from mdw_jax.data.augment import augment
 from mdw_jax.losses import soft_loss
 from mdw_jax.matching import matching_loss, minibatches, unroll
 from mdw_jax.rng import named_key
-from mdw_jax.towers.conv import on_cpu
-from mdw_jax.towers.dual import DualEncoder
+from mdw_jax.towers.dual import DualEncoder, side_by_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +92,13 @@ def objective(model: DualEncoder, method: Method, learned, starts, targets, batc
     starts, targets: snapshots stacked on a leading axis R; batches: (R, S, b) rows. One augmentation is drawn for the
     whole outer step. Returns (loss, (S,) mean inner losses).
     """
-    inputs = model.inputs(augment(key, learned["images"], method.augment))
+    inputs = model.inputs(mesh.rows(augment(key, learned["images"], method.augment), (mesh.EACH, mesh.DATA)))
     steps = jax.tree.map(jnp.exp, learned["log_steps"])
     soft = soft_loss(method.loss)
 
     def inner_loss(params, batch):
         rows, blend = batch
-        logits = model.logits(params, blend(inputs[rows]), blend(learned["texts"][rows]))
+        logits = model.logits(params, mesh.rows(blend(inputs[rows])), mesh.rows(blend(learned["texts"][rows])))
         return soft(logits, correspondence(learned["correspondence"], rows, method.alpha))
 
     def trajectory(start, target, batches, key):
@@ -105,9 +107,8 @@ def objective(model: DualEncoder, method: Method, learned, starts, targets, batc
         return matching_loss(final, start, target, method.merge), inner
 
     keys = jax.random.split(key, len(batches))
-    # Towers under vmap are slow on a CPU; two heads are not.
-    if model.mode == "projection" or not on_cpu():
-        losses, inner = jax.vmap(trajectory)(starts, targets, batches, keys)
+    if side_by_side(model):
+        losses, inner = jax.vmap(trajectory, spmd_axis_name=mesh.EACH)(starts, targets, batches, keys)
     else:
         losses, inner = jax.lax.map(lambda one: trajectory(*one), (starts, targets, batches, keys))
     return losses.mean(), inner.mean(0)
@@ -170,7 +171,31 @@ def make_outer_step(model: DualEncoder, method: Method):
                    "step_image": steps["image"], "step_text": steps["text"]}
         return new, metrics
 
-    return jax.jit(outer_step, donate_argnums=0)
+    if len(jax.devices()) == 1:
+        return jax.jit(outer_step, donate_argnums=0)
+    return _on_all_devices(outer_step)
+
+
+def _on_all_devices(outer_step):
+    """The jitted outer step with trajectories side by side and mini-batches over what is left; the state is on all."""
+
+    @functools.cache
+    def compiled(trajectories: int):
+        devices = mesh.mesh_for(trajectories)
+        return devices, jax.jit(outer_step, donate_argnums=0, out_shardings=NamedSharding(devices, PartitionSpec()))
+
+    def through(what):
+        def call(state, starts, targets, *rest):
+            devices, step = compiled(len(jax.tree.leaves(starts)[0]))
+            state = mesh.placed(devices, PartitionSpec(), state)
+            starts, targets = (mesh.placed(devices, PartitionSpec(mesh.EACH), tree) for tree in (starts, targets))
+            with jax.set_mesh(devices):
+                return what(step)(state, starts, targets, *rest)
+        return call
+
+    step = through(lambda step: step)
+    step.lower = through(lambda step: step.lower)  # as a jitted function has it, to look at what is compiled
+    return step
 
 
 def schedule(seed: int, set_index: int, step: int, trajectories: int, networks: int, max_start_epoch: int):

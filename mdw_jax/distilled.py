@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically, write_json
+from mdw_jax.mesh import is_main
 
 TENSORS, CARD = "distilled.safetensors", "card.json"
 BRANCHES = ("image", "text")
@@ -27,7 +28,8 @@ _FORMAT = "mdw_jax.distilled.1"
 class DistilledSet:
     """M synthetic pairs and how to learn from them, in host memory. Shapes and values are checked on construction.
 
-    images: (M, H, W, C) float32, in [0, 1] where pixels are clipped (nothing else here assumes a picture).
+    images: (M, H, W, C), or clips (M, T, H, W, C), float32, in [0, 1] where pixels are clipped (nothing else here
+        assumes a picture).
     texts: float32, (M, d) features in the space of the frozen text encoder, or, for an encoder that is trained,
         (M, L, h) embedded tokens, zero beyond the last.
     correspondence: float32 parameters of P, as in `correspondence.py`: {}, {"matrix"} or {"diag", "left", "right"}.
@@ -53,8 +55,9 @@ class DistilledSet:
                 raise UserError(f"distilled '{name}' holds NaN or infinite values: the distillation diverged; "
                                 "lower its learning rates.")
         m = len(self.images) if self.images.ndim else 0
-        if self.images.ndim != 4 or self.images.size == 0:
-            raise UserError(f"distilled images must be (M, H, W, C), none of them 0, not {self.images.shape}.")
+        if self.images.ndim not in (4, 5) or self.images.size == 0:
+            raise UserError("distilled images must be (M, H, W, C), or clips (M, T, H, W, C), none of them 0, not "
+                            f"{self.images.shape}.")
         if self.texts.ndim not in (2, 3) or len(self.texts) != m or self.texts.size == 0:
             raise UserError(f"{m} distilled images need texts of shape ({m}, d) or ({m}, L, h), not "
                             f"{self.texts.shape}.")
@@ -110,6 +113,8 @@ def save_distilled(folder, distilled: DistilledSet, card: dict) -> None:
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
             "alpha": float(distilled.alpha), "loss": distilled.loss, "byte_budget": byte_budget(distilled)}
     json.dumps(card)  # a card that JSON cannot hold must fail before the old set is touched
+    if not is_main():
+        return
     (folder / CARD).unlink(missing_ok=True)
     write_atomically(folder / TENSORS, data)
     write_json(folder / CARD, card)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mdw_jax import interrupt
 from mdw_jax.correspondence import correspondence
-from mdw_jax.experts import Inputs, score
+from mdw_jax.experts import Inputs, scores
 from mdw_jax.losses import soft_loss
 from mdw_jax.matching import minibatches
-from mdw_jax.mesh import spread, stack, unstack
+from mdw_jax.mesh import for_each, rows
 from mdw_jax.retrieval import METRICS
 from mdw_jax.rng import named_key
-from mdw_jax.towers.conv import on_cpu
-from mdw_jax.towers.dual import DualEncoder
+from mdw_jax.towers.dual import DualEncoder, side_by_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,11 @@ def make_trainer(model: DualEncoder, protocol: Protocol, loss: str, alpha: float
         def step(student, _):
             params, states, key = student
             key, now = jax.random.split(key)
-            rows = minibatches(now, len(texts), batch, 1)[0]
+            now = minibatches(now, len(texts), batch, 1)[0]
 
             def inner_loss(params):
-                return soft(model.logits(params, inputs[rows], texts[rows]), correspondence(p, rows, alpha))
+                logits = model.logits(params, rows(inputs[now]), rows(texts[now]))
+                return soft(logits, correspondence(p, now, alpha))
 
             grads = jax.grad(inner_loss)(params)
             new, new_states = {}, {}
@@ -90,18 +91,15 @@ def make_trainer(model: DualEncoder, protocol: Protocol, loss: str, alpha: float
 
         return jax.lax.scan(step, student, None, length=protocol.every)[0]
 
-    # Towers under vmap are slow on a CPU; two heads are not.
-    together = model.mode == "projection" or not on_cpu()
     one = jax.jit(segment)
-    many = jax.jit(jax.vmap(segment, in_axes=(0, None, None, None, None)))
 
     def start(key):
         params = model.init(key)
         return params, {branch: optimizer(0.1).init(params[branch]) for branch in params}, key
 
     def advance(students, *shared):
-        if together:
-            return unstack(many(spread(stack(students)), *shared), len(students))
+        if side_by_side(model):
+            return for_each(segment, students, *shared)
         return [one(student, *shared) for student in students]
 
     return start, advance
@@ -124,10 +122,11 @@ def evaluate(model: DualEncoder, lesson: Lesson, val: Inputs, test: Inputs | Non
         steps = {branch: jnp.float32(scale * size) for branch, size in base.items()}
         group = [start(named_key(seed, "student", n)) for n in range(count)]
         for stop in range(protocol.every, protocol.steps + 1, protocol.every):
+            interrupt.check()  # nothing is kept of the students of one set: they are trained anew
             group = advance(group, lesson.inputs, lesson.texts, lesson.correspondence, steps)
             params = [student[0] for student in group]
-            on_val = np.stack([score(model, p, val) for p in params])
-            on_test = np.stack([score(model, p, test) for p in params]) if peer else None
+            on_val = scores(model, params, val)
+            on_test = scores(model, params, test) if peer else None
             found = Outcome(on_test, on_val, scale, stop, protocol.protocol, params)
             if peer and best is not None:
                 found = _better_of_each(best, found)
@@ -135,7 +134,7 @@ def evaluate(model: DualEncoder, lesson: Lesson, val: Inputs, test: Inputs | Non
                 best = found
     if peer:
         return best
-    return best._replace(scores=best.val if test is None else np.stack([score(model, p, test) for p in best.params]))
+    return best._replace(scores=best.val if test is None else scores(model, best.params, test))
 
 
 def _better_of_each(old: Outcome, new: Outcome) -> Outcome:

@@ -13,11 +13,12 @@ With `scouts` the warm-up is a generation of its own: networks that learn under 
 come to know, all of them together, divides the pairs for the experts proper and teaches them from their first step.
 Recovery, guidance, averaging and scouts are ours.
 
-All networks of a generation advance together, epoch by epoch.
+All networks of a generation advance together, epoch by epoch; between two epochs it can be stopped, and go on later.
 """
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,19 +27,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mdw_jax import interrupt
 from mdw_jax.certificate import debiased
+from mdw_jax.checkpoint import restore
 from mdw_jax.data.augment import augment
 from mdw_jax.data.lazy import LazyImages
 from mdw_jax.data.loader import batches
 from mdw_jax.division import divide, division_quality
 from mdw_jax.errors import UserError
 from mdw_jax.losses import agreement, infonce, label_loss, pair_losses, shuffled_losses
-from mdw_jax.mesh import spread, stack, unstack
+from mdw_jax.mesh import for_each, replicated, rows
 from mdw_jax.rate import Rate, estimate_rate
 from mdw_jax.retrieval import METRICS, recalls
 from mdw_jax.rng import named_generator, named_key
 from mdw_jax.towers.conv import on_cpu
-from mdw_jax.towers.dual import DualEncoder
+from mdw_jax.towers.dual import DualEncoder, side_by_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,17 +123,47 @@ class Experts(NamedTuple):
     right: np.ndarray
 
 
+class Generation(NamedTuple):
+    """Everything of a generation that changes from one epoch to the next, entries as in `Experts`.
+
+    epoch: how many are done. params, states, averages: one a network. steps: optimiser steps done.
+    """
+
+    epoch: Any
+    params: list
+    states: list
+    averages: list
+    steps: Any
+    snapshots: list
+    best: list
+    log: Any
+    probability: np.ndarray
+    right: np.ndarray
+
+
+class Shelf(NamedTuple):
+    """Where a generation is kept between epochs; functions, for training knows nothing of files.
+
+    load: name -> what `save` was given, as {name of a leaf: array}, or None. save: (name, pytree of arrays).
+    due: () -> whether the last save is long ago. The default keeps nothing.
+    """
+
+    load: Callable = lambda name: None
+    save: Callable = lambda name, tree: None
+    due: Callable = lambda: False
+
+
 def to_float(images):
     """uint8 pixels -> float32 in [0, 1]; features pass through."""
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-def in_chunks(function, rows, size: int = 500):
-    """`function` over slices of the leading axis, results put together; the host sees one call a slice.
+def in_chunks(function, rows, size: int = 500, start: int = 0):
+    """`function` over slices of the rows from `start` on, results put together; the host sees one call a slice.
 
     What is streamed (`LazyImages`) is decoded while the device works on the slice before.
     """
-    starts = range(0, len(rows), size)
+    starts = range(start, len(rows), size)
     if isinstance(rows, LazyImages):
         slices = (np.arange(i, min(i + size, len(rows))) for i in starts)
         return jnp.concatenate([function(part) for part in batches(rows, slices)])
@@ -176,10 +209,10 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
 
         def step(carry, scanned):
             (params, state, (average, count)), (now, key) = carry, scanned
-            x = augment(key, to_float(images[now.pixels]), recipe.augment)
+            x = rows(augment(key, to_float(images[now.pixels]), recipe.augment))
             said = teacher and (teacher[0][now.images], teacher[1][now.captions])
             (loss, right), grads = jax.value_and_grad(batch_loss, has_aux=True)(
-                params, x, texts[now.captions], texts[now.unrelated], now.clean, now.tolerant, said
+                params, x, rows(texts[now.captions]), texts[now.unrelated], now.clean, now.tolerant, said
             )
             updates, state = optimizer.update(grads, state, params)
             params = optax.apply_updates(params, updates)
@@ -190,14 +223,10 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
         carry, (losses, right) = jax.lax.scan(step, carry, (plan, keys))
         return carry, losses, right
 
-    # Convolutions under vmap are slow on a CPU; two heads are not.
-    together = model.mode == "projection" or not on_cpu()
-
     def for_all(function, mapped, *shared):
         """Apply function(one network's, *shared) to each entry of the list `mapped`."""
-        axes = (0, *(None for _ in shared))
-        if together:
-            return unstack(_jit(function, axes)(spread(stack(mapped)), *shared), len(mapped))
+        if side_by_side(model):
+            return for_each(function, mapped, *shared)
         return [_jit(function, None)(one, *shared) for one in mapped]
 
     return Passes(
@@ -278,18 +307,20 @@ def top_captions(images, texts, k: int):
 
 
 def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int, seed: int, keep: int,
-                  rate: float = 0.0, mismatched=None, on_epoch=lambda *_: None) -> Experts:
+                  rate: float = 0.0, mismatched=None, on_epoch=lambda *_: None, shelf: Shelf = Shelf()) -> Experts:
     """Train `count` experts together, after their scouts if the recipe has any.
 
     train: pairs as paired by the noise draw (image_of is the noisy pairing). keep: snapshots 0..keep are returned.
     rate: eta, where `debias` or `rescale_step` ask for it. mismatched: (K,) bool, the truth, for the log and for
-    `division="oracle"`. on_epoch: called with the number of epochs done and the mean val r_mean after each. Raises
-    UserError where training diverges, or `recovery_top_k` exceeds the captions.
+    `division="oracle"`. on_epoch: called with the index of each epoch done (after a restart, of the last one before it)
+    and the mean val r_mean after it. shelf: where to go on from, and where to keep what is done: with the same
+    arguments the result is the same, bit for bit. An epoch that is cut short is done again. Raises UserError where
+    training diverges, or `recovery_top_k` exceeds the captions.
     """
     if recipe.recovery_weight and recipe.recovery_top_k > len(train.image_of):
         raise UserError(f"experts.recovery_top_k is {recipe.recovery_top_k} but there are only {len(train.image_of)} "
                         "training captions; lower it.")
-    shared = {"seed": seed, "rate": rate, "mismatched": mismatched}
+    shared = {"seed": seed, "rate": rate, "mismatched": mismatched, "shelf": shelf}
     if not recipe.scouts:
         return _generation(model, train, val, recipe, "experts", count=count, epochs=recipe.epochs, keep=keep,
                            on_epoch=on_epoch, **shared)
@@ -303,7 +334,7 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
     return experts._replace(log=scouts.log + experts.log)
 
 
-def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, keep, rate, mismatched, on_epoch,
+def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, keep, rate, mismatched, on_epoch, shelf,
                 teachers=None) -> Experts:
     """`count` experts that teach each other from `warmup` on, or are taught by finished `teachers` from the start."""
     run = passes(model, recipe, rate)
@@ -312,29 +343,42 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
     averages, steps = list(params), jnp.float32(0)
     states = [run.optimizer.init(p) for p in params]
     pairs, image_of = len(train.image_of), np.asarray(train.image_of)
+    if not isinstance(train.images, LazyImages):
+        train = train._replace(images=replicated(train.images), texts=replicated(train.texts))
     own_captions = np.arange(pairs)
-    snapshots, best, best_val = [[p] for p in params], list(params), [-1.0] * len(nets)
-    log, probability = [], np.ones(pairs, np.float32)
-    right, nearest = np.zeros((len(nets), epochs, pairs), bool), None
+    first, params, states, averages, steps, snapshots, best, log, probability, right = _taken_up(
+        shelf.load(name), Generation(0, params, states, averages, steps, [[p] for p in params], list(params), [],
+                                     np.ones(pairs, np.float32), np.zeros((len(nets), epochs, pairs), bool)), keep)
+    best_val = [max((row["val_r_mean"] for row in log[n::len(nets)]), default=-1.0) for n in nets]
+    said = division = nearest = None
 
-    for epoch in range(epochs):
+    def put_away(epoch):
+        words = np.frombuffer(json.dumps(log).encode(), np.uint8)
+        shelf.save(name, Generation(np.int32(epoch), params, states, averages, steps, snapshots, best, words,
+                                    probability, right))
+
+    if first:
+        on_epoch(first - 1, _mean_val(log[-len(nets):]))
+    for epoch in range(first, epochs):
+        with interrupt.keeping(lambda epoch=epoch: put_away(epoch)):
+            interrupt.check()
         divided = (epoch >= recipe.warmup or teachers is not None) and recipe.division in ("gmm", "oracle")
         late = epoch >= recipe.recovery_start or teachers is not None
         recovering = divided and late and recipe.recovery_weight > 0
         guided = divided and late and recipe.guidance_weight > 0
-        if teachers is not None and epoch == 0:
-            said = [embeddings(model, p, train) for p in teachers]
+        if teachers is not None and said is None:
+            said = embeddings_of_all(model, teachers, train)
             taught = [tuple(together([one[branch] for one in said]) for branch in (0, 1))] * len(nets)
         elif teachers is None and (recovering or guided or (divided and recipe.division == "gmm")):
-            said = [embeddings(model, p, train) for p in averages]
+            said = embeddings_of_all(model, averages, train)
             who = [teachers_of(n, len(nets), recipe.teachers) if recipe.dual else [n] for n in nets]
             taught = [tuple(together([said[t][branch] for t in who[n]]) for branch in (0, 1)) for n in nets]
         if divided and recipe.division == "oracle":
             division = [(~mismatched).astype(np.float32) for _ in nets]
-        elif divided and (teachers is None or epoch == 0):
-            # Finished teachers say the same to all.
+        elif divided and (teachers is None or division is None):
+            # Finished teachers say the same to all, and always.
             losses = _all_pair_losses(run.pair_loss, taught[:1] if teachers else taught, image_of, recipe.batch, seed,
-                                      epoch)
+                                      0 if teachers else epoch)
             division = [divide(values, seed) for values in losses] * (len(nets) // len(losses))
 
         plans = []
@@ -362,6 +406,7 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
         params, states = [r[0][0] for r in results], [r[0][1] for r in results]
         averages, steps = [r[0][2][0] for r in results], results[0][0][2][1]
 
+        on_val = scores(model, averages, val)
         for n in nets:
             loss = float(np.mean(results[n][1]))
             if not np.isfinite(loss):
@@ -369,10 +414,9 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                                 "experts.lr.")
             right[n, epoch] = right[n, max(epoch - 1, 0)]
             right[n, epoch, np.asarray(plans[n].rows).ravel()] = np.asarray(results[n][2]).ravel()
-            scores = score(model, averages[n], val)
             row = {"generation": name, "epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2],
                    "loss": loss}
-            row |= {f"val_{metric}": float(value) for metric, value in zip(METRICS, scores, strict=True)}
+            row |= {f"val_{metric}": float(value) for metric, value in zip(METRICS, on_val[n], strict=True)}
             if divided and mismatched is not None:
                 row |= division_quality(division[n], mismatched)
             log.append(row)
@@ -382,8 +426,27 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                 snapshots[n].append(averages[n])
         if divided:
             probability = np.mean(division, axis=0)
-        on_epoch(epoch, float(np.mean([row["val_r_mean"] for row in log[-len(nets):]])))
+        on_epoch(epoch, _mean_val(log[-len(nets):]))
+        if shelf.due() or epoch + 1 == epochs:
+            put_away(epoch + 1)
     return Experts(snapshots, log, best, probability, right)
+
+
+def _mean_val(rows) -> float:
+    return float(np.mean([row["val_r_mean"] for row in rows]))
+
+
+def _taken_up(saved: dict | None, start: Generation, keep: int) -> Generation:
+    """What `put_away` saved, in the structure of `start`; `start` itself if nothing is there that fits."""
+    if saved is None:
+        return start
+    try:
+        epoch = int(saved[".epoch"])
+        found = restore(saved, start._replace(epoch=saved[".epoch"], log=saved[".log"], snapshots=[
+            [params] * (min(epoch, keep) + 1) for params in start.params]))
+    except (KeyError, ValueError):  # another version's
+        return start
+    return found._replace(epoch=epoch, log=json.loads(found.log.tobytes()))
 
 
 def streamed_epoch(epoch, one, images: LazyImages, texts, common_teacher):
@@ -439,7 +502,8 @@ def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch, mismatch
     return results
 
 
-def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, seed: int) -> Rate:
+def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, seed: int,
+               shelf: Shelf = Shelf()) -> Rate:
     """The share of mismatched pairs (`rate.py`), by networks that were not trained on the pairs they judge.
 
     Two folds by image: a pair of networks learns on one without any division and judges the other. Those that divide
@@ -458,8 +522,8 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
         half = Inputs(train.images, train.texts[learn], image_of[learn])
         epochs = recipe.scout_epochs if recipe.scouts else recipe.epochs
         trained = _generation(model, half, val, plain, f"rate {side}", count=1, epochs=epochs, seed=seed, keep=0,
-                              rate=0.0, mismatched=None, on_epoch=lambda *_: None)
-        said = [embeddings(model, params, Inputs(train.images, train.texts[judge], None)) for params in trained.best]
+                              rate=0.0, mismatched=None, on_epoch=lambda *_: None, shelf=shelf)
+        said = embeddings_of_all(model, trained.best, Inputs(train.images, train.texts[judge], None))
         both = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
         find = functools.partial(_all_pair_losses, _jit(_pair_loss(model.tau), None), both, image_of[judge],
                                  recipe.batch, seed, f"rate {side}")
@@ -477,6 +541,29 @@ def embeddings(model: DualEncoder, params, data: Inputs):
     return v, in_chunks(lambda rows: text(params["text"], rows), data.texts)
 
 
+def embeddings_of_all(model: DualEncoder, networks: list, data: Inputs) -> list[tuple]:
+    """`embeddings` of each network; together where that is faster and images are not streamed."""
+    if isinstance(data.images, LazyImages) or (on_cpu() and len(jax.devices()) == 1):
+        return [embeddings(model, params, data) for params in networks]
+    return list(zip(*(for_each(_whole_embedder(model, branch), [params[branch] for params in networks], data_of)
+                      for branch, data_of in (("image", data.images), ("text", data.texts))), strict=True))
+
+
+@functools.lru_cache(maxsize=64)
+def _whole_embedder(model, branch, size: int = 500):
+    """All rows of a split in one computation, `size` at a time."""
+    embed = _embedder(model, branch)
+
+    def whole(params, data):
+        part = lambda x: embed(params, rows(x))
+        even = len(data) // size * size
+        chunks = jax.lax.map(part, data[:even].reshape(-1, size, *data.shape[1:]))
+        rest = [part(data[even:])] if even < len(data) else []
+        return jnp.concatenate([chunks.reshape(even, chunks.shape[-1]), *rest])
+
+    return whole
+
+
 def similarities(model: DualEncoder, params, data: Inputs):
     """(N, K) cosine similarity of all images with all captions."""
     v, t = embeddings(model, params, data)
@@ -490,6 +577,7 @@ def _embedder(model, branch):
     return lambda params, images: model.embed_image(params, to_float(images))
 
 
-def score(model: DualEncoder, params, data: Inputs):
-    """Recalls of one network on one split: (7,) in the order of `retrieval.METRICS`."""
-    return np.asarray(_jit(recalls, None)(similarities(model, params, data), data.image_of))
+def scores(model: DualEncoder, networks: list, data: Inputs) -> np.ndarray:
+    """Recalls of each network on one split: (networks, 7) in the order of `retrieval.METRICS`."""
+    recall = lambda v, t: np.asarray(_jit(recalls, None)(v @ t.T, data.image_of))
+    return np.stack([recall(v, t) for v, t in embeddings_of_all(model, networks, data)])

@@ -5,17 +5,25 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
+from mdw_jax.errors import UserError
+
+_UNFINISHED = ".part"  # ends the temporary names, so that what a killed process left can be told and removed
+
 
 def write_atomically(path, data: bytes) -> Path:
-    """Write `data` to `path` by temporary name, fsync and rename."""
+    """Write `data` to `path` by temporary name, fsync and rename. Of the processes of a run only the first one writes."""
     path = Path(path)
+    if not _writes():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -26,7 +34,24 @@ def write_atomically(path, data: bytes) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
     return path
+
+
+def _writes() -> bool:
+    from mdw_jax.mesh import is_main  # here, because `mdw table` does without jax
+
+    return is_main()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` outlive a power cut, on file systems that can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path, value) -> Path:
@@ -36,12 +61,73 @@ def write_json(path, value) -> Path:
 
 @contextlib.contextmanager
 def locked(path):
-    """Holds an exclusive lock on the file `path`, waiting for it; the system lets go of it if the process dies."""
+    """Holds an exclusive lock on the file `path`, waiting for it; the system lets go of it if the process dies.
+
+    Of the processes of a run the first one holds it for all.
+    """
     path = Path(path)
+    if not _writes():
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def run_folder_held(folder, shared: bool = False):
+    """Makes a run folder and keeps other processes out of it while inside; with `shared`, only those that do not share.
+
+    The system lets go of the folder when the process dies, however it does. Whoever finds nobody there removes the
+    temporary files that a killed process has left. On a file system without locks nobody is kept out.
+
+    Raises UserError: the folder cannot be made or written to, or another process is in it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder '{folder}' ({error.strerror}); set run.dir elsewhere.") from None
+    try:
+        file = open(folder / ".lock", "a+")
+    except OSError as error:
+        raise UserError(f"cannot write in the run folder '{folder}' ({error.strerror}); set run.dir elsewhere."
+                        ) from None
+    with file:
+        if not _hold(file, shared, folder):
+            file.seek(0)
+            raise UserError(f"the run folder '{folder}' is in use by {file.read().strip() or 'another process'}; wait "
+                            "for it, or set run.dir to another folder (sweeps share one if all are given --part).")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _hold(file, shared: bool, folder: Path) -> bool:
+    """Lock an open file, without waiting; whether that was possible."""
+    for _ in range(20):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        except OSError:  # no locks on this file system
+            return True
+        else:
+            for left in folder.rglob(f".*{_UNFINISHED}"):
+                left.unlink(missing_ok=True)
+            if shared:
+                fcntl.flock(file, fcntl.LOCK_SH)
+            return True
+        if not shared:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.1)  # another that shares may hold it alone for the moment in which it cleans up
+    return False
 
 
 def digest(*parts) -> str:

@@ -30,7 +30,7 @@ def _of_equation(equation) -> int:
         return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
     if name == "conv_general_dilated":
         return _of_convolution(equation)
-    inner = [_count(part) for value in params.values() for part in _jaxprs(value)]
+    inner = [_count(part) for value in params.values() for part in jaxprs_of(value)]
     if name == "cond":
         return max(inner, default=0)
     return sum(inner) * (params["length"] if name == "scan" else 1)
@@ -57,7 +57,7 @@ def _met(image: int, kernel: int, output: int, stride: int, before: int, image_s
     return int(((place >= 0) & (place <= (image - 1) * image_step) & (place % image_step == 0)).sum())
 
 
-def _jaxprs(value):
+def jaxprs_of(value):
     """The jaxprs among an equation's parameters: alone, closed, or several."""
     for part in value if isinstance(value, (tuple, list)) else (value,):
         part = getattr(part, "jaxpr", part)

@@ -1,27 +1,143 @@
-"""Devices: one mesh, one rule for the leading axis of things that are many and independent."""
+"""Devices and processes: one mesh with two named axes, and where things lie on it.
+
+`each`: what is many and independent (networks, trajectories, students) lies side by side on it; `data`: the devices
+that are left over share the rows of each batch. Both come from `jit` over `NamedSharding`; XLA puts the collectives in.
+With one device none of this does anything.
+
+With several processes (`jax.distributed`) each runs the same program. Host arrays, and what the host decides, are the
+same in all of them; only what goes through `for_each` or `replicated` lies on the devices of all. Process 0 alone
+writes, and says what is already there (`agree`).
+"""
+
+import functools
+import json
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mdw_jax.errors import UserError
 
-def spread(tree):
-    """Lay the leading axis of every leaf over all devices where it divides among them; elsewhere leave `tree` as it is.
+EACH, DATA = "each", "data"
 
-    Experts and students are independent, so under `jit` each device then trains its own.
+
+def mesh_for(count: int) -> Mesh:
+    """All devices as (each, data): as many along `each` as `count` divides among, the others along `data`."""
+    devices = np.array(jax.devices())
+    each = math.gcd(count, len(devices))
+    return Mesh(devices.reshape(each, -1), (EACH, DATA))
+
+
+def for_each(function, trees: list, *shared) -> list:
+    """[function(tree, *shared) for tree in trees], compiled as one, spread over all devices: pytrees, on the host's.
+
+    `function` must be one object from call to call, or it is compiled again. shared: what is large is put on all
+    devices beforehand (`replicated`), or it is sent there at every call.
     """
-    devices = jax.devices()
-    leading = {leaf.shape[0] for leaf in jax.tree.leaves(tree)}
-    if len(devices) == 1 or len(leading) != 1 or leading.pop() % len(devices):
-        return tree
-    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), ("each",)), PartitionSpec("each")))
+    axes = (0, *(None for _ in shared))
+    if len(jax.devices()) == 1:
+        return unstack(_vmapped(function, axes, None)(stack(trees), *shared), len(trees))
+    mesh = mesh_for(len(trees))
+    with jax.set_mesh(mesh):
+        found = _vmapped(function, axes, EACH)(placed(mesh, PartitionSpec(EACH), stack(trees)), *shared)
+    return unstack(local(found), len(trees))
+
+
+@functools.lru_cache(maxsize=64)
+def _vmapped(function, axes, name):
+    return jax.jit(jax.vmap(function, in_axes=axes, spmd_axis_name=name))
+
+
+def rows(x, axes=DATA):
+    """Inside `jit`: the leading axis of x laid over the mesh's `data` devices (or `axes`), where it divides."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    share = math.prod(sizes.get(name, 1) for name in ((axes,) if isinstance(axes, str) else axes))
+    return x if share == 1 or len(x) % share else jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def placed(mesh: Mesh, spec: PartitionSpec, tree):
+    """A pytree of host or local arrays, the same in all processes, laid over the mesh."""
+    sharding = NamedSharding(mesh, spec)
+    if not several_processes():
+        return jax.device_put(tree, sharding)
+
+    def place(x):
+        if not x.is_fully_addressable:
+            return x  # there already
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(lambda x: place(x if isinstance(x, jax.Array) else jnp.asarray(x)), tree)
+
+
+def replicated(tree):
+    """The tree on every device; with one device, as it is."""
+    return tree if len(jax.devices()) == 1 else placed(mesh_for(1), PartitionSpec(), tree)
+
+
+def local(tree):
+    """Results of a computation over all processes, whole in each: numpy arrays where there are several processes."""
+
+    def fetch(x):
+        if x.is_fully_addressable:
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jnp.asarray(fetch(jax.random.key_data(x))))
+        return np.asarray(x if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(fetch, tree)
 
 
 def stack(trees):
     """A list of pytrees -> one pytree with a new leading axis."""
-    return jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *trees)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def unstack(tree, count: int):
     """The inverse of `stack`."""
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+
+
+def several_processes() -> bool:
+    """Whether there is more than one; asks no device, where there cannot be."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the terminal."""
+    return not several_processes() or jax.process_index() == 0
+
+
+def wait() -> None:
+    """Until all processes are here: what process 0 wrote before is there for all after it."""
+    agree(lambda: None)
+
+
+def agree(decide):
+    """What `decide()` (JSON, or None) says in process 0, in all processes.
+
+    Whatever process 0 wrote before it is there for the others after it. If process 0 raises, all do.
+    """
+    if not several_processes():
+        return decide()
+    error, said = None, b""
+    if is_main():
+        try:
+            said = json.dumps([decide()]).encode()
+        except Exception as caught:  # the others must not wait for a process that is gone
+            error, said = caught, json.dumps(str(caught)).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(said))))
+    buffer = np.zeros(size, np.uint8)
+    if is_main():
+        buffer[:] = np.frombuffer(said, np.uint8)
+    heard = json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer)))
+    if error is not None:
+        raise error
+    if isinstance(heard, str):
+        raise UserError(heard)
+    return heard[0]

@@ -37,13 +37,18 @@ def nearest_captions(texts, real_texts, captions: Sequence[str]) -> list[str]:
     return [captions[k] for block in blocks for k in (block @ real_texts.T / lengths).argmax(1)]
 
 
-def image_grid(images, captions: Sequence[str], path, columns: int = 6) -> None:
+def image_grid(images, captions: Sequence[str], path, columns: int = 6, spectrogram: bool = False) -> None:
     """A PNG of images, each above its caption; made for up to some 30 pairs.
 
-    images: (M, H, W, C) in [0, 1], clipped for show. One channel is grey, three are RGB, any other number is averaged
-    to grey. captions: M strings, cut after five short lines. columns: images a row.
+    images: (M, H, W, C) in [0, 1], clipped for show, or clips (M, T, H, W, C), of which the frame in the middle is
+    shown. One channel is grey, three are RGB, any other number is averaged to grey. captions: M strings, cut after five
+    short lines. columns: images a row. spectrogram: low frequencies below, loud ones bright (magma).
     """
     images = np.clip(np.asarray(images, np.float32), 0, 1)
+    if images.ndim == 5:
+        images = images[:, images.shape[1] // 2]
+    if spectrogram:
+        images = images[:, ::-1]
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     gap, text = 0.15, 0.125 * _LINES  # inches
@@ -55,7 +60,8 @@ def image_grid(images, captions: Sequence[str], path, columns: int = 6) -> None:
         left, top = gap + column * (_CELL + gap), height - gap - row * (picture + text + gap)
         axes = figure.add_axes((left / width, (top - picture) / height, _CELL / width, picture / height))
         colour = image if image.shape[2] == 3 else image.mean(2)
-        axes.imshow(colour, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        axes.imshow(colour, cmap="magma" if spectrogram else "gray", vmin=0, vmax=1, interpolation="nearest",
+                    aspect="auto")
         axes.set_axis_off()
         lines = textwrap.wrap(caption, _LETTERS, max_lines=_LINES, placeholder=" …")
         cell = Bbox.from_bounds(left / width, 0, _CELL / width, 1)  # very wide letters are cut, not drawn next door

@@ -132,7 +132,7 @@ class _Job:
     def model(self, backbone):
         m = self.c.model
         return dual_encoder(self.tower, backbone, self.c.plan.text_dim, mode=m.mode, dim=m.dim,
-                            image_head=m.image_head, tau=m.tau)
+                            image_head=m.image_head, tau=m.tau, dtype=m.dtype)
 
     def sizes(self):
         image = self.params["image"]

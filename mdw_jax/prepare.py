@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from mdw_jax import interrupt
 from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
 from mdw_jax.config import PRETRAINED
 from mdw_jax.data import noise as noise_files
@@ -28,6 +29,7 @@ from mdw_jax.text.encoder import load_text_encoder
 from mdw_jax.text.features import TextFeatures, text_features
 from mdw_jax.towers.convnet import convnet
 from mdw_jax.towers.dual import DualEncoder, TextTower, dual_encoder
+from mdw_jax.towers.listen import listening
 from mdw_jax.towers.mobilenet import mobilenet
 from mdw_jax.towers.pretrain import pretrain
 from mdw_jax.towers.pretrained import pretrained
@@ -138,13 +140,24 @@ def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, 
 
 
 def build_tower(m: ConfigDict, shape, seed: int, cache: Path) -> Tower:
-    """The image tower of a model section for images of `shape` (H, W, C). seed, cache: for its pretraining."""
-    if m.tower == "mobilenet":
-        return mobilenet(m.weights)
-    if m.tower == "vit":
-        return vit(shape, m.vit_patch, m.vit_width, m.vit_depth, m.vit_heads)
+    """The image tower of a model section for images of `shape` (H, W, C). seed, cache: for its pretraining.
+
+    Towers that come with weights take RGB. Images of one channel are taken for log-mels: see `listening`.
+    """
     if is_path(m.tower):
         return function_of(m.tower, "model.tower")(shape)
+    if len(shape) != 3:
+        raise UserError(f"the tower '{m.tower}' takes images (H, W, C), not clips {tuple(shape)}; set model.tower to "
+                        "one of your own, as module:function.")
+    if m.tower == "vit":
+        return vit(shape, m.vit_patch, m.vit_width, m.vit_depth, m.vit_heads)
+    if shape[-1] == 1 and m.tower != "convnet":
+        return listening(lambda rgb: build_tower(m, rgb, seed, cache), shape)
+    if m.tower == "mobilenet":
+        if shape[-1] != 3:
+            raise UserError(f"the tower 'mobilenet' takes images of 1 or 3 channels, not {tuple(shape)}; set "
+                            "model.tower to another.")
+        return mobilenet(m.weights)
     if m.tower in PRETRAINED:
         if not m.weights:
             raise UserError(f"the tower '{m.tower}' needs weights; set model.weights to a .safetensors file, a folder "
@@ -158,7 +171,8 @@ def tower_without_weights(m: ConfigDict, shape) -> Tower:
     """The tower of a model section as `mdw plan` needs it: its shapes alone count, and pretrained ones are random."""
     if m.tower == "mobilenet" or m.tower not in PRETRAINED:
         return build_tower(ConfigDict({**m.to_dict(), "pretrain_epochs": 0}), shape, 0, Path())
-    return pretrained(m.tower, shape)
+    build = functools.partial(pretrained, m.tower)
+    return build(shape) if shape[-1] != 1 else listening(build, shape)
 
 
 def _build_model(m: ConfigDict, shape, text_dim: int, seed: int, cache: Path,
@@ -167,12 +181,15 @@ def _build_model(m: ConfigDict, shape, text_dim: int, seed: int, cache: Path,
     tower = build_tower(m, shape, seed, cache)
     backbone = tower.init(named_key(seed, "backbone"))
     model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
-                         text_tower=text_tower)
+                         dtype=m.dtype, text_tower=text_tower)
     return model, digest(*map(np.asarray, jax.tree.leaves(backbone)))
 
 
 def _pretrained(tower: Tower, m: ConfigDict, shape, seed: int, cache: Path) -> Tower:
     """The conv net with weights pretrained once and kept in the run folder: later starts only read them."""
+    if shape[0] != shape[1] or shape[2] != 3:
+        raise UserError(f"model.pretrain_epochs learns from scenes, which are square and RGB, not {tuple(shape)}; set "
+                        "it to 0.")
     key = digest("pretrain", shape, m.patches, m.widths, m.pretrain_epochs, m.pretrain_images, seed)
     path = cache / f"backbone-{key[:16]}.safetensors"
     params = load_checkpoint(path, tower.init(named_key(seed, "pretrain")), key)
@@ -213,8 +230,26 @@ def noise_of(config: ConfigDict, prepared: Prepared) -> noise_files.Noise:
     return drawn
 
 
+def _embedded(forward, rows, name: str, features: dict, path: Path) -> dict:
+    """`features` with those of one more split; on the way, what is done of it is under `<name>.part`."""
+    features, part = dict(features), f"{name}.part"
+    done = [features.pop(part)] if part in features else []
+
+    def embed(some):
+        interrupt.check()
+        done.append(np.asarray(forward(some)))
+        return done[-1]
+
+    with interrupt.keeping(lambda: done and write_atomically(path, save({**features, part: np.concatenate(done)}))):
+        in_chunks(embed, rows, 100, start=sum(map(len, done)))
+    return {**features, name: np.concatenate(done)}
+
+
 def image_features(model: DualEncoder, images: dict, cache: Path, key: str) -> dict:
-    """Pooled features of the frozen backbone, each split's computed once: {split: (N, F) float32}."""
+    """Pooled features of the frozen backbone, each split's computed once: {split: (N, F) float32}.
+
+    What is interrupted keeps the rows it has, and goes on after them.
+    """
     path = cache / f"images-{key[:16]}.safetensors"
     try:
         features = load_file(path)
@@ -223,6 +258,7 @@ def image_features(model: DualEncoder, images: dict, cache: Path, key: str) -> d
     missing = [name for name in images if name not in features]  # students ask for less than experts
     if missing:
         forward = jax.jit(lambda rows: model.inputs(to_float(rows)))
-        features |= {name: np.asarray(in_chunks(forward, images[name], 100)) for name in missing}
+        for name in missing:
+            features = _embedded(forward, images[name], name, features, path)
         write_atomically(path, save(features))
     return {name: features[name] for name in images}

@@ -7,6 +7,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mdw_jax.mesh import is_main
+
 LOG_EVERY = 60.0  # seconds between lines where there is no terminal
 REDRAW_EVERY = 0.5  # seconds between looks at the metrics on a terminal: each look waits for the device
 
@@ -16,9 +18,13 @@ def progress(stage: str, total: int, unit: str = "steps", *, stream=None, clock=
     """Shows how `stage` gets on; yields `advance(n=1, **metrics)`.
 
     total: units still to do. stream: where to write, stderr by default. clock: seconds, for tests.
+    Of the processes of a run the first one shows it.
     Metrics are scalars (floats or 0-d arrays); the last ones given are shown. They are read only when shown, so that
     a loop that passes device arrays is not held up at each step. After an exception the last line says how far it got.
     """
+    if not is_main():
+        yield lambda n=1, **latest: None
+        return
     stream = sys.stderr if stream is None else stream
     show = _bar if stream.isatty() else _lines
     done, metrics, start = 0, {}, clock()

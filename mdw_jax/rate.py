@@ -10,6 +10,9 @@ The estimate is eta plus whatever clean pairs are no better than random ones to 
 weak networks, and downwards for networks that have learned the mismatched pairs by heart: let others judge than those
 that were trained on them (`experts.noise_rate`). Mismatches that are not random (near duplicates' captions exchanged)
 look half clean, and count so.
+
+The least of many noisy ratios is too small (by up to 13 points where it was measured): each half of the data therefore
+chooses the threshold at which the other half is counted.
 """
 
 from typing import NamedTuple
@@ -32,28 +35,57 @@ def estimate_rate(observed, null, groups, *, seed: int = 0, draws: int = 200, co
 
     observed: (K,) losses of the pairs as given. null: (K',) losses of pairs mismatched on purpose. groups: (K,) what is
     drawn together in the bootstrap: the image of each pair, for captions of one image share their fate. smallest_tail:
-    the least share of the null's tail that is looked at; further out the ratio is noise.
+    the least share of the null's tail that is looked at; further out the ratio is noise. With fewer than two groups
+    nothing is said: 0 to 1.
     """
-    observed, null = np.asarray(observed, np.float64), np.sort(np.asarray(null, np.float64))
+    observed, null = np.asarray(observed, np.float64), np.asarray(null, np.float64)
+    generator = np.random.default_rng(seed)
+    _, group_of = np.unique(groups, return_inverse=True)
+    size = group_of.max() + 1
+    if size < 2:
+        return Rate(0.0, 0.0, 1.0, 1.0)
     thresholds = np.quantile(null, np.linspace(0, 1 - smallest_tail, 99))
     bins = np.searchsorted(thresholds, observed, side="right")
-    _, group_of = np.unique(groups, return_inverse=True)
     # One row a group: how many of its pairs lie above each threshold is a cumulative sum from the right.
-    counts = np.zeros((group_of.max() + 1, len(thresholds) + 1), np.int32)
+    counts = np.zeros((size, len(thresholds) + 1), np.int32)
     np.add.at(counts, (group_of, bins), 1)
-    null_tail = 1 - np.searchsorted(null, thresholds, side="left") / len(null)
-
-    def tails(weights):
-        histogram = weights @ counts
-        return histogram[::-1].cumsum()[::-1][1:] / histogram.sum()
-
-    tail = tails(np.ones(len(counts)))
-    # What sampling could add to a tail: without it the least of 99 noisy ratios would be too small. The bootstrap keeps
-    # the threshold chosen here, for the same reason.
-    slack = 2 * np.sqrt(tail * (1 - tail) / len(counts))
-    best = np.argmin((tail + slack) / null_tail)
-    generator, size = np.random.default_rng(seed), len(counts)
-    draws_of = (np.bincount(generator.integers(size, size=size), minlength=size) for _ in range(draws))
-    found = np.minimum([tails(weights)[best] / null_tail[best] for weights in draws_of], 1)
+    null_counts = [np.bincount(np.searchsorted(thresholds, half, side="right"), minlength=len(thresholds) + 1)
+                   for half in np.array_split(generator.permutation(null), 2)]
+    halves = [_Half(counts[rows], null_tail, len(null) // 2) for rows, null_tail in zip(
+        np.array_split(generator.permutation(size), 2), map(_tail, null_counts), strict=True)]
+    choices = [half.best() for half in halves][::-1]
+    ratio = lambda resample: np.mean([half.ratio(choice, resample)
+                                      for half, choice in zip(halves, choices, strict=True)])
+    # The bootstrap keeps the thresholds: they were not chosen on what is counted.
+    found = np.minimum([ratio(generator) for _ in range(draws)], 1)
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Rate(float(min(tail[best] / null_tail[best], 1)), float(low), float(high), confidence)
+    return Rate(float(min(ratio(None), 1)), float(low), float(high), confidence)
+
+
+def _tail(histogram):
+    """(thresholds + 1,) counts -> (thresholds,) the share above each."""
+    return histogram[::-1].cumsum()[::-1][1:] / histogram.sum()
+
+
+class _Half(NamedTuple):
+    """Half of the groups, (groups, thresholds + 1) counts, and the tails of half of the null."""
+
+    counts: np.ndarray
+    null_tail: np.ndarray
+    null_size: int
+
+    def best(self) -> int:
+        """The threshold of the least ratio, two standard errors of the tail added: further out it would be noise."""
+        tail = _tail(self.counts.sum(0))
+        return int(np.argmin((tail + 2 * np.sqrt(tail * (1 - tail) / len(self.counts)))
+                             / np.maximum(self.null_tail, 1 / self.null_size)))
+
+    def ratio(self, choice: int, generator) -> float:
+        """The ratio of the tails there; of a bootstrap sample of both, if there is a generator."""
+        groups, null_tail = len(self.counts), max(self.null_tail[choice], 1 / self.null_size)
+        above, pairs = self.counts[:, choice + 1 :].sum(1), self.counts.sum(1)
+        if generator is not None:
+            drawn = generator.integers(groups, size=groups)
+            above, pairs = above[drawn], pairs[drawn]
+            null_tail = max(generator.binomial(self.null_size, null_tail), 1) / self.null_size
+        return float(above.sum() / pairs.sum() / null_tail)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 import jax.numpy as jnp
 
-from mdw_jax import pictures
+from mdw_jax import pictures, sound
 from mdw_jax.correspondence import correspondence
 from mdw_jax.distilled import load_distilled
 from mdw_jax.evaluate import summary
@@ -17,6 +17,9 @@ from mdw_jax.prepare import Prepared
 from mdw_jax.retrieval import METRICS
 from mdw_jax.presets import DISTILLED, LABELS, WITHOUT_EXPERTS
 from mdw_jax.stages import Preset, set_folder
+
+
+SOUNDS = 2  # pairs of each distilled set of sounds that are written as WAV files too
 
 
 def table(rows: list[dict], presets: list[Preset]) -> list[dict]:
@@ -80,7 +83,11 @@ def page(folder: Path, config: ConfigDict, prepared: Prepared, presets: list[Pre
         captions = pictures.nearest_captions(prepared.read(distilled.texts), prepared.texts.train,
                                              prepared.pairs.train.captions)
         grid = shown / f"{preset.name}.png"
-        pictures.image_grid(distilled.images[:30], captions[:30], grid)
+        log_mel = prepared.pairs.log_mel
+        pictures.image_grid(distilled.images[:30], captions[:30], grid, spectrogram=log_mel is not None)
+        if log_mel is not None and sound.can_sound():  # beside the picture: the first pairs, to listen to
+            for index, picture in enumerate(distilled.images[:SOUNDS]):
+                sound.write_wav(shown / f"{preset.name}-{index}.wav", sound.griffin_lim(picture, log_mel), log_mel.rate)
         found.append((grid, f"{LABELS[preset.name]}: the first {min(30, len(captions))} pairs, each image above the "
                             "real training caption nearest to its text feature"))
         if distilled.correspondence:

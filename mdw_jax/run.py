@@ -18,8 +18,11 @@ from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically, write_json
 from mdw_jax.prepare import Prepared, prepare
 from mdw_jax.presets import WITHOUT_EXPERTS
+from mdw_jax.retrieval import METRICS
 from mdw_jax.stages import Preset, distill_stage, evaluate_stage, experts_stage, open_preset
 
+# Of scores.csv: not read off the rows, whose keys have another order when they come from a file.
+_COLUMNS = ("preset", "set", "student", "protocol", "lr_scale", "steps", "val_r_mean", *METRICS)
 _PACKAGES = ("mdw-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -113,7 +116,7 @@ def evaluate_command(config: ConfigDict) -> None:
     config, prepared, presets = _begin(config)
     rows = [row for preset in presets for row in evaluate_stage(preset, prepared)]
     folder = Path(config.run.dir)
-    write_csv(folder / "scores.csv", list(dict.fromkeys(name for row in rows for name in row)), rows)
+    write_csv(folder / "scores.csv", [name for name in _COLUMNS if any(name in row for row in rows)], rows)
     table = report.table(rows, presets)
     write_atomically(folder / "table.md", report.markdown(table).encode())
     page = report.page(folder, config, prepared, presets, table, json.loads((folder / "environment.json").read_text()))

@@ -21,9 +21,11 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from mdw_jax import interrupt
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import summary
 from mdw_jax.files import digest, locked, write_json
+from mdw_jax.mesh import agree
 from mdw_jax.prepare import Prepared, prepare
 from mdw_jax.presets import DISTILLED, preset_config
 from mdw_jax.retrieval import METRICS
@@ -94,7 +96,8 @@ def sweep(config: ConfigDict, axes: Mapping[str, Sequence], part: tuple[int, int
     prepared_for = _keep_last()
     failed = 0
     for cell in mine:
-        record, before = _finished(cell), "done before"
+        interrupt.check()
+        record, before = agree(lambda cell=cell: _finished(cell)), "done before"
         if record is None:
             try:
                 record = _work(cell, prepared_for, made_with)

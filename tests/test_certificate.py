@@ -16,7 +16,8 @@ import optax
 import pytest
 
 from mdw_jax import certificate, losses
-from mdw_jax.certificate import breaking_point, chance_gap, debiased, excess_risk_bound, sum_bounds
+from mdw_jax.certificate import (breaking_point, chance_gap, debiased, excess_risk_bound, loss_range, memory_cost,
+                                 sum_bounds, tracks_bound)
 from mdw_jax.errors import UserError
 from mdw_jax.rng import named_key
 
@@ -86,6 +87,20 @@ def test_symmetric_losses_have_no_width(name, q):
     assert hi == pytest.approx(lo, abs=1e-9)
 
 
+@pytest.mark.parametrize("batch, tau", [(2, TAU), (9, TAU), (9, 0.5)])
+@pytest.mark.parametrize("name, q", CASES)
+def test_no_loss_leaves_its_range_and_most_reach_both_ends(name, q, batch, tau):
+    generator = np.random.default_rng(batch)
+    rows = np.concatenate([generator.uniform(-1, 1, (500, batch)) / tau,
+                           generator.choice([-1.0, 1.0], (300, batch)) / tau, corners(batch, tau)])
+    values = np.asarray(losses.label_loss(name, q)(jnp.asarray(rows, jnp.float32)))
+    low, high = loss_range(name, batch, q, tau)
+    slack = 1e-5 * (np.abs(values).max() + 1)
+    assert low - slack <= values.min() and values.max() <= high + slack
+    if tau == TAU or name in ("infonce", "rince"):
+        assert values.min() <= low + slack and values.max() >= high - slack - 1e-3 * (high - low)
+
+
 # ---- the bound and where it breaks -----------------------------------------------------------------------------------
 
 
@@ -132,6 +147,22 @@ def test_the_bound_crosses_the_chance_gap_at_the_breaking_point(name, q, form):
     assert excess_risk_bound(name, 20, min(point + 1e-6, 1.0), q, form=form) > gap
     if (name, q) in SYMMETRIC:
         assert point == pytest.approx(1 if form == "open" else 19 / 20)
+
+
+def test_tracks_share_the_bound():
+    one = excess_risk_bound("gce", 128, 0.4)
+    assert tracks_bound([(0.3, 0.4, "gce", None)], 128) == pytest.approx(one)
+    assert tracks_bound([(0.5, 0.1, "gce", 0.7), (0.5, 0.7, "gce", 0.7)], 128) == pytest.approx(one)
+    # A track of wrong pairs alone teaches nothing, and costs what its loss allows.
+    lo, hi = sum_bounds("gce", 128)
+    assert tracks_bound([(0.8, 0.0, "infonce", None), (0.2, 1.0, "gce", None)], 128) == pytest.approx(
+        0.2 * (hi - lo) / 128 / 0.8)
+    assert tracks_bound([(1.0, 1.0, "gce", None)], 128) == math.inf
+
+
+def test_memory_costs_what_it_hides():
+    assert memory_cost(0.03, 0.4) == pytest.approx(0.02) and memory_cost(-0.1, 0.4) == 0
+    assert memory_cost(0.1, 1.0) == math.inf
 
 
 def test_tolerant_losses_break_later():

@@ -37,14 +37,15 @@ def protocol(kind="honest", **changes):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Which split each call of `score` read, and what it found."""
-    seen, score = [], module.score
+    """Which split each call of `scores` read, and what it found: an entry a student."""
+    seen, scores = [], module.scores
 
-    def counted(model, params, data):
-        seen.append(("test" if data is TEST else "val", score(model, params, data)))
-        return seen[-1][1]
+    def counted(model, networks, data):
+        found = scores(model, networks, data)
+        seen.extend(("test" if data is TEST else "val", one) for one in found)
+        return found
 
-    monkeypatch.setattr(module, "score", counted)
+    monkeypatch.setattr(module, "scores", counted)
     return seen
 
 

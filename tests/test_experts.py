@@ -111,7 +111,7 @@ def test_best_is_the_epoch_of_the_best_validation():
     for n, name in enumerate("AB"):
         values = [row["val_r_mean"] for row in trained.log if row["network"] == name]
         jax.tree.map(np.testing.assert_array_equal, trained.best[n], trained.snapshots[n][1 + int(np.argmax(values))])
-        np.testing.assert_allclose(experts.score(MODEL, trained.best[n], data[1])[-1], max(values), rtol=1e-6)
+        np.testing.assert_allclose(experts.scores(MODEL, trained.best[n:n + 1], data[1])[0, -1], max(values), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dual", [True, False])

@@ -1,31 +1,207 @@
-"""The launch scripts say what they mean to: every command of theirs is one that `mdw` takes."""
+"""The launch files say what they mean to, and every command of theirs is one that `mdw` takes."""
 
+import json
 import os
+import re
+import shutil
+import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mdw_jax.cli import main
 
 ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+CONFIG = str(ROOT / "configs" / "quickstart.py")
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh")), ids=lambda path: path.name)
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """Puts commands on the PATH that note their words and then do as told; returns a reader of the notes."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def make(name, does=""):
+        path = tmp_path / name
+        note = f'(printf "%s\\037" "$@"; printf "\\036") >> "{tmp_path}/{name}.log"'
+        path.write_text(f"#!/usr/bin/env bash\n{note}\n{does}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+        def words():
+            calls = (tmp_path / f"{name}.log").read_text().split("\036")[:-1]
+            return [call.split("\037")[:-1] for call in calls]
+
+        return words
+
+    return make
+
+
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
 def test_scripts_are_shell(script):
     subprocess.run(["bash", "-n", script], check=True)
+    assert os.access(script, os.X_OK)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", script], check=True)
 
 
-def test_every_line_of_the_grid_is_a_sweep_that_resolves(tmp_path, capsys):
-    commands = tmp_path / "commands"
-    stub = tmp_path / "mdw"
-    stub.write_text(f'#!/usr/bin/env bash\nprintf "%s\\t" "$@" >> {commands}\necho >> {commands}\n')
-    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
-    config = ROOT / "configs" / "quickstart.py"
-    subprocess.run([ROOT / "launch" / "grid.sh", config, tmp_path / "run", "--config.distill.pairs=100"], check=True,
-                   env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PART": "1/2"})
-    lines = [line.rstrip("\t").split("\t") for line in commands.read_text().splitlines()]
-    assert len(lines) >= 10
-    for words in lines:
+def test_every_line_of_the_grid_is_a_sweep_that_resolves(tmp_path, capsys, stub, monkeypatch):
+    commands = stub("mdw")
+    monkeypatch.setenv("PART", "1/2")
+    subprocess.run([LAUNCH / "grid.sh", CONFIG, tmp_path / "run", "--config.distill.pairs=100"], check=True)
+    assert len(commands()) >= 10
+    for words in commands():
         assert main([*words, "--dry"]) == 0, (words, capsys.readouterr().err)
+
+
+def _resolves(words, capsys):
+    """Whether `mdw WORDS` is a run whose config can be read."""
+    assert words[0] == "run" and main(["config", *words[1:]]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_one_local_process_is_plain(stub, capsys):
+    commands = stub("mdw", "env | grep ^MDW_ >&2; exit 7")
+    done = subprocess.run([LAUNCH / "local.sh", CONFIG, "--config.run.seed=3"], capture_output=True, text=True)
+    assert done.returncode == 7 and done.stderr == ""
+    [words] = commands()
+    assert _resolves(words, capsys)["run"]["seed"] == 3
+
+
+def test_local_processes_are_told_of_each_other(stub, monkeypatch, capsys):
+    stub("nvidia-smi")
+    commands = stub("mdw", 'echo "$MDW_COORDINATOR $MDW_PROCESSES $MDW_PROCESS $CUDA_VISIBLE_DEVICES" >&2')
+    monkeypatch.setenv("PROCESSES", "3")
+    done = subprocess.run([LAUNCH / "local.sh", CONFIG, "--config.run.dir=a b"], capture_output=True, text=True)
+    assert done.returncode == 0
+    told = sorted(line.split() for line in done.stderr.splitlines())
+    assert len({address for address, *_ in told}) == 1 and re.fullmatch(r"localhost:\d{5}", told[0][0])
+    assert [rest for _, *rest in told] == [["3", str(n), str(n)] for n in range(3)]
+    assert len(commands()) == 3 and _resolves(commands()[0], capsys)["run"]["dir"] == "a b"
+
+
+WAITS = """trap 'sleep 0.2; echo saved >> "$0.saved"; exit 0' TERM
+touch "$0.$MDW_PROCESS.waits"
+for ((i = 0; i < 200; i++)); do sleep 0.05; done; exit 9"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_local_stop_reaches_all_processes_and_waits_for_them(stub, tmp_path, monkeypatch, number, status):
+    stub("mdw", WAITS)
+    monkeypatch.setenv("PROCESSES", "2")
+    process = subprocess.Popen([LAUNCH / "local.sh", CONFIG])
+    for _ in range(200):
+        if len(list(tmp_path.glob("mdw.*.waits"))) == 2:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(20) == status
+    assert (tmp_path / "mdw.saved").read_text() == "saved\nsaved\n"
+
+
+def test_a_local_failure_ends_the_others(stub, tmp_path, monkeypatch):
+    stub("mdw", f'if [[ $MDW_PROCESS == 1 ]]; then sleep 0.3; exit 5; fi\n{WAITS}')
+    monkeypatch.setenv("PROCESSES", "2")
+    assert subprocess.run([LAUNCH / "local.sh", CONFIG], timeout=20).returncode == 5
+    assert (tmp_path / "mdw.saved").read_text() == "saved\n"
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (2, False), (85, True)])
+def test_slurm_puts_a_stopped_run_back_into_the_queue(stub, monkeypatch, capsys, status, requeued):
+    runs, requeues = stub("srun", f'[[ $MDW_DISTRIBUTED == 1 ]] || exit 1; exit "{status}"'), stub("scontrol")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    done = subprocess.run([LAUNCH / "slurm.sh", CONFIG, "--config.run.seed=3"], capture_output=True,
+                          env={**os.environ, "MDW_STATUS_WHEN_STOPPED": ""})
+    assert done.returncode == status
+    [[program, *words]] = runs()
+    assert program == "mdw" and _resolves(words, capsys)["run"]["seed"] == 3
+    if requeued:
+        assert requeues() == [["requeue", "17"]]
+
+
+def test_slurm_options():
+    text = (LAUNCH / "slurm.sh").read_text()
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", text, re.MULTILINE))
+    assert len(options) == text.count("#SBATCH") and "requeue" in options
+    assert options["signal"] == "TERM@120"  # to the processes, not to the script alone (B:), and well before the end
+    before_any_command = text[: text.index("set -euo")]
+    assert before_any_command.count("#SBATCH") == len(options)  # SLURM reads no further
+    assert "MDW_STATUS_WHEN_STOPPED=85" in text and "status == 85" in text
+    if shutil.which("sbatch"):
+        subprocess.run(["sbatch", "--test-only", LAUNCH / "slurm.sh", CONFIG], check=True)
+
+
+def test_the_job_set_is_one_that_kubernetes_takes(capsys):
+    job_set = yaml.safe_load((LAUNCH / "gke.yaml").read_text())
+    assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    [replicated] = job_set["spec"]["replicatedJobs"]
+    job, pod = replicated["template"]["spec"], replicated["template"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0  # or podFailurePolicy is not allowed, or idle
+    assert pod["terminationGracePeriodSeconds"] > 30
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert all(isinstance(value, str) for name, value in variables.items() if name != "MDW_PROCESS")
+    assert replicated["replicas"] == 1 and job["parallelism"] == job["completions"] == int(variables["MDW_PROCESSES"])
+    names = job_set["metadata"]["name"], replicated["name"]
+    assert variables["MDW_COORDINATOR"].rpartition(":")[0] == f"{names[0]}-{names[1]}-0-0.{names[0]}"
+    [by_status, by_node] = job["podFailurePolicy"]["rules"]
+    assert by_status["onExitCodes"] == {"containerName": container["name"], "operator": "In",
+                                        "values": [int(variables["MDW_STATUS_WHEN_STOPPED"])]}
+    assert by_node["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert {rule["action"] for rule in (by_status, by_node)} == {"FailJob"}
+    [rule] = job_set["spec"]["failurePolicy"]["rules"]
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"] and rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    words = [word.replace("configs/", f"{ROOT}/configs/") for word in container["args"]]
+    assert "command" not in container and _resolves(words, capsys)["run"]["dir"].startswith("/shared/")
+
+
+def test_a_tpu_slice_is_asked_for_once_and_told_the_run(stub, tmp_path, monkeypatch, capsys):
+    states = tmp_path / "states"
+    states.write_text("SUSPENDED\n\nWAITING_FOR_RESOURCES\nWAITING_FOR_RESOURCES\nACTIVE\n")
+    calls = stub("gcloud", f'if [[ $* == *" describe "* ]]; then head -n 1 "{states}"; sed -i 1d "{states}"; fi')
+    for name, value in {"NAME": "slice", "ZONE": "us-central2-b", "TYPE": "v4-16", "MORE": "--spot", "POLL": "0",
+                        "TMPDIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    subprocess.run([LAUNCH / "cloud_tpu.sh", "configs/quickstart.py", "--config.run.dir=/shared/my runs"], check=True,
+                   capture_output=True)
+    assert all(words[:2] == ["compute", "tpus"] and "--zone=us-central2-b" in words for words in calls())
+    verbs = [words[3] for words in calls() if words[3] != "describe"]
+    assert verbs == ["delete", "create", "scp", "ssh", "ssh"]  # the suspended one makes room
+    [create] = [words for words in calls() if words[3] == "create"]
+    assert {"--accelerator-type=v4-16", "--node-id=slice", "--spot"} <= set(create)
+    assert all("--worker=all" in words for words in calls() if words[3] in ("scp", "ssh"))
+    install, command = (words[-3].removeprefix("--command=") for words in calls() if words[3] == "ssh")
+    subprocess.run(["bash", "-n", "-c", install], check=True)
+    # What the shell over there makes of it.
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "mdw").mkdir()
+    there = tmp_path / "env" / "bin" / "mdw"
+    there.write_text('#!/usr/bin/env python3\nimport json, os, sys\nprint(json.dumps([os.environ["MDW_DISTRIBUTED"], '
+                     '*sys.argv[1:]]))\n')
+    there.chmod(there.stat().st_mode | stat.S_IXUSR)
+    said = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    distributed, *words = json.loads(said)
+    words = [word.replace("configs/", f"{ROOT}/configs/") for word in words]
+    assert distributed == "1" and _resolves(words, capsys)["run"]["dir"] == "/shared/my runs"
+
+
+def test_the_container_file():
+    known = {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "ENTRYPOINT", "CMD"}
+    lines = [line.split(maxsplit=1) for line in (LAUNCH / "Dockerfile").read_text().splitlines()
+             if line.strip() and not line.startswith("#")]
+    assert all(len(line) == 2 and line[0] in known for line in lines)
+    words = [line[0] for line in lines]
+    assert words[0] == "FROM" and words.count("ENTRYPOINT") == 1 and words.count("RUN") >= 1
+    image = lines[0][1]
+    assert re.fullmatch(r"python:3\.1[1-9]-slim", image)  # of the public registry: no host in front
+    assert json.loads(dict(lines)["ENTRYPOINT"]) == ["mdw"]  # a list: signals reach mdw itself
+    for name, rest in lines:
+        if name == "COPY":
+            assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest
+        if name == "RUN":
+            subprocess.run(["bash", "-n", "-c", rest], check=True)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Lesson, Protocol, evaluate
-from mdw_jax.experts import score, to_float
+from mdw_jax.experts import scores, to_float
 from mdw_jax.prepare import prepare, student_model
 from mdw_jax.towers.pretrained import pretrained
 
@@ -86,7 +86,7 @@ def test_a_frozen_tower_sees_features_kept_for_the_splits_asked_for(folder, prep
     expected = model.inputs(to_float(jnp.asarray(prepared.pairs.test.images)))
     np.testing.assert_allclose(test.images, expected, rtol=1e-5, atol=1e-5)
     assert val.images.shape == (20, 8) and val.texts is prepared.val.texts
-    assert np.isfinite(score(model, model.init(jax.random.key(0)), val)).all()
+    assert np.isfinite(scores(model, [model.init(jax.random.key(0))], val)).all()
 
     [path] = image_caches(folder) - before
     written = path.stat().st_mtime_ns

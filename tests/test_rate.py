@@ -4,13 +4,13 @@ import pytest
 from mdw_jax.rate import estimate_rate
 
 
-def losses(eta, size, seed=0, per_image=5, apart=3.0):
-    """Losses of pairs of which a share eta is mismatched, image by image; and of `size` pairs mismatched on purpose."""
+def losses(eta, size, seed=0, per_image=5, apart=3.0, null=1):
+    """Losses of pairs, a share eta of the images mismatched, and of `null` times as many mismatched on purpose."""
     generator = np.random.default_rng(seed)
     groups = np.repeat(np.arange(size // per_image), per_image)
     wrong = (generator.permutation(size // per_image) < eta * (size // per_image))[groups]
     values = np.where(wrong, generator.normal(0, 1, size), generator.gamma(2, 0.5, size) - apart)
-    return values, generator.normal(0, 1, size), groups
+    return values, generator.normal(0, 1, null * size), groups
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.1, 0.4, 0.6, 0.8])
@@ -29,11 +29,26 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
 
 
 def test_captions_of_one_image_count_as_one():
-    observed, null, groups = losses(0.4, 2000)
-    together, alone = (estimate_rate(observed, null, g) for g in (groups, np.arange(2000)))
-    assert together.high - together.low > 1.1 * (alone.high - alone.low)
+    def width(by_image, seed):
+        observed, null, groups = losses(0.4, 2000, seed, null=20)
+        found = estimate_rate(observed, null, groups if by_image else np.arange(2000), seed=seed, smallest_tail=0.5)
+        return found.high - found.low
+
+    together, alone = (np.mean([width(by_image, seed) for seed in range(10)]) for by_image in (True, False))
+    assert together > 1.1 * alone
 
 
 def test_a_network_that_tells_nothing_apart_calls_all_mismatched():
     null = np.random.default_rng(1).normal(size=4000)
     assert estimate_rate(np.random.default_rng(2).normal(size=4000), null, np.arange(4000)).eta > 0.9
+
+
+@pytest.mark.parametrize("eta", [0.2, 0.6])
+def test_the_estimate_is_not_the_least_of_many_noisy_ratios(eta):
+    found = [estimate_rate(*losses(eta, 2000, seed, apart=5.0), seed=seed, draws=2).eta - eta for seed in range(60)]
+    error = np.std(found) / len(found) ** 0.5
+    assert abs(np.mean(found)) < 3 * error + 0.005 and error < 0.01
+
+
+def test_one_image_says_nothing():
+    assert estimate_rate([1.0, 2.0], [1.0, 2.0], [7, 7])[:3] == (0.0, 0.0, 1.0)

@@ -1,10 +1,14 @@
-"""From the bytes of an image file to pixels: the one place where pictures are decoded."""
+"""From the bytes of an image file to pixels: the one place where pictures are decoded.
+
+What bytes become is a `Form`: pictures (`rgb`) here, log-mels of sounds in `audio.py`.
+"""
 
 import io
 import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +34,26 @@ class Encoded(NamedTuple):
     key: str
     read: Reader
     sum: tuple[int, int] | None = None
+
+
+class Form(NamedTuple):
+    """What stored bytes become.
+
+    shape: (H, W, C) of one image. decode: bytes -> uint8 pixels of that shape. check: bytes -> anything, raises what
+    `decode` raises; for when only that is asked. unit: what they are called. settings: what else than the first side
+    pixels depend on, for the fingerprint of images that are not decoded.
+    """
+
+    shape: tuple[int, ...]
+    decode: Callable[[bytes], np.ndarray]
+    check: Callable[[bytes], object]
+    unit: str = "images"
+    settings: str = ""
+
+
+def rgb(size: int) -> Form:
+    """Pictures of (size, size, 3): `decode`."""
+    return Form((size, size, 3), partial(decode, size=size), partial(decode, size=_CHECK_SIZE))
 
 
 def checksum(data: bytes) -> tuple[int, int]:
@@ -61,20 +85,21 @@ def decode(data: bytes, size: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def decode_into(out: np.ndarray, images: Sequence[Encoded], pool: ThreadPoolExecutor) -> list[str | None]:
-    """Fill `out` (B, size, size, 3) with B images; for each None, or why it could not be done.
+def decode_into(out: np.ndarray, images: Sequence[Encoded], pool: ThreadPoolExecutor, form: Form) -> list[str | None]:
+    """Fill `out` (B, *form.shape) with B images; for each None, or why it could not be done.
 
     Pillow decodes and resizes without the interpreter lock, so threads are enough.
     """
-    return list(pool.map(_fill, images, out)) if len(images) > 1 else list(map(_fill, images, out))
+    fill = partial(_fill, decode=form.decode)
+    return list(pool.map(fill, images, out)) if len(images) > 1 else list(map(fill, images, out))
 
 
-def _fill(image: Encoded, out: np.ndarray) -> str | None:
+def _fill(image: Encoded, out: np.ndarray, decode: Callable[[bytes], np.ndarray]) -> str | None:
     try:
         data = image.read()
         if image.sum is not None and image.sum != checksum(data):
             return "its bytes have changed since the data set was loaded"
-        out[...] = decode(data, len(out))
+        out[...] = decode(data)
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow and zipfile raise a dozen kinds, bombs another
@@ -82,23 +107,24 @@ def _fill(image: Encoded, out: np.ndarray) -> str | None:
     return None
 
 
-def survey(images: Sequence[Encoded], check: bool, pool: ThreadPoolExecutor) -> tuple[list[Encoded], list[str | None]]:
+def survey(images: Sequence[Encoded], check: bool, pool: ThreadPoolExecutor,
+           form: Form = rgb(_CHECK_SIZE)) -> tuple[list[Encoded], list[str | None]]:
     """The images with their sums, and for each None or why it cannot be used.
 
     check: also decode each image once (a JPEG at reduced scale), so that a training run does not meet a broken one
       hours later. Without it, images whose sum is known are not even read.
     """
-    examined = list(pool.map(_examine, images, [check] * len(images)))
+    examined = list(pool.map(partial(_examine, check=form.check if check else None), images))
     return [image for image, _ in examined], [failure for _, failure in examined]
 
 
-def _examine(image: Encoded, check: bool) -> tuple[Encoded, str | None]:
+def _examine(image: Encoded, check: Callable[[bytes], object] | None) -> tuple[Encoded, str | None]:
     if image.sum is not None and not check:
         return image, None
     try:
         data = image.read()
         if check:
-            decode(data, _CHECK_SIZE)
+            check(data)
     except MemoryError:
         raise
     except Exception as error:
@@ -111,9 +137,10 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def complain(images: Sequence[Encoded], failures: Sequence[str | None], remedy: str = "replace them") -> None:
+def complain(images: Sequence[Encoded], failures: Sequence[str | None], remedy: str = "replace them",
+             unit: str = "images") -> None:
     """Raises a UserError that counts the failures and names the first, if there are any."""
     bad = [(image.key, failure) for image, failure in zip(images, failures) if failure]
     if bad:
-        raise UserError(f"{len(bad)} of {len(images)} images cannot be decoded, the first is '{bad[0][0]}' "
+        raise UserError(f"{len(bad)} of {len(images)} {unit} cannot be decoded, the first is '{bad[0][0]}' "
                         f"({bad[0][1]}); {remedy}.")

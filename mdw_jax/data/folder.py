@@ -17,14 +17,17 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 
 
-def folder(annotations, images="", *, image_column: str = "image", caption_columns="caption", split_column: str = "",
-           attribute_columns=(), train_split: str = "train", val_split: str = "val", test_split: str = "test",
-           delimiter: str = "", **common) -> Pairs:
+def folder(annotations, images="", *, val_annotations="", test_annotations="", image_column: str = "image",
+           caption_columns="caption", file_pattern: str = "{}", split_column: str = "", attribute_columns=(),
+           train_split: str = "train", val_split: str = "val", test_split: str = "test", delimiter: str = "",
+           **common) -> Pairs:
     """Read image files and a table that says which captions each has.
 
     annotations: a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, text also gzipped (`.csv.gz`). CSV has a header line.
     images: where the images are, as in `sources.locate`; "" is the folder of the table.
+    val_annotations, test_annotations: tables of their own for these splits; `annotations` is then train's.
     image_column: the image's file name under `images`. Rows with the same one are one image.
+    file_pattern: the file name where the column holds only a part of it: "{}.jpg".
     caption_columns: one or several columns (a tuple, or a string with commas), each of one caption or a list of them;
       in JSON lines and Parquet "sentences/raw" goes into nested values.
     split_column: says the split of each row, with `train_split`, `val_split` and `test_split` as values; rows with
@@ -38,17 +41,27 @@ def folder(annotations, images="", *, image_column: str = "image", caption_colum
     path = Path(annotations)
     caption_columns, attribute_columns = names(caption_columns, "caption_columns"), names(attribute_columns)
     columns = (image_column, *caption_columns, *attribute_columns, *([split_column] if split_column else ()))
-    rows = [{column: _pick(row, column, path, number) for column in columns}
-            for number, row in enumerate(_rows(path, delimiter, columns), 1)]
+
+    def read(path: Path) -> list[dict]:
+        return [{column: _pick(row, column, path, number) for column in columns}
+                for number, row in enumerate(_rows(path, delimiter, columns), 1)]
+
+    rows, others = read(path), {"val": val_annotations, "test": test_annotations}
+    if split_column and any(others.values()):
+        raise UserError(f"splits are told by column '{split_column}' or by tables of their own, not both; unset "
+                        "split_column, or val_annotations and test_annotations.")
     if split_column:
         wanted = unheld(common, train=train_split, val=val_split, test=test_split)
         chosen = {split: [row for row in rows if row[split_column][:1] == [value]] for split, value in wanted.items()}
         _check_splits(chosen, rows, wanted, image_column, split_column, path)
     else:
-        chosen = {"train": rows}
+        chosen = {"train": rows} | {split: read(Path(other)) for split, other in others.items() if other}
+        _check_once(chosen, image_column, path)
     members = [(split, row) for split, part in chosen.items() for row in part]
     if wrong := [row[image_column] for _, row in members if [type(name) for name in row[image_column]] != [str]]:
         raise UserError(f"column '{image_column}' of '{path}' must hold one file name a row, not {wrong[0]}.")
+    for _, row in members:
+        row[image_column] = [file_pattern.replace("{}", row[image_column][0])]
     files = list(dict.fromkeys(row[image_column][0] for _, row in members))
     located = dict(zip(files, locate([[file] for file in files], images or path.parent)))
     found = {split: [] for split in chosen}
@@ -66,6 +79,10 @@ def _check_splits(chosen: dict, rows: list, wanted: dict, image_column: str, spl
             there = sorted({str(row[split_column][0]) for row in rows if row[split_column]})
             raise UserError(f"column '{split_column}' of '{path}' has no row of split '{value}', only of "
                             f"{', '.join(there[:9]) or 'none'}; set {split}_split or holdout_{split}.")
+    _check_once(chosen, image_column, path)
+
+
+def _check_once(chosen: dict, image_column: str, path) -> None:
     split_of = {}
     for split, part in chosen.items():
         for row in part:

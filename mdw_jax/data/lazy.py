@@ -7,13 +7,14 @@ from functools import cached_property
 import numpy as np
 
 from mdw_jax.data import decoding
-from mdw_jax.data.decoding import Encoded, complain, decode_into, survey
+from mdw_jax.data.decoding import Encoded, Form, complain, decode_into, rgb, survey
 from mdw_jax.files import digest
 
 
 class LazyImages:
     """N encoded images that index like an (N, size, size, 3) uint8 array: `images[rows]` decodes those rows.
 
+    form: what they become instead of pictures of `size`.
     rows: an int, a slice, or a 1-D array of ints (negative ones count from the end) or of N bools; the result is a
     numpy array. `threads` threads decode (None: one a core); the result does not depend on how many.
     `np.asarray(images)` decodes all of them.
@@ -23,10 +24,10 @@ class LazyImages:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, images: Sequence[Encoded], size: int, threads: int | None = None):
-        self._images = images
+    def __init__(self, images: Sequence[Encoded], size: int, threads: int | None = None, form: Form | None = None):
+        self._images, self._form = images, form or rgb(size)
         self._pool = ThreadPoolExecutor(threads or decoding.threads())  # starts no thread before it has work
-        self.shape = (len(images), size, size, 3)
+        self.shape = (len(images), *self._form.shape)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -40,7 +41,7 @@ class LazyImages:
         rows, place = np.unique(rows, return_inverse=True)  # captions of one image ask for it several times
         images = [self._images[row] for row in rows]
         pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        complain(images, decode_into(pixels, images, self._pool))
+        complain(images, decode_into(pixels, images, self._pool, self._form), unit=self._form.unit)
         return pixels if np.array_equal(place, np.arange(len(rows))) else pixels[place]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -53,6 +54,7 @@ class LazyImages:
         Not the fingerprint of the same pixels in memory: it is had without decoding. Zip files and indexed shards
         know these sums; other files are read once for it.
         """
-        images, failures = survey(self._images, False, self._pool)
-        complain(images, failures)
-        return digest("lazy images", self.shape[1], *(f"{image.sum} {image.key}" for image in images))
+        images, failures = survey(self._images, False, self._pool, self._form)
+        complain(images, failures, unit=self._form.unit)
+        settings = [self._form.settings] if self._form.settings else []
+        return digest("lazy images", self.shape[1], *settings, *(f"{image.sum} {image.key}" for image in images))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mdw_jax.data.lazy import LazyImages
+from mdw_jax.data.log_mel import LogMel
 from mdw_jax.errors import UserError
 from mdw_jax.files import digest
 
@@ -14,7 +15,8 @@ from mdw_jax.files import digest
 class Split:
     """One split of a data set.
 
-    images: (N, H, W, C) uint8: an array in host memory, or `LazyImages`, which decode rows when asked for them.
+    images: (N, H, W, C) uint8: an array in host memory, or `LazyImages`, which decode rows when asked for them. Clips
+      are (N, T, H, W, C), log-mels of sounds (N, mels, frames, 1).
     captions: K strings, K >= N.
     image_of: (K,) int64, the image that caption k truly describes.
     caption_ids: (K,) int64, the data set's own caption numbers (rows of a precomputed feature file).
@@ -31,8 +33,9 @@ class Split:
         n, k = len(self.images), len(self.captions)
         if n == 0 or k == 0:
             raise UserError(f"a split has {n} images and {k} captions; every split needs at least one of each.")
-        if self.images.dtype != np.uint8 or self.images.ndim != 4:
-            raise UserError(f"images must be (N, H, W, C) uint8, not {self.images.dtype} of shape {self.images.shape}.")
+        if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
+            raise UserError(f"images must be (N, H, W, C) or clips (N, T, H, W, C), uint8, not {self.images.dtype} of "
+                            f"shape {self.images.shape}.")
         if self.image_of.shape != (k,) or self.caption_ids.shape != (k,):
             raise UserError(f"{k} captions need image_of and caption_ids of shape ({k},), not "
                             f"{self.image_of.shape} and {self.caption_ids.shape}.")
@@ -56,6 +59,7 @@ class Pairs:
 
     Pairs collected from the web may come mismatched: which of them are is not known, and nothing here says it.
     skipped: how many samples of the source a reader left out, by reason (may be empty).
+    log_mel: what the images are pictures of, where they are log-mels of sounds (None: they are just images).
     """
 
     name: str
@@ -63,6 +67,7 @@ class Pairs:
     val: Split
     test: Split
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    log_mel: LogMel | None = None
 
     def __post_init__(self):
         shapes = {split.images.shape[1:] for split in (self.train, self.val, self.test)}

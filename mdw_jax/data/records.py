@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdw_jax.data.decoding import Encoded, complain, decode_into, survey, threads
+from mdw_jax.data.decoding import Encoded, Form, complain, decode_into, rgb, survey, threads
 from mdw_jax.data.lazy import LazyImages
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.errors import UserError
@@ -26,10 +26,11 @@ class Record(NamedTuple):
 
 def build(name: str, found: Mapping[str, Sequence[Record]], *, size: int = 128, stream: bool = False,
           limit: int | None = None, skip_broken: bool = False, check: bool = True, holdout_val: int = 0,
-          holdout_test: int = 0, holdout_seed: int = 0, skipped: Mapping[str, int] | None = None) -> Pairs:
+          holdout_test: int = 0, holdout_seed: int = 0, skipped: Mapping[str, int] | None = None,
+          form: Form | None = None) -> Pairs:
     """The settings that readers share, and what they do to the records that a reader `found` in each split.
 
-    size: pixels a side (`decoding.decode`).
+    size: pixels a side (`decoding.decode`). form: what the files become instead of pictures.
     stream: images stay encoded where they are and are decoded when asked for (`LazyImages`); otherwise in memory.
     limit: keep only the first `limit` images of each split; None keeps all.
     skip_broken: leave out images that cannot be decoded and count them in `Pairs.skipped`; otherwise an error.
@@ -63,7 +64,7 @@ def build(name: str, found: Mapping[str, Sequence[Record]], *, size: int = 128, 
             remedy = "check the source" if split == "train" else f"name another, or set holdout_{split}"
             raise UserError(f"split '{split}' of '{name}' has no images; {remedy}.")
     return assemble(name, {split: records[:limit] for split, records in splits.items()}, size=size, stream=stream,
-                    skip_broken=skip_broken, check=check, skipped=skipped)
+                    skip_broken=skip_broken, check=check, skipped=skipped, form=form)
 
 
 def unheld(common: Mapping, **names: str) -> dict[str, str]:
@@ -109,17 +110,18 @@ def _hold_out(records: list[Record], held: Mapping[str, int], seed: int, name: s
 
 
 def assemble(name: str, splits: Mapping[str, Sequence[Record]], *, size: int, stream: bool, skip_broken: bool,
-             check: bool, skipped: Mapping[str, int] | None = None) -> Pairs:
+             check: bool, skipped: Mapping[str, int] | None = None, form: Form | None = None) -> Pairs:
     """`Pairs` of the records of each split, as they are; the settings are those of `build`."""
+    form = form or rgb(size)
     images = [record.image for split in SPLITS for record in splits[split]]
     with ThreadPoolExecutor(threads()) as pool:
         if stream:
-            images, failures = survey(images, check, pool)
+            images, failures = survey(images, check, pool, form)
         else:
-            pixels = np.empty((len(images), size, size, 3), np.uint8)
-            failures = decode_into(pixels, images, pool)
+            pixels = np.empty((len(images), *form.shape), np.uint8)
+            failures = decode_into(pixels, images, pool, form)
     if not skip_broken:
-        complain(images, failures, "replace them, or set skip_broken to leave them out")
+        complain(images, failures, "replace them, or set skip_broken to leave them out", form.unit)
     whole = np.array([failure is None for failure in failures])
     skipped = dict(skipped or {})
     if not whole.all():
@@ -133,7 +135,8 @@ def assemble(name: str, splits: Mapping[str, Sequence[Record]], *, size: int, st
         kept = [splits[split][row - start] for row in rows]
         # A slice where nothing is missing, so that memory holds the pixels once.
         ours = slice(start, start + len(rows)) if len(rows) == len(splits[split]) else rows
-        parts[split] = _split(kept, LazyImages([images[row] for row in rows], size) if stream else pixels[ours])
+        parts[split] = _split(kept, LazyImages([images[row] for row in rows], size, form=form) if stream else
+                              pixels[ours])
         start += len(splits[split])
     return Pairs(name, **parts, skipped=skipped)
 

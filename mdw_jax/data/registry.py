@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from mdw_jax.data.audio import audio, esc50
 from mdw_jax.data.folder import folder
 from mdw_jax.data.hf import hf
 from mdw_jax.data.karpathy import karpathy
@@ -11,12 +12,17 @@ from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.records import build
 from mdw_jax.data.scenes import scenes
 from mdw_jax.data.tfds import tfds
+from mdw_jax.data.tones import tones
 from mdw_jax.data.webdataset import webdataset
 from mdw_jax.errors import UserError
 from mdw_jax.extend import function_of, is_path
 
 READERS: Mapping[str, Callable[..., Pairs]] = MappingProxyType(
-    {"scenes": scenes, "karpathy": karpathy, "folder": folder, "hf": hf, "tfds": tfds, "webdataset": webdataset})
+    {"scenes": scenes, "karpathy": karpathy, "folder": folder, "hf": hf, "tfds": tfds, "webdataset": webdataset,
+     "tones": tones, "audio": audio, "esc50": esc50})
+
+
+_NOT_SETTINGS = ("skipped", "form")  # of `records.build`: readers say them, configs do not
 
 
 def load(name: str, **settings) -> Pairs:
@@ -48,5 +54,5 @@ def settings_of(name: str) -> dict[str, object]:
     settings = {p.name: p.default for p in own if p.kind is not p.VAR_KEYWORD}
     if any(p.kind is p.VAR_KEYWORD for p in own):
         shared = inspect.signature(build).parameters.values()
-        settings |= {p.name: p.default for p in shared if p.kind is p.KEYWORD_ONLY and p.name != "skipped"}
+        settings |= {p.name: p.default for p in shared if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_SETTINGS}
     return settings

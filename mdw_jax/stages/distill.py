@@ -1,5 +1,6 @@
 """Sets of a preset: chosen (coresets) or distilled, saved with all that says where they came from."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdw_jax import ceo, coresets
+from mdw_jax import ceo, coresets, interrupt
 from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
 from mdw_jax.distill import Method, init_state, make_outer_step, schedule
 from mdw_jax.distilled import DistilledSet, save_distilled
@@ -15,7 +16,7 @@ from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Lesson, Protocol, evaluate
 from mdw_jax.experts import to_float
 from mdw_jax.files import digest
-from mdw_jax.mesh import stack
+from mdw_jax.mesh import is_main, stack, wait
 from mdw_jax.prepare import Prepared
 from mdw_jax.presets import CORESETS, DISTILLED
 from mdw_jax.progress import progress
@@ -50,8 +51,11 @@ def distill_stage(preset: Preset, prepared: Prepared) -> list[Path]:
                 "noise": {"sha256": preset.noise.sha256, "protocol": preset.noise.protocol,
                           "rate": preset.noise.true_rate, "data": preset.noise.fingerprint},
                 "experts": preset.experts_key, "config": _plain(preset.config.to_dict()),
+                "log_mel": prepared.pairs.log_mel and dataclasses.asdict(prepared.pairs.log_mel),
             })
-            for name in ("checkpoint.safetensors", "history.jsonl"):
+        wait()
+        if is_main():
+            for name in ("checkpoint.safetensors", "history.jsonl"):  # also what a kill right after the card left
                 (folder / name).unlink(missing_ok=True)
         folders.append(folder)
     return folders
@@ -76,7 +80,8 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
             coresets.clean_pairs(generator, preset.noise.image_of, np.load(preset.experts / "division.npy"), count))
     images, texts = real_pairs(preset, prepared, rows)
     state = init_state(named_key(seed, "correspondence", preset.name, index), method, images, texts)
-    kept = {"state": state, "best": jax.tree.map(jnp.copy, state.average), "best_val": jnp.float32(-1)}
+    kept = {"state": state, "best": jax.tree.map(jnp.copy, state.average), "best_val": jnp.float32(-1),
+            "judged": jnp.int32(0), "weights": jnp.ones((*images.shape[:-1], 1))}
     kept = load_checkpoint(folder / "checkpoint.safetensors", kept, key) or kept
     history = folder / "history.jsonl"
     metrics = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
@@ -86,17 +91,39 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     weigh = jax.jit(lambda params, learned: ceo.pixel_weights(
         model, params, learned["images"], learned["texts"], learned["correspondence"], alpha=method.alpha,
         top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
-    weights = jnp.ones((count, *images.shape[1:3], 1))
-    state, first = kept["state"], int(kept["state"].step)
-    with progress(f"distil {preset.name} {index}", c.distill.steps, "steps") as advance:
+    state, weights, first = kept["state"], kept["weights"], int(kept["state"].step)
+
+    def put_away():
+        if not is_main():
+            return
+        write_lines(history, metrics)
+        save_checkpoint(folder / "checkpoint.safetensors", {**kept, "state": state, "weights": weights}, key)
+
+    def judge():
+        """Where it is due, score the average so far on val (the best of a run is what it hands out), and save."""
+        done = int(state.step)
+        if (done % c.distill.checkpoint_every and done != c.distill.steps) or done <= kept["judged"]:
+            return
+        found = evaluate(model, lesson_of(model, _as_set(state.average, method)), prepared.val, None,
+                         fields(Protocol, c.evaluate), seed=seed + 7919, students=2)
+        metrics[-1] |= {"val_r_mean": float(found.scores[:, -1].mean()), "lr_scale": found.lr_scale}
+        if metrics[-1]["val_r_mean"] > kept["best_val"]:
+            kept.update(best=jax.tree.map(jnp.copy, state.average), best_val=jnp.float32(metrics[-1]["val_r_mean"]))
+        kept["judged"] = jnp.int32(done)
+        put_away()
+
+    with (progress(f"distil {preset.name} {index}", c.distill.steps, "steps") as advance,
+          interrupt.keeping(put_away)):
         advance(first)
+        judge()  # here if it was stopped in the middle of it
         for step in range(first, c.distill.steps):
+            interrupt.check()
             networks, starts = schedule(seed, index, step, c.distill.trajectories, len(trajectories),
                                         c.distill.max_start_epoch)
             ends = [start + c.distill.match_epochs for start in starts]
             begin, target = (stack([read_snapshot(trajectories[n], k) for n, k in zip(networks, at, strict=True)])
                              for at in (starts, ends))
-            # Also after every checkpoint: a resumed run computes them there, and must go the same way.
+            # Also after every regular checkpoint, whether the run is resumed there or goes on.
             if method.ceo and (step % method.ceo_every == 0 or step % c.distill.checkpoint_every == 0):
                 weights = weigh(jax.tree.map(lambda x: x[0], target), state.learned)
             state, measured = outer_step(state, begin, target, weights,
@@ -107,15 +134,7 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
                                 f"{measured['loss']}); lower the learning rates in config.distill.")
             metrics.append({"step": step, **measured})
             advance(1, loss=measured["loss"])
-            if (step + 1) % c.distill.checkpoint_every == 0 or step + 1 == c.distill.steps:
-                found = evaluate(model, lesson_of(model, _as_set(state.average, method)), prepared.val, None,
-                                 fields(Protocol, c.evaluate), seed=seed + 7919, students=2)
-                metrics[-1] |= {"val_r_mean": float(found.scores[:, -1].mean()), "lr_scale": found.lr_scale}
-                if metrics[-1]["val_r_mean"] > kept["best_val"]:
-                    kept |= {"best": jax.tree.map(jnp.copy, state.average),
-                             "best_val": jnp.float32(metrics[-1]["val_r_mean"])}
-                write_lines(history, metrics)
-                save_checkpoint(folder / "checkpoint.safetensors", {**kept, "state": state}, key)
+            judge()
     return _as_set(kept["best"], method), metrics
 
 

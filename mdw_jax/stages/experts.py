@@ -1,18 +1,26 @@
 """Experts of a preset: train them, store what distillation, coresets and reports read."""
 
+import io
+import time
+from pathlib import Path
+
 import jax
 import numpy as np
 
 from mdw_jax import certificate
+from mdw_jax.checkpoint import read_checkpoint, save_checkpoint
 from mdw_jax.data.noise import Noise
 from mdw_jax.errors import UserError
-from mdw_jax.experts import Recipe, noise_rate, score, train_experts
-from mdw_jax.files import locked, write_json
+from mdw_jax.experts import Recipe, Shelf, noise_rate, scores, train_experts
+from mdw_jax.files import locked, write_atomically, write_json
+from mdw_jax.mesh import is_main, wait
 from mdw_jax.prepare import Prepared
 from mdw_jax.progress import progress
 from mdw_jax.retrieval import METRICS
 from mdw_jax.stages.preset import Preset, complete, fields, snapshots_kept, write_lines
 from mdw_jax.trajectory import save_trajectory
+
+SAVE_EVERY = 300.0  # seconds between states of the training; a kill without warning costs that much, and its epoch
 
 
 def experts_stage(preset: Preset, prepared: Prepared) -> dict:
@@ -20,27 +28,66 @@ def experts_stage(preset: Preset, prepared: Prepared) -> dict:
     with locked(preset.experts.with_suffix(".lock")):  # processes of one sweep may want the same experts
         record = complete(preset.experts / "experts.json", preset.experts_key) or _train(preset, prepared)
         asked = preset.noise.true_rate is None or preset.config.noise.estimate
-        return _estimated(preset, prepared, record) if asked and record["rate"]["estimated"] is None else record
+        if asked and record["rate"]["estimated"] is None:
+            record = _estimated(preset, prepared, record)
+        return record
+
+
+def _shelf(preset: Preset) -> Shelf:
+    """States of the training in the experts' folder, `state-<generation>.safetensors`."""
+    last = time.monotonic()
+
+    def path(name: str) -> Path:
+        return preset.experts / f"state-{name.replace(' ', '-')}.safetensors"
+
+    def save(name: str, tree) -> None:
+        nonlocal last
+        if is_main():
+            save_checkpoint(path(name), tree, preset.experts_key)
+        last = time.monotonic()
+
+    return Shelf(lambda name: read_checkpoint(path(name), preset.experts_key), save,
+                 lambda: time.monotonic() - last >= SAVE_EVERY)
+
+
+def _clear(preset: Preset) -> None:
+    """Remove the states: the record stands for them now, in all processes."""
+    wait()
+    for path in preset.experts.glob("state-*.safetensors") if is_main() else ():
+        path.unlink(missing_ok=True)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomically(path, buffer.getvalue())
 
 
 def _train(preset: Preset, prepared: Prepared) -> dict:
     c, noise = preset.config, preset.noise
     recipe = fields(Recipe, c.experts)
+    shown = 0
+
+    def on_epoch(epoch: int, r_mean: float) -> None:
+        nonlocal shown
+        advance(epoch + 1 - shown, val_r_mean=r_mean)
+        shown = epoch + 1
+
     with progress(f"experts ({c.experts.recipe}, noise {noise.label})",
                   recipe.epochs + (recipe.scout_epochs if recipe.scouts else 0), "epochs") as advance:
         trained = train_experts(
             prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,
             keep=snapshots_kept(c), rate=_rate_to_correct(recipe, noise),
-            mismatched=noise.mismatched, on_epoch=lambda _, r_mean: advance(val_r_mean=r_mean),
+            mismatched=noise.mismatched, on_epoch=on_epoch, shelf=_shelf(preset),
         )
     for n, snapshots in enumerate(trained.snapshots):
         save_trajectory(preset.experts / f"net_{n:02d}", [jax.tree.map(np.asarray, s) for s in snapshots],
                         key=preset.experts_key, dtype=c.experts.store_dtype, overwrite=True)
     write_lines(preset.experts / "log.jsonl", trained.log)
-    np.save(preset.experts / "division.npy", trained.clean_probability)
-    np.save(preset.experts / "right.npy", np.packbits(trained.right, axis=-1))
-    test = np.stack([score(prepared.model, params, prepared.test) for params in trained.best])
-    val = np.stack([score(prepared.model, params, prepared.val) for params in trained.best])
+    _write_array(preset.experts / "division.npy", trained.clean_probability)
+    _write_array(preset.experts / "right.npy", np.packbits(trained.right, axis=-1))
+    test = scores(prepared.model, trained.best, prepared.test)
+    val = scores(prepared.model, trained.best, prepared.val)
     record = {
         "key": preset.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256,
         "networks": len(trained.snapshots), "snapshots": len(trained.snapshots[0]),
@@ -50,6 +97,7 @@ def _train(preset: Preset, prepared: Prepared) -> dict:
                                                                                        c.model.tau),
     }
     write_json(preset.experts / "experts.json", record)
+    _clear(preset)
     return record
 
 
@@ -57,11 +105,13 @@ def _estimated(preset: Preset, prepared: Prepared, record: dict) -> dict:
     """The record with the noise rate estimated, and the certificate at that rate where no other is known."""
     c, noise = preset.config, preset.noise
     recipe = fields(Recipe, c.experts)
-    found = noise_rate(prepared.model, prepared.train(noise), prepared.val, recipe, seed=c.run.seed)
+    found = noise_rate(prepared.model, prepared.train(noise), prepared.val, recipe, seed=c.run.seed,
+                       shelf=_shelf(preset))
     record = {**record, "rate": {**record["rate"], "estimated": found._asdict()}}
     if noise.true_rate is None:
         record["certificate_inputs"] = _certificate_inputs(recipe, found.eta, c.model.tau)
     write_json(preset.experts / "experts.json", record)
+    _clear(preset)
     return record
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mdw_jax.data.noise import Noise
 from mdw_jax.errors import UserError
 from mdw_jax.files import digest, write_atomically
+from mdw_jax.mesh import agree
 from mdw_jax.prepare import Prepared, noise_of
 from mdw_jax.presets import CORESETS, WITHOUT_EXPERTS, preset_config
 
@@ -65,7 +66,14 @@ def fields(kind, section: ConfigDict):
 
 
 def complete(path: Path, key: str):
-    """The JSON written last by a stage, if it is there. Raises UserError if it is damaged or another's."""
+    """The JSON written last by a stage, if it is there. Raises UserError if it is damaged or another's.
+
+    With several processes it is there if process 0 finds it.
+    """
+    return agree(lambda: _complete(path, key))
+
+
+def _complete(path: Path, key: str):
     if not path.exists():
         return None
     try:

@@ -1,13 +1,16 @@
 """Convolutions that are fast on the backend at hand: the one place where that choice is made.
 
-On a CPU, XLA's convolution itself is fast, but not its gradients: those of second order, those by kernels inside a scan
-and those of groups are tens of times slower than they need be. There, the gradient by the kernel is patches and a
-matrix product, and every gradient's gradient is again one of the three products that a convolution and its gradients
-are (through a scan of SGD steps 19x as fast as XLA's own, and 1.3x as fast as patches throughout). A grouped convolution
-is patches and a batch of matrix products (17x faster second-order gradient on the widest stage of NFNet-L0 at 224 px),
-a depthwise one shifted multiply-adds with a backward pass of the same form (6x faster forward and 9x faster gradient on
-MobileNetV2 at 128 px). None of these knows forward-mode differentiation (jax.jvp). Accelerators get the native
-operation. Padding is TensorFlow's SAME unless given: the odd pixel goes to the bottom and the right.
+Unrolls differentiate convolutions twice. Here every gradient's gradient is again one of the three products that a
+convolution and its two gradients are: the forms that libraries of fast kernels know. XLA's own second-order gradients
+are others, with kernels the size of the image.
+
+On a CPU, XLA's convolution itself is fast, but not its gradients: those by kernels inside a scan and those of groups are
+tens of times slower than they need be. There, the gradient by the kernel is patches and a matrix product (through a scan
+of SGD steps 19x as fast as XLA's own, and 1.3x as fast as patches throughout). A grouped convolution is patches and a
+batch of matrix products (17x faster second-order gradient on the widest stage of NFNet-L0 at 224 px), a depthwise one
+shifted multiply-adds with a backward pass of the same form (6x faster forward and 9x faster gradient on MobileNetV2 at
+128 px). None of these knows forward-mode differentiation (jax.jvp). Padding is TensorFlow's SAME unless given: the odd
+pixel goes to the bottom and the right.
 """
 
 import contextlib
@@ -53,16 +56,16 @@ def conv(x, kernel, stride: int = 1, padding="SAME", groups: int = 1):
     pads = _pads(x.shape[1:3], kernel.shape[:2], stride, padding)
     if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1 and not any(map(any, pads)):
         return x @ kernel[0, 0]
-    if not on_cpu():
-        return _native(x, kernel, stride, pads, groups)
-    return _product(x, kernel, stride, pads) if groups == 1 else _grouped(x, kernel, stride, pads, groups)
+    if on_cpu() and groups > 1:
+        return _grouped(x, kernel, stride, pads, groups)
+    return _product(x, kernel, stride, pads, groups)
 
 
 def depthwise_conv(x, kernel, stride: int = 1):
     """SAME convolution of each channel by itself. x: (B, H, W, C); kernel: (kh, kw, 1, C)."""
     if on_cpu():
         return _shifted_depthwise(x, kernel, stride)
-    return _native(x, kernel, stride, "SAME", x.shape[-1])
+    return _product(x, kernel, stride, _pads(x.shape[1:3], kernel.shape[:2], stride, "SAME"), x.shape[-1])
 
 
 def max_pool(x):
@@ -97,7 +100,7 @@ def _pads(sizes, kernel_size, stride, padding):
     return ((padding, padding),) * 2
 
 
-def _native(x, kernel, stride, pads, groups=1):
+def _native(x, kernel, stride, pads, groups):
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS,
                                         feature_group_count=groups)
 
@@ -131,41 +134,44 @@ def _grouped(x, kernel, stride, pads, groups):
 
 # A convolution y = x * k is a product of x and k; its gradients by x and by k are products of one of them and y's
 # gradient. Each of these three has the two others as its own gradients, so no derivative of any order leaves them.
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x, kernel, stride, pads):
-    return _native(x, kernel, stride, pads)
-
-
+# Differentiating XLA's operation twice instead gives convolutions with kernels the size of the image.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _by_input(y, kernel, stride, pads, size):
+def _product(x, kernel, stride, pads, groups):
+    return _native(x, kernel, stride, pads, groups)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _by_input(y, kernel, stride, pads, groups, size):
     """`_product`'s gradient by x of (H, W) = `size`, from y's: (B, oh, ow, F) -> (B, H, W, C)."""
-    around = []
-    for n, k, (before, _), out in zip(size, kernel.shape[:2], pads, y.shape[1:3], strict=True):
-        around.append((k - 1 - before, n + before - ((out - 1) * stride + 1)))
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    return jax.lax.conv_general_dilated(y, flipped, (1, 1), around, (stride, stride), dimension_numbers=_DIMENSIONS)
+    x = jax.ShapeDtypeStruct((len(y), *size, kernel.shape[2] * groups), y.dtype)
+    return jax.linear_transpose(lambda x: _native(x, kernel, stride, pads, groups), x)(y)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _by_kernel(x, y, stride, pads, size):
-    """`_product`'s gradient by a kernel of (kh, kw) = `size`, from y's: (B, oh, ow, F) -> (kh, kw, C, F)."""
-    patches = _patches(x, size, stride, pads)
-    return (patches.reshape(-1, patches.shape[-1]).T @ y.reshape(-1, y.shape[-1])).reshape(*size, x.shape[-1], -1)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _by_kernel(x, y, stride, pads, groups, size):
+    """`_product`'s gradient by a kernel of (kh, kw) = `size`, from y's: (B, oh, ow, F) -> (kh, kw, C / groups, F)."""
+    shape = (*size, x.shape[-1] // groups, y.shape[-1])
+    if on_cpu():  # one group: see `conv`
+        patches = _patches(x, size, stride, pads)
+        return (patches.reshape(-1, patches.shape[-1]).T @ y.reshape(-1, y.shape[-1])).reshape(shape)
+    kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+    return jax.linear_transpose(lambda kernel: _native(x, kernel, stride, pads, groups), kernel)(y)[0]
 
 
-def _product_backward(stride, pads, saved, y):
+def _product_backward(stride, pads, groups, saved, y):
     x, kernel = saved
-    return _by_input(y, kernel, stride, pads, x.shape[1:3]), _by_kernel(x, y, stride, pads, kernel.shape[:2])
+    return (_by_input(y, kernel, stride, pads, groups, x.shape[1:3]),
+            _by_kernel(x, y, stride, pads, groups, kernel.shape[:2]))
 
 
-def _by_input_backward(stride, pads, size, saved, x):
+def _by_input_backward(stride, pads, groups, size, saved, x):
     y, kernel = saved
-    return _product(x, kernel, stride, pads), _by_kernel(x, y, stride, pads, kernel.shape[:2])
+    return _product(x, kernel, stride, pads, groups), _by_kernel(x, y, stride, pads, groups, kernel.shape[:2])
 
 
-def _by_kernel_backward(stride, pads, size, saved, kernel):
+def _by_kernel_backward(stride, pads, groups, size, saved, kernel):
     x, y = saved
-    return _by_input(y, kernel, stride, pads, x.shape[1:3]), _product(x, kernel, stride, pads)
+    return _by_input(y, kernel, stride, pads, groups, x.shape[1:3]), _product(x, kernel, stride, pads, groups)
 
 
 _product.defvjp(lambda *args: (_product(*args), args[:2]), _product_backward)

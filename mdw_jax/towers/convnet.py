@@ -27,11 +27,12 @@ class PatchConvNet(nn.Module):
             b, h, w, c = x.shape
             x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
             x = x.reshape(b, h // patch, w // patch, patch * patch * c)
-            x = nn.Dense(width, kernel_init=nn.initializers.he_normal())(x)
+            x = nn.Dense(width, dtype=images.dtype, kernel_init=nn.initializers.he_normal())(x)
             if stage == 0:
-                x = x + self.param("position", nn.initializers.normal(1.0), x.shape[1:])
+                x = x + self.param("position", nn.initializers.normal(1.0), x.shape[1:]).astype(x.dtype)
             x = nn.gelu(x, approximate=True)
-            x = x + nn.gelu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x), approximate=True)
+            more = nn.Dense(width, dtype=images.dtype, kernel_init=nn.initializers.he_normal())(x)
+            x = x + nn.gelu(more, approximate=True)
         return x
 
 
@@ -46,7 +47,8 @@ def convnet(image_shape, patches=(4, 2, 2), widths=(64, 128, 128)) -> Tower:
         total *= patch
     if height % total or width % total or len(patches) != len(widths):
         raise UserError(f"a conv net of patches {patches} and widths {widths} needs as many of one as of the other and "
-                        f"image sides divisible by {total}, not {height} x {width}.")
+                        f"image sides divisible by {total}, not {height} x {width}; set model.patches, or the sides "
+                        "(data.size; of log-mels data.mels and data.frames).")
     module = PatchConvNet(tuple(patches), tuple(widths))
 
     def init(key):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from mdw_jax.errors import UserError
 from mdw_jax.text.encoder import TextEncoder
+from mdw_jax.towers.conv import on_cpu
 from mdw_jax.towers.heads import ProjectionHead
 from mdw_jax.towers.tower import Tower
 
@@ -58,6 +59,11 @@ class DualEncoder:
         return self.embed_image(params["image"], inputs) @ self.embed_text(params["text"], texts).T / self.tau
 
 
+def side_by_side(model: DualEncoder) -> bool:
+    """Whether several networks of this model are computed under `vmap`: on one CPU convolutions are slow under it."""
+    return model.mode == "projection" or not on_cpu() or len(jax.devices()) > 1
+
+
 def unit(x):
     """Scale rows to unit length; the zero row stays zero, with a finite gradient."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
@@ -82,12 +88,13 @@ class TextTower(NamedTuple):
 
 
 def dual_encoder(tower: Tower, backbone, text_dim: int, *, mode: str, dim: int, image_head: bool = False,
-                 tau: float = 0.07, text_tower: TextTower | None = None) -> DualEncoder:
+                 tau: float = 0.07, text_tower: TextTower | None = None, dtype: str = "float32") -> DualEncoder:
     """Build a `DualEncoder`.
 
     backbone: parameters of the frozen tower in `projection` mode, ignored in `full` mode. text_dim: width of the frozen
     text features. dim: width D of the shared space; in `full` mode without `image_head` it is the tower's own width, as
-    in VLD and LoRS. text_tower: the text encoder, if it is to be trained too. Raises UserError for an unknown mode.
+    in VLD and LoRS. text_tower: the text encoder, if it is to be trained too. dtype: in which the image tower computes;
+    parameters, feature maps and features, heads and losses are float32. Raises UserError for an unknown mode.
     """
     if mode not in MODES:
         raise UserError(f"there is no mode '{mode}'; set model.mode to one of {', '.join(MODES)}.")
@@ -115,16 +122,16 @@ def dual_encoder(tower: Tower, backbone, text_dim: int, *, mode: str, dim: int, 
         return params["backbone"] if mode == "full" else backbone
 
     def feature_map(params, images):
-        return tower.feature_map(weights(params), images)
+        return tower.feature_map(weights(params), images.astype(dtype)).astype(jnp.float32)
 
     def pool(params, feature_map):
-        return tower.pool(weights(params), feature_map)
+        return tower.pool(weights(params), feature_map.astype(dtype)).astype(jnp.float32)
 
     def embed_map(params, feature_map):
         return embed_pooled(params, pool(params, feature_map))
 
     def inputs(images):
-        return images if mode == "full" else tower.features(backbone, images)
+        return images if mode == "full" else tower.features(backbone, images.astype(dtype)).astype(jnp.float32)
 
     def embed_image(params, inputs):
         return embed_map(params, feature_map(params, inputs)) if mode == "full" else embed_pooled(params, inputs)

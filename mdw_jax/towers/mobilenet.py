@@ -34,7 +34,7 @@ def mobilenet(path) -> Tower:
             else:
                 layer = params[op["w"]]
                 convolve = depthwise_conv if op["op"] == "DEPTHWISE_CONV_2D" else conv
-                y = convolve(x, layer["kernel"], op["stride"]) + layer["bias"]
+                y = convolve(x, layer["kernel"].astype(x.dtype), op["stride"]) + layer["bias"].astype(x.dtype)
                 y = jnp.clip(y, 0, 6) if op["act"] == 3 else jnp.maximum(y, 0) if op["act"] == 1 else y
             values[op["out"]] = y
         raise AssertionError("unreachable: _read checked that the graph pools")

@@ -21,10 +21,11 @@ class Block(nn.Module):
     def __call__(self, x):
         width = x.shape[-1]
         zeros = nn.initializers.zeros
-        attention = nn.MultiHeadDotProductAttention(self.heads, out_kernel_init=zeros, name="attention")
-        x = x + attention(nn.LayerNorm(name="norm_attention")(x))
-        h = nn.Dense(4 * width, name="expand")(nn.LayerNorm(name="norm_mlp")(x))
-        return x + nn.Dense(width, kernel_init=zeros, name="contract")(nn.gelu(h, approximate=True))
+        dtype = x.dtype
+        attention = nn.MultiHeadDotProductAttention(self.heads, dtype=dtype, out_kernel_init=zeros, name="attention")
+        x = x + attention(nn.LayerNorm(dtype=dtype, name="norm_attention")(x))
+        h = nn.Dense(4 * width, dtype=dtype, name="expand")(nn.LayerNorm(dtype=dtype, name="norm_mlp")(x))
+        return x + nn.Dense(width, dtype=dtype, kernel_init=zeros, name="contract")(nn.gelu(h, approximate=True))
 
 
 class VisionTransformer(nn.Module):
@@ -45,12 +46,12 @@ class VisionTransformer(nn.Module):
         b, height, width, c = images.shape
         h, w, p = height // self.patch, width // self.patch, self.patch
         x = ((images - 0.5) * 4).reshape(b, h, p, w, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, p * p * c)
-        x = nn.Dense(self.width, name="embed")(x)
-        x = x + self.param("position", nn.initializers.normal(0.02), x.shape[1:])
+        x = nn.Dense(self.width, dtype=images.dtype, name="embed")(x)
+        x = x + self.param("position", nn.initializers.normal(0.02), x.shape[1:]).astype(x.dtype)
         x = x.reshape(b, h * w, self.width)
         for i in range(self.depth):
             x = Block(self.heads, name=f"block_{i}")(x)
-        return nn.LayerNorm(name="norm")(x).reshape(b, h, w, self.width)
+        return nn.LayerNorm(dtype=images.dtype, name="norm")(x).reshape(b, h, w, self.width)
 
 
 def vit(image_shape, patch: int = 16, width: int = 128, depth: int = 4, heads: int = 4) -> Tower:

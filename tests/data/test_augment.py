@@ -117,3 +117,19 @@ def test_gradient_is_the_transposed_map(policy):
 def test_unknown_policy():
     with pytest.raises(UserError, match="no augmentation 'autoaugment'; choose one of none, flip, crop_flip"):
         augment(KEY, _images(1, 2, 2, 1), "autoaugment")
+
+
+def test_a_shift_rotates_time_and_a_mask_silences_one_band_of_either_axis():
+    images = 0.1 + 0.9 * _images(400, 16, 24, 1)
+    shifted = np.asarray(augment(KEY, images, "shift"))
+    turns = [next(by for by in range(24) if np.array_equal(np.roll(image, by, 1), out))
+             for image, out in zip(np.asarray(images), shifted)]
+    assert len(set(turns)) == 24
+    masked = np.asarray(augment(KEY, images, "mask"))[..., 0] == 0
+    for gone in masked:
+        rows, columns = gone.all(1), gone.all(0)
+        np.testing.assert_array_equal(gone, rows[:, None] | columns[None, :])
+        for band, most in ((rows, 4), (columns, 6)):
+            assert band.sum() <= most and np.abs(np.diff(band.astype(int))).sum() <= 2  # one piece
+    assert masked.all(1).sum(1).max() == 6 and masked.all(2).sum(1).max() == 4
+    assert masked.all(2).any(0).all() and masked.all(1).any(0).all()  # anywhere

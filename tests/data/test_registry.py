@@ -16,7 +16,7 @@ def test_scenes_by_name():
 
 
 def test_the_settings_are_the_readers_own():
-    assert list(READERS) == ["scenes", "karpathy", "folder", "hf", "tfds", "webdataset"]
+    assert list(READERS) == ["scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50"]
     for name in ("folder", "hf", "tfds", "webdataset"):
         shared = {"size", "stream", "limit", "skip_broken", "check", "holdout_val", "holdout_test", "holdout_seed"}
         assert shared <= set(settings_of(name))

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# One run on a Cloud TPU slice of one or many hosts: asks for it as a queued resource, installs this checkout, runs.
+# Usage: NAME=mdw ZONE=us-central2-b TYPE=v4-16 launch/cloud_tpu.sh configs/coco.py --config.run.dir=/shared/runs/coco
+#   SETUP   commands for every host before the run, such as the mount of the file share that holds data and run folder:
+#           with several hosts it has to be one that all of them see
+#   MORE    further flags of `gcloud compute tpus queued-resources create`, such as --spot or --reserved
+# The same command again goes on, on the same slice or, after a spot slice was taken away, on a new one. Give back with
+#   gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force
+set -euo pipefail
+: "${NAME:?name of the slice}" "${ZONE:?zone, such as us-central2-b}" "${TYPE:?accelerator type, such as v4-16}"
+config=$1
+shift
+cd "$(dirname "$0")/.."
+tpu() { gcloud compute tpus "$@" --zone="$ZONE" --quiet; }
+on_all_hosts() { tpu tpu-vm ssh "$NAME" --worker=all --command="$1"; }
+state() { tpu queued-resources describe "$NAME" --format='value(state.state)' 2>/dev/null || true; }
+
+case $(state) in
+SUSPENDED | SUSPENDING | FAILED) tpu queued-resources delete "$NAME" --force ;;
+esac
+if [[ -z $(state) ]]; then
+    # shellcheck disable=SC2086 # MORE is several words
+    tpu queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$TYPE" \
+        --runtime-version="${RUNTIME:-tpu-ubuntu2204-base}" ${MORE:-}
+fi
+until [[ $(state) == ACTIVE ]]; do
+    echo "$NAME: $(state)" >&2
+    sleep "${POLL:-30}"
+done
+
+tar -czf - --exclude=.git --exclude=runs . >"${TMPDIR:-/tmp}/mdw.tar.gz"
+tpu tpu-vm scp "${TMPDIR:-/tmp}/mdw.tar.gz" "$NAME:/tmp/mdw.tar.gz" --worker=all
+# uv, because the hosts' own Python is older than ours may be.
+on_all_hosts "rm -rf mdw && mkdir mdw && tar -xzf /tmp/mdw.tar.gz -C mdw && pip install --quiet --user uv &&
+    ~/.local/bin/uv venv --quiet --clear --python 3.12 env &&
+    ~/.local/bin/uv pip install --quiet --python env ./mdw 'jax[tpu]' && ${SETUP:-true}"
+# MDW_DISTRIBUTED: jax asks the slice who its hosts are. Quoted once more, for the shell over there.
+on_all_hosts "cd mdw && MDW_DISTRIBUTED=1 ../env/bin/mdw run --config $(printf '%q ' "$config" "$@")"
+
+# On GKE, with xpk, which makes the JobSet itself:
+#   xpk workload create --cluster=CLUSTER --workload=mdw --tpu-type=v5litepod-16 --docker-image=IMAGE --max-restarts=3 \
+#       --command="MDW_DISTRIBUTED=1 MDW_STATUS_WHEN_STOPPED=85 mdw run --config configs/coco.py"

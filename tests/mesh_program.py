@@ -1,0 +1,84 @@
+"""Run by test_mesh.py in processes of their own, on 1, 2 or 8 virtual devices, in one process or two."""
+
+import os
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+jax.config.update("jax_disable_most_optimizations", True)
+port, process, processes, out = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+if processes > 1:
+    jax.distributed.initialize(f"localhost:{port}", processes, process)
+
+from mdw_jax import mesh  # noqa: E402
+from mdw_jax.config import base  # noqa: E402
+from mdw_jax.distill import Method, init_state, make_outer_step  # noqa: E402
+from mdw_jax.errors import UserError  # noqa: E402
+from mdw_jax.evaluate import Lesson, Protocol, evaluate  # noqa: E402
+from mdw_jax.experts import Inputs, Recipe, train_experts  # noqa: E402
+from mdw_jax.presets import preset_config  # noqa: E402
+from mdw_jax.stages.preset import fields  # noqa: E402
+from mdw_jax.towers.convnet import convnet  # noqa: E402
+from mdw_jax.towers.dual import dual_encoder  # noqa: E402
+
+
+def main(mode):
+    c = base()
+    c.update_from_flattened_dict({
+        "experts.count": 1, "experts.epochs": 3, "experts.batch": 16, "experts.warmup": 1, "experts.scouts": 0,
+        "experts.recovery_start": 1, "distill.pairs": 8, "distill.inner_steps": 2, "distill.batch": 4,
+        "distill.trajectories": 2, "distill.rank": 2, "distill.ceo": False, "distill.optimizer": "sgd",
+        "evaluate.steps": 4, "evaluate.every": 2, "evaluate.batch": 8, "evaluate.lr_scales": (1.0,),
+        "evaluate.students": 2})
+    c = preset_config(c, "mdw")
+    generator = np.random.default_rng(0)
+    split = lambda n: Inputs(jnp.asarray(generator.integers(256, size=(n, 8, 8, 3)), jnp.uint8),
+                             jnp.asarray(generator.normal(size=(n, 6)), jnp.float32), np.arange(n))
+    tower = convnet((8, 8, 3), (4,), (10,))
+    model = dual_encoder(tower, tower.init(jax.random.key(1)), 6, mode=mode, dim=8)
+    train, val = split(64), split(16)
+    if mode == "projection":
+        seen = jax.jit(model.inputs)
+        train, val = (data._replace(images=seen(data.images / 255.0)) for data in (train, val))
+    trained = train_experts(model, train, val, fields(Recipe, c.experts), count=1, seed=0, keep=3)
+    method = fields(Method, c.distill)
+    images, texts = generator.uniform(size=(8, 8, 8, 3)), generator.normal(size=(8, 6))
+    state, step = init_state(jax.random.key(2), method, images, texts), make_outer_step(model, method)
+    starts, targets = (mesh.stack([trained.snapshots[n][at] for n in (0, 1)]) for at in (0, 2))
+    losses = []
+    for n in range(2):
+        state, metrics = step(state, starts, targets, np.ones((8, 8, 8, 1), np.float32), jax.random.key(n))
+        losses.append(float(metrics["loss"]))
+    learned = jax.tree.map(np.asarray, state.learned)
+    inputs = jnp.asarray(learned["images"]) if mode == "full" else jax.jit(model.inputs)(learned["images"])
+    lesson = Lesson(inputs, jnp.asarray(learned["texts"]), learned["correspondence"],
+                    {"image": 0.1, "text": 0.1}, method.loss, method.alpha)
+    scored = evaluate(model, lesson, val, val, fields(Protocol, c.evaluate), seed=3)
+    return {"experts": trained.snapshots[1][3], "learned": learned, "losses": losses,
+            "students": scored.params, "log": [row["val_r_mean"] for row in trained.log]}
+
+
+def agreeing():
+    """What only process 0 decides is heard by all, its mistakes too."""
+    assert mesh.agree(lambda: {"who": jax.process_index(), "word": "ä"}) == {"who": 0, "word": "ä"}
+    assert mesh.agree(lambda: None) is None
+
+    def complain():
+        raise UserError(f"process {jax.process_index()} complains")
+
+    try:
+        mesh.agree(complain)
+    except UserError as error:
+        assert str(error) == "process 0 complains", error
+    else:
+        raise AssertionError("nobody complained")
+
+
+agreeing()
+found = {mode: main(mode) for mode in ("projection", "full")}
+assert len(jax.devices()) == int(os.environ["EXPECTED_DEVICES"])
+if mesh.is_main():
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    np.savez(out, **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
