@@ -30,6 +30,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
+from mdw_jax.collectives import collective_bytes
 from mdw_jax.correspondence import correspondence
 from mdw_jax.distill import Method, init_state, make_outer_step, objective
 from mdw_jax.errors import UserError
@@ -177,13 +178,16 @@ class Program(NamedTuple):
     """A computation, ready to run.
 
     run: does it once and waits. compiling: seconds to trace and compile. memory: bytes it needs beyond its inputs.
-    flops: see `flops.py`; what is rematerialised counts again. None where there is no such number.
+    flops: see `flops.py`; what is rematerialised counts again. sent: of several devices, bytes of collectives on each
+    (`collectives.py`), and XLA's count of operations on each. None where there is no such number.
     """
 
     run: Callable[[], Any]
     compiling: float | None = None
     memory: int | None = None
     flops: int | None = None
+    sent: int | None = None
+    xla_flops: float | None = None
 
 
 def matrix_product(case: Case, reference, repeats: int, folder: Path):
@@ -381,7 +385,16 @@ def _compile(function, *arguments):
         seconds = time.perf_counter() - begin
     found = call.memory_analysis()
     memory = found and found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return call, seconds, memory, count_flops(function, *arguments)
+    flops = count_flops(function, *arguments)
+    if len(jax.devices()) == 1:
+        return call, seconds, memory, flops
+    return call, seconds, memory, flops, sum(collective_bytes(call.as_text()).values()), _xla_flops(call)
+
+
+def _xla_flops(call) -> float | None:
+    """XLA's own count for one device. It counts what is in a loop once: good for comparing devices, not for rates."""
+    found = call.cost_analysis()
+    return found and found.get("flops")
 
 
 @contextlib.contextmanager
@@ -437,6 +450,10 @@ def _costs(what: str, program: Program, seconds: float) -> list[dict]:
         rows.append(_row(f"compiling {what}", program.compiling, "s"))
     if program.memory is not None:
         rows.append(_row(_memory(what), program.memory / 2**20, "MiB"))
+    if program.sent is not None:
+        rows.append(_row(f"collectives of {what}, per device", program.sent / 2**20, "MiB"))
+    if program.xla_flops:
+        rows.append(_row(f"XLA's operations of {what}, per device, loops once", 1e-6 * program.xla_flops, "MFLOP"))
     return [*rows, _row(f"rate of {what}", 1e-9 * program.flops / seconds, "GFLOP/s")]
 
 

@@ -296,4 +296,4 @@ def test_as_a_module_without_jax(file):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     for start in (["-c", code], ["-m", "mdw_jax"]):
         done = subprocess.run([sys.executable, *start, *argv], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0 and done.stdout.startswith("data:\n"), done.stderr
+        assert done.returncode == 0 and done.stdout.startswith("certify:\n"), done.stderr

@@ -210,17 +210,20 @@ def test_features_go_on_after_the_rows_that_are_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments(run, capsys):
-    """kill -9 at random moments of the work, restarted each time; every run that gets to its end is compared."""
-    seed, kills = 20, 20
-    changes = {"run__presets": "mdw,random", "experts__scouts": 1, "distill__steps": 20, "distill__checkpoint_every": 8,
-               "distill__sets": 2, "evaluate__steps": 100}
+@pytest.mark.parametrize(("command", "seed", "kills", "files"), [("run", 20, 20, 18), ("experts", 10, 10, 4)])
+def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
+    """kill -9 at random moments of the work, restarted each time; every run that gets to its end is compared.
+
+    Experts are a small part of a run, and hardly hit in one: they are killed apart as well.
+    """
+    changes = {"run__presets": "mdw,random", "experts__scouts": 1, "distill__steps": 20, "distill__sets": 2,
+               "distill__checkpoint_every": 8, "evaluate__steps": 100}
     eager = "import mdw_jax.stages.experts as e; e.SAVE_EVERY = 0.0\nimport sys\nfrom mdw_jax.cli import main\n" \
             "sys.exit(main(sys.argv[1:]))"
     draw, whole = random.Random(seed), run("whole")
 
     def begin(folder):
-        return subprocess.Popen([sys.executable, "-c", eager, *arguments("run", folder, **changes)], env=environment(),
+        return subprocess.Popen([sys.executable, "-c", eager, *arguments(command, folder, **changes)], env=environment(),
                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def until_at_work(process, folder):
@@ -236,7 +239,7 @@ def test_killed_at_twenty_moments(run, capsys):
         assert process.wait() == 0, process.stderr.read()
         seconds = time.monotonic() - start
     wanted = results(whole)
-    assert len(wanted) == 18
+    assert len(wanted) == files
 
     folder, landed, finished = run("killed"), [], 0
     while len(landed) < kills:

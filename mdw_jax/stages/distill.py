@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -87,23 +88,46 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     metrics = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
     metrics = metrics[: int(kept["state"].step)]
 
+    def segments(step: int):
+        """The snapshots at which the trajectories of an outer step begin and end, each stacked."""
+        networks, starts = schedule(seed, index, step, c.distill.trajectories, len(trajectories),
+                                    c.distill.max_start_epoch)
+        ends = [start + c.distill.match_epochs for start in starts]
+        return tuple(stack([read_snapshot(trajectories[n], k) for n, k in zip(networks, at, strict=True)])
+                     for at in (starts, ends))
+
     outer_step = make_outer_step(model, method)
     weigh = jax.jit(lambda params, learned: ceo.pixel_weights(
         model, params, learned["images"], learned["texts"], learned["correspondence"], alpha=method.alpha,
         top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
     state, weights, first = kept["state"], kept["weights"], int(kept["state"].step)
 
+    pending = None
+
+    def settle():
+        """Take in what the last step measured: a step late, so that the device has the next one to do meanwhile."""
+        nonlocal pending
+        if pending is None:
+            return
+        (step, measured), pending = pending, None
+        measured = {name: float(value) for name, value in measured.items()}
+        if not np.isfinite([measured["loss"], measured["gradient"]]).all():
+            raise UserError(f"distillation of {preset.name} set {index} diverged at step {step} (loss "
+                            f"{measured['loss']}); lower the learning rates in config.distill.")
+        metrics.append({"step": step, **measured})
+
     def put_away():
+        settle()
         if not is_main():
             return
         write_lines(history, metrics)
         save_checkpoint(folder / "checkpoint.safetensors", {**kept, "state": state, "weights": weights}, key)
 
-    def judge():
+    def judge(done: int):
         """Where it is due, score the average so far on val (the best of a run is what it hands out), and save."""
-        done = int(state.step)
         if (done % c.distill.checkpoint_every and done != c.distill.steps) or done <= kept["judged"]:
             return
+        settle()
         found = evaluate(model, lesson_of(model, _as_set(state.average, method)), prepared.val, None,
                          fields(Protocol, c.evaluate), seed=seed + 7919, students=2)
         metrics[-1] |= {"val_r_mean": float(found.scores[:, -1].mean()), "lr_scale": found.lr_scale}
@@ -115,27 +139,29 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     with (progress(f"distil {preset.name} {index}", c.distill.steps, "steps") as advance,
           interrupt.keeping(put_away)):
         advance(first)
-        judge()  # here if it was stopped in the middle of it
-        for step in range(first, c.distill.steps):
+        judge(first)  # here if it was stopped in the middle of it
+        for step, (begin, target) in _ahead(segments, range(first, c.distill.steps)):
             interrupt.check()
-            networks, starts = schedule(seed, index, step, c.distill.trajectories, len(trajectories),
-                                        c.distill.max_start_epoch)
-            ends = [start + c.distill.match_epochs for start in starts]
-            begin, target = (stack([read_snapshot(trajectories[n], k) for n, k in zip(networks, at, strict=True)])
-                             for at in (starts, ends))
             # Also after every regular checkpoint, whether the run is resumed there or goes on.
             if method.ceo and (step % method.ceo_every == 0 or step % c.distill.checkpoint_every == 0):
                 weights = weigh(jax.tree.map(lambda x: x[0], target), state.learned)
             state, measured = outer_step(state, begin, target, weights,
                                          named_key(seed, "distill", preset.name, index, step))
-            measured = {name: float(value) for name, value in measured.items()}
-            if not np.isfinite([measured["loss"], measured["gradient"]]).all():
-                raise UserError(f"distillation of {preset.name} set {index} diverged at step {step} (loss "
-                                f"{measured['loss']}); lower the learning rates in config.distill.")
-            metrics.append({"step": step, **measured})
+            settle()
+            pending = step, measured
             advance(1, loss=measured["loss"])
-            judge()
+            judge(step + 1)
     return _as_set(kept["best"], method), metrics
+
+
+def _ahead(make, numbers: range):
+    """Yield (n, make(n)) for each number, while a thread makes the next one."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(make, n) for n in numbers[:1]]
+        for place, n in enumerate(numbers):
+            made = coming.pop().result()
+            coming = [pool.submit(make, following) for following in numbers[place + 1 :][:1]]
+            yield n, made
 
 
 def _as_set(learned, method: Method) -> DistilledSet:

@@ -7,7 +7,6 @@ by dividing a block's input by its expected standard deviation. Modules and para
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from mdw_jax.towers.conv import average_pool, conv, max_pool
 
