@@ -51,7 +51,7 @@ from mdw_jax.towers.dual import DualEncoder, dual_encoder
 from mdw_jax.towers.tower import Tower
 from mdw_jax.trajectory import open_trajectory, read_snapshot, save_trajectory
 
-TOLERANCE = 1e-3  # relative difference of outputs beyond which times are not compared
+TOLERANCE = 5e-3  # relative difference of outputs beyond which times are not compared: float32, through an unroll
 STUDENTS, STUDENT_STEPS = 5, 20
 COLUMNS = ("what", "ours", "reference", "ratio", "unit", "device", "threads", "versions")
 _LESS_IS_BETTER = ("s", "MiB")
@@ -533,8 +533,7 @@ def torch_problem(case: Case, reference):
     """The outer step of a case as flat dicts of numpy arrays."""
     backbone = case.backbone if case.model.mode == "projection" else {}
     trees = (case.learned, case.starts, case.targets, backbone, {"rows": case.batches})
-    as_jax_sees = lambda x: np.asarray(jnp.asarray(x))  # float32, whatever a file's weights are
-    return reference.Problem(*({name: as_jax_sees(x) for name, x in _flat(tree).items()} for tree in trees))
+    return reference.Problem(*({name: np.asarray(x) for name, x in _flat(tree).items()} for tree in trees))
 
 
 def torch_memory(reference, problem, settings) -> int | None:

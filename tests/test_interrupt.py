@@ -223,8 +223,8 @@ def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
     draw, whole = random.Random(seed), run("whole")
 
     def begin(folder):
-        return subprocess.Popen([sys.executable, "-c", eager, *arguments(command, folder, **changes)], env=environment(),
-                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        words = [sys.executable, "-c", eager, *arguments(command, folder, **changes)]
+        return subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def until_at_work(process, folder):
         """Waits until the process holds its run folder; before that there is nothing to break."""

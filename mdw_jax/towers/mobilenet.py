@@ -49,7 +49,7 @@ def _read(path):
             ops = graph["ops"][: next(i for i, op in enumerate(graph["ops"]) if op["op"] == "AVERAGE_POOL_2D") + 1]
             params = {
                 op["w"]: {
-                    "kernel": (file[f"{op['w']}/kernel_q"].astype(np.float32) - file[f"{op['w']}/zero"])
+                    "kernel": (file[f"{op['w']}/kernel_q"].astype(np.float32) - file[f"{op['w']}/zero"].astype(np.float32))
                     * file[f"{op['w']}/scale"].astype(np.float32),
                     "bias": file[f"{op['w']}/bias"].astype(np.float32),
                 }
