@@ -47,11 +47,11 @@ def _read(path):
         with np.load(path, allow_pickle=False) as file:
             graph = json.loads(str(file["ops_json"]))
             ops = graph["ops"][: next(i for i, op in enumerate(graph["ops"]) if op["op"] == "AVERAGE_POOL_2D") + 1]
+            read = lambda name: file[name].astype(np.float32)
             params = {
                 op["w"]: {
-                    "kernel": (file[f"{op['w']}/kernel_q"].astype(np.float32) - file[f"{op['w']}/zero"].astype(np.float32))
-                    * file[f"{op['w']}/scale"].astype(np.float32),
-                    "bias": file[f"{op['w']}/bias"].astype(np.float32),
+                    "kernel": (read(f"{op['w']}/kernel_q") - read(f"{op['w']}/zero")) * read(f"{op['w']}/scale"),
+                    "bias": read(f"{op['w']}/bias"),
                 }
                 for op in ops
                 if "w" in op
