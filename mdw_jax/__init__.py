@@ -12,6 +12,7 @@ _WHERE = {
     "train_experts": "experts", "open_trajectory": "trajectory", "read_snapshot": "trajectory",
     "unroll": "matching", "matching_loss": "matching", "make_outer_step": "distill",
     "DistilledSet": "distilled", "load_distilled": "distilled", "evaluate": "evaluate", "UserError": "errors",
+    "torch_dataset": "torch_data",
 }
 __all__ = sorted(_WHERE)
 

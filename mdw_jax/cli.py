@@ -31,6 +31,7 @@ COMMANDS = {
     "table": "turn CSVs of sweeps into a table in Markdown (needs no config)",
     "fairness": "who is in the data and in the sets, and who is found: shares and recalls by group (see config.fairness)",
     "certify": "what noise can cost the experts at most, and what it did: bounds beside measurements (see config.certify)",
+    "export": "write the sets for others, with a dataset card: image folder, Parquet, WebDataset (see config.export)",
     "plan": "say what a run would cost, from its config alone: memory, operations, time (see config.plan)",
     "bench": "measure how fast a config's computations are here, in ratios to plainer ways; needs no data",
     "weights": "fetch a model of the Hugging Face Hub, or look at a local one, and say what is in it",
@@ -42,7 +43,8 @@ OWN_FLAGS = {  # flags of one command alone, and whether a value follows
               "--picture": True},
 }
 OF_A_CONFIG = {  # commands that are a function of the config, beside the stages of `run`
-    "certify": "certify_command", "fairness": "fairness_command", "plan": "plan", "bench": "bench"}
+    "certify": "certify_command", "export": "export_command", "fairness": "fairness_command", "plan": "plan",
+    "bench": "bench"}
 BESIDE_A_RUN = ("plan", "bench")  # commands that leave what a run does in the folder alone
 WITHOUT_CONFIG = ("table", "weights")
 OPTIONS = ("--config", "--debug", "--help", "--version")

@@ -216,6 +216,11 @@ def base() -> ConfigDict:
     c.certify.candidates = 4  # sets of candidates among which a pair is to be found, averaged
     c.certify.pairs = 4000  # training pairs to look for what was learned by heart
 
+    c.export = ConfigDict()  # for mdw export
+    c.export.formats = ("safetensors", "folder", "parquet", "webdataset")
+    c.export.licence = ""  # of the source data, as cc-by-4.0 or unknown: must be given, and stands on the dataset cards
+    c.export.neighbours = 1  # real training captions that are written beside each distilled text
+
     c.plan = ConfigDict()  # for mdw plan alone, which opens no data and no weights
     c.plan.images = 0  # training images
     c.plan.captions = 0  # training captions

@@ -32,7 +32,7 @@ from mdw_jax.certificate import debiased
 from mdw_jax.checkpoint import restore
 from mdw_jax.data.augment import augment
 from mdw_jax.data.lazy import LazyImages
-from mdw_jax.data.loader import batches
+from mdw_jax.data.loader import Meter, batches
 from mdw_jax.division import divide, division_quality
 from mdw_jax.errors import UserError
 from mdw_jax.losses import agreement, infonce, label_loss, pair_losses, shuffled_losses
@@ -400,7 +400,9 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                    taught[n] if guided and teachers is None else None) for n in nets]
         common = taught[0] if guided and teachers is not None else None
         if isinstance(train.images, LazyImages):
-            results = [streamed_epoch(run.epoch, one, train.images, train.texts, common) for one in mapped]
+            meters = [Meter() for _ in mapped]
+            results = [streamed_epoch(run.epoch, one, train.images, train.texts, common, meter)
+                       for one, meter in zip(mapped, meters, strict=True)]
         else:
             results = run.for_all(run.epoch, mapped, train.images, train.texts, common)
         params, states = [r[0][0] for r in results], [r[0][1] for r in results]
@@ -417,6 +419,8 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
             row = {"generation": name, "epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2],
                    "loss": loss}
             row |= {f"val_{metric}": float(value) for metric, value in zip(METRICS, on_val[n], strict=True)}
+            if isinstance(train.images, LazyImages):
+                row |= {"pairs_per_second": meters[n].pairs_per_second, "device_waits": meters[n].waiting}
             if divided and mismatched is not None:
                 row |= division_quality(division[n], mismatched)
             log.append(row)
@@ -449,23 +453,25 @@ def _taken_up(saved: dict | None, start: Generation, keep: int) -> Generation:
     return found._replace(epoch=epoch, log=json.loads(found.log.tobytes()))
 
 
-def streamed_epoch(epoch, one, images: LazyImages, texts, common_teacher):
+def streamed_epoch(epoch, one, images: LazyImages, texts, common_teacher, meter: Meter):
     """`epoch` of one network in slabs of a few steps, each with the pixels that it needs and no others.
 
-    The same steps on the same pairs as from memory: what is decoded ahead is a matter of time alone.
+    The same steps on the same pairs as from memory: what is decoded ahead is a matter of time alone, which `meter`
+    measures.
     """
     carry, plan, keys, own_teacher = one
     steps, batch = plan.rows.shape
     starts = range(0, steps, SLAB)
     wanted = np.asarray(plan.images)
     losses, right = [], []
-    for start, pixels in zip(starts, batches(images, (wanted[i : i + SLAB].ravel() for i in starts)), strict=True):
+    slabs = batches(images, (wanted[i : i + SLAB].ravel() for i in starts), meter=meter)
+    for start, pixels in zip(starts, slabs, strict=True):
         part = jax.tree.map(lambda x: x[start : start + SLAB], plan)
         part = part._replace(pixels=jnp.arange(len(pixels), dtype=jnp.int32).reshape(-1, batch))
         carry, loss, found = _jit(epoch, None)((carry, part, keys[start : start + SLAB], own_teacher), pixels, texts,
                                                common_teacher)
-        losses.append(loss)
-        right.append(found)
+        losses.append(np.asarray(loss))  # waits for the device, so that the meter tells whose time it is
+        right.append(np.asarray(found))
     return carry, np.concatenate(losses), np.concatenate(right)
 
 

@@ -7,9 +7,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that tests in folders can i
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Most of the suite's time is compiling, and many tests compile the same things."""
+def compilation_cache(tmp_path_factory, worker_id):
+    """Most of the suite's time is compiling, and many tests compile the same things, in all workers."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    base = tmp_path_factory.getbasetemp()
+    jax.config.update("jax_compilation_cache_dir", str((base if worker_id == "master" else base.parent) / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -255,3 +255,5 @@ def test_streamed_pictures_train_the_same_experts(monkeypatch):
     for one, other in zip(jax.tree.leaves(made[0].snapshots), jax.tree.leaves(made[1].snapshots), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(made[0].right, made[1].right)
+    assert all(row["pairs_per_second"] > 0 and 0 < row["device_waits"] < 1 for row in made[1].log)
+    assert "device_waits" not in made[0].log[0]
