@@ -356,11 +356,11 @@ def _contents(distilled: DistilledSet, card: dict) -> list[str]:
     lines = [
         f"Images{sounds}: {' x '.join(map(str, distilled.images.shape[1:]))}, channels last, in [0, 1].",
         f"Texts: {form}, {' x '.join(map(str, distilled.texts.shape[1:]))}, of a text encoder "
-        f"({encoder or 'unknown'}), not sentences. `captions` are the *real* training captions nearest to them, with their cosines: they say what "
-        "a text is about. Training on them instead loses what was distilled into the texts.",
+        f"({encoder or 'unknown'}), not sentences. `captions` are the *real* training captions nearest to them, with "
+        "their cosines: they say what a text is about. Training on them instead loses what was distilled into texts.",
         f"Correspondence P ({', '.join(sorted(distilled.correspondence)) or 'identity'}; alpha {distilled.alpha!r}): "
-        f"how far image i belongs to text j, the target of the loss `{distilled.loss}` at temperature {_tau(card)!r}. The "
-        "column `correspondence` is a row of it in full.",
+        f"how far image i belongs to text j, the target of the loss `{distilled.loss}` at temperature {_tau(card)!r}. "
+        "The column `correspondence` is a row of it in full.",
         f"Step sizes of the student's SGD: {steps}.",
     ]
     if card["png"] is None:
@@ -368,9 +368,9 @@ def _contents(distilled: DistilledSet, card: dict) -> list[str]:
     exact = " and ".join(place for name, place in (("safetensors", f"`{TENSORS}`"), ("parquet", "`pixels` of Parquet"))
                          if name in card["formats"])
     where = f"Exact float32 is in {exact}: train on that." if exact else "This export holds no exact ones."
-    return [*lines, f"**PNGs are 8-bit copies and lose precision**: pixels are off by up to "
-            f"{card['png']['largest_error']:.2g} of the range [0, 1], and {card['png']['clipped']:.1%} of the values "
-            f"lay outside of it and are clipped. {where}"]
+    clipped = f", and {clipped:.2%} of the values lay outside of it" if (clipped := card["png"]["clipped"]) else ""
+    return [*lines, "**PNGs are 8-bit copies and lose precision**: pixels are off by up to "
+            f"{card['png']['largest_error']:.2g} of the range [0, 1]{clipped}. {where}"]
 
 
 def _limits(card: dict, real: bool) -> list[str]:
