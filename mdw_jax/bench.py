@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.collectives import collective_bytes
 from mdw_jax.correspondence import correspondence
+from mdw_jax.data.registry import image_shape
 from mdw_jax.distill import Method, init_state, make_outer_step, objective
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Protocol, make_trainer
@@ -68,8 +69,8 @@ def bench_command(config: ConfigDict, repeats: int = 5) -> None:
     folder, about = run_folder(c), machine()
     rows, remarks = bench(c, folder, repeats)
     write_csv(folder / "bench.csv", list(COLUMNS), [{**row, **about} for row in rows])
-    d = c.distill
-    print(f"{c.model.tower}, {c.model.mode} mode, {c.data.size} px, M = {d.pairs}, S = {d.inner_steps}, b = {d.batch}, "
+    d, sides = c.distill, "x".join(map(str, image_shape(c.data)[:2]))
+    print(f"{c.model.tower}, {c.model.mode} mode, {sides} px, M = {d.pairs}, S = {d.inner_steps}, b = {d.batch}, "
           f"{d.trajectories} trajectories, loss {d.loss}; medians of {repeats}\n"
           f"{about['device']}, {about['threads']} of {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; "
           f"{about['versions']}")
@@ -121,13 +122,13 @@ def make_case(c: ConfigDict) -> Case:
         raise UserError("mdw bench measures distillation of frozen text features; set text.train to false.")
     d, m, seed = c.distill, c.model, c.run.seed
     text_dim = c.plan.text_dim or c.text.dim
-    tower = tower_without_weights(m, (c.data.size, c.data.size, 3))
+    tower = tower_without_weights(m, image_shape(c.data))
     backbone = tower.init(named_key(seed, "backbone"))
     model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
                          dtype=m.dtype)
     method = dataclasses.replace(fields(Method, d), augment="none", mix=False)
     generator = named_generator(seed, "bench")
-    images = generator.uniform(size=(d.pairs, c.data.size, c.data.size, 3))
+    images = generator.uniform(size=(d.pairs, *image_shape(c.data)))
     learned = init_state(named_key(seed, "bench"), method, images, generator.normal(size=(d.pairs, text_dim))).learned
     # At its start half of a low-rank P has no gradient: move it a little.
     learned["correspondence"] = _moved(generator, learned["correspondence"], 0.1)
@@ -213,7 +214,7 @@ def expert_step(case: Case, reference, repeats: int, folder: Path):
     if c.model.mode == "projection":
         images = generator.uniform(size=(pairs, case.tower.width)).astype(np.float32)
     else:
-        images = generator.integers(256, size=(pairs, c.data.size, c.data.size, 3), dtype=np.uint8)
+        images = generator.integers(256, size=(pairs, *image_shape(c.data)), dtype=np.uint8)
     texts = generator.normal(size=(pairs, text_dim)).astype(np.float32)
     clean = generator.integers(2, size=pairs)
     params = case.model.init(named_key(c.run.seed, "bench", 0))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mdw_jax.ceo import pixel_weights
+from mdw_jax.data.registry import image_shape
 from mdw_jax.distill import Method, init_state, make_outer_step
 from mdw_jax.errors import UserError
 from mdw_jax.experts import Plan, Recipe, passes
@@ -44,7 +45,8 @@ def plan_command(config: ConfigDict) -> None:
         if name in WITHOUT_EXPERTS:
             continue
         c = preset_config(config, name)
-        print(f"{name}: {c.model.tower}, {c.model.mode} mode, {c.data.size} px, M = {c.distill.pairs}, "
+        sides = "x".join(map(str, image_shape(c.data)[:2]))
+        print(f"{name}: {c.model.tower}, {c.model.mode} mode, {sides} px, M = {c.distill.pairs}, "
               f"{c.plan.images:,} images with {c.plan.captions:,} captions\n")
         print(markdown_table([{"what": what, "value": value} for what, value in plan(c, name).items()]))
 
@@ -77,7 +79,7 @@ def plan(c: ConfigDict, preset: str = "mdw") -> dict[str, str]:
     experts = runs * steps * step.flops
     kept = networks * (snapshots_kept(c) + 1) * sum(sizes.values()) * _FLOAT[e.store_dtype]
     distilling = d.sets * d.steps * (outer.flops + weighing / d.ceo_every) if distils else 0
-    pixels = p.images * c.data.size ** 2 * 3
+    pixels = p.images * math.prod(image_shape(c.data))
     found = {f"parameters, {part}": f"{size:,}" for part, size in sizes.items()}
     if c.model.mode == "projection":
         found["parameters, frozen backbone"] = f"{job.backbone_size:,}"
@@ -120,7 +122,7 @@ class _Job:
 
     def __init__(self, c: ConfigDict):
         self.c = c
-        self.image = (c.data.size, c.data.size, 3)
+        self.image = image_shape(c.data)
         self.tower = tower_without_weights(c.model, self.image)
         key = jax.eval_shape(jax.random.key, 0)
         self.key = key

@@ -70,7 +70,7 @@ def test_every_row_of_a_tiny_config(tmp_path, capsys):
     assert seconds * rate == pytest.approx(longer, rel=5e-2)  # the optimiser has next to no products
     assert [path.name for path in tmp_path.iterdir()] == ["bench.csv"]
     said = capsys.readouterr().out
-    assert "projection mode, 8 px, M = 8, S = 3, b = 4, 2 trajectories, loss wbce; medians of 2" in said
+    assert "projection mode, 8x8 px, M = 8, S = 3, b = 4, 2 trajectories, loss wbce; medians of 2" in said
     assert said.count("the backbone in every inner step agree") == 2 and "PyTorch" in said
 
 

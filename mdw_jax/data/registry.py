@@ -45,6 +45,17 @@ def reader(name: str) -> Callable[..., Pairs]:
     return READERS[name]
 
 
+def image_shape(data: Mapping) -> tuple[int, int, int]:
+    """(H, W, C) of the images that a config's data section leads to, without reading any.
+
+    A reader of one's own is believed to make RGB images of `data.size`.
+    """
+    if data["name"] in ("audio", "esc50", "tones"):
+        defaults = settings_of(data["name"])
+        return data["mels"] or defaults["mels"], data["frames"] or defaults["frames"], 1
+    return data["size"], data["size"], 3
+
+
 def settings_of(name: str) -> dict[str, object]:
     """{setting: default} of a reader, those of `records.build` that it passes on included.
 
