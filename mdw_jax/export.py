@@ -249,7 +249,7 @@ TORCH_LOSSES = {
     "probability": _BOTH.format("-((10 * target).softmax(d) * logits.log_softmax(d)).sum(d).mean()"),
     "nce": _BOTH.format("-(target * logits.log_softmax(d)).sum(d).mean()"),
     "cwcl": _BOTH.format("-((target * logits.log_softmax(d)).sum(d) / target.sum(d)).mean()"),
-    "kl": _BOTH.format("F.kl_div(logits.log_softmax(d), (10 * target).log_softmax(d), log_target=True)"),
+    "kl": _BOTH.format("((10 * target).softmax(d) * ((10 * target).log_softmax(d) - logits.log_softmax(d))).mean()"),
     "bce": "F.binary_cross_entropy_with_logits(logits, target)",
     "mse": "F.mse_loss(logits.sigmoid(), target)",
     "wbce": ("sum((m * -(target * (logits.sigmoid() + 1e-6).log() + (1 - target) * ((-logits).sigmoid() + 1e-6).log()))"

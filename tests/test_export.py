@@ -23,7 +23,8 @@ from mdw_jax.export_command import export_command
 M, ALPHA, RANK = 6, 1.1, 2
 CARD = {"preset": "mdw", "set": 0, "data": "/home/jane doe/flickr8k", "noise": {"rate": 0.4, "protocol": "image"},
         "config": {"model": {"tau": 0.05}, "text": {"encoder": "transformer", "path": "google-bert/bert", "dim": 3},
-                   "data": {"images": "/home/jane doe/a.zip::/home/jane doe/b.zip", "annotations": "C:\\jane doe\\c.json"},
+                   "data": {"images": "/home/jane doe/a.zip::/home/jane doe/b.zip",
+                            "annotations": "C:\\jane doe\\c.json"},
                    "run": {"dir": "~/jane doe/run"}}}
 
 
@@ -97,14 +98,15 @@ def test_the_image_folder(tmp_path, channels):
         np.testing.assert_array_equal(np.float32(said["correspondence"]), dense_correspondence(made)[row])
 
 
-def test_our_readers_read_the_folder_and_the_shard(exported):
-    held = {"holdout_val": 1, "holdout_test": 1}
-    from_folder = read_folder(exported / "images" / "metadata.jsonl", image_column="file_name", **held)
-    from_shard = read_webdataset(str(exported / "shard-000000.tar"), **held)
+def test_our_readers_read_the_folder_and_the_shard(tmp_path):
+    made, common = make_set(images=0.5 + 0.3 * normal(M, 4, 4, 3)), {"holdout_val": 1, "holdout_test": 1, "size": 4}
+    export(tmp_path, made, ["folder", "webdataset"])
+    from_folder = read_folder(tmp_path / "images" / "metadata.jsonl", image_column="file_name", **common)
+    from_shard = read_webdataset(str(tmp_path / "shard-000000.tar"), **common)
     for pairs in (from_folder, from_shard):
         assert len(pairs.train.images) == M - 2 and not pairs.skipped
         seen = {image.tobytes() for image in np.asarray(pairs.train.images[np.arange(M - 2)])}
-        assert len(seen) == M - 2 and seen <= {image.tobytes() for image in eight_bits(make_set().images)}
+        assert len(seen) == M - 2 and seen <= {image.tobytes() for image in eight_bits(made.images)}
         assert {caption.strip() for caption in pairs.train.captions} <= {said[0] for said in NEAR.captions}
 
 
@@ -213,7 +215,7 @@ def test_the_card_says_what_users_must_know(tmp_path, exported):
 
 def test_no_place_of_this_machine_is_told(exported):
     for path in exported.rglob("*"):
-        assert not path.is_file() or b"jane" not in path.read_bytes().lower().replace(b"ask jane", b"")
+        assert not path.is_file() or b"jane" not in path.read_bytes().lower()
     data = load_distilled(exported)[1]["config"]["data"]
     assert data == {"images": "a.zip::b.zip", "annotations": "c.json"}
 
