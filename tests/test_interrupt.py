@@ -31,9 +31,9 @@ TINY = {
 # Runs `mdw` several times, each in a fork of one process, for most of the time would go into imports. At the n-th
 # call of a function, a run first sends itself a signal: where that is, the test says. Compiled without care, for speed.
 FORKS = """
-import importlib, json, os, sys
+import importlib, json, os, sys, time
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-from mdw_jax import run, stages
+from mdw_jax import interrupt, run, stages
 from mdw_jax.cli import main
 
 def signal_at(module, name, n, number):
@@ -43,6 +43,8 @@ def signal_at(module, name, n, number):
         calls.append(None)
         if len(calls) == n:
             os.kill(os.getpid(), number)
+            while not interrupt._received:
+                time.sleep(0.01)
         return function(*args, **named)
     setattr(module, name, counted)
 
@@ -104,8 +106,9 @@ def test_stopped_runs_end_where_an_undisturbed_one_does(run):
         # In the second epoch of the experts.
         (stopped, ("mdw_jax.experts", "plan_epoch", 3, signal.SIGTERM), 0, {"state-experts.safetensors"},
          "stopped at 2/3 epochs"),
-        # In the second step of the distillation: it ends, and no checkpoint is due there.
-        (stopped, ("mdw_jax.stages.distill", "schedule", 2, signal.SIGTERM), 0,
+        # In the second step of the distillation (a key for the first state, then one a step): it ends, and no
+        # checkpoint is due there.
+        (stopped, ("mdw_jax.stages.distill", "named_key", 3, signal.SIGTERM), 0,
          {"checkpoint.safetensors", "history.jsonl"}, "stopped at 2/6 steps"),
         # While the set is scored on val, at the regular checkpoint; by Ctrl-C.
         (stopped, ("mdw_jax.stages.distill", "evaluate", 1, signal.SIGINT), 130,

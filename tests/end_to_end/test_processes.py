@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from test_interrupt import ROOT, arguments
+
 from mdw_jax.distilled import load_distilled
-from tests.test_interrupt import ROOT, arguments
 
 
 def start(folder, processes: int, process: int, port: int):
