@@ -89,9 +89,11 @@ def base() -> ConfigDict:
     c.data.skip_broken = False  # leave out images that cannot be decoded, and count them
     c.data.cache = ""  # webdataset: index of the shards (default: in run.dir); hf: the library's cache
     c.data.limit = 0  # keep the first n images of each split (0: all)
+    c.data.captions = ""  # generic or truncated: make a share of the training captions say less, for noise studies
+    c.data.captions_rate = 0.4  # that share
 
     c.noise = ConfigDict()
-    c.noise.protocol = "image"  # image (RCL, DECL), caption (NCR), none, or natural: as the data come
+    c.noise.protocol = "image"  # image (RCL, DECL), caption (NCR), similar (look-alikes), none, natural: as the data come
     c.noise.rate = 0.4  # eta: fraction of pairs to mismatch (natural: believed to be mismatched, 0 if unknown)
     c.noise.seed = 0
     c.noise.estimate = False  # estimate the rate, as natural noise always does: two more networks are trained
@@ -291,7 +293,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "experts.clean_loss": (e.clean_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
         "experts.tolerant_loss": (e.tolerant_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
         "experts.store_dtype": (e.store_dtype, ("float32", "bfloat16")),
-        "noise.protocol": (config.noise.protocol, ("image", "caption", "none", "natural")),
+        "noise.protocol": (config.noise.protocol, ("image", "caption", "similar", "none", "natural")),
+        "data.captions": (config.data.captions, ("", "generic", "truncated")),
         "text.pooling": (config.text.pooling, ("mean", "cls", "native")),
         "text.encoder": (config.text.encoder, ("bow", "precomputed", "transformer")),
         "experts.augment": (e.augment, AUGMENTS),
@@ -321,6 +324,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
              f"experts.clean_q and experts.tolerant_q must lie in (0, 1], not {e.clean_q} and {e.tolerant_q}.")
     _require(config.evaluate.every <= config.evaluate.steps, f"evaluate.every ({config.evaluate.every}) exceeds "
              f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
+    _require(not config.data.captions or config.text.encoder != "precomputed", "data.captions changes what captions say, "
+             "and features from a file would not follow; set text.encoder to bow or transformer.")
     _require(not config.text.train or (config.text.encoder == "transformer" and not d.mix),
              "text.train needs text.encoder=transformer, and distill.mix (RepBlend) fixed text features; change one.")
     _require(config.model.mode == "projection" or not d.mix, "distill.mix (RepBlend) blends the features of a frozen "

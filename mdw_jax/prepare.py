@@ -19,6 +19,7 @@ from mdw_jax.data.lazy import LazyImages
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.registry import load, settings_of
 from mdw_jax.data.scenes import scenes
+from mdw_jax.data.structured import dulled
 from mdw_jax.errors import UserError
 from mdw_jax.extend import function_of, is_path
 from mdw_jax.experts import Inputs, in_chunks, to_float
@@ -205,9 +206,13 @@ _load = functools.lru_cache(maxsize=1)(load)  # presets of one run share it
 
 
 def load_pairs(data: ConfigDict, cache: Path) -> Pairs:
-    """The data set of `config.data`. Of its keys a reader gets those it knows; "", () and 0 stand for its defaults."""
+    """The data set of `config.data`. Of its keys a reader gets those it knows; "", () and 0 stand for its defaults.
+
+    `data.captions` holds for every preset, those without noise included: see `structured.dulled`.
+    """
     said = {**data.to_dict(), "cache": data.cache or (str(cache / "shards") if data.name == "webdataset" else "")}
-    return _load(data.name, **{key: said[key] for key in settings_of(data.name) if said.get(key)})
+    pairs = _load(data.name, **{key: said[key] for key in settings_of(data.name) if said.get(key)})
+    return dulled(pairs, data.captions, data.captions_rate, data.seed) if data.captions else pairs
 
 
 def noise_of(config: ConfigDict, prepared: Prepared) -> noise_files.Noise:

@@ -1,8 +1,9 @@
 """Noisy correspondence: which image each *training* caption is paired with.
 
-Only the train split can be corrupted: a `Noise` holds no other. Two protocols (they are not comparable, so both):
+Only the train split can be corrupted: a `Noise` holds no other. Protocols (none is comparable with another):
   image    a random share of the images is permuted, all captions of an image move together (RCL, DECL);
-  caption  a random share of the caption rows permute their image among themselves (NCR).
+  caption  a random share of the caption rows permute their image among themselves (NCR);
+  similar  as image, but images with like captions swap theirs (ours, `structured.swapped`);
   natural  nothing is moved: the pairs come from the web, and which of them are mismatched nobody knows.
 The first two are plain random permutations: a chosen item may stay where it was, so the true rate is slightly under
 the one asked (on average by 1/N at most).
@@ -18,12 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.structured import swapped
 from mdw_jax.errors import UserError
 from mdw_jax.files import digest, write_atomically
 from mdw_jax.rng import named_generator
 
 FORMAT = "mdw-noise-1"
-DRAWN = ("none", "image", "caption", "natural")
+DRAWN = ("none", "image", "caption", "similar", "natural")
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, SyntaxError,
               zlib.error, zipfile.BadZipFile)
 
@@ -32,7 +34,7 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, 
 class Noise:
     """One noise draw for the K training captions of a data set.
 
-    protocol: "image", "caption", "none", "natural", or "external" (an imported index file).
+    protocol: one of `DRAWN`, or "external" (an imported index file).
     rate: the rate asked, in [0, 1] ("external": the rate measured; "natural": the rate believed).
     seed: of the draw ("external": -1).
     fingerprint: `Pairs.fingerprint` of the data set it was drawn for.
@@ -79,13 +81,15 @@ def draw(pairs: Pairs, protocol: str, rate: float, seed: int) -> Noise:
     if not 0 <= rate <= 1:
         raise UserError(f"the noise rate must be between 0 and 1, not {rate}.")
     if protocol == "none" and rate > 0:
-        raise UserError(f"noise protocol 'none' goes with rate 0, not {rate}; choose image or caption.")
+        raise UserError(f"noise protocol 'none' goes with rate 0, not {rate}; choose image, caption or similar.")
     if seed < 0:
         raise UserError(f"the noise seed must be 0 or more, not {seed}.")
     generator = named_generator(seed, "noise", protocol)
     true = np.asarray(pairs.train.image_of, np.int64)
     if protocol == "natural":
         image_of = true
+    elif protocol == "similar":
+        image_of = swapped(pairs.train, rate, generator)[true]
     elif protocol == "image":
         image_of = _shuffled(np.arange(len(pairs.train.images), dtype=np.int64), rate, generator)[true]
     else:

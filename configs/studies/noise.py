@@ -1,0 +1,32 @@
+"""How much noise each method takes, and of which kind: the quickstart's data, cheaper in places. See noise.md.
+
+    mdw sweep --config configs/studies/noise.py --over noise.protocol=image,caption,similar \
+        --over noise.rate=0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8
+
+Learning rates of the peers: the best of the search in noise.md, on val at 40 % image noise.
+"""
+
+from mdw_jax.config import base
+
+PEERS = ("vld", "lors", "repblend")
+ADAM = {"optimizer": "adam", "decay": "cosine", "lr_images": 0.02, "lr_texts": 0.02, "lr_steps": 0.03,
+        "lr_correspondence": 0.003}
+
+
+def get_config():
+    c = base()
+    c.run.dir = "runs/noise"
+    c.run.presets = (*PEERS, "infonce", "mdw", "experts")
+    c.model.mode = "projection"
+    c.model.widths = (64, 128, 256)
+    c.model.pretrain_epochs = 10
+    c.experts.count = 2
+    c.experts.epochs = 4
+    c.experts.lr = 2.0
+    c.distill.pairs = 50
+    c.distill.steps = 60
+    c.distill.lr_images = 0.02
+    c.distill.checkpoint_every = 1000
+    c.evaluate.students = 3
+    c.run.tuned = tuple(f"{peer}:distill.{key}={value}" for peer in PEERS for key, value in ADAM.items())
+    return c
