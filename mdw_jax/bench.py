@@ -146,7 +146,8 @@ def _moved(generator, tree, distance: float):
 def outer_gradient(model: DualEncoder, method: Method):
     """Ours: (learned, starts, targets, batches) -> (loss, gradient by all that is learned), jitted."""
     return jax.jit(jax.value_and_grad(
-        lambda learned, *rest: objective(model, method, learned, *rest, jax.random.key(0))[0]))
+        lambda learned, starts, targets, batches: objective(model, method, learned, starts, targets, batches,
+                                                            jax.random.key(0))[0]))
 
 
 def naive_outer_gradient(model: DualEncoder, method: Method):
@@ -239,11 +240,11 @@ def expert_step(case: Case, reference, repeats: int, folder: Path):
             dataclasses.asdict(recipe), torch_settings(case, reference, "exact"))
         ((new, _, (average, _)), losses, _), (other, other_average, other_losses) = ours.run(), theirs()
         # How far they moved: parameters themselves are mostly where they began.
-        agree, said = agreement("expert steps", _TORCH,
+        agree, remark = agreement("expert steps", _TORCH,
                                 {"losses": losses, **_moves(params, new, "new"), **_moves(params, average, "average")},
                                 {"losses": other_losses, **_moves(params, other, "new"),
                                  **_moves(params, other_average, "average")})
-        remarks.append(said)
+        remarks.append(remark)
         if agree:
             programs[_TORCH] = Program(theirs)
     seconds = medians({who: program.run for who, program in programs.items()}, repeats)

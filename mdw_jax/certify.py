@@ -38,7 +38,7 @@ class Units(NamedTuple):
     images: np.ndarray
     captions: np.ndarray
     unit: np.ndarray
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of that name
     mismatched: int | None
 
 

@@ -35,7 +35,7 @@ from mdw_jax.presets import WITHOUT_EXPERTS
 from mdw_jax.rng import named_generator
 from mdw_jax.run import run_folder, write_csv
 from mdw_jax.stages import Preset, experts_stage, open_preset
-from mdw_jax.stages.preset import fields
+from mdw_jax.stages.preset import fields, stored_array
 from mdw_jax.trajectory import open_trajectory, read_snapshot
 
 COLUMNS = ("preset", "recipe", "eta", "source", "eta_low", "eta_high", "epoch", "track", "loss", "measure", "value",
@@ -282,9 +282,9 @@ def _memory_rows(measured, trained, main: int, natural: bool) -> tuple[list[dict
             rows.append(row(epoch, measure, float(values.mean()), float(values.std() / math.sqrt(images)), images))
         if "train_mismatched" in on_train and "train_matched" in on_train:
             images, position = np.unique(trained["train_mismatched"][0], return_inverse=True)
-            by_image = [np.bincount(position, on_train[what]) / np.bincount(position)
-                        for what in ("train_mismatched", "train_never")]
-            found = certify.memorised(*by_image, float(on_train["train_matched"].mean()))
+            seen, never = (np.bincount(position, on_train[what]) / np.bincount(position)
+                           for what in ("train_mismatched", "train_never"))
+            found = certify.memorised(seen, never, float(on_train["train_matched"].mean()))
             gaps.append(found)
             rows += [row(epoch, "memory", found.gap, found.error, len(images)),
                      {"epoch": epoch, "measure": "memory_share", "value": found.share, "count": len(images)}]
@@ -301,13 +301,13 @@ def _tracks(preset: Preset, recipe: Recipe, rates, prepared, networks, generator
                    "both": {"clean": 1.0, "tolerant": recipe.tolerant_weight}}[recipe.division]
         return [{"track": name, "weight": weight * len(ones), "source": rate.source, "rate": rate.high}
                 for rate in rates for name, weight in weights.items()]
-    probability = np.load(preset.experts / "division.npy", allow_pickle=False)
+    probability = stored_array(preset.experts / "division.npy", (len(preset.noise.image_of),))
     clean = probability >= 0.5
     late = recipe.scouts or recipe.epochs > recipe.recovery_start
     recovers = recipe.recovery_weight > 0 and bool(late)
     rest = "recovered" if recovers else "tolerant"
     weight = recipe.recovery_weight if recovers else recipe.tolerant_weight
-    found = []
+    found: list[dict] = []
     for source, truth in (("known", mismatched), ("estimated", None)):
         if source == "known" and truth is None:
             continue
@@ -329,7 +329,8 @@ def _recovered_rate(noise, clean, recipe: Recipe, prepared: Prepared, networks, 
     texts = jnp.asarray(prepared.captions.train)
     pairs = Inputs(prepared.train_images[images], texts, None)
     said = [embeddings(prepared.model, params, pairs) for params in networks]
-    nearest = top_captions(*(together([one[branch] for one in said]) for branch in (0, 1)), recipe.recovery_top_k)
+    images_as, texts_as = (together([one[branch] for one in said]) for branch in (0, 1))
+    nearest = top_captions(images_as, texts_as, recipe.recovery_top_k)
     return float((noise.true_image_of[nearest] != images[:, None]).mean())
 
 
@@ -633,9 +634,9 @@ def draw_certificate(cases: Sequence[Case], rows: Sequence[dict], path) -> None:
             if max(bound) < 3:  # else it would press all else to the axis
                 excess.plot(grid, bound, "--", color=f"C{n}", label=f"{recipe}, {label(main)}: Fact C")
     for n, case in enumerate(cases):
-        found = [row for row in case.memory if row["measure"] == "memory_share"]
-        if found:
-            memory.plot([row["epoch"] for row in found], [100 * row["value"] for row in found], "-o",
+        shares = [row for row in case.memory if row["measure"] == "memory_share"]
+        if shares:
+            memory.plot([row["epoch"] for row in shares], [100 * row["value"] for row in shares], "-o",
                         color=f"C{n % 10}", markersize=4,
                         label=f"{case.preset.config.experts.recipe}, {case.preset.noise.label}")
     risk.axhline(1, color="0.6", linewidth=1)

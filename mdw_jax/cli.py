@@ -2,8 +2,10 @@
 
 import contextlib
 import difflib
+import errno
 import importlib
 import importlib.metadata
+import math
 import os
 import re
 import sys
@@ -29,6 +31,9 @@ COMMANDS = {
     "evaluate": "train students on every set and write the table",
     "sweep": "run a grid of configs and presets in one folder, into one CSV",
     "table": "turn CSVs of sweeps into a table in Markdown (needs no config)",
+    "report": "make one HTML page of one or several finished run folders (needs no config, data or accelerator)",
+    "runs": "list runs with their state and headline number (needs no config)",
+    "diff": "where two runs differ, in their configs and in their scores (needs no config)",
     "fairness": "who is in the data and in the sets, and who is found: shares and recalls by group (see config.fairness)",
     "certify": "what noise can cost the experts at most, and what it did: bounds beside measurements (see config.certify)",
     "export": "write the sets for others, with a dataset card: image folder, Parquet, WebDataset (see config.export)",
@@ -41,12 +46,14 @@ OWN_FLAGS = {  # flags of one command alone, and whether a value follows
     "sweep": {"--over": True, "--seeds": True, "--part": True, "--dry": False},
     "table": {"--rows": True, "--columns": True, "--metric": True, "--interval": False, "--out": True,
               "--picture": True},
+    "report": {"--out": True},
 }
 OF_A_CONFIG = {  # commands that are a function of the config, beside the stages of `run`
     "certify": "certify_command", "export": "export_command", "fairness": "fairness_command", "plan": "plan",
     "bench": "bench"}
 BESIDE_A_RUN = ("plan", "bench")  # commands that leave what a run does in the folder alone
-WITHOUT_CONFIG = ("table", "weights")
+WITHOUT_CONFIG = ("table", "weights", "report", "runs", "diff")
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
 OPTIONS = ("--config", "--debug", "--help", "--version")
 HELP = """\
 usage: mdw {command} --config=FILE [--config.SECTION.KEY=VALUE ...] [--debug]
@@ -99,6 +106,34 @@ Pickled weights are never read.
 """
 
 
+REPORT_HELP = """\
+usage: mdw report RUN [RUN ...] [--out FILE.html]
+
+  RUN                         a folder that mdw run (or mdw evaluate) has finished; several are shown side by side
+  --out FILE.html             write there (default: report.html in the first of them)
+
+One page that holds everything, pictures included: it opens from a disk, runs nothing and asks no network.
+"""
+
+
+RUNS_HELP = """\
+usage: mdw runs [FOLDER ...]
+
+  FOLDER                      where to look for run folders, at any depth (runs)
+
+Prints of each run whether it is finished, running or where it stopped, its data, noise and presets, r_mean on test of
+mdw (or of the best distilled preset: mean +- standard deviation over students), and when it last did something.
+"""
+DIFF_HELP = """\
+usage: mdw diff A B
+
+  A B                         two run folders
+
+Prints the settings that differ and, of each preset, r_mean in both and B - A with its 95 % interval (Welch): over
+distilled sets where both runs have several, else over students.
+"""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 after a mistake of the user's (one sentence on stderr), 130 after
     Ctrl-C, 0 after SIGTERM (`interrupt.exit_status`)."""
@@ -110,12 +145,35 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"mdw: {error}", file=sys.stderr)
         return 2
+    except (OSError, MemoryError, RuntimeError, ValueError) as error:
+        sentence = _of_the_machine(error)
+        if sentence is None:
+            raise
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"mdw: {sentence}", file=sys.stderr)
+        return 2
     except Interrupted as stop:
         print("mdw: stopped; the same command goes on where it stopped.", file=sys.stderr)
         return exit_status(stop.number)
     except KeyboardInterrupt:
         print("mdw: interrupted; the same command goes on where it stopped.", file=sys.stderr)
         return 130
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """The sentence for what the machine has run out of, or does not allow; None for all else, which is a bug."""
+    text = str(error)
+    if isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text):
+        return (f"there is not enough memory{f' ({text.splitlines()[0][:120]})' if text else ''}; lower what is too "
+                "large (data.size, data.limit, experts.batch, distill.pairs), or set data.stream.")
+    full = "No space left on device" in text  # as libraries pass it on
+    if not full and not (isinstance(error, OSError) and error.errno in _REFUSALS):
+        return None
+    file = f"'{error.filename}'" if getattr(error, "filename", None) else "a file"
+    why = "No space left on device" if full else error.strerror
+    return (f"the system refuses {file} ({why}); make room, or mend its rights, and give "
+            "the same command again.")
 
 
 def load_config(path: str, overrides: list[tuple[str, str | None]] = ()) -> ConfigDict:
@@ -132,6 +190,10 @@ def load_config(path: str, overrides: list[tuple[str, str | None]] = ()) -> Conf
         kinds = {float: (float, int), tuple: (tuple, list)}.get(type(known[key]), (type(known[key]),))
         if type(value) not in kinds:
             raise UserError(f"config file {path}: config.{key} must be {_kind(known[key])}, not {value!r}.")
+        if known[key] and type(known[key]) is tuple:
+            kind = type(known[key][0])
+            if not all(type(item) in ((float, int) if kind is float else (kind,)) for item in value):
+                raise UserError(f"config file {path}: config.{key} must be {_kind(known[key])}, not {value!r}.")
     for key in known:
         if key not in found:
             raise UserError(f"config file {path} does not set config.{key}; start get_config() from "
@@ -170,6 +232,15 @@ def _main(argv: list[str]) -> int:
         importlib.import_module("mdw_jax.table").table_command(
             files, *keys, own.get("--metric", "r_mean"), "--interval" in own, own.get("--out"),
             own.get("--picture"))
+        return 0
+    if command == "report":
+        importlib.import_module("mdw_jax.report").report_command(files, own.get("--out"))
+        return 0
+    if command == "runs":
+        importlib.import_module("mdw_jax.runs").runs_command(files)
+        return 0
+    if command == "diff":
+        importlib.import_module("mdw_jax.runs").diff_command(*files)
         return 0
     if command == "weights":
         for source in files:
@@ -223,7 +294,8 @@ def _version() -> str:
 
 def _help(command: str | None) -> str:
     if command in WITHOUT_CONFIG:
-        return TABLE_HELP if command == "table" else WEIGHTS_HELP
+        return {"table": TABLE_HELP, "weights": WEIGHTS_HELP, "report": REPORT_HELP,
+                "runs": RUNS_HELP, "diff": DIFF_HELP}[command]
     names = [command] if command else COMMANDS
     lines = (f"  {name:<{max(map(len, names))}}  {COMMANDS[name]}" for name in names)
     return HELP.format(command=command or "COMMAND", commands="\n".join(lines)) + (
@@ -282,9 +354,14 @@ def _parse(argv: list[str]) -> tuple[str, str | None, list[tuple[str, str | None
     if command in WITHOUT_CONFIG:
         if path or overrides:
             raise UserError(f"mdw {command} reads no config; leave --config out.")
+        if command == "runs":
+            return command, None, [], files or ["runs"], own
+        if command == "diff" and len(files) != 2:
+            raise UserError(f"mdw diff compares two runs, not {len(files)}; write mdw diff A B.")
         if not files:
-            raise UserError("no CSV given; write mdw table FILE.csv." if command == "table" else
-                            "no model given; write mdw weights FOLDER, FILE.safetensors or HUB/NAME.")
+            raise UserError({"table": "no CSV given; write mdw table FILE.csv.",
+                             "weights": "no model given; write mdw weights FOLDER, FILE.safetensors or HUB/NAME.",
+                             "report": "no run folder given; write mdw report RUN."}[command])
         return command, None, [], files, own
     if files:
         raise UserError(f"one command at a time: '{files[0]}' follows '{command}'.")
@@ -343,15 +420,15 @@ def _read(path: str) -> ConfigDict:
     try:
         source = Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"there is no config file {path}.") from error
+        raise UserError(f"there is no config file {path}; check the path.") from error
     except OSError as error:
-        raise UserError(f"config file {path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"config file {path} cannot be read: {error.strerror}; give another.") from error
     try:
         code = compile(source, path, "exec")
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise UserError(f"config file {path} is not Python: {getattr(error, 'msg', None) or error}"
-                        f"{f' (line {line})' if line else ''}.") from error
+                        f"{f' (line {line})' if line else ''}; mend the file.") from error
     namespace = {"__name__": "mdw_config", "__file__": path}
     try:
         exec(code, namespace)
@@ -360,7 +437,8 @@ def _read(path: str) -> ConfigDict:
     except (Exception, SystemExit) as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        raise UserError(f"config file {path} fails{f' at line {lines[-1]}' if lines else ''}: {reason}.") from error
+        raise UserError(f"config file {path} fails{f' at line {lines[-1]}' if lines else ''}: {reason}; mend the "
+                        "file.") from error
     if not callable(get_config):
         raise UserError(f"config file {path} has no function get_config(); define one that returns a changed "
                         "mdw_jax.config.base().")
@@ -409,7 +487,10 @@ def _items(key: str, default: tuple, text: str) -> tuple:
     items = items[:-1] if items[-1] == "" else items  # "(0.1,)", and "()" for none
     try:
         kind = type(default[0]) if default else str
-        return tuple(kind(item) for item in items)
+        found = tuple(kind(item) for item in items)
+        if kind is float and not all(map(math.isfinite, found)):
+            raise ValueError("not finite")
+        return found
     except ValueError as error:
         raise UserError(f"config.{key} must be {_kind(default)}, not '{text}'.") from error
 

@@ -1,5 +1,7 @@
 """Every default, with a line on what it means. A config file says only what differs from `base()`."""
 
+import math
+
 from ml_collections import ConfigDict, config_dict
 
 from mdw_jax.errors import UserError
@@ -34,7 +36,33 @@ PRETRAINED = (  # names of mdw_jax/towers/pretrained.py
     "clip_vit_base_patch16", "clip_vit_large_patch14")
 TOWERS = ("convnet", "vit", "mobilenet", *PRETRAINED)
 DATA = ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50")
+WRITERS = ("tensorboard", "wandb")  # beside metrics.csv: see mdw_jax/watch.py
 AUGMENTS = ("none", "flip", "crop_flip", "shift", "mask", "shift_mask")
+# Which numbers make sense: in words, as a test, and of which keys. What only one command reads is tested there.
+_RANGES = (
+    ("be at least 1", lambda x: x >= 1, (
+        "data.size", "text.dim", "text.max_tokens", "model.dim", "model.patches", "model.widths", "model.vit_patch",
+        "model.vit_width", "model.vit_depth", "model.vit_heads", "model.pretrain_images", "experts.count",
+        "experts.epochs", "experts.scout_epochs", "experts.batch", "experts.recovery_top_k", "experts.teachers",
+        "distill.pairs", "distill.sets", "distill.steps", "distill.inner_steps", "distill.batch",
+        "distill.trajectories", "distill.match_epochs", "distill.ceo_every", "distill.ceo_top_k",
+        "distill.checkpoint_every", "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch")),
+    ("be at least 0", lambda x: x >= 0, (
+        "data.train", "data.val", "data.test", "data.rate", "data.seconds", "data.mels", "data.frames", "data.limit",
+        "data.holdout_val", "data.holdout_test", "model.pretrain_epochs", "experts.scouts", "experts.weight_decay",
+        "experts.warmup", "experts.tolerant_weight", "experts.recovery_weight", "experts.recovery_start",
+        "experts.guidance_weight", "distill.lr_images", "distill.lr_texts", "distill.lr_correspondence",
+        "distill.lr_steps", "distill.ceo_beta", "evaluate.weight_decay")),
+    ("exceed 0", lambda x: x > 0, (
+        "model.tau", "experts.lr", "experts.lr_taught", "experts.lr_infonce", "experts.guidance_tau",
+        "distill.step_image", "distill.step_text", "evaluate.lr", "evaluate.lr_scales", "evaluate.tower_lr_scales")),
+    ("lie in [0, 1)", lambda x: 0 <= x < 1, (
+        "noise.rate", "experts.momentum", "experts.average", "distill.ema", "evaluate.momentum")),
+    ("lie in (0, 1]", lambda x: 0 < x <= 1, ("experts.clean_q", "experts.tolerant_q", "plan.utilisation")),
+    ("lie in [0, 1]", lambda x: 0 <= x <= 1, ("data.skew", "data.captions_rate")),
+    ("lie in 0..2**32 - 1", lambda x: 0 <= x < 2**32, (
+        "run.seed", "data.seed", "data.holdout_seed", "noise.seed", "text.seed")),
+)
 
 
 def base() -> ConfigDict:
@@ -190,6 +218,8 @@ def base() -> ConfigDict:
     c.distill.ceo_top_k = 3
     c.distill.ceo_beta = 0.5
     c.distill.checkpoint_every = 50  # outer steps between checkpoints, which are also candidates chosen on val
+    c.distill.restarts = 0  # times that a set that diverges goes back to its last checkpoint, with smaller steps
+    c.distill.restart_factor = 0.3  # by which each restart multiplies the four learning rates
 
     c.evaluate = ConfigDict()
     c.evaluate.protocol = "honest"  # honest (all choices on val) or peer (best of the test evaluations: optimistic)
@@ -205,6 +235,10 @@ def base() -> ConfigDict:
     c.evaluate.mode = "projection"  # of that tower: projection or full
     c.evaluate.tower_lr_scales = (0.01, 0.03, 0.1, 0.3, 1.0)  # with another tower, instead of lr_scales
     c.evaluate.weights = ""  # of that tower, as in model.weights
+
+    c.watch = ConfigDict()  # where metrics go while a run is under way; metrics.csv in run.dir is always there
+    c.watch.writers = ()  # tensorboard, wandb
+    c.watch.project = "mdw-jax"  # of W&B
 
     c.fairness = ConfigDict()  # for mdw fairness
     c.fairness.attributes = ()  # columns of the data set, and words:NAME of the lists; none: the first six that fit
@@ -269,11 +303,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
     d, e = config.distill, config.experts
     if e.division == "clean" and e.clean_loss == "infonce":
         e.lr = e.lr_infonce
+    _check_numbers(config)
+    _require(config.run.dir.strip(), "run.dir is empty; set it to the folder that the run shall write to.")
     _require(d.batch <= d.pairs, f"distill.batch ({d.batch}) exceeds distill.pairs ({d.pairs}); lower the batch.")
     _require(d.max_start_epoch >= 1 and d.max_start_epoch + d.match_epochs - 1 <= e.epochs,
              f"matching up to epoch {d.max_start_epoch + d.match_epochs - 1} needs as many expert epochs, "
              f"but experts.epochs is {e.epochs}; raise it or lower distill.max_start_epoch.")
-    _require(0 <= config.noise.rate < 1, f"noise.rate must lie in [0, 1), not {config.noise.rate}.")
     choices = {
         "experts.division": (e.division, ("gmm", "oracle", "tolerant", "clean", "both")),
         "distill.init": (d.init, ("random", "division")),
@@ -303,25 +338,17 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for name, (value, allowed) in choices.items():
         own = name in ("data.name", "model.tower", "evaluate.tower") and is_path(value)
         _require(own or value in allowed, f"{name} must be one of {', '.join(allowed)}, not '{value}'.")
-    for name, value in {
-        "distill.pairs": d.pairs, "distill.steps": d.steps, "distill.inner_steps": d.inner_steps,
-        "distill.batch": d.batch, "distill.sets": d.sets, "experts.count": e.count, "experts.epochs": e.epochs,
-        "experts.batch": e.batch, "evaluate.students": config.evaluate.students,
-        "evaluate.steps": config.evaluate.steps,
-        "distill.trajectories": d.trajectories, "distill.checkpoint_every": d.checkpoint_every,
-        "evaluate.every": config.evaluate.every, "distill.match_epochs": d.match_epochs,
-    }.items():
-        _require(value >= 1, f"{name} must be at least 1, not {value}.")
+    for name in config.watch.writers:
+        _require(name in WRITERS, f"watch.writers must be some of {', '.join(WRITERS)}, not '{name}'.")
     _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,
              f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
+    _require(config.noise.protocol != "none" or config.noise.rate == 0 or config.noise.file, "noise.protocol none goes "
+             f"with rate 0, not {config.noise.rate}; set noise.rate to 0, or choose image, caption or similar.")
     _require(config.noise.protocol != "natural" or e.division != "oracle", "an oracle division needs to know which "
              "pairs are mismatched, and of natural noise nobody knows; choose another experts.recipe.")
+    _require(d.restarts >= 0 and 0 < d.restart_factor < 1, f"distill.restarts ({d.restarts}) must be at least 0 and "
+             f"distill.restart_factor ({d.restart_factor}) lie between 0 and 1.")
     _require(len(config.run.presets) > 0, "run.presets is empty; give at least one, such as mdw.")
-    _require(e.teachers >= 1 and 0 <= e.average < 1 and e.guidance_tau > 0,
-             f"experts.teachers ({e.teachers}) must be at least 1, experts.average ({e.average}) lie in [0, 1) and "
-             f"experts.guidance_tau ({e.guidance_tau}) exceed 0.")
-    _require(0 < e.clean_q <= 1 and 0 < e.tolerant_q <= 1,
-             f"experts.clean_q and experts.tolerant_q must lie in (0, 1], not {e.clean_q} and {e.tolerant_q}.")
     _require(config.evaluate.every <= config.evaluate.steps, f"evaluate.every ({config.evaluate.every}) exceeds "
              f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
     _require(not config.data.captions or config.text.encoder != "precomputed", "data.captions changes what captions say, "
@@ -335,6 +362,23 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _require(config.model.mode != "projection" or e.augment == "none",
              f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")
     return config.lock()
+
+
+def _check_numbers(config: ConfigDict):
+    """Raises UserError for a number out of its range, and for any, also in a list, that is NaN or infinite."""
+    for section, keys in config.items():
+        for key, value in keys.items():
+            for number in value if isinstance(value, (tuple, list)) else [value]:
+                _require(not isinstance(number, float) or math.isfinite(number),
+                         f"{section}.{key} must be finite, not {number}.")
+    for words, holds, names in _RANGES:
+        for name in names:
+            section, key = name.split(".")
+            value = config[section][key]
+            for number in value if isinstance(value, (tuple, list)) else [value]:
+                _require(holds(number), f"{name} must {words}, not {number}.")
+    _require(config.model.patches and config.model.widths, "model.patches or model.widths is empty; give one of each "
+             "for every stage, such as 4,2,2 and 64,128,128.")
 
 
 def _require(holds: bool, message: str):

@@ -108,7 +108,7 @@ def k_center(features, count: int, first: int):
         chosen[k] = last
         nearest = np.minimum(nearest, squared + squared[last] - 2 * (features @ features[last]))
         nearest[last] = -np.inf  # never again, however the distances round
-        last = np.argmax(nearest)
+        last = int(np.argmax(nearest))
     return chosen
 
 

@@ -139,8 +139,8 @@ def _blends(key, batches, mix: bool) -> _Blend:
 def make_outer_step(model: DualEncoder, method: Method):
     """The jitted outer step: (state, starts, targets, pixel_weights, key) -> (state, metrics).
 
-    The state's buffers are donated: use the returned one. A non-finite gradient leaves the state as it was and shows
-    as a non-finite `loss` or `gradient` in the metrics.
+    The state's buffers are donated: use the returned one. Where a value is not finite the state is left as it was, and
+    `went_first` of the metrics is its place in `watched`; it is -1 where all are.
     """
     optimizer = optimizer_of(method)
 
@@ -152,7 +152,7 @@ def make_outer_step(model: DualEncoder, method: Method):
         (loss, inner), grads = jax.value_and_grad(objective, argnums=2, has_aux=True)(
             model, method, state.learned, starts, targets, batches, by_augment
         )
-        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
+        gradient, norm = dict(grads), jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
         if method.optimizer == "sgd":
             grads["images"] = grads["images"] * pixel_weights
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.learned)
@@ -164,16 +164,33 @@ def make_outer_step(model: DualEncoder, method: Method):
             learned["images"] = jnp.clip(learned["images"], 0, 1)
         average = jax.tree.map(lambda a, x: method.ema * a + (1 - method.ema) * x, state.average, learned)
         new = State(learned, average, optimizer_state, state.step + 1)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.stack([*_finite(state.learned), *jnp.isfinite(inner), jnp.isfinite(loss), *_finite(gradient),
+                            jnp.isfinite(norm), *_finite(learned)])
+        good = finite.all()
         new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
         steps = jax.tree.map(jnp.exp, new.learned["log_steps"])
         metrics = {"loss": loss, "gradient": norm, "inner_first": inner[0], "inner_last": inner[-1],
-                   "step_image": steps["image"], "step_text": steps["text"]}
+                   "step_image": steps["image"], "step_text": steps["text"],
+                   "went_first": jnp.where(good, -1, jnp.argmin(finite))}
         return new, metrics
 
     if len(jax.devices()) == 1:
         return jax.jit(outer_step, donate_argnums=0)
     return _on_all_devices(outer_step)
+
+
+def _finite(tree) -> list:
+    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+
+
+def watched(learned, inner_steps: int) -> list[str]:
+    """Names of what an outer step checks to be finite, in the order in which one value comes of another."""
+    names = [jax.tree_util.keystr(path, simple=True, separator=".")
+             for path, _ in jax.tree_util.tree_leaves_with_path(learned)]
+    return [*(f"{name}, before the step" for name in names),
+            *(f"a student's loss at inner step {step}" for step in range(inner_steps)), "the matching loss",
+            *(f"the gradient of {name}" for name in names), "the norm of the gradient",
+            *(f"{name}, after the step" for name in names)]
 
 
 def _on_all_devices(outer_step):

@@ -312,10 +312,10 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
 
     train: pairs as paired by the noise draw (image_of is the noisy pairing). keep: snapshots 0..keep are returned.
     rate: eta, where `debias` or `rescale_step` ask for it. mismatched: (K,) bool, the truth, for the log and for
-    `division="oracle"`. on_epoch: called with the index of each epoch done (after a restart, of the last one before it)
-    and the mean val r_mean after it. shelf: where to go on from, and where to keep what is done: with the same
-    arguments the result is the same, bit for bit. An epoch that is cut short is done again. Raises UserError where
-    training diverges, or `recovery_top_k` exceeds the captions.
+    `division="oracle"`. on_epoch: called with the index of each epoch done (after a restart, of the last one before
+    it), the mean val r_mean after it and the rows of the log since the last call. shelf: where to go on from, and where
+    to keep what is done: with the same arguments the result is the same, bit for bit. An epoch that is cut short is
+    done again. Raises UserError where training diverges, or `recovery_top_k` exceeds the captions.
     """
     if recipe.recovery_weight and recipe.recovery_top_k > len(train.image_of):
         raise UserError(f"experts.recovery_top_k is {recipe.recovery_top_k} but there are only {len(train.image_of)} "
@@ -330,7 +330,7 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
     taught = dataclasses.replace(recipe, lr=recipe.lr_taught)
     experts = _generation(model, train, val, taught, "experts", count=count, epochs=recipe.epochs, keep=keep,
                           teachers=scouts.best, **shared,
-                          on_epoch=lambda epoch, r_mean: on_epoch(recipe.scout_epochs + epoch, r_mean))
+                          on_epoch=lambda epoch, *said: on_epoch(recipe.scout_epochs + epoch, *said))
     return experts._replace(log=scouts.log + experts.log)
 
 
@@ -358,7 +358,7 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                                     probability, right))
 
     if first:
-        on_epoch(first - 1, _mean_val(log[-len(nets):]))
+        on_epoch(first - 1, _mean_val(log[-len(nets):]), log)
     for epoch in range(first, epochs):
         with interrupt.keeping(lambda epoch=epoch: put_away(epoch)):
             interrupt.check()
@@ -430,7 +430,7 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                 snapshots[n].append(averages[n])
         if divided:
             probability = np.mean(division, axis=0)
-        on_epoch(epoch, _mean_val(log[-len(nets):]))
+        on_epoch(epoch, _mean_val(log[-len(nets):]), log[-len(nets):])
         if shelf.due() or epoch + 1 == epochs:
             put_away(epoch + 1)
     return Experts(snapshots, log, best, probability, right)

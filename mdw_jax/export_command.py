@@ -30,6 +30,9 @@ def export_command(config: ConfigDict) -> None:
                         "as mdw.")
     folder = run_folder(config) / "export"
     prepared = prepare(resolved)
+    if settings.neighbours > (there := len(prepared.pairs.train.captions)):
+        raise UserError(f"export.neighbours is {settings.neighbours} but there are only {there} training captions; "
+                        "lower it.")
     for preset in (open_preset(config, prepared, name) for name in names):
         for index, stored in enumerate(distill_stage(preset, prepared)):
             distilled, card = load_distilled(stored)

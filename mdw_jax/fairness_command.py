@@ -102,13 +102,16 @@ def fairness_command(config: ConfigDict) -> None:
     lists = read_word_lists(settings.words)
     folder = run_folder(config)
     prepared = prepare(resolved)
+    if settings.neighbours > (there := len(prepared.pairs.train.images)):
+        raise UserError(f"fairness.neighbours is {settings.neighbours} but there are only {there} training images; "
+                        "lower it.")
     attributes, left_out = choose_attributes(prepared.pairs, settings.attributes, lists)
     presets = [open_preset(config, prepared, name) for name in config.run.presets]
     rows = _representation(attributes, presets, prepared, settings, resolved.run.seed)
     found = {preset.name: _hits(preset, prepared) for preset in presets}
     reference = next((name for name in ("full", "experts") if name in found), None)
     test_image_of = prepared.pairs.test.image_of
-    sums = {name: fairness.per_image(*hits, test_image_of) for name, hits in found.items()}
+    sums = {name: fairness.per_image(images, texts, test_image_of) for name, (images, texts) in found.items()}
     rows += recall_rows(attributes, sums, reference, settings.resamples, resolved.run.seed)
     write_csv(folder / "fairness.csv", list(COLUMNS), rows)
     picture = folder / "pictures" / "fairness.png"
@@ -183,16 +186,17 @@ def _unfit(name: str, columns: Mapping, lists: Mapping) -> str:
 
 
 def _by_column(name: str, values: tuple[str, ...], pairs: Pairs) -> Attribute:
-    return Attribute(name, values, *(fairness.members_by_column(split.attributes[name], values)
-                                     for split in (pairs.train, pairs.val, pairs.test)), None)
+    train, val, test = (fairness.members_by_column(split.attributes[name], values)
+                        for split in (pairs.train, pairs.val, pairs.test))
+    return Attribute(name, values, train, val, test, None)
 
 
 def _by_words(name: str, words: Mapping[str, Sequence[str]], pairs: Pairs) -> Attribute:
     splits = (pairs.train, pairs.val, pairs.test)
     said = [fairness.mentions(split.captions, words) for split in splits]
-    members = [fairness.members_by_words(mentioned, split.image_of, len(split.images))
-               for mentioned, split in zip(said, splits, strict=True)]
-    return Attribute(name, tuple(words), *members, said[0])
+    train, val, test = (fairness.members_by_words(mentioned, split.image_of, len(split.images))
+                        for mentioned, split in zip(said, splits, strict=True))
+    return Attribute(name, tuple(words), train, val, test, said[0])
 
 
 # Representation

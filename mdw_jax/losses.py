@@ -9,6 +9,7 @@ so noise tolerance can be read off the matrix.
 *Soft-target losses* `(logits (B, B), target (B, B)) -> scalar`: the target is a block of the correspondence matrix P.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -60,7 +61,7 @@ def acl(logits, q=1.0):
     return (total - tangent) / total**q
 
 
-LABEL_LOSSES = {"infonce": infonce, "gce": gce, "mae": mae, "rince": rince, "ccl_tan": ccl_tan, "acl": acl}
+LABEL_LOSSES: dict[str, Callable] = {"infonce": infonce, "gce": gce, "mae": mae, "rince": rince, "ccl_tan": ccl_tan, "acl": acl}
 _WITH_Q = ("gce", "rince", "acl")
 
 

@@ -1,21 +1,26 @@
-"""Pictures of a run, as PNG files: distilled pairs, the correspondence P, curves; and the captions to print on them.
+"""Pictures of a run: grids of pairs and curves as PNG files, small ones as text inside a page, captions for them.
 
 Figures are built as objects, never through pyplot, so nothing is shared between calls, threads or with the caller.
 """
 
+import base64
 import io
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox, TransformedBbox
+from PIL import Image
 
 from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically
 
 _CELL = 1.5  # width of one image of the grid, inches
+_EXACT = 8192  # pixels of a photo up to which it costs little to keep every one as it is
 _LINES, _LETTERS = 5, 26  # caption lines below an image, and letters a line, that fit the cell at 7 pt
 
 
@@ -71,24 +76,6 @@ def image_grid(images, captions: Sequence[str], path, columns: int = 6, spectrog
     _save(figure, path, dpi=150)
 
 
-def heat_map(matrix, path, title: str = "Correspondence P: what was learned beyond the identity") -> None:
-    """A PNG of P - I, (M, M), on a colour scale centred on 0: an untouched P is blank.
-
-    Row i is distilled image i, column j distilled text j; red is more than the identity, blue is less.
-    """
-    change = np.asarray(matrix, np.float64) - np.eye(len(matrix))
-    limit = np.abs(change).max() or 1.0
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
-    drawn = axes.imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    figure.colorbar(drawn, ax=axes, label="P - identity")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="distilled text", ylabel="distilled image")
-    _finish(axes, title)
-    _save(figure, path)
-
-
 def curves(series: Mapping[str, tuple], path, xlabel: str, ylabel: str, title: str) -> None:
     """A PNG of one line for each entry of `series`, {name: (x, y)} or {name: (x, y, half)} with bars of y +- half.
 
@@ -109,6 +96,58 @@ def curves(series: Mapping[str, tuple], path, xlabel: str, ylabel: str, title: s
             text.set_parse_math(False)
     _finish(axes, title)
     _save(figure, path)
+
+
+def coloured(images, spectrogram: bool = False) -> np.ndarray:
+    """(M, H, W, C) in [0, 1], uint8, or clips, of which the frame in the middle is taken -> (M, H, W, 3) uint8.
+
+    Channels and spectrograms as in `image_grid`.
+    """
+    images = np.asarray(images)
+    images = images / 255 if images.dtype == np.uint8 else np.clip(images.astype(np.float32), 0, 1)
+    if images.ndim == 5:
+        images = images[:, images.shape[1] // 2]
+    if spectrogram:
+        images = matplotlib.colormaps["magma"](images[:, ::-1].mean(-1))[..., :3]
+    elif images.shape[-1] != 3:
+        images = np.repeat(images.mean(-1, keepdims=True), 3, -1)
+    return np.round(255 * images).astype(np.uint8)
+
+
+def heated(images, weights) -> np.ndarray:
+    """Weights over pictures: (M, H, W, 3) uint8, greyed, with (M, H, W) weights in colour, each on its own scale."""
+    weights = np.asarray(weights, np.float32)
+    low, high = weights.min((1, 2), keepdims=True), weights.max((1, 2), keepdims=True)
+    share = np.where(high > low, (weights - low) / np.maximum(high - low, 1e-9), 0)
+    colour = 255 * matplotlib.colormaps["inferno"](share)[..., :3]
+    grey = np.asarray(images, np.float32).mean(-1, keepdims=True)
+    return np.round(0.4 * grey + 0.6 * colour).astype(np.uint8)
+
+
+def difference(matrix) -> np.ndarray:
+    """P - I as a picture (M, M, 3) uint8 on a scale centred on 0: red is more than the identity, blue less."""
+    change = np.asarray(matrix, np.float64) - np.eye(len(matrix))
+    limit = np.abs(change).max() or 1.0
+    return np.round(255 * matplotlib.colormaps["RdBu_r"](change / limit / 2 + 0.5)[..., :3]).astype(np.uint8)
+
+
+def data_uri(picture, side: int = 112, photo: bool = True) -> str:
+    """A picture (H, W, 3) uint8 as a data URI, at most `side` pixels a side; a large photo as JPEG, all else as PNG."""
+    drawn = Image.fromarray(np.ascontiguousarray(picture))
+    if max(drawn.size) > side:
+        drawn.thumbnail((side, side), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    kind = "JPEG" if photo and drawn.size[0] * drawn.size[1] > _EXACT else "PNG"
+    drawn.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def file_uri(path) -> str:
+    """A PNG file as a data URI. Raises UserError if it cannot be read."""
+    try:
+        return f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    except OSError as error:
+        raise UserError(f"the picture '{path}' cannot be read ({error.strerror}); draw it again.") from None
 
 
 def _finish(axes, title: str) -> None:

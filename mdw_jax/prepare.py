@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from mdw_jax import interrupt
 from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
@@ -21,7 +21,7 @@ from mdw_jax.data.registry import load, settings_of
 from mdw_jax.data.scenes import scenes
 from mdw_jax.data.structured import dulled
 from mdw_jax.errors import UserError
-from mdw_jax.extend import function_of, is_path
+from mdw_jax.extend import is_path, made_by
 from mdw_jax.experts import Inputs, in_chunks, to_float
 from mdw_jax.files import digest, write_atomically
 from mdw_jax.hub import read_tensors
@@ -131,7 +131,7 @@ def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, 
     m = ConfigDict({**config.model.to_dict(), "tower": e.tower, "mode": e.mode, "weights": e.weights})
     cache = Path(config.run.dir) / "cache"
     model, weights = _build_model(m, prepared.pairs.train.images.shape[1:], prepared.texts.train.shape[1],
-                                  config.run.seed, cache, prepared.text_tower)
+                                  config.run.seed, cache, prepared.text_tower, "evaluate.tower")
     images = {"val": prepared.pairs.val.images, "test": prepared.pairs.test.images}
     if m.mode == "projection":
         images = image_features(model, images, cache, digest(prepared.fingerprint, weights))
@@ -140,13 +140,14 @@ def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, 
     return model, val, test
 
 
-def build_tower(m: ConfigDict, shape, seed: int, cache: Path) -> Tower:
-    """The image tower of a model section for images of `shape` (H, W, C). seed, cache: for its pretraining.
+def build_tower(m: ConfigDict, shape, seed: int, cache: Path, setting: str = "model.tower") -> Tower:
+    """The image tower of a model section for images of `shape` (H, W, C). seed, cache: for its pretraining. setting:
+    the key that named it.
 
     Towers that come with weights take RGB. Images of one channel are taken for log-mels: see `listening`.
     """
     if is_path(m.tower):
-        return function_of(m.tower, "model.tower")(shape)
+        return made_by(m.tower, setting, Tower, shape)
     if len(shape) != 3:
         raise UserError(f"the tower '{m.tower}' takes images (H, W, C), not clips {tuple(shape)}; set model.tower to "
                         "one of your own, as module:function.")
@@ -177,9 +178,9 @@ def tower_without_weights(m: ConfigDict, shape) -> Tower:
 
 
 def _build_model(m: ConfigDict, shape, text_dim: int, seed: int, cache: Path,
-                 text_tower: TextTower | None) -> tuple[DualEncoder, str]:
+                 text_tower: TextTower | None, setting: str = "model.tower") -> tuple[DualEncoder, str]:
     """The model of a model section, and a digest of its backbone: values and shapes, so another tower is another."""
-    tower = build_tower(m, shape, seed, cache)
+    tower = build_tower(m, shape, seed, cache, setting)
     backbone = tower.init(named_key(seed, "backbone"))
     model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
                          dtype=m.dtype, text_tower=text_tower)
@@ -245,7 +246,7 @@ def _embedded(forward, rows, name: str, features: dict, path: Path) -> dict:
         done.append(np.asarray(forward(some)))
         return done[-1]
 
-    with interrupt.keeping(lambda: done and write_atomically(path, save({**features, part: np.concatenate(done)}))):
+    with interrupt.keeping(lambda: done and _keep_features(path, {**features, part: np.concatenate(done)})):
         in_chunks(embed, rows, 100, start=sum(map(len, done)))
     return {**features, name: np.concatenate(done)}
 
@@ -256,14 +257,29 @@ def image_features(model: DualEncoder, images: dict, cache: Path, key: str) -> d
     What is interrupted keeps the rows it has, and goes on after them.
     """
     path = cache / f"images-{key[:16]}.safetensors"
-    try:
-        features = load_file(path)
-    except (FileNotFoundError, SafetensorError):  # a damaged cache is only a cache: compute it again
-        features = {}
+    features = _kept_features(path)
     missing = [name for name in images if name not in features]  # students ask for less than experts
     if missing:
         forward = jax.jit(lambda rows: model.inputs(to_float(rows)))
         for name in missing:
             features = _embedded(forward, images[name], name, features, path)
-        write_atomically(path, save(features))
+        if not all(np.isfinite(features[name]).all() for name in missing):
+            raise UserError("the backbone's features of some images are NaN or infinite: its weights (model.weights) "
+                            "are damaged; fetch them again.")
+        _keep_features(path, features)
     return {name: features[name] for name in images}
+
+
+def _keep_features(path: Path, features: dict) -> None:
+    write_atomically(path, save(features, {"sha256": digest(*(features[name] for name in sorted(features)))}))
+
+
+def _kept_features(path: Path) -> dict:
+    """What `_keep_features` wrote; {} if there is nothing, or something else: a damaged cache is only a cache."""
+    try:
+        with safe_open(path, "np") as file:
+            features = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            said = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return {}
+    return features if said == digest(*features.values()) else {}

@@ -44,7 +44,7 @@ PEERS = {"vld": _VLD, "tesla": _TESLA, "lors": _LORS, "repblend": _LORS | {"dist
 _BY_BUDGET = {"lors": _LORS_AT, "repblend": {m: {k: v for k, v in at.items() if k != "distill.batch"}
                                              for m, at in _LORS_AT.items()}}
 _ON_INFONCE = {"experts.recipe": "infonce"}
-PRESETS = {
+PRESETS: dict[str, dict] = {
     "random": {}, "herding": {}, "k_center": {},  # chosen by nothing, or by frozen features
     "forgetting": _ON_INFONCE, "clip_filter": _ON_INFONCE,  # chosen by experts
     **PEERS,
@@ -103,10 +103,10 @@ def _tuned(entry: str):
     try:
         default = base()[section][leaf]
         value = {"true": True, "false": False}[text] if isinstance(default, bool) else type(default)(text)
-        budget = int(budget) if at else 0
+        least = int(budget) if at else 0
         if name not in PRESETS or isinstance(default, tuple):
             raise KeyError(name)
     except (KeyError, ValueError, AttributeError):
         raise UserError(f"run.tuned holds '{entry}'; write preset:section.key=value, such as "
                         "lors:distill.lr_images=0.03, or lors@200:... for what holds from 200 pairs up.") from None
-    return name, budget, key, value
+    return name, least, key, value

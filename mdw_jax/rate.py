@@ -59,7 +59,7 @@ def estimate_rate(observed, null, groups, *, seed: int = 0, draws: int = 200, co
     # The bootstrap keeps the thresholds: they were not chosen on what is counted.
     found = np.minimum([ratio(generator) for _ in range(draws)], 1)
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Rate(float(min(ratio(None), 1)), float(low), float(high), confidence)
+    return Rate(min(float(ratio(None)), 1.0), float(low), float(high), confidence)
 
 
 def _tail(histogram):

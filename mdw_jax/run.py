@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import platform
 import subprocess
 from importlib import metadata
@@ -16,6 +15,7 @@ from mdw_jax import report
 from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically, write_json
+from mdw_jax.mesh import is_main
 from mdw_jax.prepare import Prepared, prepare
 from mdw_jax.presets import WITHOUT_EXPERTS
 from mdw_jax.retrieval import METRICS
@@ -117,11 +117,16 @@ def evaluate_command(config: ConfigDict) -> None:
     rows = [row for preset in presets for row in evaluate_stage(preset, prepared)]
     folder = Path(config.run.dir)
     write_csv(folder / "scores.csv", [name for name in _COLUMNS if any(name in row for row in rows)], rows)
-    table = report.table(rows, presets)
+    report.note(folder, prepared, presets)
+    if not is_main():  # what it would read back may not be there yet, and is not its to write
+        return
+    run = report.Run(folder)
+    table = report.table(run)
     write_atomically(folder / "table.md", report.markdown(table).encode())
-    page = report.page(folder, config, prepared, presets, table, json.loads((folder / "environment.json").read_text()))
+    report.write_report([run], folder / "index.html")
+    report.write_sounds(folder, prepared, presets)
     print(report.plain(table))
-    print(f"\nscores: {folder / 'scores.csv'}\npage:   {page}")
+    print(f"\nscores: {folder / 'scores.csv'}\npage:   {folder / 'index.html'}")
 
 
 STAGES = {"prepare": prepare_command, "experts": experts_command, "distill": distill_command,

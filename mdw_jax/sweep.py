@@ -74,7 +74,7 @@ def grid(config: ConfigDict, axes: Mapping[str, Sequence]) -> list[Cell]:
 
 
 def _key(resolved: ConfigDict, preset: str) -> str:
-    sections = resolved.to_dict()
+    sections = {name: section for name, section in resolved.to_dict().items() if name != "watch"}
     # `tuned` has had its effect on the other sections, and what it says of other presets is none of this cell's.
     sections["run"] = {name: value for name, value in sections["run"].items() if name not in ("dir", "tuned")}
     return digest(_FORMAT, preset, sections)

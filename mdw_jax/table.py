@@ -27,7 +27,10 @@ def table_command(files: Sequence[str], rows: Sequence[str], columns: Sequence[s
     data = read_rows(files)
     text = table(data, rows, columns, metric, interval)
     if drawn is not None:
-        draw(data, rows, columns, metric, drawn)
+        try:
+            draw(data, rows, columns, metric, drawn)
+        except OSError as error:
+            raise UserError(f"cannot write '{drawn}' ({error.strerror}); choose another --picture.") from None
         print(f"picture: {drawn}")
     if out is None:
         print(text, end="")
@@ -69,13 +72,13 @@ def _read(path: Path) -> list[dict]:
     except FileNotFoundError:
         raise UserError(f"there is no file '{path}'; `mdw sweep` writes one.") from None
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror}).") from None
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); give a CSV.") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is not a CSV ({error}).") from None
+        raise UserError(f"'{path}' is not a CSV ({error}); give one that `mdw sweep` wrote.") from None
     lacking = [name for name in _NEEDED if name not in names]
     if lacking or any(None in row for row in rows):  # None: cells beyond the header's
         why = f"it has no column '{lacking[0]}'" if lacking else "some rows are longer than its header"
-        raise UserError(f"'{path}' is not a table of students such as `mdw sweep` writes: {why}.")
+        raise UserError(f"'{path}' is not a table of students such as `mdw sweep` writes: {why}; give another.")
     if not rows:
         raise UserError(f"'{path}' holds no rows yet; finish a cell of the sweep first.")
     return rows
@@ -148,8 +151,8 @@ def draw(data: list[dict], rows: Sequence[str], columns: Sequence[str], metric: 
         cells.setdefault(key, {}).setdefault(float(row[columns[0]]), []).append(row)
     series = {}
     for key, places in cells.items():
-        found = [(x, _summary(places[x], metric, interval=True)) for x in sorted(places)]
-        found = [(x, mean, math.nan if half is None else half) for x, (mean, half) in found]
+        means = [(x, *_summary(places[x], metric, interval=True)) for x in sorted(places)]
+        found = [(x, mean, math.nan if half is None else half) for x, mean, half in means]
         series[key] = tuple(zip(*found, strict=True))
     pictures.curves(series, path, columns[0], f"{metric}, %", f"{metric} by {columns[0]}, 95 % intervals over sets")
 
@@ -210,7 +213,7 @@ def _summary(group: list[dict], metric: str, interval: bool) -> tuple[float, flo
     if not sets:
         return None
     # The mean over sets, as the interval is about it; the same as over students where sets have equally many.
-    values = [np.mean(values) for values in sets] if interval else np.concatenate(sets)
+    values = [float(np.mean(values)) for values in sets] if interval else np.concatenate(sets)
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return mean, None
@@ -222,7 +225,10 @@ def _summary(group: list[dict], metric: str, interval: bool) -> tuple[float, flo
 def _numbers(rows: list[dict], metric: str) -> list[float]:
     texts = [row[metric] for row in rows if row[metric] != ""]
     try:
-        return [float(text) for text in texts]
+        numbers = [float(text) for text in texts]
+        if wrong := [text for text, number in zip(texts, numbers, strict=True) if not math.isfinite(number)]:
+            raise ValueError(wrong[0])
+        return numbers
     except ValueError as error:
         raise UserError(f"column '{metric}' holds no numbers ({error}); choose another --metric.") from None
 

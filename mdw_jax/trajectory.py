@@ -207,7 +207,18 @@ def _read_header(folder: epath.Path) -> dict | None:
             header = ocp.load_checkpointables(folder, {"header": None})["header"]
     except (ValueError, OSError, KeyError):  # another program's checkpoint, or a file that is missing or cut short
         return None
-    return header if isinstance(header, dict) and header.get("format") == _FORMAT else None
+    return header if _is_header(header) else None
+
+
+def _is_header(header) -> bool:
+    """Whether it says all that a trajectory is read by, in the types and lengths of `save_trajectory`."""
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        return False
+    kinds = {"key": str, "length": int, "dtype": str, "metadata": dict, "checksums": dict}
+    if not all(isinstance(header.get(name), kind) for name, kind in kinds.items()):
+        return False
+    return all(isinstance(sums, list) and len(sums) >= header["length"]
+               for sums in flatten_dict(header["checksums"]).values())
 
 
 def _damaged(what: str) -> UserError:

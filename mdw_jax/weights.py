@@ -19,21 +19,22 @@ def assemble(layout: Iterable[tuple[str, tuple[str, ...], tuple[int, ...]]], ten
         tensors: by name; those that `layout` does not name (classifiers, buffers) are ignored.
         whole: what the tensors should be, for the message: "one BERT".
     Raises:
-        UserError: tensors are missing or of another shape; it names the first few.
+        UserError: tensors are missing, of another shape or not finite; it names the first few.
     """
-    params, wrong = {}, []
+    params, missing, wrong = {}, [], []
     for name, path, shape in layout:
         if name not in tensors:
-            wrong.append(f"{name} is missing")
+            missing.append(f"{name} is missing")
         elif tensors[name].shape != tuple(shape):
             wrong.append(f"{name} has shape {tensors[name].shape}, not {tuple(shape)}")
+        elif not np.isfinite(value := np.asarray(tensors[name], np.float32)).all():
+            wrong.append(f"{name} holds NaN or infinite numbers")
         else:
-            value = np.asarray(tensors[name], np.float32)
             if path[-1] == "kernel":
                 value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
             inner = functools.reduce(lambda tree, part: tree.setdefault(part, {}), path[:-1], params)
             inner[path[-1]] = value
-    if wrong:
+    if wrong := wrong + missing:
         raise UserError(f"the weights do not fit the model in {len(wrong)} tensors ({'; '.join(wrong[:3])}); give the "
                         f"weights and the configuration of {whole}.")
     return params

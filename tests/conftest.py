@@ -1,14 +1,20 @@
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Most of the suite's time is compiling: without the costly passes it takes half of it. Before jax is imported.
+CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if CHEAP not in os.environ.get("XLA_FLAGS", ""):  # a worker has it from the process that started it
+    os.environ["XLA_FLAGS"] = f"{CHEAP} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests in folders can import tests/goldens.py
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory, worker_id):
-    """Most of the suite's time is compiling, and many tests compile the same things, in all workers."""
+    """Many tests compile the same things, in all workers."""
     import jax
 
     base = tmp_path_factory.getbasetemp()

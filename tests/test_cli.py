@@ -74,13 +74,13 @@ def test_a_command_gets_the_unresolved_config(file, calls, command):
     (["--config.distill.pairs", "200"], "distill.pairs", 200),
     (["--config.distill.pairs=1", "--config.distill.pairs=200"], "distill.pairs", 200),
     (["--config.experts.lr=1"], "experts.lr", 1.0),
-    (["--config.experts.lr", "-1e-3"], "experts.lr", -1e-3),
+    (["--config.distill.alpha", "-1e-3"], "distill.alpha", -1e-3),
     (["--config.experts.dual=false"], "experts.dual", False),
     (["--config.experts.dual", "false"], "experts.dual", False),
     (["--noconfig.experts.dual"], "experts.dual", False),
     (["--config.experts.debias", "--config.run.seed=0"], "experts.debias", True),
     (["--config.run.dir=a=b, c"], "run.dir", "a=b, c"),
-    (["--config.run.dir="], "run.dir", ""),
+    (["--config.model.weights="], "model.weights", ""),
     (["--config.evaluate.lr_scales=0.1,0.3"], "evaluate.lr_scales", (0.1, 0.3)),
     (["--config.evaluate.lr_scales=(0.1, 1)"], "evaluate.lr_scales", (0.1, 1.0)),
     (["--config.evaluate.lr_scales=0.1"], "evaluate.lr_scales", (0.1,)),
@@ -88,7 +88,7 @@ def test_a_command_gets_the_unresolved_config(file, calls, command):
     (["--config.model.patches=4,4"], "model.patches", (4, 4)),
     (["--config.run.presets=random,full"], "run.presets", ("random", "full")),
     (["--config.run.presets=('random', 'full')"], "run.presets", ("random", "full")),
-    (["--config.model.patches=()"], "model.patches", ()),
+    (["--config.run.tuned=()"], "run.tuned", ()),
 ])
 def test_overrides(file, calls, words, key, value):
     assert main(["run", "--config", file(), *words]) == 0
@@ -153,8 +153,8 @@ def test_mistakes_on_the_command_line(file, calls, capsys, override, sentence):
     (["qqqq", "--config=c.py"], "there is no command 'qqqq'; choose one of run, prepare"),
     (["run"], "no config file given; write mdw run --config=FILE."),
     (["run", "--config"], "--config names no file; write --config=FILE."),
-    (["run", "--config=none.py"], "there is no config file none.py."),
-    (["run", "--config=/"], "config file / cannot be read: Is a directory."),
+    (["run", "--config=none.py"], "there is no config file none.py; check the path."),
+    (["run", "--config=/"], "config file / cannot be read: Is a directory; give another."),
 ])
 def test_mistakes_without_a_file(calls, capsys, argv, sentence):
     assert _mistake(capsys, *argv).startswith(sentence)
@@ -165,9 +165,11 @@ def test_mistakes_without_a_file(calls, capsys, argv, sentence):
     ("\x00", "is not Python: source code string cannot contain null bytes"),
     ("get_config = 3", "has no function get_config(); define one"),
     ("def get_config():\n    return {}", "returns dict, not a ConfigDict; return a changed mdw_jax.config.base()."),
-    ("import nothing_by_this_name", "fails at line 1: ModuleNotFoundError: No module named 'nothing_by_this_name'."),
-    ("\ndef get_config():\n    return 1 / 0", "fails at line 3: ZeroDivisionError: division by zero."),
-    ("raise SystemExit(0)", "fails at line 1: SystemExit: 0."),
+    ("import nothing_by_this_name", "fails at line 1: ModuleNotFoundError: No module named 'nothing_by_this_name'; mend "
+     "the file."),
+    ("\ndef get_config():\n    return 1 / 0", "fails at line 3: ZeroDivisionError: division by zero; mend"
+     " the file."),
+    ("raise SystemExit(0)", "fails at line 1: SystemExit: 0; mend the file."),
     ("from ml_collections import ConfigDict as get_config", "does not set config."),
     (CONFIG.format("c.distill.pairs = 'many'"), "fails at line 5: TypeError: "),
     (CONFIG.format("c.distil.pairs = 3"), "fails at line 5: AttributeError: "),

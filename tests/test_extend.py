@@ -1,4 +1,4 @@
-"""What the README says of adding one's own, done: the code is taken from there."""
+"""What docs/extending.md says of adding one's own, done: the code is taken from there."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from mdw_jax.data.registry import load
 from mdw_jax.errors import UserError
 from mdw_jax.run import STAGES
 
-README = Path(__file__).parents[1] / "README.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "extending.md"
 SMALL = {
     "run.presets": ("random", "mdw"), "data.size": 16, "noise.rate": 0.2, "text.dim": 24, "model.mode": "projection",
     "experts.count": 1, "experts.epochs": 2, "experts.batch": 32,
@@ -21,9 +21,9 @@ SMALL = {
 
 @pytest.fixture
 def blocks(tmp_path, monkeypatch):
-    """Every Python block of the README that names its file on the first line, written there."""
+    """Every Python block of it that names its file on the first line, written there."""
     found = {}
-    for code in re.findall(r"```python\n(# (?:\w+\.py)\n.*?)```", README.read_text(), re.DOTALL):
+    for code in re.findall(r"```python\n(# (?:\w+\.py)\n.*?)```", GUIDE.read_text(), re.DOTALL):
         name = code.split("\n")[0].removeprefix("# ")
         (tmp_path / name).write_text(code)
         found[name] = code

@@ -21,7 +21,7 @@ def run(folder, devices: int, processes: int = 1) -> dict:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices // processes}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices // processes}"
     environment = {**os.environ, "XLA_FLAGS": flags, "EXPECTED_DEVICES": str(devices), "JAX_PLATFORMS": "cpu",
                    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     out = folder / f"{devices}-{processes}.npz"

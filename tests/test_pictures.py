@@ -1,3 +1,5 @@
+import base64
+import io
 import sys
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mdw_jax.errors import UserError
-from mdw_jax.pictures import curves, heat_map, image_grid, nearest_captions
+from mdw_jax.pictures import coloured, curves, data_uri, difference, heated, image_grid, nearest_captions
 
 
 def pixels(path):
@@ -57,19 +59,45 @@ def test_captions_stay_in_their_cell(tmp_path):
     assert dark[: len(dark) // 2].any() and not dark[len(dark) // 2:].any()
 
 
-def test_heat_map_of_the_identity_is_blank_and_a_change_has_the_colour_of_its_sign(tmp_path):
-    def body(matrix):
-        heat_map(matrix, tmp_path / "p.png")
-        return pixels(tmp_path / "p.png")[120:400, 130:420]  # inside the axes
+def test_difference_of_the_identity_is_blank_and_a_change_has_the_colour_of_its_sign():
+    assert len(np.unique(difference(np.eye(6)).reshape(-1, 3), axis=0)) == 1
+    for sign, strong, weak in ((0.2, 0, 2), (-0.2, 2, 0)):
+        matrix = np.eye(6)
+        matrix[2, 3] += sign
+        drawn = difference(matrix).astype(int)
+        [place] = np.argwhere(np.ptp(drawn, axis=-1) > 60)
+        assert place.tolist() == [2, 3] and drawn[2, 3, strong] > drawn[2, 3, weak] + 60
 
-    assert np.ptp(body(np.eye(6)), axis=(0, 1)).max() == 0
-    more, less = np.eye(6), np.eye(6)
-    more[2, 3], less[2, 3] = 0.2, -0.2
-    for matrix, strong, weak in ((more, 0, 2), (less, 2, 0)):
-        marked = np.argwhere(np.ptp(body(matrix), axis=-1) > 60)
-        assert len(marked) > 1000 and np.ptp(marked, axis=0).max() < 100  # one entry, and only that
-        colour = body(matrix)[tuple(marked[len(marked) // 2])]
-        assert colour[strong] > colour[weak] + 60
+
+def test_coloured_takes_every_kind_of_image():
+    for shape in ((2, 4, 5, 3), (2, 4, 5, 1), (2, 4, 5, 2), (2, 3, 4, 5, 3)):
+        images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
+        drawn = coloured(images)
+        assert drawn.shape == (2, 4, 5, 3) and drawn.dtype == np.uint8
+        assert abs(drawn - coloured(np.round(255 * images).astype(np.uint8)).astype(int)).max() <= 1
+    rising = np.broadcast_to(np.linspace(0, 1, 8, dtype=np.float32)[None, :, None, None], (1, 8, 3, 1))
+    assert coloured(rising, spectrogram=True).sum(-1)[0, 0, 0] > coloured(rising, spectrogram=True).sum(-1)[0, -1, 0]
+
+
+def test_heated_is_brightest_where_weights_are():
+    weights = np.ones((2, 6, 6), np.float16)
+    weights[0, 1, 4] = 3
+    drawn = heated(np.full((2, 6, 6, 3), 100, np.uint8), weights).sum(-1).astype(int)
+    assert np.argwhere(drawn[0] == drawn[0].max()).tolist() == [[1, 4]] and np.ptp(drawn[1]) == 0
+
+
+def test_data_uris_come_back():
+    picture = np.random.default_rng(0).integers(0, 256, (200, 100, 3)).astype(np.uint8)
+
+    def opened(uri):
+        head, data = uri.split(";base64,")
+        return head, Image.open(io.BytesIO(base64.b64decode(data)))
+
+    head, exact = opened(data_uri(picture[:40]))
+    assert head == "data:image/png" and (np.asarray(exact) == picture[:40]).all()
+    head, photo = opened(data_uri(picture, 160))
+    assert head == "data:image/jpeg" and photo.size == (80, 160)
+    assert opened(data_uri(picture, 400, photo=False))[0] == "data:image/png"
 
 
 def test_curves_draw_each_series(tmp_path):

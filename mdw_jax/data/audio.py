@@ -11,6 +11,7 @@ import math
 import zipfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.signal import resample_poly
@@ -129,12 +130,15 @@ def _stored(source: Path, folds: dict, per_image: int, seed: int) -> Pairs:
             pictures, fold, target, clip = (file[name] for name in ("logmel", "fold", "target", "clip"))
         classes = json.loads((source / "esc50_labels.json").read_text())["classes"]
         category = np.array(classes)[target]
+        if not len(pictures) == len(fold) == len(target) == len(clip):
+            raise ValueError("arrays of different lengths")
     except FileNotFoundError as error:
         raise UserError(f"'{source}' holds neither meta/esc50.csv nor {Path(error.filename).name}; set data.source to "
                         "the folder of ESC-50.") from None
     except (KeyError, ValueError, IndexError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"the log-mels in '{source}' are damaged ({error!r}); fetch them again.") from None
-    splits, first, said = {}, 0, _captions(fold.tolist(), category.tolist(), per_image, seed)
+    splits: dict[str, Any] = {}
+    first, said = 0, _captions(fold.tolist(), category.tolist(), per_image, seed)
     for split, ours in folds.items():
         rows = np.flatnonzero(np.isin(fold, ours))
         if missing := sorted(set(ours) - set(fold[rows].tolist())):

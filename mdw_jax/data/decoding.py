@@ -20,6 +20,8 @@ Reader = Callable[[], bytes]
 
 DRAFT = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least this many times the pixels a side asked."""
+LARGEST = 2**28
+"""Bytes of an encoded image or sound that are read; more is a bomb, or no such thing."""
 _CHECK_SIZE = 16  # pixels a side, when only whether an image can be decoded is asked
 
 
@@ -56,6 +58,12 @@ def rgb(size: int) -> Form:
     return Form((size, size, 3), partial(decode, size=size), partial(decode, size=_CHECK_SIZE))
 
 
+def check_length(length: int) -> None:
+    """Raises ValueError for more bytes than an image or sound has: to be asked before reading them."""
+    if length > LARGEST:
+        raise ValueError(f"{length} bytes, of which an image or sound has at most {LARGEST}")
+
+
 def checksum(data: bytes) -> tuple[int, int]:
     """(length, CRC-32): what zip files store of their members. It tells damage and change, not malice."""
     return len(data), zlib.crc32(data)
@@ -72,12 +80,15 @@ def decode(data: bytes, size: int) -> np.ndarray:
 
     An image of this size already is left as it is. A JPEG of at least `2 * DRAFT * size` a side is decoded at reduced
     scale, which costs little of its quality and saves most of its time.
-    Raises what Pillow raises for files it cannot read, and its DecompressionBombError for more pixels than
+    Raises what Pillow raises for files it cannot read, ValueError for more than 8 bits a channel where Pillow keeps them
+    (grey ones), and its DecompressionBombError for more pixels than
     `Image.MAX_IMAGE_PIXELS` (Pillow itself only warns up to twice as many).
     """
     with Image.open(io.BytesIO(data)) as file:
         if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels")
+        if file.mode == "F" or file.mode.startswith("I"):  # Pillow would cut them off at 255
+            raise ValueError(f"its pixels are of mode {file.mode}; convert it to 8 bits a channel")
         file.draft(None, (DRAFT * size, DRAFT * size))
         image = file.convert("RGB")
     if image.size != (size, size):

@@ -84,16 +84,16 @@ def _records(library, table, source, image_column, caption_columns, key_column, 
         raise UserError(f"column '{image_column}' of '{source}' cannot be read as images ({reason(error)}); give the "
                         "one that holds them.") from error
     records = []
-    for number, row in enumerate(table.select_columns(sorted({roots[column] for column in columns}))):
-        read = partial(_read, pictures, image_column, number)
-        try:
+    try:
+        for row in table.select_columns(sorted({roots[column] for column in columns})):
+            read = partial(_read, pictures, image_column, len(records))
             key = text(pick(row, key_column)[0]) if key_column else hashlib.sha256(read()).hexdigest()[:16]
             captions = tuple(caption for column in caption_columns for caption in pick(row, column))
             attributes = {column: pick(row, column)[0] for column in attribute_columns}
-        except (KeyError, IndexError, OSError, ValueError) as error:
-            raise UserError(f"row {number} of '{source}' cannot be read ({reason(error)}); check the columns named."
-                            ) from error
-        records.append(Record(Encoded(key, read), captions, attributes=attributes))
+            records.append(Record(Encoded(key, read), captions, attributes=attributes))
+    except (KeyError, IndexError, OSError, ValueError) as error:
+        raise UserError(f"row {len(records)} of '{source}' cannot be read ({reason(error)}); check the columns named, "
+                        "and the data.") from error
     return records
 
 

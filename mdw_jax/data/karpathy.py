@@ -1,12 +1,14 @@
 """Flickr8k, Flickr30K and COCO: images in folders or zip files, captions and splits in Karpathy's JSON."""
 
 import gzip
+import io
 import json
 import zlib
+from collections import Counter
 from pathlib import Path
 
 from mdw_jax.data.decoding import Encoded
-from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.pairs import Pairs, unfit
 from mdw_jax.data.records import Record, assemble
 from mdw_jax.data.sources import locate
 from mdw_jax.errors import UserError
@@ -58,11 +60,21 @@ def _record(entry: dict, image: Encoded) -> Record:
 def _read_json(path) -> dict:
     try:
         data = Path(path).read_bytes()
-        return json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        return json.loads(_unzipped(data) if data[:2] == b"\x1f\x8b" else data)
     except FileNotFoundError:
         raise UserError(f"there is no annotation file '{path}'; give the path of a Karpathy JSON.") from None
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not a readable JSON file ({error}); fetch it again.") from error
+
+
+def _unzipped(data: bytes) -> bytes:
+    """`data` unzipped. Raises ValueError for a bomb: text shrinks to a tenth, nothing written to be read to 1 / 200."""
+    most, found = max(200 * len(data), 2**26), io.BytesIO()
+    with gzip.open(io.BytesIO(data)) as file:
+        while part := file.read(2**20):
+            if found.write(part) and found.tell() > most:
+                raise ValueError(f"it unpacks to more than {most} bytes")
+    return found.getvalue()
 
 
 def _need(holder, key: str, kind: type, where: str, path):
@@ -83,7 +95,7 @@ def _by_split(document, path, limit: int | None) -> dict[str, list[dict]]:
         _need(entry, "filename", str, where, path)
         split = _need(entry, "split", str, where, path)
         if split not in SPLITS:
-            raise UserError(f"{where} in '{path}' is of split '{split}', not one of {', '.join(SPLITS)}.")
+            raise UserError(f"{where} in '{path}' is of split '{split}', not one of {', '.join(SPLITS)}; mend it.")
         for sentence in _need(entry, "sentences", list, where, path):
             _need(sentence, "sentid", int, f"a sentence of {where}", path)
             _need(sentence, "raw", object, f"a sentence of {where}", path)
@@ -101,17 +113,21 @@ def _check_captions(entries: list[dict], path) -> None:
     bare = [entry["filename"] for entry in entries if not entry["sentences"]]
     if bare:
         raise UserError(f"{len(bare)} images in '{path}' have no captions, the first is '{bare[0]}'; remove them.")
-    seen, repeated, empty = set(), [], []
+    times = Counter(_names(entry)[0] for entry in entries)
+    if twice := [name for name, count in times.items() if count > 1]:
+        raise UserError(f"{len(twice)} images in '{path}' are in several entries, the first is '{twice[0]}'; put all "
+                        "captions of an image into one.")
+    seen, repeated, wrong = set(), [], []
     for sentence in (sentence for entry in entries for sentence in entry["sentences"]):
         sentid, raw = sentence["sentid"], sentence["raw"]
         if sentid in seen:
             repeated.append(sentid)
-        if not isinstance(raw, str) or not raw.strip():
-            empty.append(sentid)
+        if why := unfit(raw):
+            wrong.append((sentid, why))
         seen.add(sentid)
     if repeated:
         raise UserError(f"{len(repeated)} sentids in '{path}' occur before, the first is {repeated[0]}; "
                         "number every caption once.")
-    if empty:
-        raise UserError(f"{len(empty)} captions in '{path}' are empty or not text, the first has sentid {empty[0]}; "
+    if wrong:
+        raise UserError(f"{len(wrong)} captions in '{path}' are {wrong[0][1]}, the first has sentid {wrong[0][0]}; "
                         "mend or remove them.")

@@ -147,10 +147,11 @@ def read_index(path, pairs: Pairs) -> Noise:
     try:
         index = np.load(io.BytesIO(_bytes(path)), allow_pickle=False)
     except UNREADABLE as error:
-        raise UserError(f"'{path}' is not a readable .npy index file ({_reason(error)}).") from error
+        raise UserError(f"'{path}' is not a readable .npy index file ({_reason(error)}); give the index file of this "
+                        "data set.") from error
     if not isinstance(index, np.ndarray) or index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
         kind = f"{index.dtype} {index.shape}" if isinstance(index, np.ndarray) else "an .npz"
-        raise UserError(f"'{path}' holds {kind}, not one row of integers; a noise index is an (N,) or (K,) .npy.")
+        raise UserError(f"'{path}' holds {kind}, not one row of integers; give an (N,) or (K,) .npy.")
     n, true = len(pairs.train.images), np.asarray(pairs.train.image_of, np.int64)
     if len(index) not in (n, len(true)):
         raise UserError(f"'{path}' has {len(index)} entries, but the train split has {n} images and {len(true)} "
@@ -201,4 +202,5 @@ def _bytes(path) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    said = str(error).split(". If you trust")[0]  # numpy's advice to unpickle is none of ours
+    return f"{type(error).__name__}: {said}".splitlines()[0]

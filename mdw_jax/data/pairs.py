@@ -11,6 +11,23 @@ from mdw_jax.errors import UserError
 from mdw_jax.files import digest
 
 
+LONGEST_CAPTION = 100_000
+"""Characters; more is a broken file or an attack, and would hold up every tokenizer."""
+
+
+def unfit(caption) -> str | None:
+    """Why something cannot be a caption, in words; None for one that can."""
+    if not isinstance(caption, str) or not caption.strip():
+        return "empty or not text"
+    if len(caption) > LONGEST_CAPTION:
+        return f"longer than {LONGEST_CAPTION:,} characters"
+    try:
+        caption.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can spell
+        return "no valid Unicode"
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """One split of a data set.
@@ -33,6 +50,9 @@ class Split:
         n, k = len(self.images), len(self.captions)
         if n == 0 or k == 0:
             raise UserError(f"a split has {n} images and {k} captions; every split needs at least one of each.")
+        if wrong := [(row, why) for row, caption in enumerate(self.captions) if (why := unfit(caption))]:
+            raise UserError(f"{len(wrong)} captions of a split are {wrong[0][1]}, the first is number {wrong[0][0]}; "
+                            "mend or remove them.")
         if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
             raise UserError(f"images must be (N, H, W, C) or clips (N, T, H, W, C), uint8, not {self.images.dtype} of "
                             f"shape {self.images.shape}.")

@@ -9,7 +9,7 @@ import numpy as np
 
 from mdw_jax.data.decoding import Encoded, Form, complain, decode_into, rgb, survey, threads
 from mdw_jax.data.lazy import LazyImages
-from mdw_jax.data.pairs import Pairs, Split
+from mdw_jax.data.pairs import Pairs, Split, unfit
 from mdw_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -73,16 +73,16 @@ def unheld(common: Mapping, **names: str) -> dict[str, str]:
 
 
 def _check_captions(name: str, records: Iterable[Record]) -> None:
-    bare, empty = [], []
+    bare, wrong = [], []
     for record in records:
         if not record.captions:
             bare.append(record.image.key)
-        empty += [record.image.key for text in record.captions if not isinstance(text, str) or not text.strip()]
+        wrong += [(record.image.key, why) for caption in record.captions if (why := unfit(caption))]
     if bare:
         raise UserError(f"{len(bare)} images of '{name}' have no captions, the first is '{bare[0]}'; remove them.")
-    if empty:
-        raise UserError(f"{len(empty)} captions of '{name}' are empty or not text, the first is one of image "
-                        f"'{empty[0]}'; mend or remove them.")
+    if wrong:
+        raise UserError(f"{len(wrong)} captions of '{name}' are {wrong[0][1]}, the first is one of image "
+                        f"'{wrong[0][0]}'; mend or remove them.")
 
 
 def _grouped(records: Iterable[Record]) -> list[Record]:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from mdw_jax.data.audio import audio, esc50
 from mdw_jax.data.folder import folder
@@ -15,7 +16,7 @@ from mdw_jax.data.tfds import tfds
 from mdw_jax.data.tones import tones
 from mdw_jax.data.webdataset import webdataset
 from mdw_jax.errors import UserError
-from mdw_jax.extend import function_of, is_path
+from mdw_jax.extend import function_of, is_path, made_by
 
 READERS: Mapping[str, Callable[..., Pairs]] = MappingProxyType(
     {"scenes": scenes, "karpathy": karpathy, "folder": folder, "hf": hf, "tfds": tfds, "webdataset": webdataset,
@@ -33,7 +34,7 @@ def load(name: str, **settings) -> Pairs:
     required = [key for key, default in allowed.items() if default is inspect.Parameter.empty]
     if missing := [key for key in required if settings.get(key) in (None, "")]:
         raise UserError(f"the data reader '{name}' needs the setting '{missing[0]}'; give it.")
-    return reader(name)(**settings)
+    return made_by(name, "data.name", Pairs, **settings) if is_path(name) else READERS[name](**settings)
 
 
 def reader(name: str) -> Callable[..., Pairs]:
@@ -56,13 +57,17 @@ def image_shape(data: Mapping) -> tuple[int, int, int]:
     return data["size"], data["size"], 3
 
 
-def settings_of(name: str) -> dict[str, object]:
+def settings_of(name: str) -> dict[str, Any]:
     """{setting: default} of a reader, those of `records.build` that it passes on included.
 
     `inspect.Parameter.empty` stands for a setting without a default.
     """
-    own = inspect.signature(reader(name)).parameters.values()
-    settings = {p.name: p.default for p in own if p.kind is not p.VAR_KEYWORD}
+    try:
+        own = inspect.signature(reader(name)).parameters.values()
+    except ValueError:  # some functions written in C do not tell
+        raise UserError(f"data.name names '{name}', which does not tell its settings; name a Python function."
+                        ) from None
+    settings = {p.name: p.default for p in own if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     if any(p.kind is p.VAR_KEYWORD for p in own):
         shared = inspect.signature(build).parameters.values()
         settings |= {p.name: p.default for p in shared if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_SETTINGS}

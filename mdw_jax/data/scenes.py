@@ -7,6 +7,7 @@ which noise files and experts are keyed by, travels with them.
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,8 @@ def scenes(train: int = 2000, val: int = 250, test: int = 500, size: int = 32, s
             raise UserError(f"scenes: {name} is {value!r}; give a whole number of at least {least}.")
     if not isinstance(skew, (int, float)) or not 0 <= skew <= 1:
         raise UserError(f"scenes: skew is {skew!r}; give a number from 0 to 1.")
-    splits, first = {}, 0
+    splits: dict[str, Any] = {}
+    first = 0
     for name, count in (("test", test), ("val", val), ("train", train)):
         splits[name] = _split(name, count, size, seed, captions_per_image, first, skew if name == "train" else 0.0)
         first += count * captions_per_image

@@ -4,11 +4,11 @@ import glob
 import os
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from mdw_jax.data.decoding import Encoded
+from mdw_jax.data.decoding import Encoded, check_length
 from mdw_jax.errors import UserError
 
 Finder = Callable[[str], list[Encoded]]
@@ -31,8 +31,9 @@ def locate(names: Sequence[Sequence[str]], images) -> list[Encoded]:
             doubled.append(keys[0])
         located += [image._replace(key=keys[0]) for image in found[:1]]
     if missing:
+        outside = " (names that lead out of a folder are not followed)" if any(map(_leads_out, missing)) else ""
         raise UserError(f"{len(missing)} of {len(names)} images are not in '{images}', the first is "
-                        f"'{missing[0]}'; check where the images are.")
+                        f"'{missing[0]}'{outside}; check where the images are.")
     if doubled:
         raise UserError(f"{len(doubled)} of {len(names)} images are more than once in '{images}', the first is "
                         f"'{doubled[0]}'; leave one copy.")
@@ -66,8 +67,9 @@ def _finder(source: str) -> Finder:
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"'{source}' is neither a folder nor a readable zip file ({error}).") from error
+        raise UserError(f"'{source}' is neither a folder nor a readable zip file ({error}); fetch it again.") from error
     members, tails = {}, {}
+    check_names(source, (member.filename for member in archive.infolist()))
     for member in archive.infolist():
         members[member.filename] = member
         parts = member.filename.split("/")
@@ -76,9 +78,26 @@ def _finder(source: str) -> Finder:
     return partial(_in_archive, archive, threading.Lock(), members, tails)
 
 
+def check_names(source, names: Iterable[str]) -> None:
+    """Raises UserError if an archive has a name that leads out of it. We unpack nothing, but others may."""
+    if astray := next(filter(_leads_out, names), None):
+        raise UserError(f"'{source}' holds '{astray}', a name that leads out of it; do not unpack it, and fetch it "
+                        "from a source that you trust.")
+
+
+def _leads_out(name: str) -> bool:
+    return name.startswith("/") or ".." in name.split("/")
+
+
 def _in_folder(folder: Path, name: str) -> list[Encoded]:
-    path = folder / name
-    return [Encoded(name, path.read_bytes)] if os.path.isfile(path) else []
+    path = Path(os.path.normpath(folder / name))
+    inside = path.is_relative_to(os.path.normpath(folder))
+    return [Encoded(name, partial(_read_file, path))] if inside and os.path.isfile(path) else []
+
+
+def _read_file(path: Path) -> bytes:
+    check_length(path.stat().st_size)
+    return path.read_bytes()
 
 
 def _in_archive(archive, lock, members: dict, tails: dict, name: str) -> list[Encoded]:
@@ -89,6 +108,7 @@ def _in_archive(archive, lock, members: dict, tails: dict, name: str) -> list[En
 
 
 def _read_member(archive: zipfile.ZipFile, lock: threading.Lock, member: zipfile.ZipInfo) -> bytes:
+    check_length(member.file_size)
     with lock:  # ZipFile counts its open members without a lock of its own; their bytes it reads under one
         file = archive.open(member)
     try:

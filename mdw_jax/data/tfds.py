@@ -69,11 +69,14 @@ def _record(examples, row: int, source, image_column, caption_columns, key_colum
     example = examples[row]
     try:
         data = example[image_column]
-        captions = tuple(text(value) for feature in caption_columns for value in pick(example, feature))
+        captions = tuple(value.decode() if isinstance(value, bytes) else value
+                         for feature in caption_columns for value in pick(example, feature))
         key = text(pick(example, key_column)[0]) if key_column else hashlib.sha256(data).hexdigest()[:16]
         attributes = {name: _plain(pick(example, name)[0]) for name in attribute_columns}
     except KeyError as error:
         raise UserError(f"'{source}' has no feature {error}; it has {', '.join(sorted(example))}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"a caption of row {row} of '{source}' is not in UTF-8 ({error}); mend the data set.") from None
     return Record(Encoded(key, partial(_read, examples, row, image_column)), captions, attributes=attributes)
 
 

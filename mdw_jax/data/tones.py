@@ -4,6 +4,7 @@ A clip holds one to three sounds, one after the other, over a background; its pi
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,8 @@ def tones(train: int = 2000, val: int = 250, test: int = 500, seed: int = 0, mel
     for name, value in (("train", train), ("val", val), ("test", test), ("captions_per_image", captions_per_image)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise UserError(f"tones: {name} is {value!r}; give a whole number of at least 1.")
-    log_mel, splits, first = LogMel(RATE, seconds, mels, frames), {}, 0
+    splits: dict[str, Any] = {}
+    log_mel, first = LogMel(RATE, seconds, mels, frames), 0
     for name, count in (("test", test), ("val", val), ("train", train)):
         pictures, captions, clips = np.empty((count, *log_mel.shape), np.uint8), [], []
         for index in range(count):

@@ -1,6 +1,6 @@
 """WebDataset shards: tar files as img2dataset writes them, read in place and at random.
 
-Nothing is extracted: member names are only names, so one such as "../../x.jpg" cannot write anywhere.
+Nothing is extracted: member names are only names, and a shard with one such as "../../x.jpg" is refused.
 """
 
 import glob
@@ -14,14 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from mdw_jax.data.decoding import Encoded, reason, survey, threads
-from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.decoding import Encoded, check_length, reason, survey, threads
+from mdw_jax.data.pairs import Pairs, unfit
 from mdw_jax.data.records import Record, build, names, unheld
+from mdw_jax.data.sources import check_names
 from mdw_jax.errors import UserError
 from mdw_jax.files import digest, write_atomically
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-_FORMAT = "mdw-shard-1"  # raise it when an index would come out otherwise, so that older ones are left behind
+MOST_SHARDS = 1_000_000
+_FORMAT = "mdw-shard-2"  # raise it when an index would come out otherwise, so that older ones are left behind
 
 
 def webdataset(train_shards, val_shards="", test_shards="", *, cache=None, caption_columns="",
@@ -36,10 +38,12 @@ def webdataset(train_shards, val_shards="", test_shards="", *, cache=None, capti
       text file, and without one the field "caption".
     attribute_columns: fields of the JSON kept in `Split.attributes`.
     common: see `records.build`; but the web is never whole, so broken samples are always left out. `Pairs.skipped`
-      counts them: "no image", "broken image", "no caption", "empty caption", "unreadable json".
+      counts them: "no image", "broken image", "no caption", "empty caption", "unreadable json", and captions
+      that are not in UTF-8, too long or no Unicode.
 
     The key of an image is its shard's name and its own: "train-00003/000030042". caption_ids count usable samples.
-    Raises UserError for missing, remote, compressed or damaged shards, two of the same name, or no usable sample.
+    Raises UserError for missing, remote, compressed or damaged shards, two of the same name, names in one that occur
+    twice or lead out of it, or no usable sample.
     """
     patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
     caption_columns, attribute_columns = names(caption_columns), names(attribute_columns)
@@ -102,6 +106,8 @@ def _braces(pattern: str) -> list[str]:
     if numbers:
         low, high = numbers.groups()
         width = max(len(low), len(high)) if "0" in (low[0], high[0]) else 0
+        if int(high) - int(low) >= MOST_SHARDS:
+            raise UserError(f"'{{{match[1]}}}' means more than {MOST_SHARDS:,} shards; give fewer.")
         options = [f"{number:0{width}}" for number in range(int(low), int(high) + 1)]
     else:
         options = match[1].split(",")
@@ -144,12 +150,17 @@ def _index(path: str, caption_columns: Sequence[str], attribute_columns: Sequenc
         image = next((members[kind] for kind in IMAGES if kind in members), None)
         try:
             captions, attributes = _told(path, members, caption_columns, attribute_columns)
-        except ValueError:
+        except UnicodeDecodeError:
+            skipped["caption not in UTF-8"] += 1
+            continue
+        except (ValueError, RecursionError):
             skipped["unreadable json"] += 1
             continue
         texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
-        if image is None or not texts:
-            skipped["no image" if image is None else "empty caption" if captions else "no caption"] += 1
+        wrong = next(filter(None, map(unfit, texts)), None)
+        if image is None or not texts or wrong:
+            skipped["no image" if image is None else f"caption {wrong}" if wrong else "empty caption" if captions else
+                    "no caption"] += 1
         else:
             usable.append((name, image, texts, attributes))
     encoded = [Encoded(name, partial(_read_span, path, *span)) for name, span, _, _ in usable]
@@ -171,8 +182,12 @@ def _samples(path: str) -> dict[str, dict[str, tuple[int, int]]]:
                 head, slash, tail = member.name.rpartition("/")
                 stem, dot, extension = tail.partition(".")
                 if member.isreg() and not member.issparse() and stem and dot:
-                    samples.setdefault(f"{head}{slash}{stem}", {})[extension.lower()] = (member.offset_data,
-                                                                                         member.size)
+                    check_names(path, [member.name])
+                    sample = samples.setdefault(f"{head}{slash}{stem}", {})
+                    if extension.lower() in sample:
+                        raise UserError(f"'{path}' holds '{member.name}' twice, and which one counts is not known; "
+                                        "make the shard again with every key once.")
+                    sample[extension.lower()] = member.offset_data, member.size
             # The tarfile module takes a torn or damaged header for the end of the archive: what is left would be lost.
             archive.fileobj.seek(archive.offset)
             if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
@@ -192,7 +207,7 @@ def _told(path: str, members: Mapping, caption_columns: Sequence[str], attribute
         if not isinstance(document, dict):
             raise ValueError("not an object")
     if by_text:
-        captions = [_read_span(path, *members["txt"]).decode(errors="replace")]
+        captions = [_read_span(path, *members["txt"]).decode()]
     else:
         found = [document.get(name) for name in caption_columns or ("caption",)]
         captions = [text for said in found for text in (said if isinstance(said, list) else [] if said is None else [said])]
@@ -200,6 +215,7 @@ def _told(path: str, members: Mapping, caption_columns: Sequence[str], attribute
 
 
 def _read_span(path: str, offset: int, length: int) -> bytes:
+    check_length(length)
     with open(path, "rb", buffering=0) as file:  # an open costs microseconds, a decode milliseconds
         file.seek(offset)
         data = file.read(length)

@@ -3,12 +3,15 @@
 In the run folder:
 
     config.json environment.json     what was asked, and with which versions
+    scores.csv report.json           what came of it; where the sets and experts of it lie, for the page
     noise/  cache/                   noise draws; frozen features
     experts/<recipe>-<key>/          trajectories net_00, ...; log.jsonl; division.npy; right.npy; experts.json (last);
                                      state-*.safetensors while they are trained
     distilled/<preset>-<key>/set_<i>/
-                                     metrics.jsonl; distilled.safetensors; card.json (last); scores-<key>.json;
-                                     checkpoint.safetensors, history.jsonl while it is distilled
+                                     metrics.jsonl; record.safetensors (images on their way); distilled.safetensors;
+                                     card.json (last); nearest.json (captions); scores-<key>.json; while it is
+                                     distilled checkpoint.safetensors, history.jsonl and, where restarts are allowed,
+                                     checkpoint-good.safetensors
 
 A key is a sha256 of everything that the folder's contents depend on. What two configurations share is made once, and
 what they do not share never meets: any number of them can live in one run folder, which is all that a sweep is.

@@ -11,7 +11,7 @@ from mdw_jax.experts import embeddings, in_chunks, to_float
 from mdw_jax.prepare import Prepared
 from mdw_jax.rng import named_generator
 from mdw_jax.stages.experts import experts_stage
-from mdw_jax.stages.preset import Preset
+from mdw_jax.stages.preset import Preset, stored_array
 from mdw_jax.trajectory import open_trajectory, read_snapshot
 
 
@@ -69,7 +69,9 @@ def _image_features(prepared: Prepared):
 def _forgotten(preset: Preset, prepared: Prepared):
     """(K,) forgetting events of each pair, the mean over the experts' networks."""
     experts_stage(preset, prepared)
-    right = np.unpackbits(np.load(preset.experts / "right.npy"), axis=-1, count=len(preset.noise.image_of))
+    pairs = len(preset.noise.image_of)
+    packed = stored_array(preset.experts / "right.npy", (None, None, (pairs + 7) // 8))
+    right = np.unpackbits(packed, axis=-1, count=pairs)
     return np.mean([coresets.forgetting_events(history) for history in right.astype(bool)], axis=0)
 
 

@@ -1,7 +1,9 @@
 """Sets of a preset: chosen (coresets) or distilled, saved with all that says where they came from."""
 
+import contextlib
 import dataclasses
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,21 +13,36 @@ import numpy as np
 
 from mdw_jax import ceo, coresets, interrupt
 from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
-from mdw_jax.distill import Method, init_state, make_outer_step, schedule
-from mdw_jax.distilled import DistilledSet, save_distilled
+from mdw_jax.distill import Method, init_state, make_outer_step, schedule, watched
+from mdw_jax.distilled import CARD, DistilledSet, load_distilled, save_distilled
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Lesson, Protocol, evaluate
 from mdw_jax.experts import to_float
-from mdw_jax.files import digest
-from mdw_jax.mesh import is_main, stack, wait
+from mdw_jax.files import digest, write_json
+from mdw_jax.mesh import agree, is_main, stack, wait
+from mdw_jax.pictures import nearest_captions
 from mdw_jax.prepare import Prepared
 from mdw_jax.presets import CORESETS, DISTILLED
 from mdw_jax.progress import progress
 from mdw_jax.rng import named_generator, named_key
 from mdw_jax.stages.coreset import coreset, pairs_asked, real_pairs
+from mdw_jax.stages import record
 from mdw_jax.stages.experts import experts_stage
 from mdw_jax.stages.preset import Preset, complete, fields, write_lines
 from mdw_jax.trajectory import open_trajectory, read_snapshot
+from mdw_jax.watch import writers
+
+# While a set is distilled: where to go on; with restarts allowed, the last regular one, where to go back to; metrics.
+CHECKPOINT, GOOD, HISTORY = "checkpoint.safetensors", "checkpoint-good.safetensors", "history.jsonl"
+NEAREST = "nearest.json"  # of a finished set: its sha256 and, for each text, the real caption nearest to it
+
+
+class _Diverged(Exception):
+    """step: the outer step. first: which tensor was the first that was not finite. loss: of that step."""
+
+    def __init__(self, step: int, first: str, loss: float):
+        super().__init__(step, first, loss)
+        self.step, self.first, self.loss = step, first, loss
 
 
 def set_folder(preset: Preset, index: int) -> Path:
@@ -41,11 +58,12 @@ def distill_stage(preset: Preset, prepared: Prepared) -> list[Path]:
     for index in range(preset.config.distill.sets):
         folder = set_folder(preset, index)
         key = digest(preset.sets_key, index)
-        if complete(folder / "card.json", key) is None:
+        if complete(folder / CARD, key) is None:
             if preset.name in CORESETS:
-                made, metrics = coreset(preset, prepared, index), []
+                made, metrics, seen = coreset(preset, prepared, index), [], None
             else:
-                made, metrics = _distilled_set(preset, prepared, index, folder, key)
+                made, metrics, seen = _distilled_set(preset, prepared, index, folder, key)
+                record.save(folder, seen)
             write_lines(folder / "metrics.jsonl", metrics)
             save_distilled(folder, made, {
                 "key": key, "preset": preset.name, "set": index, "seed": preset.config.run.seed,
@@ -56,10 +74,29 @@ def distill_stage(preset: Preset, prepared: Prepared) -> list[Path]:
             })
         wait()
         if is_main():
-            for name in ("checkpoint.safetensors", "history.jsonl"):  # also what a kill right after the card left
+            for name in (CHECKPOINT, GOOD, HISTORY):  # also what a kill right after the card left
                 (folder / name).unlink(missing_ok=True)
+            _note_captions(folder, prepared)
         folders.append(folder)
     return folders
+
+
+def _note_captions(folder: Path, prepared: Prepared) -> None:
+    """Write the real captions nearest to a finished set's texts beside it, if those of this very set are not there."""
+    sha256 = json.loads((folder / CARD).read_text())["sha256"]
+    if read_captions(folder, sha256) is None:
+        texts = prepared.read(load_distilled(folder)[0].texts)
+        captions = nearest_captions(texts, prepared.texts.train, prepared.pairs.train.captions)
+        write_json(folder / NEAREST, {"sha256": sha256, "captions": captions})
+
+
+def read_captions(folder: Path, sha256: str) -> list[str] | None:
+    """The captions beside the set of that sha256 in `folder`; None if there are none of it."""
+    try:
+        found = json.loads((folder / NEAREST).read_text())
+        return found["captions"] if found["sha256"] == sha256 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _plain(value):
@@ -68,25 +105,29 @@ def _plain(value):
 
 
 def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path, key: str):
-    """Set `index` and the metrics of its outer steps; goes on from `folder`'s checkpoint if there is one."""
-    c, model, seed = preset.config, prepared.model, preset.config.run.seed
-    method = fields(Method, c.distill)
-    record = experts_stage(preset, prepared)
-    trajectories = [open_trajectory(preset.experts / f"net_{n:02d}", key=preset.experts_key)
-                    for n in range(record["networks"])]
+    """Set `index`, the metrics of its outer steps and its record; goes on from `folder`'s checkpoint if there is one.
 
-    generator = named_generator(seed, "init", preset.name, index)
+    A set that diverges goes back to its last regular checkpoint with smaller learning rates, as often as
+    `distill.restarts` says. Raises UserError when it may not, or no more.
+    """
+    c, model, seed = preset.config, prepared.model, preset.config.run.seed
+    experts = experts_stage(preset, prepared)
+    trajectories = [open_trajectory(preset.experts / f"net_{n:02d}", key=preset.experts_key)
+                    for n in range(experts["networks"])]
     count = pairs_asked(preset, prepared)
-    rows = (coresets.random_pairs(generator, preset.noise.image_of, count) if c.distill.init == "random" else
-            coresets.clean_pairs(generator, preset.noise.image_of, np.load(preset.experts / "division.npy"), count))
-    images, texts = real_pairs(preset, prepared, rows)
-    state = init_state(named_key(seed, "correspondence", preset.name, index), method, images, texts)
-    kept = {"state": state, "best": jax.tree.map(jnp.copy, state.average), "best_val": jnp.float32(-1),
-            "judged": jnp.int32(0), "weights": jnp.ones((*images.shape[:-1], 1))}
-    kept = load_checkpoint(folder / "checkpoint.safetensors", kept, key) or kept
-    history = folder / "history.jsonl"
-    metrics = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
-    metrics = metrics[: int(kept["state"].step)]
+
+    def begin() -> dict:
+        """What is checkpointed, at the start."""
+        generator = named_generator(seed, "init", preset.name, index)
+        rows = (coresets.random_pairs(generator, preset.noise.image_of, count) if c.distill.init == "random" else
+                coresets.clean_pairs(generator, preset.noise.image_of, np.load(preset.experts / "division.npy"), count))
+        images, texts = real_pairs(preset, prepared, rows)
+        state = init_state(named_key(seed, "correspondence", preset.name, index), fields(Method, c.distill), images,
+                           texts)
+        return {"state": state, "best": jax.tree.map(jnp.copy, state.average), "best_val": jnp.float32(-1),
+                "judged": jnp.int32(0), "weights": jnp.ones((*images.shape[:-1], 1)),
+                "record": record.begin(images, c.distill.steps),
+                "restarts": jnp.int32(0), "restarted_at": jnp.int32(0)}
 
     def segments(step: int):
         """The snapshots at which the trajectories of an outer step begin and end, each stacked."""
@@ -96,13 +137,76 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
         return tuple(stack([read_snapshot(trajectories[n], k) for n, k in zip(networks, at, strict=True)])
                      for at in (starts, ends))
 
+    def save(name: str, kept: dict) -> None:
+        if is_main():
+            save_checkpoint(folder / name, kept, key)
+
+    kept = begin()
+    found = load_checkpoint(folder / CHECKPOINT, kept, key)
+    kept = found or kept
+    if c.distill.restarts and agree(lambda: not (folder / GOOD).exists()):
+        save(GOOD, kept)
+    history = folder / HISTORY
+    metrics = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    while True:
+        metrics = metrics[: int(kept["state"].step)]
+        try:
+            return _outer_steps(preset, prepared, index, folder, kept, metrics, segments, save)
+        except _Diverged as bad:
+            wait()
+            used = int(kept["restarts"])
+            if used >= c.distill.restarts:
+                if not (folder / CHECKPOINT).exists():
+                    save(CHECKPOINT, begin())
+                write_lines(history, metrics)
+                raise UserError(_diverged(preset, index, bad, used, folder)) from None
+            kept = load_checkpoint(folder / GOOD, begin(), key)
+            step = int(kept["state"].step)
+            kept |= {"restarts": jnp.int32(used + 1), "restarted_at": jnp.int32(step)}
+            if is_main():
+                print(f"mdw: {preset.name} set {index} diverged at outer step {bad.step}: {bad.first} went first; "
+                      f"restart {used + 1} of {c.distill.restarts} goes back to step {step} with learning rates times "
+                      f"{c.distill.restart_factor ** (used + 1):.2g}.", file=sys.stderr, flush=True)
+
+
+def _diverged(preset: Preset, index: int, bad: _Diverged, used: int, folder: Path) -> str:
+    """What to say of a set that may not restart any more."""
+    after = "" if not used else f" after {used} restart{'s' * (used > 1)}"
+    return (f"distillation of {preset.name} set {index} diverged at outer step {bad.step}{after}: {bad.first}, was the "
+            f"first that is not finite (loss {bad.loss:.4g}). Its last good state and the metrics until here are kept "
+            f"in '{folder}' ({CHECKPOINT}, {HISTORY}): with distill.restarts={used + 1} the same command goes on from "
+            "there with smaller steps, and with lower learning rates in config.distill it starts afresh, in another "
+            "folder.")
+
+
+def _slower(method: Method, times: float) -> Method:
+    """`method` with all learning rates times `times`."""
+    rates = ("lr_images", "lr_texts", "lr_correspondence", "lr_steps")
+    return dataclasses.replace(method, **{name: times * getattr(method, name) for name in rates})
+
+
+def _outer_steps(preset: Preset, prepared: Prepared, index: int, folder: Path, kept: dict, metrics: list[dict],
+                 segments, save):
+    """The outer steps that `kept` lacks, to the end: the set, its metrics (`metrics`, added to) and its record.
+
+    save(name, kept) writes a checkpoint. Raises _Diverged.
+    """
+    c, model, seed = preset.config, prepared.model, preset.config.run.seed
+    restarts = int(kept["restarts"])
+    method = _slower(fields(Method, c.distill), c.distill.restart_factor ** restarts)
+    count = len(kept["state"].learned["texts"])
     outer_step = make_outer_step(model, method)
     weigh = jax.jit(lambda params, learned: ceo.pixel_weights(
         model, params, learned["images"], learned["texts"], learned["correspondence"], alpha=method.alpha,
         top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
     state, weights, first = kept["state"], kept["weights"], int(kept["state"].step)
+    names = watched(state.learned, method.inner_steps)
+    moments = record.moments(c.distill.steps)
 
     pending = None
+
+    def tell(row):
+        watch.write("distill", row["step"], {name: value for name, value in row.items() if name != "step"})
 
     def settle():
         """Take in what the last step measured: a step late, so that the device has the next one to do meanwhile."""
@@ -111,17 +215,20 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
             return
         (step, measured), pending = pending, None
         measured = {name: float(value) for name, value in measured.items()}
-        if not np.isfinite([measured["loss"], measured["gradient"]]).all():
-            raise UserError(f"distillation of {preset.name} set {index} diverged at step {step} (loss "
-                            f"{measured['loss']}); lower the learning rates in config.distill.")
+        went_first = int(measured.pop("went_first"))
         metrics.append({"step": step, **measured})
+        if restarts and step == int(kept["restarted_at"]):
+            metrics[-1]["restart"] = restarts
+        tell(metrics[-1])
+        if went_first >= 0:
+            raise _Diverged(step, names[went_first], measured["loss"])
 
-    def put_away():
+    def put_away(*others: str):
         settle()
-        if not is_main():
-            return
-        write_lines(history, metrics)
-        save_checkpoint(folder / "checkpoint.safetensors", {**kept, "state": state, "weights": weights}, key)
+        whole = {**kept, "state": state, "weights": weights}
+        for name in (*others, CHECKPOINT):
+            save(name, whole)
+        write_lines(folder / HISTORY, metrics)
 
     def judge(done: int):
         """Where it is due, score the average so far on val (the best of a run is what it hands out), and save."""
@@ -133,12 +240,15 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
         metrics[-1] |= {"val_r_mean": float(found.scores[:, -1].mean()), "lr_scale": found.lr_scale}
         if metrics[-1]["val_r_mean"] > kept["best_val"]:
             kept.update(best=jax.tree.map(jnp.copy, state.average), best_val=jnp.float32(metrics[-1]["val_r_mean"]))
+        tell(metrics[-1])
         kept["judged"] = jnp.int32(done)
-        put_away()
+        put_away(*[GOOD] * (c.distill.restarts > 0))
 
     with (progress(f"distil {preset.name} {index}", c.distill.steps, "steps") as advance,
-          interrupt.keeping(put_away)):
+          contextlib.closing(writers(c, folder)) as watch, interrupt.keeping(put_away)):
         advance(first)
+        for row in metrics:
+            tell(row)
         judge(first)  # here if it was stopped in the middle of it
         for step, (begin, target) in _ahead(segments, range(first, c.distill.steps)):
             interrupt.check()
@@ -150,8 +260,12 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
             settle()
             pending = step, measured
             advance(1, loss=measured["loss"])
+            if step + 1 in moments:
+                kept["record"][moments.index(step + 1)] = record.thumbnails(state.average["images"])
             judge(step + 1)
-    return _as_set(kept["best"], method), metrics
+    return (_as_set(kept["best"], method), metrics,
+            {"steps": np.int32(moments), "images": kept["record"],
+             **({"weights": record.weight_maps(weights)} if method.ceo else {})})
 
 
 def _ahead(make, numbers: range):

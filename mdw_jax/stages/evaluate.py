@@ -1,8 +1,10 @@
 """Scores of a preset: students trained on each of its sets, or the experts themselves."""
 
+import contextlib
 import dataclasses
 
-from mdw_jax.distilled import load_distilled
+from mdw_jax.distilled import DistilledSet, load_distilled
+from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Protocol, evaluate
 from mdw_jax.files import digest, write_json
 from mdw_jax.prepare import Prepared, student_model
@@ -13,6 +15,7 @@ from mdw_jax.rng import named_generator
 from mdw_jax.stages.distill import distill_stage, lesson_of
 from mdw_jax.stages.experts import experts_stage
 from mdw_jax.stages.preset import Preset, complete, fields
+from mdw_jax.watch import writers
 
 
 def evaluate_stage(preset: Preset, prepared: Prepared) -> list[dict]:
@@ -30,9 +33,10 @@ def evaluate_stage(preset: Preset, prepared: Prepared) -> list[dict]:
     student, rows = None, []
     for index, folder in enumerate(distill_stage(preset, prepared)):
         distilled, card = load_distilled(folder)
+        _check_shapes(folder, distilled, prepared)
         key = digest(card["key"], c.evaluate.to_dict(), *([vit] if c.evaluate.tower == "vit" else []))
         path = folder / f"scores-{protocol.protocol}-{key[:10]}.json"
-        found = complete(path, key)
+        found = complete(path, key, "rows")
         if found is None:
             student = student or student_model(c, prepared)  # one for all sets: each new one is compiled anew
             model, val, test = student
@@ -45,9 +49,23 @@ def evaluate_stage(preset: Preset, prepared: Prepared) -> list[dict]:
                  "lr_scale": outcome.lr_scale, "steps": outcome.steps, "val_r_mean": float(val_scores[-1]),
                  **{name: float(value) for name, value in zip(METRICS, test_scores, strict=True)}}
                 for n, (val_scores, test_scores) in enumerate(zip(outcome.val, outcome.scores, strict=True))]}
+            with contextlib.closing(writers(c, folder)) as watch:
+                for row in found["rows"]:
+                    watch.write(path.stem, row["student"], {name: row[name] for name in ("val_r_mean", *METRICS)})
             write_json(path, found)
         rows += found["rows"]
     return rows
+
+
+def _check_shapes(folder, distilled: DistilledSet, prepared: Prepared) -> None:
+    """Raises UserError for a set that was put here from elsewhere and does not fit the data."""
+    parts = [("images", distilled.images, prepared.pairs.train.images.shape[1:])]
+    if prepared.text_tower is None:
+        parts.append(("texts", distilled.texts, prepared.texts.train.shape[1:]))
+    for what, array, fits in parts:
+        if array.shape[1:] != fits:
+            raise UserError(f"the {what} of the distilled set in '{folder}' are of shape {array.shape[1:]}, and those "
+                            f"of this configuration {fits}; delete that folder and distil again.")
 
 
 def named_seed(preset: Preset, index: int) -> int:

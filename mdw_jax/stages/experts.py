@@ -1,5 +1,6 @@
 """Experts of a preset: train them, store what distillation, coresets and reports read."""
 
+import contextlib
 import io
 import time
 from pathlib import Path
@@ -19,14 +20,17 @@ from mdw_jax.progress import progress
 from mdw_jax.retrieval import METRICS
 from mdw_jax.stages.preset import Preset, complete, fields, snapshots_kept, write_lines
 from mdw_jax.trajectory import save_trajectory
+from mdw_jax.watch import writers
 
+_NO_METRICS = ("generation", "epoch", "expert", "network")  # of a row of the log: what it is of
+_FIELDS = ("recipe", "networks", "snapshots", "val", "test", "rate", "certificate_inputs")
 SAVE_EVERY = 300.0  # seconds between states of the training; a kill without warning costs that much, and its epoch
 
 
 def experts_stage(preset: Preset, prepared: Prepared) -> dict:
     """Train the experts of a preset; returns their record (`experts.json`)."""
     with locked(preset.experts.with_suffix(".lock")):  # processes of one sweep may want the same experts
-        record = complete(preset.experts / "experts.json", preset.experts_key) or _train(preset, prepared)
+        record = complete(preset.experts / "experts.json", preset.experts_key, *_FIELDS) or _train(preset, prepared)
         asked = preset.noise.true_rate is None or preset.config.noise.estimate
         if asked and record["rate"]["estimated"] is None:
             record = _estimated(preset, prepared, record)
@@ -68,26 +72,31 @@ def _train(preset: Preset, prepared: Prepared) -> dict:
     recipe = fields(Recipe, c.experts)
     shown = 0
 
-    def on_epoch(epoch: int, r_mean: float) -> None:
+    def on_epoch(epoch: int, r_mean: float, rows: list[dict]) -> None:
         nonlocal shown
         advance(epoch + 1 - shown, val_r_mean=r_mean)
         shown = epoch + 1
+        for row in rows:
+            watch.write(f"{row['generation']}/{row['expert']}{row['network']}", row["epoch"],
+                        {name: value for name, value in row.items() if name not in _NO_METRICS})
 
-    with progress(f"experts ({c.experts.recipe}, noise {noise.label})",
-                  recipe.epochs + (recipe.scout_epochs if recipe.scouts else 0), "epochs") as advance:
-        trained = train_experts(
-            prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,
-            keep=snapshots_kept(c), rate=_rate_to_correct(recipe, noise),
-            mismatched=noise.mismatched, on_epoch=on_epoch, shelf=_shelf(preset),
-        )
+    with contextlib.closing(writers(c, preset.experts)) as watch:
+        with progress(f"experts ({c.experts.recipe}, noise {noise.label})",
+                      recipe.epochs + (recipe.scout_epochs if recipe.scouts else 0), "epochs") as advance:
+            trained = train_experts(
+                prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,
+                keep=snapshots_kept(c), rate=_rate_to_correct(recipe, noise),
+                mismatched=noise.mismatched, on_epoch=on_epoch, shelf=_shelf(preset),
+            )
+        val, test = (scores(prepared.model, trained.best, split) for split in (prepared.val, prepared.test))
+        for n, (on_val, on_test) in enumerate(zip(val, test, strict=True)):
+            watch.write("scores", n, {"val_r_mean": on_val[-1], **dict(zip(METRICS, on_test, strict=True))})
     for n, snapshots in enumerate(trained.snapshots):
         save_trajectory(preset.experts / f"net_{n:02d}", [jax.tree.map(np.asarray, s) for s in snapshots],
                         key=preset.experts_key, dtype=c.experts.store_dtype, overwrite=True)
     write_lines(preset.experts / "log.jsonl", trained.log)
     _write_array(preset.experts / "division.npy", trained.clean_probability)
     _write_array(preset.experts / "right.npy", np.packbits(trained.right, axis=-1))
-    test = scores(prepared.model, trained.best, prepared.test)
-    val = scores(prepared.model, trained.best, prepared.val)
     record = {
         "key": preset.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256,
         "networks": len(trained.snapshots), "snapshots": len(trained.snapshots[0]),

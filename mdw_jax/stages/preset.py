@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.data.noise import Noise
@@ -12,11 +13,14 @@ from mdw_jax.errors import UserError
 from mdw_jax.files import digest, write_atomically
 from mdw_jax.mesh import agree
 from mdw_jax.prepare import Prepared, noise_of
-from mdw_jax.presets import CORESETS, WITHOUT_EXPERTS, preset_config
+from mdw_jax.presets import CORESETS, DISTILLED, WITHOUT_EXPERTS, preset_config
 
 # How snapshots are stored, and what resolving has put into effect elsewhere: not which experts they are.
 _NOT_EXPERTS = ("store_dtype", "recipe", "lr_infonce")
 _OF_SCOUTS = ("scouts", "scout_epochs", "lr_taught")
+# A set that gets to its end is the same however many restarts were allowed, so one that diverged may be allowed more.
+_NOT_SETS = ("sets", "restarts")
+_NEUTRAL = (("restart_factor", 0.3),)  # keys younger than sets that are kept: as they were before
 # What only scores a finished set. The rest of the evaluation chooses between candidates: it is part of what a set is.
 _ONLY_SCORES = ("protocol", "students", "tower", "mode", "weights", "tower_lr_scales")
 
@@ -47,12 +51,28 @@ def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> Preset:
     if name in CORESETS:
         sets_key = digest(built_on, name, c.distill.pairs)
     else:
-        method = {k: v for k, v in c.distill.to_dict().items() if k != "sets"}
+        method = {k: v for k, v in c.distill.to_dict().items() if k not in _NOT_SETS and (k, v) not in _NEUTRAL}
         choice = {k: v for k, v in c.evaluate.to_dict().items() if k not in _ONLY_SCORES}
         sets_key = digest(built_on, name, method, choice)
+    _check_sizes(c, prepared, name)
     folder = Path(c.run.dir)
     return Preset(name, c, noise, folder / "experts" / f"{c.experts.recipe}-{experts_key[:10]}", experts_key,
                   folder / "distilled" / f"{name}-{sets_key[:10]}", sets_key)
+
+
+def _check_sizes(c: ConfigDict, prepared: Prepared, name: str) -> None:
+    """Raises UserError, before anything is trained, if the data are too few for what the preset asks."""
+    train = prepared.pairs.train
+    images, captions = len(train.images), len(train.captions)
+    if name in DISTILLED and c.distill.pairs > images:
+        raise UserError(f"distill.pairs is {c.distill.pairs} but there are only {images} training images; lower it.")
+    if name in WITHOUT_EXPERTS:
+        return
+    asked = {"experts.batch": c.experts.batch}
+    asked |= {"experts.recovery_top_k": c.experts.recovery_top_k} if c.experts.recovery_weight else {}
+    for key, value in asked.items():
+        if value > captions:
+            raise UserError(f"{key} is {value} but there are only {captions} training captions; lower it.")
 
 
 def snapshots_kept(config: ConfigDict) -> int:
@@ -65,26 +85,39 @@ def fields(kind, section: ConfigDict):
     return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
 
 
-def complete(path: Path, key: str):
-    """The JSON written last by a stage, if it is there. Raises UserError if it is damaged or another's.
+def complete(path: Path, key: str, *fields: str):
+    """The JSON written last by a stage, if it is there. Raises UserError if it is damaged, another's, or lacks `fields`.
 
     With several processes it is there if process 0 finds it.
     """
-    return agree(lambda: _complete(path, key))
+    return agree(lambda: _complete(path, key, fields))
 
 
-def _complete(path: Path, key: str):
+def _complete(path: Path, key: str, fields):
     if not path.exists():
         return None
     try:
         found = json.loads(path.read_text())
-        same = found["key"] == key
+        same = found["key"] == key and all(name in found for name in fields)
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:
         raise UserError(f"'{path}' is not the whole record of this configuration; delete the folder '{path.parent}' "
                         "and run again.")
     return found
+
+
+def stored_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An .npy that a stage wrote. Raises UserError if it is missing, damaged or of another shape (None: any length)."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError, MemoryError) as error:
+        raise UserError(f"'{path}' cannot be read ({type(error).__name__}); delete the folder '{path.parent}' and run "
+                        "again.") from error
+    if len(shape) != array.ndim or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
+        raise UserError(f"'{path}' is of shape {array.shape} and belongs to other data; delete the folder "
+                        f"'{path.parent}' and run again.")
+    return array
 
 
 def write_lines(path: Path, rows):

@@ -17,7 +17,7 @@ from mdw_jax.text.clip import ClipText, end_positions
 from mdw_jax.text.tokenizer import read_tokenizer
 
 # By the model type in config.json: the module's class, how its weights are read, and the poolings that make sense.
-_MODELS = {
+_MODELS: dict[str, tuple] = {
     "bert": (Bert, bert.params_from_safetensors, ("mean", "cls", "native")),
     "distilbert": (Bert, bert.params_from_safetensors, ("mean", "cls")),
     "clip": (ClipText, clip.params_from_safetensors, ("native",)),

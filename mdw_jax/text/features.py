@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def _transformer(captions, caption_ids, *, path, pooling, max_tokens, **_):
             lambda: transformer_features(captions, folder, pooling=pooling, max_tokens=max_tokens))
 
 
-ENCODERS = {"bow": _bow, "precomputed": _precomputed, "transformer": _transformer}
+ENCODERS: dict[str, Callable] = {"bow": _bow, "precomputed": _precomputed, "transformer": _transformer}
 
 
 def _read_cache(path: Path, key: str) -> TextFeatures | None:

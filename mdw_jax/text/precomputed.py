@@ -23,8 +23,10 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             if "features" in stored:
                 return stored["features"], None
             names = sorted(stored)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise UserError(f"'{path}' cannot be read as text features ({error}): it is damaged, truncated or of another "
+    except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error,
+            NotImplementedError) as error:
+        reason = str(error).split(". If you trust")[0]  # numpy's advice to unpickle is none of ours
+        raise UserError(f"'{path}' cannot be read as text features ({reason}): it is damaged, truncated or of another "
                         f"kind; give {_FORMS}.") from error
     raise UserError(f"'{path}' holds {names or 'nothing'} but no text features; give {_FORMS}.")
 
@@ -46,7 +48,7 @@ def precomputed_features(path, caption_ids) -> np.ndarray:
         raise UserError(f"there is no text feature file '{path}'; check the path.")
     rows, scale = _read(path)
     kind = np.floating if scale is None else np.int8
-    if rows.ndim != 2 or not np.issubdtype(rows.dtype, kind):
+    if rows.ndim != 2 or not rows.shape[1] or not np.issubdtype(rows.dtype, kind):
         raise UserError(f"the text features in '{path}' are {rows.dtype} of shape {rows.shape}; give {_FORMS}.")
     if scale is not None and (scale.shape != rows.shape[:1] or not np.issubdtype(scale.dtype, np.floating)):
         raise UserError(f"'{path}' has {len(rows)} rows of `features_q` but `scale` is {scale.dtype} of shape "

@@ -1,6 +1,7 @@
 """Tokenizers of Hugging Face model folders."""
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, BertWordPieceTokenizer, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -27,7 +28,7 @@ def _clip_bpe(folder: Path):
     """CLIP's tokenizer from vocab.json and merges.txt: byte-level BPE of lower-cased words, "</w>" at their ends."""
     vocabulary = read_json(folder / "vocab.json")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if not {_START, _END} <= set(vocabulary):
         raise UserError(f"'{folder / 'vocab.json'}' has no {_START} and {_END} and is not of CLIP's form; add the "
                         "model's tokenizer.json.")

@@ -8,6 +8,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +22,8 @@ def mobilenet(path) -> Tower:
 
     Raises UserError if the file is missing or is not such a file.
     """
+    if not Path(path).is_file():
+        raise UserError(f"there are no MobileNet weights at '{path}'; set model.weights to a .q8.npz file.")
     graph, params, width = _read(Path(path))
 
     def feature_map(params, images):
@@ -39,6 +42,11 @@ def mobilenet(path) -> Tower:
             values[op["out"]] = y
         raise AssertionError("unreachable: _read checked that the graph pools")
 
+    try:  # the graph and the shapes are the file's
+        jax.eval_shape(feature_map, params, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    except Exception as error:
+        raise UserError(f"the graph of '{path}' cannot be computed ({' '.join(str(error).split())[:100]}): it is "
+                        "damaged; fetch it again.") from error
     return Tower(Path(path).name.split(".")[0], lambda key: params, feature_map, width)
 
 
@@ -56,12 +64,13 @@ def _read(path):
                 for op in ops
                 if "w" in op
             }
-    except FileNotFoundError:
-        raise UserError(f"there are no MobileNet weights at '{path}'; set model.weights to a .q8.npz file.") from None
     except (KeyError, ValueError, OSError, EOFError, StopIteration, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' is not a whole MobileNet .q8.npz file ({error}); fetch it again.") from None
     unknown = {op["op"] for op in ops} - {"CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "AVERAGE_POOL_2D"}
     if unknown:
-        raise UserError(f"'{path}' holds operations this reader does not know: {', '.join(sorted(unknown))}.")
+        raise UserError(f"'{path}' holds operations this reader does not know: {', '.join(sorted(unknown))}; give "
+                        "another.")
+    if not all(np.isfinite(array).all() for layer in params.values() for array in layer.values()):
+        raise UserError(f"'{path}' holds NaN or infinite weights; fetch it again.")
     last = next(op["w"] for op in reversed(ops) if "w" in op)
     return {**graph, "ops": ops}, params, params[last]["kernel"].shape[-1]

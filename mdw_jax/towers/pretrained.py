@@ -47,8 +47,12 @@ def clip_recipe(config: dict) -> Recipe:
                   "vision_model.embeddings.position_embedding.weight")
 
 
+def _whatever_the_shape(module: nn.Module) -> Callable[[Any], nn.Module]:
+    return lambda shape: module
+
+
 RECIPES = {
-    **{name: Recipe(lambda _, module=module: module, *_IMAGENET) for name, module in {**NFNETS, **RESNETS}.items()},
+    **{name: Recipe(_whatever_the_shape(module), *_IMAGENET) for name, module in {**NFNETS, **RESNETS}.items()},
     **{name: Recipe(module, *_HALF, positions="pos_embed") for name, module in VITS.items()},
     **{name: clip_recipe(config) for name, config in CLIPS.items()},
 }

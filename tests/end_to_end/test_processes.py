@@ -18,7 +18,8 @@ def start(folder, processes: int, process: int, port: int):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     if processes > 1:
         environment |= {"MDW_COORDINATOR": f"localhost:{port}", "MDW_PROCESSES": str(processes),
-                        "MDW_PROCESS": str(process), "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+                        "MDW_PROCESS": str(process), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+                        "--xla_force_host_platform_device_count=4"}
     words = arguments("run", folder, run__presets="random,mdw", distill__optimizer="sgd", distill__trajectories="2")
     return subprocess.Popen([sys.executable, "-m", "mdw_jax", *words], env=environment, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True)

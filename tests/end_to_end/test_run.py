@@ -59,12 +59,39 @@ def test_a_run_leaves_scores_a_table_and_a_page(finished):
     assert all(0 <= float(row["r_mean"]) <= 100 for row in rows)
     table = (finished / "table.md").read_text()
     assert "MDW" in table and len(table.splitlines()) == 2 + 4
-    assert "MDW" in (finished / "index.html").read_text()
+    page = (finished / "index.html").read_text()
+    assert all(f">{heading}</h2>" in page for heading in ("How the images changed", "Learned correspondence", "Experts"))
     assert json.loads((finished / "config.json").read_text())["distill"]["pairs"] == 8
-    assert {path.name for path in (finished / "pictures").iterdir()} >= {
-        "experts.png", "matching.png", "mdw.png", "mdw-correspondence.png", "infonce.png", "random.png"}
     left = {path.name for path in one_set(finished, "mdw").iterdir()}
-    assert "card.json" in left and not left & {"checkpoint.safetensors", "history.jsonl"}
+    assert left >= {"card.json", "nearest.json", "record.safetensors"}
+    assert not left & {"checkpoint.safetensors", "history.jsonl"}
+
+
+def test_the_metrics_of_a_run_are_those_of_its_stages_own_files(finished):
+    with open(finished / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {tuple(row.values())[:-1]: float(row["value"]) for row in rows}
+    assert len(found) == len(rows)
+    expected = {}
+    for path in finished.glob("*/*/**/*"):
+        of, stage = path.parent.relative_to(finished).as_posix(), path.stem
+        read = json.loads(path.read_text()) if path.suffix == ".json" else None
+        lines = map(json.loads, path.read_text().splitlines()) if path.suffix == ".jsonl" else ()
+        if path.name == "log.jsonl":
+            expected |= {(f"{row['generation']}/{row['expert']}{row['network']}", of, str(row["epoch"]), metric): value
+                         for row in lines for metric, value in row.items() if isinstance(value, float)}
+        elif path.name == "metrics.jsonl":
+            expected |= {("distill", of, str(row["step"]), metric): value
+                         for row in lines for metric, value in row.items() if metric != "step"}
+        elif path.name == "experts.json":
+            expected |= {("scores", of, str(n), metric): value for n, scores in enumerate(read["test"])
+                         for metric, value in zip(read["metrics"], scores, strict=True)}
+        elif stage.startswith("scores-"):
+            expected |= {(stage, of, str(row["student"]), metric): row[metric]
+                         for row in read["rows"] for metric in ("r_mean", "IR@1", "TR@10", "val_r_mean")}
+    assert expected.items() <= found.items()
+    assert {row[0] for row in found} == {row[0] for row in expected}
+    assert {row[:3] for row in found} == {row[:3] for row in expected}
 
 
 def test_a_second_run_recomputes_nothing(finished, capsys):
@@ -72,7 +99,7 @@ def test_a_second_run_recomputes_nothing(finished, capsys):
                for path in finished.glob(pattern)]
     assert len(watched) == 2 + 3 + 3
     before = [path.stat().st_mtime_ns for path in watched], (finished / "table.md").read_bytes()
-    STAGES["run"](tiny(finished))
+    STAGES["run"](tiny(finished, watch__writers=("tensorboard", "wandb")))  # part of no key
     assert before == ([path.stat().st_mtime_ns for path in watched], (finished / "table.md").read_bytes())
     assert "MDW" in capsys.readouterr().out
 
@@ -104,7 +131,7 @@ def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finish
     monkeypatch.setattr(stage, "schedule", lambda *args: steps.append(args[2]) or schedule(*args))
     STAGES["distill"](config)
     assert steps == [2, 3]  # from the checkpoint on
-    for name in ("distilled.safetensors", "metrics.jsonl"):
+    for name in ("distilled.safetensors", "metrics.jsonl", "record.safetensors"):
         assert (folder / name).read_bytes() == (one_set(finished, "mdw") / name).read_bytes()
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
 

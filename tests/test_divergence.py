@@ -1,0 +1,199 @@
+"""Distillation that diverges: it says which tensor went first, keeps the last good state, and restarts where it may."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_distill import METHOD, MODELS, ONES, ends, start
+
+from mdw_jax import distill, interrupt
+from mdw_jax.config import base, resolve
+from mdw_jax.distill import make_outer_step, objective, watched
+from mdw_jax.distilled import load_distilled
+from mdw_jax.errors import UserError
+from mdw_jax.prepare import prepare
+from mdw_jax.stages import distill as stage, open_preset, set_folder
+
+TINY = {
+    "run.presets": ("mdw",), "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30, "noise.rate": 0.4,
+    "text.dim": 24, "model.mode": "projection", "model.patches": (8,), "model.widths": (16,), "model.dim": 8,
+    "experts.count": 1, "experts.epochs": 2, "experts.batch": 32,
+    "distill.pairs": 8, "distill.steps": 6, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
+    "distill.rank": 2, "distill.max_start_epoch": 1, "distill.checkpoint_every": 2, "distill.ceo": False,
+    "evaluate.students": 2, "evaluate.steps": 5, "evaluate.every": 5, "evaluate.batch": 8,
+    "evaluate.lr_scales": (1.0,),
+}
+
+
+def nan_at(tree, *path):
+    """`tree` with one NaN in the leaf at `path`."""
+    if not path:
+        return tree.at[(0,) * tree.ndim].set(jnp.nan)
+    return {**tree, path[0]: nan_at(tree[path[0]], *path[1:])}
+
+
+def went_first(method=METHOD, learned=lambda tree: tree, starts=lambda tree: tree, targets=lambda tree: tree,
+               step=None):
+    """What one outer step says went first (None: nothing); where something did, it must have changed nothing."""
+    begin, target = ends(MODELS["projection"])
+    state = start(method)
+    state = state._replace(learned=learned(state.learned))
+    before = jax.tree.map(np.array, state)
+    step = step or make_outer_step(MODELS["projection"], method)
+    after, measured = step(state, starts(begin), targets(target), ONES, jax.random.key(4))
+    place = int(measured["went_first"])
+    if place < 0:
+        assert int(after.step) == 1
+        return None
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, after))
+    return watched(after.learned, method.inner_steps)[place]
+
+
+def test_what_went_first_is_named_and_changes_nothing():
+    step = make_outer_step(MODELS["projection"], METHOD)
+    assert went_first(step=step) is None
+    for path in (("texts",), ("images",), ("correspondence", "left"), ("log_steps", "text")):
+        name = ".".join(path)
+        assert went_first(step=step, learned=lambda tree, path=path: nan_at(tree, *path)) == f"{name}, before the step"
+    assert went_first(step=step, starts=lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)
+                      ) == "a student's loss at inner step 0"
+    assert went_first(step=step, targets=lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)) == "the matching loss"
+
+
+def test_a_gradient_and_an_update_that_are_not_finite_are_named(monkeypatch):
+    absurd = dataclasses.replace(METHOD, lr_steps=1e39)  # infinite in float32
+    assert went_first(absurd) == "log_steps.image, after the step"
+
+    def spoiled(model, method, learned, *rest):
+        loss, inner = objective(model, method, learned, *rest)
+        texts = learned["texts"]
+        return loss + jnp.sqrt(texts - jax.lax.stop_gradient(texts)).sum(), inner  # 0, with an infinite slope
+
+    monkeypatch.setattr(distill, "objective", spoiled)
+    assert went_first() == "the gradient of texts"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A run folder with its experts, the config that made it, and what was prepared."""
+    config = base()
+    config.update_from_flattened_dict(TINY | {"run.dir": str(tmp_path_factory.mktemp("run") / "run")})
+    prepared = prepare(resolve(config))
+    stage.experts_stage(open_preset(config, prepared, "mdw"), prepared)
+    return config, prepared
+
+
+@pytest.fixture
+def distilled(shared, tmp_path):
+    """distilled(name, **settings) distils in a copy of the run folder, `name`; returns the set's folder."""
+
+    def make(name="run", **settings):
+        config, prepared = shared
+        folder = tmp_path / name
+        if not folder.exists():
+            shutil.copytree(config.run.dir, folder)
+        config = config.copy_and_resolve_references()
+        config.update_from_flattened_dict({f"distill.{key}": value for key, value in settings.items()}
+                                          | {"run.dir": str(folder)})
+        preset = open_preset(config, prepared, "mdw")
+        make.folder = set_folder(preset, 0)
+        stage.distill_stage(preset, prepared)
+        return make.folder
+
+    return make
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """planted(k): texts become NaN at outer step k, where their learning rate is at least `above`."""
+    make = stage.make_outer_step
+
+    def plant(at, above=0.0):
+        def made(model, method):
+            step = make(model, method)
+
+            def spoiled(state, *rest):
+                if int(state.step) == at and method.lr_texts >= above:
+                    state = state._replace(learned=nan_at(state.learned, "texts"))
+                return step(state, *rest)
+            return spoiled
+        monkeypatch.setattr(stage, "make_outer_step", made)
+
+    return plant
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "card.json"}
+
+
+def test_a_set_that_diverges_stops_with_its_last_good_state_and_goes_on_from_it(distilled, planted):
+    planted(3)
+    with pytest.raises(UserError, match=r"outer step 3: texts, before the step, .*distill.restarts=1 the same") as said:
+        distilled()
+    folder = distilled.folder
+    assert str(folder) in str(said.value)
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl"}
+    assert [row["step"] for row in rows(folder / "history.jsonl")] == [0, 1, 2, 3]
+    kept = load_file(folder / "checkpoint.safetensors")
+    assert kept["['state'].step"] == 2 and all(np.isfinite(value).all() for value in kept.values())
+    planted(-1)
+    same = distilled(restarts=1)  # allowed more, it is the same folder, and what was good is not done again
+    assert same == folder and files(folder) == files(distilled("undisturbed"))
+
+
+def test_before_the_first_checkpoint_the_start_is_kept(distilled, planted):
+    planted(1)
+    with pytest.raises(UserError, match="outer step 1"):
+        distilled()
+    planted(-1)
+    assert files(distilled()) == files(distilled("undisturbed"))
+
+
+def test_a_restart_takes_smaller_steps_and_survives_interruptions(distilled, planted, monkeypatch, capsys):
+    rate = base().distill.lr_texts
+    planted(5, above=rate / 2)  # gone with smaller steps
+    whole = distilled(restarts=2)
+    assert "diverged at outer step 5: texts, before the step went first; restart 1 of 2 goes back to step 4" in (
+        capsys.readouterr().err)
+    metrics = rows(whole / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(6)) and [row.get("restart") for row in metrics] == [
+        None, None, None, None, 1, None]
+    assert np.isfinite(load_distilled(whole)[0].texts).all()
+    calls = []
+
+    def stop():
+        calls.append(None)
+        if len(calls) in (4, 8):  # in the middle of the way to the divergence, and right after the restart
+            raise interrupt.Interrupted(15)
+
+    monkeypatch.setattr(interrupt, "check", lambda **_: stop())
+    attempts = 0
+    while not attempts or not (distilled.folder / "card.json").exists():
+        attempts += 1
+        try:
+            distilled("interrupted", restarts=2)
+        except interrupt.Interrupted:
+            assert (distilled.folder / "checkpoint-good.safetensors").exists()
+    assert attempts == 3 and files(distilled.folder) == files(whole)
+
+
+def test_restarts_that_do_not_help_come_to_an_end(distilled, planted):
+    planted(3)
+    with pytest.raises(UserError, match=r"outer step 3 after 1 restart: .*distill.restarts=2"):
+        distilled(restarts=1)
+
+
+def test_an_absurd_learning_rate_is_brought_down(distilled):
+    """Texts of 1e32 overflow in the next step; those that are left after the restart do not."""
+    found, _ = load_distilled(distilled(lr_texts=1e32, restarts=1, restart_factor=1e-33))
+    assert np.abs(found.texts).max() < 100 and max(found.step_sizes.values()) < 1
+    assert [row.get("restart") for row in rows(distilled.folder / "metrics.jsonl")] == [1, *[None] * 5]

@@ -1,0 +1,152 @@
+"""metrics.csv has every number once, whatever happened to the run; TensorBoard and W&B get the same numbers."""
+
+import contextlib
+import csv
+import json
+import struct
+import sys
+import time
+
+import pytest
+
+from mdw_jax import watch
+from mdw_jax.config import base, resolve
+from mdw_jax.errors import UserError
+from mdw_jax.sweep import grid
+
+def config(folder, **watched):
+    c = base()
+    c.run.dir = str(folder)
+    c.watch.update(watched)
+    return c
+
+
+def opened(folder, name="distilled/mdw-1/set_0", **watched):
+    return contextlib.closing(watch.writers(config(folder, **watched), folder / name))
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(folder):
+    """(step, metric, value) of every row."""
+    return [(int(row["step"]), row["metric"], float(row["value"])) for row in rows(folder)]
+
+
+def test_rows_are_there_at_once_and_none_comes_twice(tmp_path):
+    with opened(tmp_path) as writer, opened(tmp_path, "experts/dtcl-2") as other:
+        writer.write("distill", 0, {"loss": 0.1 + 0.2, "gradient": 3})
+        other.write("experts/0A", 1, {"loss": 0.5})
+        assert rows(tmp_path) == [
+            {"stage": stage, "name": name, "step": step, "metric": metric, "value": value} for
+            stage, name, step, metric, value in (
+                ("distill", "distilled/mdw-1/set_0", "0", "loss", "0.30000000000000004"),
+                ("distill", "distilled/mdw-1/set_0", "0", "gradient", "3.0"),
+                ("experts/0A", "experts/dtcl-2", "1", "loss", "0.5"))]
+        before = (tmp_path / "metrics.csv").read_bytes()
+    with opened(tmp_path) as writer:  # goes on
+        writer.write("distill", 0, {"loss": 0.1 + 0.2, "gradient": 3})
+        assert (tmp_path / "metrics.csv").read_bytes() == before
+        writer.write("distill", 0, {"loss": 0.1 + 0.2, "gradient": 3, "val_r_mean": 7})
+    assert (tmp_path / "metrics.csv").read_text().removeprefix(before.decode()).splitlines() == [
+        "distill,distilled/mdw-1/set_0,0,val_r_mean,7.0"]
+
+
+def test_half_a_line_is_taken_off_and_other_values_take_the_place_of_old_ones(tmp_path):
+    with opened(tmp_path) as writer:
+        writer.write("distill", 0, {"loss": 1.0})
+        writer.write("distill", 1, {"loss": 2.0})
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    (tmp_path / "metrics.csv").write_bytes(whole[:-5])  # killed in the middle of a line
+    with opened(tmp_path) as writer:
+        assert numbers(tmp_path) == [(0, "loss", 1.0)]
+        writer.write("distill", 0, {"loss": 1.5})
+        writer.write("distill", 1, {"loss": 2.0})
+    assert numbers(tmp_path) == [(0, "loss", 1.5), (1, "loss", 2.0)]
+    with open(tmp_path / "metrics.csv", "ab") as file:  # another process, killed while this one is at work
+        with opened(tmp_path, "experts/dtcl-2") as other:
+            file.write(b"distill,dist")
+            file.flush()
+            other.write("experts/0A", 1, {"loss": 0.5})
+    assert numbers(tmp_path)[2:] == [(1, "loss", 0.5)]
+
+
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="watch.writers must be some of tensorboard, wandb, not 'tensorbord'"):
+        resolve(config(tmp_path, writers=("tensorbord",)))
+    for package, name in (("tensorboardX", "tensorboard"), ("wandb", "wandb")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=rf"needs {package}: pip install 'mdw-jax\[{name}\]'"):
+            watch.writers(config(tmp_path, writers=(name,)), tmp_path / "a")
+
+
+def events(folder):
+    """(step, tag, value) of every scalar in TensorBoard's files, read by their framing: length, crc, event, crc."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            size, = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            at += size + 16
+    return found
+
+
+def test_tensorboard_gets_what_is_new_and_at_first_everything(tmp_path):
+    pytest.importorskip("tensorboardX")
+    folder = tmp_path / "tensorboard" / "distilled" / "mdw-1" / "set_0"
+    with opened(tmp_path) as writer:
+        writer.write("distill", 0, {"loss": 1.0})
+    with opened(tmp_path, writers=("tensorboard",)) as writer:  # asked for in the middle
+        writer.write("distill", 0, {"loss": 1.0})
+        writer.write("distill", 1, {"loss": 0.5})
+        assert events(folder) == [(0, "distill/loss", 1.0), (1, "distill/loss", 0.5)]  # before it is closed
+    with opened(tmp_path, writers=("tensorboard",)) as writer:
+        writer.write("distill", 1, {"loss": 0.5})
+        writer.write("distill", 2, {"loss": 0.25, "gradient": 2.0})
+    assert events(folder)[2:] == [(2, "distill/loss", 0.25), (2, "distill/gradient", 2.0)]
+
+
+def test_wandb_gets_what_is_new_under_one_id(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for steps in (range(2), range(1, 3)):
+        with opened(tmp_path, writers=("wandb",), project="mine") as writer:
+            for step in steps:
+                writer.write("distill", step, {"loss": step / 2})
+    left = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(left) == 2 and left[0].name == left[1].name
+    told = []
+    for path in left:
+        told += history(path)
+    assert told == [(0, 0.0), (1, 0.5), (2, 1.0)] and wandb.run is None
+
+
+def history(path):
+    """(step, loss) of the rows in a file of W&B's: a frame a record, of crc, size and kind, the last one "exit"."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for _ in range(100):  # its own process writes it, and is not always done when the run is
+        data, at, found, ended = path.read_bytes(), 7, [], False
+        while at < len(data):
+            size, = struct.unpack_from("<H", data, at + 4)
+            record = Record.FromString(data[at + 7 : at + 7 + size])
+            items = {"/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            found += [(items["distill/step"], items["distill/loss"])] if items else []
+            ended |= record.WhichOneof("record_type") == "exit"
+            assert record.run.project in ("", "mine")
+            at += size + 7
+        if ended:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("W&B did not finish its file")
+
+
+def test_where_metrics_go_is_part_of_no_key(tmp_path):
+    one, other = config(tmp_path), config(tmp_path, writers=("tensorboard", "wandb"), project="other")
+    assert [cell.key for cell in grid(one, {})] == [cell.key for cell in grid(other, {})]
