@@ -50,7 +50,7 @@ noise = draw(pairs, "image", 0.4, seed=SEED)
 print(f"pairs: {len(pairs.train.captions)} such as '{pairs.train.captions[0]}'; {noise.true_rate:.0%} are mismatched")
 
 # %% A model: a frozen conv net (it learned to name things elsewhere), frozen text features, two heads that learn.
-tower = convnet(pairs.train.images.shape[1:], patches=(4, 2), widths=(64, 128))
+tower = convnet(pairs.train.images.shape[1:], patches=(8,), widths=(128,))
 tower = pretrain(tower, scenes(train=700, val=1, test=1, size=16, seed=SEED + 1).train, epochs=10, seed=SEED)
 texts = {name: jnp.asarray(bow_features(getattr(pairs, name).captions)) for name in ("train", "val", "test")}
 model = dual_encoder(tower, tower.init(None), texts["train"].shape[1], mode="projection", dim=64)
@@ -63,8 +63,8 @@ last = c.distill.max_start_epoch - 1 + c.distill.match_epochs
 experts = train_experts(model, data["train"], data["val"], fields(Recipe, c.experts), count=1, seed=SEED, keep=last,
                         mismatched=noise.mismatched)
 on_test = scores(model, experts.best, data["test"])[:, -1]
-print(f"experts: r_mean {on_test.mean():.1f} on test; of the pairs called clean {experts.log[-1]['precision']:.0%} are, "
-      f"of all pairs {1 - noise.true_rate:.0%}")
+print(f"experts: r_mean {on_test.mean():.1f} on test; of the pairs called clean {experts.log[-1]['precision']:.0%} "
+      f"are, of all pairs {1 - noise.true_rate:.0%}")
 
 # %% Distillation: unroll students on a few pairs, and move these so that the students end where the experts went.
 method = fields(Method, c.distill)

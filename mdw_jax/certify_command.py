@@ -35,7 +35,7 @@ from mdw_jax.presets import WITHOUT_EXPERTS
 from mdw_jax.rng import named_generator
 from mdw_jax.run import run_folder, write_csv
 from mdw_jax.stages import Preset, experts_stage, open_preset
-from mdw_jax.stages.preset import fields, stored_array
+from mdw_jax.stages.preset import division_of, fields
 from mdw_jax.trajectory import open_trajectory, read_snapshot
 
 COLUMNS = ("preset", "recipe", "eta", "source", "eta_low", "eta_high", "epoch", "track", "loss", "measure", "value",
@@ -301,7 +301,7 @@ def _tracks(preset: Preset, recipe: Recipe, rates, prepared, networks, generator
                    "both": {"clean": 1.0, "tolerant": recipe.tolerant_weight}}[recipe.division]
         return [{"track": name, "weight": weight * len(ones), "source": rate.source, "rate": rate.high}
                 for rate in rates for name, weight in weights.items()]
-    probability = stored_array(preset.experts / "division.npy", (len(preset.noise.image_of),))
+    probability = division_of(preset)
     clean = probability >= 0.5
     late = recipe.scouts or recipe.epochs > recipe.recovery_start
     recovers = recipe.recovery_weight > 0 and bool(late)

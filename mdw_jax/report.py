@@ -27,6 +27,7 @@ from mdw_jax.prepare import Prepared
 from mdw_jax.presets import CORESETS, DISTILLED, LABELS, WITHOUT_EXPERTS
 from mdw_jax.retrieval import METRICS
 from mdw_jax.stages import Preset, record, set_folder
+from mdw_jax.stages.preset import division_of
 from mdw_jax.stages.distill import read_captions
 
 ABOUT, SCORES = "report.json", "scores.csv"
@@ -57,7 +58,7 @@ def _about(folder: Path, preset: Preset) -> dict:
             "noise": {"label": preset.noise.label, "protocol": preset.noise.protocol, "rate": preset.noise.true_rate,
                       "sha256": preset.noise.sha256}}
     if preset.name not in WITHOUT_EXPERTS:
-        clean, wrong = np.load(preset.experts / "division.npy"), preset.noise.mismatched
+        clean, wrong = division_of(preset), preset.noise.mismatched
         sides = {"all pairs": np.ones(len(clean), bool)} if wrong is None else {
             "rightly paired": ~wrong, "mismatched": wrong}
         said |= {"experts": preset.experts.relative_to(folder).as_posix(), "recipe": preset.config.experts.recipe,

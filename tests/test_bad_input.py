@@ -1258,9 +1258,7 @@ def checkpoint(run, metadata, data=None):
         path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xfail(reason="stages/distill.py reads "
-    "division.npy by np.load; stages.preset.stored_array is for that")) if name.startswith("division") else name
-    for name in BROKEN])
+@pytest.mark.parametrize("name", BROKEN)
 def test_broken_runs(name, finished, tmp_path, capfd, recwarn):
     spoil, says, first = BROKEN[name]
     shutil.copytree(finished[0].parent / "pristine", tmp_path / "run")

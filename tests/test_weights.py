@@ -37,6 +37,6 @@ def test_the_first_three_faults_are_named_and_all_are_counted():
     tensors["fc.bias"] = np.zeros(8)
     with pytest.raises(UserError) as raised:
         assemble(LAYOUT, tensors, "one model")
-    assert str(raised.value) == ("the weights do not fit the model in 4 tensors (stem.weight is missing; fc.weight has "
-                                 "shape (5, 7), not (7, 5); fc.bias has shape (8,), not (7,)); give the weights and "
-                                 "the configuration of one model.")
+    assert str(raised.value) == ("the weights do not fit the model in 4 tensors (fc.weight has shape (5, 7), not "
+                                 "(7, 5); fc.bias has shape (8,), not (7,); stem.weight is missing); give the weights "
+                                 "and the configuration of one model.")

@@ -28,7 +28,7 @@ from mdw_jax.rng import named_generator, named_key
 from mdw_jax.stages.coreset import coreset, pairs_asked, real_pairs
 from mdw_jax.stages import record
 from mdw_jax.stages.experts import experts_stage
-from mdw_jax.stages.preset import Preset, complete, fields, write_lines
+from mdw_jax.stages.preset import Preset, complete, division_of, fields, write_lines
 from mdw_jax.trajectory import open_trajectory, read_snapshot
 from mdw_jax.watch import writers
 
@@ -110,7 +110,7 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     A set that diverges goes back to its last regular checkpoint with smaller learning rates, as often as
     `distill.restarts` says. Raises UserError when it may not, or no more.
     """
-    c, model, seed = preset.config, prepared.model, preset.config.run.seed
+    c, seed = preset.config, preset.config.run.seed
     experts = experts_stage(preset, prepared)
     trajectories = [open_trajectory(preset.experts / f"net_{n:02d}", key=preset.experts_key)
                     for n in range(experts["networks"])]
@@ -120,7 +120,7 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
         """What is checkpointed, at the start."""
         generator = named_generator(seed, "init", preset.name, index)
         rows = (coresets.random_pairs(generator, preset.noise.image_of, count) if c.distill.init == "random" else
-                coresets.clean_pairs(generator, preset.noise.image_of, np.load(preset.experts / "division.npy"), count))
+                coresets.clean_pairs(generator, preset.noise.image_of, division_of(preset), count))
         images, texts = real_pairs(preset, prepared, rows)
         state = init_state(named_key(seed, "correspondence", preset.name, index), fields(Method, c.distill), images,
                            texts)
@@ -147,7 +147,7 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     if c.distill.restarts and agree(lambda: not (folder / GOOD).exists()):
         save(GOOD, kept)
     history = folder / HISTORY
-    metrics = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    metrics = _read_history(history) if history.exists() else []
     while True:
         metrics = metrics[: int(kept["state"].step)]
         try:
@@ -167,6 +167,14 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
                 print(f"mdw: {preset.name} set {index} diverged at outer step {bad.step}: {bad.first} went first; "
                       f"restart {used + 1} of {c.distill.restarts} goes back to step {step} with learning rates times "
                       f"{c.distill.restart_factor ** (used + 1):.2g}.", file=sys.stderr, flush=True)
+
+
+def _read_history(path: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' is damaged ({type(error).__name__}); delete the folder '{path.parent}' and run "
+                        "again.") from error
 
 
 def _diverged(preset: Preset, index: int, bad: _Diverged, used: int, folder: Path) -> str:

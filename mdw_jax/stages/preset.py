@@ -120,5 +120,10 @@ def stored_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
     return array
 
 
+def division_of(preset: Preset) -> np.ndarray:
+    """(K,) the probability of each training pair to be rightly paired, as the preset's experts divided them."""
+    return stored_array(preset.experts / "division.npy", (len(preset.noise.image_of),))
+
+
 def write_lines(path: Path, rows):
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

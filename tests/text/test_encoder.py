@@ -212,7 +212,7 @@ def test_model_folders_with_faults_are_refused(folder):
     with pytest.raises(UserError, match="model.safetensors' cannot be read"):
         load()
     save_file(bert_weights(BERT) | {"embeddings.LayerNorm.bias": np.full(16, np.nan, np.float32)}, weights)
-    with pytest.raises(UserError, match="NaN or infinite features"):
+    with pytest.raises(UserError, match="LayerNorm.bias holds NaN or infinite numbers"):
         transformer_features(["dog"], folder, max_tokens=16)
     weights.unlink()
     with pytest.raises(UserError, match="no model.safetensors"):
