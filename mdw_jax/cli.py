@@ -10,7 +10,9 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from absl import flags
@@ -170,13 +172,14 @@ def _of_the_machine(error: Exception) -> str | None:
     full = "No space left on device" in text  # as libraries pass it on
     if not full and not (isinstance(error, OSError) and error.errno in _REFUSALS):
         return None
-    file = f"'{error.filename}'" if getattr(error, "filename", None) else "a file"
-    why = "No space left on device" if full else error.strerror
+    name = getattr(error, "filename", None)
+    file = f"'{name}'" if name else "a file"
+    why = "No space left on device" if full else getattr(error, "strerror", "")
     return (f"the system refuses {file} ({why}); make room, or mend its rights, and give "
             "the same command again.")
 
 
-def load_config(path: str, overrides: list[tuple[str, str | None]] = ()) -> ConfigDict:
+def load_config(path: str, overrides: Iterable[tuple[str, str | None]] = ()) -> ConfigDict:
     """The config of a file with overrides applied in order: locked, not yet resolved.
 
     overrides: (dotted key without "config.", text of the value; None for a bare --config.key).
@@ -305,7 +308,8 @@ def _help(command: str | None) -> str:
 def _parse(argv: list[str]) -> tuple[str, str | None, list[tuple[str, str | None]], list[str], dict]:
     """Command, config file, overrides in order, the words after the command, the values of the command's own flags."""
     words = list(argv)
-    commands, path, overrides, own = [], None, [], {}
+    own: dict[str, Any] = {}
+    commands, path, overrides = [], None, []
     takes_value = {flag: takes for flags_of in OWN_FLAGS.values() for flag, takes in flags_of.items()}
     while words:
         word = words.pop(0)
@@ -409,7 +413,7 @@ def _value(known: dict, key: str, text: str):
 def _part(text: str) -> tuple[int, int]:
     """'1/3' -> (1, 3)."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
-    part = tuple(map(int, found.groups())) if found else (0, 0)
+    part = (int(found[1]), int(found[2])) if found else (0, 0)
     if part[0] >= part[1]:
         raise UserError(f"--part must be I/N with I from 0 to N - 1, such as 0/2 and 1/2, not '{text}'.")
     return part
@@ -487,8 +491,8 @@ def _items(key: str, default: tuple, text: str) -> tuple:
     items = items[:-1] if items[-1] == "" else items  # "(0.1,)", and "()" for none
     try:
         kind = type(default[0]) if default else str
-        found = tuple(kind(item) for item in items)
-        if kind is float and not all(map(math.isfinite, found)):
+        found: tuple[Any, ...] = tuple(kind(item) for item in items)
+        if kind is float and not all(math.isfinite(item) for item in found):
             raise ValueError("not finite")
         return found
     except ValueError as error:

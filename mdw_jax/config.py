@@ -74,7 +74,8 @@ def base() -> ConfigDict:
     c.run.seed = 0  # every random choice derives from it
     c.run.presets = ("random", "infonce", "mdw", "full")  # rows of the table: see mdw_jax/presets.py
 
-    c.run.tuned = ()  # settings of single presets, over all else: "lors:distill.lr_images=0.03", "lors@200:..." from 200 pairs up
+    # Settings of single presets, over all else: "lors:distill.lr_images=0.03", "lors@200:..." from 200 pairs up.
+    c.run.tuned = ()
 
     c.data = ConfigDict()
     # Of these a reader takes what it knows; "", () and 0 stand for its own defaults: see mdw_jax/data/.

@@ -416,8 +416,8 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                                 "experts.lr.")
             right[n, epoch] = right[n, max(epoch - 1, 0)]
             right[n, epoch, np.asarray(plans[n].rows).ravel()] = np.asarray(results[n][2]).ravel()
-            row = {"generation": name, "epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2],
-                   "loss": loss}
+            row: dict[str, Any] = {"generation": name, "epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2],
+                                   "loss": loss}
             row |= {f"val_{metric}": float(value) for metric, value in zip(METRICS, on_val[n], strict=True)}
             if isinstance(train.images, LazyImages):
                 row |= {"pairs_per_second": meters[n].pairs_per_second, "device_waits": meters[n].waiting}

@@ -396,7 +396,7 @@ def recall_rows(attributes: Sequence[Attribute], sums: Mapping, reference: str |
         there = members.any(0)
         found = fairness.interval(fairness.group_recalls(sums[name], members[:, there]),
                                   fairness.group_recalls(sums[name], members[:, there], weights))
-        return [{"attribute": attribute, "group": groups[place], "of": name, "measure": metric,
+        return [{"attribute": attribute, "group": groups[int(place)], "of": name, "measure": metric,
                  "count": int(members[:, place].sum()), **_numbers(Interval(*(end[g, m] for end in found)))}
                 for g, place in enumerate(np.flatnonzero(there)) for m, metric in enumerate(METRICS)]
 

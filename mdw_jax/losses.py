@@ -61,7 +61,8 @@ def acl(logits, q=1.0):
     return (total - tangent) / total**q
 
 
-LABEL_LOSSES: dict[str, Callable] = {"infonce": infonce, "gce": gce, "mae": mae, "rince": rince, "ccl_tan": ccl_tan, "acl": acl}
+LABEL_LOSSES: dict[str, Callable] = {
+    "infonce": infonce, "gce": gce, "mae": mae, "rince": rince, "ccl_tan": ccl_tan, "acl": acl}
 _WITH_Q = ("gce", "rince", "acl")
 
 

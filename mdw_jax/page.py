@@ -160,7 +160,7 @@ def _cell(value) -> str:
         return str(value)
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}"
-    return f"{float(value):,.2f}" if value == 0 or abs(value) >= 0.01 else f"{float(value):.2g}"
+    return f"{float(value):,.2f}" if value == 0 or abs(float(value)) >= 0.01 else f"{float(value):.2g}"
 
 
 def html_table(rows: Sequence[Mapping], name: str) -> str:
@@ -210,7 +210,7 @@ def folded(parts: Sequence[tuple[str, str]], opened: int = 1) -> str:
                      for n, (heading, html) in enumerate(parts))
 
 
-def facts(entries: Mapping[str, str]) -> str:
+def facts(entries: Mapping[str, object]) -> str:
     """Names and values, for what is needed to repeat a run."""
     lines = (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in entries.items())
     return "<dl>\n" + "\n".join(lines) + "\n</dl>" if entries else ""

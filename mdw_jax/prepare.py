@@ -21,8 +21,8 @@ from mdw_jax.data.registry import load, settings_of
 from mdw_jax.data.scenes import scenes
 from mdw_jax.data.structured import dulled
 from mdw_jax.errors import UserError
-from mdw_jax.extend import is_path, made_by
 from mdw_jax.experts import Inputs, in_chunks, to_float
+from mdw_jax.extend import is_path, made_by
 from mdw_jax.files import digest, write_atomically
 from mdw_jax.hub import read_tensors
 from mdw_jax.rng import named_key
@@ -105,7 +105,8 @@ def _trained_text(text: ConfigDict, pairs: Pairs, texts: TextFeatures) -> tuple[
     splits = [getattr(pairs, name).captions for name in ("train", "val", "test")]
     ids, mask = tokenize([caption for split in splits for caption in split])
     parts = np.split(np.where(mask, ids, -1), np.cumsum([len(split) for split in splits])[:-1])
-    return TextFeatures(*parts, key=digest("trained", texts.key)), TextTower(encoder, jax.device_put(params))
+    key = digest("trained", texts.key)
+    return TextFeatures(parts[0], parts[1], parts[2], key), TextTower(encoder, jax.device_put(params))
 
 
 def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, Inputs, Inputs]:
@@ -246,7 +247,11 @@ def _embedded(forward, rows, name: str, features: dict, path: Path) -> dict:
         done.append(np.asarray(forward(some)))
         return done[-1]
 
-    with interrupt.keeping(lambda: done and _keep_features(path, {**features, part: np.concatenate(done)})):
+    def keep():
+        if done:
+            _keep_features(path, {**features, part: np.concatenate(done)})
+
+    with interrupt.keeping(keep):
         in_chunks(embed, rows, 100, start=sum(map(len, done)))
     return {**features, name: np.concatenate(done)}
 

@@ -27,8 +27,8 @@ from mdw_jax.prepare import Prepared
 from mdw_jax.presets import CORESETS, DISTILLED, LABELS, WITHOUT_EXPERTS
 from mdw_jax.retrieval import METRICS
 from mdw_jax.stages import Preset, record, set_folder
-from mdw_jax.stages.preset import division_of
 from mdw_jax.stages.distill import read_captions
+from mdw_jax.stages.preset import division_of
 
 ABOUT, SCORES = "report.json", "scores.csv"
 SOUNDS = 2  # pairs of each distilled set of sounds that are written as WAV files too
@@ -426,7 +426,7 @@ def _expert_charts(runs: Sequence[Run]) -> list[str]:
     curves, precision, recall, histograms = {}, {}, {}, {}
     for run in runs:
         before = f"{run.label}: " if len(runs) > 1 else ""
-        for path, part in {part.said["experts"]: part for part in run.parts if part.experts}.items():
+        for part in {part.said["experts"]: part for part in run.parts if part.experts}.values():
             log, noise = part.experts["log"], part.said["noise"]["label"]
             for generation in dict.fromkeys(row["generation"] for row in log):
                 own = [row for row in log if row["generation"] == generation]

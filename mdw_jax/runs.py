@@ -203,21 +203,21 @@ def score_differences(a: list[dict], b: list[dict]) -> list[dict]:
     a, b: rows of scores.csv. The interval is over distilled sets where both runs have several, the independent unit,
     and else over students, which says nothing of how much another set would differ.
     """
-    a, b = _by_preset(a), _by_preset(b)
+    both = _by_preset(a), _by_preset(b)
     found = []
-    for preset in dict.fromkeys((*a, *b)):
+    for preset in dict.fromkeys((*both[0], *both[1])):
         row = {"preset": LABELS.get(preset, preset),
                **{name: _mean([one["r_mean"] for one in of[preset]]) if preset in of else "-"
-                  for name, of in (("A", a), ("B", b))},
+                  for name, of in zip("AB", both, strict=True)},
                "B - A": "-", "over": "-"}
-        if preset in a and preset in b:
-            by_set = [[np.mean([one["r_mean"] for one in of[preset] if one["set"] == number])
-                       for number in dict.fromkeys(one["set"] for one in of[preset])] for of in (a, b)]
+        if preset in both[0] and preset in both[1]:
+            by_set = [[float(np.mean([one["r_mean"] for one in of[preset] if one["set"] == number]))
+                       for number in dict.fromkeys(one["set"] for one in of[preset])] for of in both]
             unit, values = "sets", by_set
             if min(map(len, by_set)) == 1:
                 unit = "students" if preset in DISTILLED else "networks"
-                values = [[one["r_mean"] for one in of[preset]] for of in (a, b)]
-            difference, low, high = welch(*values)
+                values = [[one["r_mean"] for one in of[preset]] for of in both]
+            difference, low, high = welch(values[0], values[1])
             row |= {"B - A": f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]",
                     "over": f"{len(values[0])} and {len(values[1])} {unit}"}
         found.append(row)

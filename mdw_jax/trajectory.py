@@ -108,8 +108,8 @@ def open_trajectory(folder, *, key: str | None = None) -> Trajectory:
                         f"(its key is {header['key'][:12]}, not {key[:12]}); train this expert again, "
                         "or point at the right run.")
     checksums = flatten_dict(header["checksums"])
-    base = f"{folder}/snapshots/"
-    base = base if "://" in base else {"driver": "file", "path": base}
+    place = f"{folder}/snapshots/"
+    base = place if "://" in place else {"driver": "file", "path": place}
     context = ts.Context()
     opening = {path: ts.open({"driver": "zarr3",
                               "kvstore": {"driver": "ocdbt", "base": base, "path": f"{'.'.join(path)}/"}},

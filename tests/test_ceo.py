@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.ceo import grad_cam, pixel_weights
-from mdw_jax.correspondence import init_correspondence, matching_probability, correspondence
+from mdw_jax.correspondence import correspondence, init_correspondence, matching_probability
 from mdw_jax.towers.convnet import convnet
 from mdw_jax.towers.dual import DualEncoder, dual_encoder
 

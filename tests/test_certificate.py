@@ -16,8 +16,16 @@ import optax
 import pytest
 
 from mdw_jax import certificate, losses
-from mdw_jax.certificate import (breaking_point, chance_gap, debiased, excess_risk_bound, loss_range, memory_cost,
-                                 sum_bounds, tracks_bound)
+from mdw_jax.certificate import (
+    breaking_point,
+    chance_gap,
+    debiased,
+    excess_risk_bound,
+    loss_range,
+    memory_cost,
+    sum_bounds,
+    tracks_bound,
+)
 from mdw_jax.errors import UserError
 from mdw_jax.rng import named_key
 

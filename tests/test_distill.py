@@ -15,9 +15,9 @@ from mdw_jax.towers.convnet import convnet
 from mdw_jax.towers.dual import dual_encoder
 
 METHOD = Method(inner_steps=2, batch=4, gradient="exact", merge="separate", loss="wbce", correspondence="lowrank",
-                rank=2, alpha=3.0, optimizer="adam", decay="none", steps=20, lr_images=0.02, lr_texts=0.05, lr_correspondence=0.01,
-                lr_steps=1.0, step_image=0.1, step_text=0.2, clip_images=False, augment="none", mix=False, ema=0.8, ceo=False,
-                ceo_every=1, ceo_top_k=1, ceo_beta=0.0)
+                rank=2, alpha=3.0, optimizer="adam", decay="none", steps=20, lr_images=0.02, lr_texts=0.05,
+                lr_correspondence=0.01, lr_steps=1.0, step_image=0.1, step_text=0.2, clip_images=False,
+                augment="none", mix=False, ema=0.8, ceo=False, ceo_every=1, ceo_top_k=1, ceo_beta=0.0)
 # Everything that differs from METHOD, in one: compiling is what takes the time here.
 OTHER = dataclasses.replace(METHOD, ema=0.0, correspondence="identity", clip_images=True, lr_images=2.0)
 SHAPE, PAIRS, WIDTH = (8, 8, 3), 6, 10

@@ -17,7 +17,8 @@ from mdw_jax.distill import make_outer_step, objective, watched
 from mdw_jax.distilled import load_distilled
 from mdw_jax.errors import UserError
 from mdw_jax.prepare import prepare
-from mdw_jax.stages import distill as stage, open_preset, set_folder
+from mdw_jax.stages import distill as stage
+from mdw_jax.stages import open_preset, set_folder
 
 TINY = {
     "run.presets": ("mdw",), "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30, "noise.rate": 0.4,

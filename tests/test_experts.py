@@ -164,7 +164,7 @@ def test_scouts_teach_the_experts_from_their_first_step(plans):
     assert [len(s) for s in trained.snapshots] == [3, 3]
     experts_plans = plans[6:]
     assert len(experts_plans) == 4
-    for clean, tolerant, captions in experts_plans:  # divided, risky pairs recovered, at once and alike for all
+    for clean, _, captions in experts_plans:  # divided, risky pairs recovered, at once and alike for all
         assert (clean == 0).any() and (captions[clean == 0] != np.arange(TRAIN * PER_IMAGE)[clean == 0]).any()
         np.testing.assert_array_equal(clean, experts_plans[0][0])
     val = [np.mean([row["val_r_mean"] for row in trained.log if (row["generation"], row["epoch"]) == at])

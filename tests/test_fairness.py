@@ -17,8 +17,18 @@ from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Lesson, Protocol, evaluate
 from mdw_jax.experts import Inputs
 from mdw_jax.fairness import Interval
-from mdw_jax.fairness_command import (_by_column, choose_attributes, control_rows, distilled_rows, fairness_command,
-                                      model_hits, read_word_lists, real_rows, recall_rows, report)
+from mdw_jax.fairness_command import (
+    _by_column,
+    choose_attributes,
+    control_rows,
+    distilled_rows,
+    fairness_command,
+    model_hits,
+    read_word_lists,
+    real_rows,
+    recall_rows,
+    report,
+)
 from mdw_jax.retrieval import METRICS, RANKS, recalls
 from mdw_jax.run import STAGES
 from mdw_jax.text.bow import bow_features

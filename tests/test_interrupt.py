@@ -216,8 +216,9 @@ def test_features_go_on_after_the_rows_that_are_there(tmp_path, monkeypatch):
 def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
     """kill -9 at random moments of the work, restarted each time; every run that gets to its end is compared.
 
-    Experts are a small part of a run, and hardly hit in one: they are killed apart as well.
+    Experts are a small part of a run, and hardly hit in one: they are killed apart as well. MDW_KILLS: how often each.
     """
+    kills = int(os.environ.get("MDW_KILLS", kills))
     changes = {"run__presets": "mdw,random", "experts__scouts": 1, "distill__steps": 20, "distill__sets": 2,
                "distill__checkpoint_every": 8, "evaluate__steps": 100}
     eager = "import mdw_jax.stages.experts as e; e.SAVE_EVERY = 0.0\nimport sys\nfrom mdw_jax.cli import main\n" \

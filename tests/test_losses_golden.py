@@ -1,8 +1,8 @@
 import jax
 import numpy as np
 import pytest
-
 from goldens import assert_close, golden_files
+
 from mdw_jax.losses import SOFT_LOSSES
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from goldens import assert_close, golden_files
+
 from mdw_jax.correspondence import correspondence
 from mdw_jax.losses import soft_loss
 from mdw_jax.matching import matching_loss, unroll

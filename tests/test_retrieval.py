@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-
 from goldens import assert_close, golden_files
+
 from mdw_jax.retrieval import METRICS, recalls
 
 

@@ -4,8 +4,8 @@ import csv
 import json
 
 import pytest
-
 from end_to_end.test_run import TINY
+
 from mdw_jax import sweep as module
 from mdw_jax.config import base
 from mdw_jax.errors import UserError

@@ -87,7 +87,7 @@ def test_batches_of_a_loader_and_clips(tmp_path):
     made = small_set(images=(2, 4, 8, 3))
     read = mdw_jax.torch_dataset(str(export(tmp_path, made)))
     assert len(pickle.dumps(read)) > 0  # as loaders send it to workers that are not forked
-    found = [batch for batch in torch.utils.data.DataLoader(read, 4)]
+    found = list(torch.utils.data.DataLoader(read, 4))
     assert [len(rows) for _, _, rows in found] == [4, 2]
     images, texts, rows = (torch.cat(part) for part in zip(*found, strict=True))
     assert images.shape == (6, 2, 3, 4, 8) and rows.tolist() == list(range(6))
@@ -101,7 +101,7 @@ def test_no_set_and_no_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "mdw_jax.torch_data")
     with pytest.raises(UserError, match=r"needs torch: pip install 'mdw-jax\[torch\]'"):
-        mdw_jax.torch_dataset
+        mdw_jax.torch_dataset  # noqa: B018
 
 
 # The recipe of the card

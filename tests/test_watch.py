@@ -14,6 +14,7 @@ from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.sweep import grid
 
+
 def config(folder, **watched):
     c = base()
     c.run.dir = str(folder)

@@ -10,7 +10,6 @@ from mdw_jax.data.log_mel import LogMel
 from mdw_jax.errors import UserError
 from mdw_jax.files import digest
 
-
 LONGEST_CAPTION = 100_000
 """Characters; more is a broken file or an attack, and would hold up every tokenizer."""
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -126,7 +126,8 @@ def assemble(name: str, splits: Mapping[str, Sequence[Record]], *, size: int, st
     skipped = dict(skipped or {})
     if not whole.all():
         skipped["broken image"] = skipped.get("broken image", 0) + int(np.sum(~whole))
-    parts, start = {}, 0
+    parts: dict[str, Any] = {}
+    start = 0
     for split in SPLITS:
         rows = start + np.flatnonzero(whole[start:start + len(splits[split])])
         if not len(rows):
@@ -143,7 +144,7 @@ def assemble(name: str, splits: Mapping[str, Sequence[Record]], *, size: int, st
 
 def _split(records: Sequence[Record], images) -> Split:
     counts = [len(record.captions) for record in records]
-    columns = {"key": [record.image.key for record in records]}
+    columns: dict[str, list] = {"key": [record.image.key for record in records]}
     columns |= {column: [record.attributes[column] for record in records] for column in records[0].attributes}
     return Split(
         images=images,

@@ -12,8 +12,17 @@ from typing import Any
 import numpy as np
 
 from mdw_jax.data.pairs import Pairs, Split
-from mdw_jax.data.scene_captions import (BACKGROUND_KINDS, BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, TEXTURES,
-                                         caption, pick)
+from mdw_jax.data.scene_captions import (
+    BACKGROUND_KINDS,
+    BACKGROUNDS,
+    COLOURS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    caption,
+    pick,
+)
 from mdw_jax.errors import UserError
 from mdw_jax.rng import named_generator
 

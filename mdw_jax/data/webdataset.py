@@ -119,8 +119,8 @@ def read_shard(path: str, cache, caption_columns: Sequence[str], attribute_colum
                check: bool) -> tuple[list[Record], Mapping[str, int]]:
     """The usable samples of a shard in its order, and how many are not, by reason; from `cache` if they are there."""
     stat = os.stat(path)
-    key = digest(_FORMAT, os.path.realpath(path), stat.st_size, stat.st_mtime_ns, list(caption_columns), list(attribute_columns),
-                 check)
+    key = digest(_FORMAT, os.path.realpath(path), stat.st_size, stat.st_mtime_ns, list(caption_columns),
+                 list(attribute_columns), check)
     kept = None if cache is None else Path(cache) / f"shard-{key[:16]}.json"
     index = None if kept is None else _read_index(kept, key)
     if index is None:
@@ -198,7 +198,8 @@ def _samples(path: str) -> dict[str, dict[str, tuple[int, int]]]:
     return samples
 
 
-def _told(path: str, members: Mapping, caption_columns: Sequence[str], attribute_columns: Sequence[str]) -> tuple[list, list]:
+def _told(path: str, members: Mapping, caption_columns: Sequence[str],
+          attribute_columns: Sequence[str]) -> tuple[list, list]:
     """The captions of a sample as they are written, and its attributes. Raises ValueError for unreadable JSON."""
     by_text = not caption_columns and "txt" in members
     document = {}

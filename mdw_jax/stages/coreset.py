@@ -53,7 +53,8 @@ def real_pairs(preset: Preset, prepared: Prepared, rows):
 
 
 def _as_set(preset: Preset, prepared: Prepared, rows) -> DistilledSet:
-    return DistilledSet(*real_pairs(preset, prepared, rows), {}, {}, 1.0, "nce")
+    images, texts = real_pairs(preset, prepared, rows)
+    return DistilledSet(images, texts, {}, {}, 1.0, "nce")
 
 
 def _image_features(prepared: Prepared):

@@ -25,8 +25,8 @@ from mdw_jax.prepare import Prepared
 from mdw_jax.presets import CORESETS, DISTILLED
 from mdw_jax.progress import progress
 from mdw_jax.rng import named_generator, named_key
-from mdw_jax.stages.coreset import coreset, pairs_asked, real_pairs
 from mdw_jax.stages import record
+from mdw_jax.stages.coreset import coreset, pairs_asked, real_pairs
 from mdw_jax.stages.experts import experts_stage
 from mdw_jax.stages.preset import Preset, complete, division_of, fields, write_lines
 from mdw_jax.trajectory import open_trajectory, read_snapshot

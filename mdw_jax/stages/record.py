@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save as to_bytes
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_bytes
 
 from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically

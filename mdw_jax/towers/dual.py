@@ -11,8 +11,8 @@ are token ids (B, L), -1 where there is none, or embedded tokens (B, L, h), zero
 the encoder with a head, the word embeddings frozen. (Zeros get no gradient: a distilled text keeps its length.)
 
 `inputs` and `text_inputs` lead, frozen, from images and from a data set's texts to what distillation can learn.
-Experts, unroll and students work on these and never ask for the mode; in `projection` mode the unroll therefore runs in feature
-space, and one vector-Jacobian product carries its gradient to the pixels.
+Experts, unroll and students work on these and never ask for the mode; in `projection` mode the unroll therefore runs in
+feature space, and one vector-Jacobian product carries its gradient to the pixels.
 """
 
 import dataclasses

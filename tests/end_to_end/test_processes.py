@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-
 from test_interrupt import ROOT, arguments
 
 from mdw_jax.distilled import load_distilled
