@@ -23,7 +23,7 @@ from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.files import run_folder_held
 from mdw_jax.interrupt import Interrupted, exit_status, listening
-from mdw_jax.presets import PRESETS
+from mdw_jax.presets import PRESETS, preset_config
 
 COMMANDS = {
     "run": "all stages in order: prepare, experts, distill, evaluate",
@@ -42,7 +42,7 @@ COMMANDS = {
     "plan": "say what a run would cost, from its config alone: memory, operations, time (see config.plan)",
     "bench": "measure how fast a config's computations are here, in ratios to plainer ways; needs no data",
     "weights": "fetch a model of the Hugging Face Hub, or look at a local one, and say what is in it",
-    "config": "print the config in full, as the other commands would see it",
+    "config": "print the config in full, as the other commands would see it; without a file, the defaults",
 }
 OWN_FLAGS = {  # flags of one command alone, and whether a value follows
     "sweep": {"--over": True, "--seeds": True, "--part": True, "--dry": False},
@@ -70,8 +70,8 @@ usage: mdw {command} --config=FILE [--config.SECTION.KEY=VALUE ...] [--debug]
   --debug                     show the traceback of an error
   --help, --version
 
-A command does only what is not done yet: after an interruption, give it again. `mdw config` lists all keys,
-`mdw sweep --help` and `mdw table --help` their own flags.
+A command does only what is not done yet: after an interruption, give it again. `mdw config` alone lists all keys with
+their defaults; `mdw COMMAND --help` says what sweep, table, report, runs, diff and weights take.
 """
 SWEEP_HELP = """
   --over KEY=VALUE,VALUE      an axis of the grid, the last one given varying fastest; KEY is any SECTION.KEY of the
@@ -179,13 +179,13 @@ def _of_the_machine(error: Exception) -> str | None:
             "the same command again.")
 
 
-def load_config(path: str, overrides: Iterable[tuple[str, str | None]] = ()) -> ConfigDict:
-    """The config of a file with overrides applied in order: locked, not yet resolved.
+def load_config(path: str | None, overrides: Iterable[tuple[str, str | None]] = ()) -> ConfigDict:
+    """The config of a file (None: the defaults) with overrides applied in order: locked, not yet resolved.
 
     overrides: (dotted key without "config.", text of the value; None for a bare --config.key).
     Raises UserError for a file that cannot be used, a key that `base()` lacks, or a value of the wrong type.
     """
-    config = _read(path)
+    config = base() if path is None else _read(path)
     known, found = _flat(base()), _flat(config)
     for key, value in found.items():
         if key not in known:
@@ -259,6 +259,8 @@ def _main(argv: list[str]) -> int:
         return 0
     resolved = resolve(config)
     if command == "config":
+        for name in config.run.presets:  # what the others would find in them
+            preset_config(config, name)
         print(_yaml(resolved), end="")
         return 0
     use_compilation_cache()
@@ -369,7 +371,7 @@ def _parse(argv: list[str]) -> tuple[str, str | None, list[tuple[str, str | None
         return command, None, [], files, own
     if files:
         raise UserError(f"one command at a time: '{files[0]}' follows '{command}'.")
-    if path is None:
+    if path is None and command != "config":
         raise UserError(f"no config file given; write mdw {command} --config=FILE.")
     if "--seeds" in own:
         overrides.append(("distill.sets", own["--seeds"]))

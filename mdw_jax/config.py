@@ -338,7 +338,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     }
     for name, (value, allowed) in choices.items():
         own = name in ("data.name", "model.tower", "evaluate.tower") and is_path(value)
-        _require(own or value in allowed, f"{name} must be one of {', '.join(allowed)}, not '{value}'.")
+        said = ", ".join(choice or "''" for choice in allowed)
+        _require(own or value in allowed, f"{name} must be one of {said}, not '{value}'.")
     for name in config.watch.writers:
         _require(name in WRITERS, f"watch.writers must be some of {', '.join(WRITERS)}, not '{name}'.")
     _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,

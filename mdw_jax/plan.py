@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from typing import NamedTuple
 
 import jax
@@ -47,8 +48,11 @@ def plan_command(config: ConfigDict) -> None:
         c = preset_config(config, name)
         sides = "x".join(map(str, image_shape(c.data)[:2]))
         print(f"{name}: {c.model.tower}, {c.model.mode} mode, {sides} px, M = {c.distill.pairs}, "
-              f"{c.plan.images:,} images with {c.plan.captions:,} captions\n")
-        print(markdown_table([{"what": what, "value": value} for what, value in plan(c, name).items()]))
+              f"{c.plan.images:,} images with {c.plan.captions:,} captions\n", flush=True)
+        if c.plan.compile:
+            print("mdw: compiling, which takes minutes for large towers; --config.plan.compile=false does without the "
+                  "peak memory.", file=sys.stderr)
+        print(markdown_table([{"what": what, "value": value} for what, value in plan(c, name).items()]), flush=True)
 
 
 def plan(c: ConfigDict, preset: str = "mdw") -> dict[str, str]:

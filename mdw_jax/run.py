@@ -65,13 +65,21 @@ def environment() -> dict:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    try:
-        commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-                                capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        commit = None
     return {"python": platform.python_version(), "machine": platform.machine(), "packages": versions,
-            "devices": [str(device) for device in jax.devices()], "commit": commit}
+            "devices": [str(device) for device in jax.devices()], "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of this package, where it is a checkout; not that of a repository which merely encloses it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        ours = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, timeout=10)
+        if ours.returncode:
+            return None
+        return subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True,
+                              timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def prepare_command(config: ConfigDict) -> None:
@@ -123,10 +131,11 @@ def evaluate_command(config: ConfigDict) -> None:
     run = report.Run(folder)
     table = report.table(run)
     write_atomically(folder / "table.md", report.markdown(table).encode())
+    print(report.plain(table))
+    print(f"\nscores: {folder / 'scores.csv'}")
     report.write_report([run], folder / "index.html")
     report.write_sounds(folder, prepared, presets)
-    print(report.plain(table))
-    print(f"\nscores: {folder / 'scores.csv'}\npage:   {folder / 'index.html'}")
+    print(f"page:   {folder / 'index.html'}")
 
 
 STAGES = {"prepare": prepare_command, "experts": experts_command, "distill": distill_command,

@@ -3,7 +3,12 @@
 In the run folder:
 
     config.json environment.json     what was asked, and with which versions
-    scores.csv report.json           what came of it; where the sets and experts of it lie, for the page
+    scores.csv table.md report.json index.html
+                                     what came of it; where its sets and experts lie, for the page; the page
+    metrics.csv                      by step, while it runs; tensorboard/ and wandb/, where they were asked for
+    pictures/                        sounds of distilled clips; pictures of `mdw certify` and `mdw fairness`
+    certificate.csv fairness.csv export/ sweep/ sweep.csv
+                                     of the commands of these names
     noise/  cache/                   noise draws; frozen features
     experts/<recipe>-<key>/          trajectories net_00, ...; log.jsonl; division.npy; right.npy; experts.json (last);
                                      state-*.safetensors while they are trained

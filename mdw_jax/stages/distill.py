@@ -76,7 +76,7 @@ def distill_stage(preset: Preset, prepared: Prepared) -> list[Path]:
         if is_main():
             for name in (CHECKPOINT, GOOD, HISTORY):  # also what a kill right after the card left
                 (folder / name).unlink(missing_ok=True)
-            _note_captions(folder, prepared)
+        agree(lambda: _note_captions(folder, prepared))
         folders.append(folder)
     return folders
 
@@ -233,10 +233,10 @@ def _outer_steps(preset: Preset, prepared: Prepared, index: int, folder: Path, k
 
     def put_away(*others: str):
         settle()
+        write_lines(folder / HISTORY, metrics)  # first: what it has beyond a checkpoint is cut, a hole is not mended
         whole = {**kept, "state": state, "weights": weights}
         for name in (*others, CHECKPOINT):
             save(name, whole)
-        write_lines(folder / HISTORY, metrics)
 
     def judge(done: int):
         """Where it is due, score the average so far on val (the best of a run is what it hands out), and save."""
