@@ -11,11 +11,13 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 40
 
 
 def lines(series: Mapping[str, tuple], xlabel: str, ylabel: str, title: str) -> str:
-    """A figure with one line for each entry of `series`, {name: (x, y)}; a value that is not finite leaves a gap.
+    """A figure with one line for each entry of `series`, {name: (x, y)}; a value that is not finite leaves a gap, and
+    an entry without any is left out.
 
     title: said above the chart and to those who do not see it, with first and last value of each line.
     """
-    finite = {name: [(float(a), float(b)) for a, b in zip(x, y, strict=True)] for name, (x, y) in series.items()}
+    finite = {name: [(float(a), float(b)) for a, b in zip(x, y, strict=True)] for name, (x, y) in series.items()
+              if len(x)}
     points = [point for line in finite.values() for point in line if all(map(math.isfinite, point))]
     if not points:
         return ""
@@ -36,7 +38,7 @@ def lines(series: Mapping[str, tuple], xlabel: str, ylabel: str, title: str) -> 
             if len(line) <= 12:
                 body += [f'<circle class="c{index % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in part]
     said = "; ".join(f"{name}: {_short(line[0][1])} to {_short(line[-1][1])}" for name, line in finite.items())
-    return _chart(body, title, ylabel, f"{ylabel} by {xlabel}. {said}", list(series))
+    return _chart(body, title, ylabel, f"{ylabel} by {xlabel}. {said}", list(finite))
 
 
 def bars(groups: Mapping[str, Sequence[float]], edges: Sequence[float], xlabel: str, ylabel: str, title: str) -> str:

@@ -23,6 +23,7 @@ from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.files import run_folder_held
 from mdw_jax.interrupt import Interrupted, exit_status, listening
+from mdw_jax.plain import flat
 from mdw_jax.presets import PRESETS, preset_config
 
 COMMANDS = {
@@ -186,7 +187,7 @@ def load_config(path: str | None, overrides: Iterable[tuple[str, str | None]] = 
     Raises UserError for a file that cannot be used, a key that `base()` lacks, or a value of the wrong type.
     """
     config = base() if path is None else _read(path)
-    known, found = _flat(base()), _flat(config)
+    known, found = flat(base()), flat(config)
     for key, value in found.items():
         if key not in known:
             raise UserError(f"config file {path}: {_no_such(key, known)}")
@@ -346,7 +347,7 @@ def _parse(argv: list[str]) -> tuple[str, str | None, list[tuple[str, str | None
             else:
                 own[name] = value
         else:
-            flags_known = [*OPTIONS, *takes_value, *(f"--config.{key}" for key in _flat(base()))]
+            flags_known = [*OPTIONS, *takes_value, *(f"--config.{key}" for key in flat(base()))]
             raise UserError(f"there is no flag {name}{_meant(name, flags_known) or '; see mdw --help.'}")
     if not commands:
         raise UserError(f"no command given; choose one of {', '.join(COMMANDS)} (see mdw --help).")
@@ -380,7 +381,7 @@ def _parse(argv: list[str]) -> tuple[str, str | None, list[tuple[str, str | None
 
 def _axes(texts: list[str]) -> dict[str, tuple]:
     """{dotted key, or "preset": values} of every --over, in order. Raises UserError as for an override."""
-    known, axes = _flat(base()), {}
+    known, axes = flat(base()), {}
     for text in texts:
         key, _, values = text.partition("=")
         if not values.strip():
@@ -409,7 +410,7 @@ def _value(known: dict, key: str, text: str):
     """The value of one key as an override would set it."""
     config = base()
     _override(config, known, key, text)
-    return _flat(config)[key]
+    return flat(config)[key]
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -452,14 +453,6 @@ def _read(path: str) -> ConfigDict:
         raise UserError(f"get_config() in config file {path} returns {type(config).__name__}, not a ConfigDict; "
                         "return a changed mdw_jax.config.base().")
     return config
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> dict:
-    """{dotted key: value}."""
-    flat = {}
-    for name, value in config.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {f"{prefix}{name}": value})
-    return flat
 
 
 def _override(config: ConfigDict, known: dict, key: str, text: str | None):

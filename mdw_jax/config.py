@@ -254,7 +254,7 @@ def base() -> ConfigDict:
     c.certify.pairs = 4000  # training pairs to look for what was learned by heart
 
     c.export = ConfigDict()  # for mdw export
-    c.export.formats = ("safetensors", "folder", "parquet", "webdataset")
+    c.export.formats = ("safetensors", "folder", "webdataset")  # and parquet
     c.export.licence = ""  # of the source data, as cc-by-4.0 or unknown: must be given, and stands on the dataset cards
     c.export.neighbours = 1  # real training captions that are written beside each distilled text
 

@@ -145,12 +145,11 @@ def _better_of_each(old: Outcome, new: Outcome) -> Outcome:
 
 
 def summary(scores) -> dict[str, float]:
-    """Mean, standard deviation and 95 % half-interval (normal, over students) of each metric: (n, 7) -> flat dict."""
+    """Mean and standard deviation of each metric over students: (n, 7) -> flat dict."""
     scores = np.asarray(scores)
     deviation = scores.std(0, ddof=1) if len(scores) > 1 else np.zeros(scores.shape[1])
     row = {}
     for i, name in enumerate(METRICS):
         row[name] = float(scores[:, i].mean())
         row[f"{name}_std"] = float(deviation[i])
-        row[f"{name}_interval"] = float(1.96 * deviation[i] / np.sqrt(len(scores)))
     return row

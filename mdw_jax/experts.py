@@ -227,12 +227,12 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
         """Apply function(one network's, *shared) to each entry of the list `mapped`."""
         if side_by_side(model):
             return for_each(function, mapped, *shared)
-        return [_jit(function, None)(one, *shared) for one in mapped]
+        return [_jit(function)(one, *shared) for one in mapped]
 
     return Passes(
         optimizer, for_all,
         lambda one, *shared: epoch(*one, *shared),
-        _jit(_pair_loss(model.tau), None),
+        _jit(_pair_loss(model.tau)),
     )
 
 
@@ -246,9 +246,7 @@ def _pair_loss(tau: float):
     return pair_loss
 
 
-@functools.lru_cache(maxsize=64)
-def _jit(function, axes):
-    return jax.jit(function if axes is None else jax.vmap(function, in_axes=axes))
+_jit = functools.lru_cache(maxsize=64)(jax.jit)  # one a function, so that nothing is traced twice
 
 
 def plan_epoch(generator, image_of, batch: int, clean, tolerant, captions) -> Plan:
@@ -468,7 +466,7 @@ def streamed_epoch(epoch, one, images: LazyImages, texts, common_teacher, meter:
     for start, pixels in zip(starts, slabs, strict=True):
         part = jax.tree.map(lambda x: x[start : start + SLAB], plan)
         part = part._replace(pixels=jnp.arange(len(pixels), dtype=jnp.int32).reshape(-1, batch))
-        carry, loss, found = _jit(epoch, None)((carry, part, keys[start : start + SLAB], own_teacher), pixels, texts,
+        carry, loss, found = _jit(epoch)((carry, part, keys[start : start + SLAB], own_teacher), pixels, texts,
                                                common_teacher)
         losses.append(np.asarray(loss))  # waits for the device, so that the meter tells whose time it is
         right.append(np.asarray(found))
@@ -531,7 +529,7 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
                               rate=0.0, mismatched=None, on_epoch=lambda *_: None, shelf=shelf)
         said = embeddings_of_all(model, trained.best, Inputs(train.images, train.texts[judge], None))
         both = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
-        find = functools.partial(_all_pair_losses, _jit(_pair_loss(model.tau), None), both, image_of[judge],
+        find = functools.partial(_all_pair_losses, _jit(_pair_loss(model.tau)), both, image_of[judge],
                                  recipe.batch, seed, f"rate {side}")
         observed.append(find()[0])
         null.append(find(mismatch=True)[0])
@@ -541,9 +539,9 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
 
 def embeddings(model: DualEncoder, params, data: Inputs):
     """Unit embeddings of all images (N, D) and of all captions (K, D)."""
-    image = _jit(_embedder(model, "image"), None)
+    image = _jit(_embedder(model, "image"))
     v = in_chunks(lambda rows: image(params["image"], rows), data.images)
-    text = _jit(_embedder(model, "text"), None)
+    text = _jit(_embedder(model, "text"))
     return v, in_chunks(lambda rows: text(params["text"], rows), data.texts)
 
 
@@ -585,5 +583,5 @@ def _embedder(model, branch):
 
 def scores(model: DualEncoder, networks: list, data: Inputs) -> np.ndarray:
     """Recalls of each network on one split: (networks, 7) in the order of `retrieval.METRICS`."""
-    recall = lambda v, t: np.asarray(_jit(recalls, None)(v @ t.T, data.image_of))
+    recall = lambda v, t: np.asarray(_jit(recalls)(v @ t.T, data.image_of))
     return np.stack([recall(v, t) for v, t in embeddings_of_all(model, networks, data)])

@@ -37,13 +37,13 @@ def export_command(config: ConfigDict) -> None:
         for index, stored in enumerate(distill_stage(preset, prepared)):
             distilled, card = load_distilled(stored)
             to = folder / f"{preset.name}-{index}"
-            export_set(to, distilled, nearest_captions(distilled.texts, prepared, settings.neighbours),
+            export_set(to, distilled, _near(distilled.texts, prepared, settings.neighbours),
                        {**card, "data": prepared.pairs.name}, formats=settings.formats, licence=settings.licence,
                        real=preset.name in CORESETS)
             print(f"{preset.name:8}  {to}")
 
 
-def nearest_captions(texts, prepared: Prepared, count: int) -> Near:
+def _near(texts, prepared: Prepared, count: int) -> Near:
     """The `count` training captions whose frozen features have the largest cosine with each distilled text."""
     read, real = np.asarray(prepared.read(texts), np.float32), prepared.texts.train
     found = fairness.nearest(read, real, count)

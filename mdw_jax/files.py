@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import tempfile
 import time
@@ -15,6 +16,7 @@ import numpy as np
 from mdw_jax.errors import UserError
 
 _UNFINISHED = ".part"  # ends the temporary names, so that what a killed process left can be told and removed
+_HOLDER = "process {} on {}\n"  # in the lock of a run folder
 
 
 def write_atomically(path, data: bytes) -> Path:
@@ -102,14 +104,24 @@ def run_folder_held(folder, shared: bool = False):
             raise UserError(f"the run folder '{folder}' is in use by {file.read().strip() or 'another process'}; wait "
                             "for it, or set run.dir to another folder (sweeps share one if all are given --part).")
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(_HOLDER.format(os.getpid(), socket.gethostname()))
         file.flush()
         yield
 
 
+def is_run_lock(path) -> bool:
+    """Whether a file is the lock of a run folder, held or not: other programs have files of that name too."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return re.fullmatch(_HOLDER.format(r"\d+", r"\S+"), file.read(1000)) is not None
+    except OSError:
+        return False
+
+
 def _hold(file, shared: bool, folder: Path) -> bool:
-    """Lock an open file, without waiting; whether that was possible."""
-    for _ in range(20):
+    """Lock an open file; whether that was possible within a moment, for which `mdw runs`, or another that shares and
+    cleans up, may have it."""
+    for _ in range(20 if shared else 10):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -122,13 +134,11 @@ def _hold(file, shared: bool, folder: Path) -> bool:
             if shared:
                 fcntl.flock(file, fcntl.LOCK_SH)
             return True
-        if not shared:
-            return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.1)  # another that shares may hold it alone for the moment in which it cleans up
+        if shared:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return True
+        time.sleep(0.1)
     return False
 
 

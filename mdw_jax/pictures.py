@@ -36,10 +36,9 @@ def nearest_captions(texts, real_texts, captions: Sequence[str]) -> list[str]:
                         "use the text encoder that the set was distilled with.")
     if len(captions) != len(real_texts):
         raise UserError(f"there are {len(captions)} captions for {len(real_texts)} text features; give one for each.")
-    # A distilled text's own length does not change which caption is nearest; rows go in blocks to bound memory.
-    lengths = np.maximum(np.sqrt(np.einsum("kd,kd->k", real_texts, real_texts)), 1e-12)
-    blocks = np.split(texts, range(64, len(texts), 64))
-    return [captions[k] for block in blocks for k in (block @ real_texts.T / lengths).argmax(1)]
+    from mdw_jax.fairness import nearest  # here, because `mdw table` does without jax
+
+    return [captions[k] for k in nearest(texts, real_texts)[:, 0]]
 
 
 def image_grid(images, captions: Sequence[str], path, columns: int = 6, spectrogram: bool = False) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from scipy.special import stdtrit
 
 from mdw_jax import charts, page, pictures, sound
@@ -23,6 +24,7 @@ from mdw_jax.distilled import DistilledSet, load_distilled
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import summary
 from mdw_jax.files import write_json
+from mdw_jax.plain import config_digest, differences, flat, refuse_sweep, text
 from mdw_jax.prepare import Prepared
 from mdw_jax.presets import CORESETS, DISTILLED, LABELS, WITHOUT_EXPERTS
 from mdw_jax.retrieval import METRICS
@@ -43,10 +45,11 @@ EDGES = [k / 10 for k in range(11)]  # of the histogram of clean probabilities
 # What a run notes down for its page
 
 
-def note(folder: Path, prepared: Prepared, presets: Sequence[Preset]) -> None:
-    """Write report.json: where the sets and experts of this run lie, and what only the data can tell."""
+def note(folder: Path, config: ConfigDict, prepared: Prepared, presets: Sequence[Preset]) -> None:
+    """Write report.json: of which config the scores are, where the sets and experts of this run lie, and what only the
+    data can tell. config: the run's own, resolved."""
     write_json(folder / ABOUT, {
-        "data": prepared.pairs.name, "fingerprint": prepared.fingerprint,
+        "config": config_digest(config.to_dict()), "data": prepared.pairs.name, "fingerprint": prepared.fingerprint,
         "images": len(prepared.pairs.train.images), "captions": len(prepared.pairs.train.captions),
         "presets": [_about(folder, preset) for preset in presets]})
 
@@ -137,6 +140,8 @@ class Run:
         self.label = label or self.folder.name
         if not self.folder.is_dir():
             raise UserError(f"there is no run folder '{folder}'; check the path.")
+        if not (self.folder / "config.json").exists():
+            refuse_sweep(self.folder)
         missing = [name for name in ("config.json", "environment.json", SCORES, ABOUT)
                    if not (self.folder / name).exists()]
         if "config.json" in missing:
@@ -152,8 +157,13 @@ class Run:
             self.parts = [Part(self.folder, said) for said in self.about["presets"]]
             self.scores = {part.name: [[float(row[name]) for name in METRICS] for row in self.of(part)]
                            for part in self.parts}
-            assert all(self.scores.values())
-        except (KeyError, TypeError, ValueError, AssertionError):
+            if not self.parts or not all(self.scores.values()):
+                raise ValueError("presets without scores")
+            of_this = config_digest(self.config)
+            if self.about.get("config", of_this) != of_this:
+                raise UserError(f"the scores in '{folder}' are of another config than its config.json; give mdw "
+                                "evaluate with the config that you mean: what is done is not done twice.")
+        except (KeyError, TypeError, ValueError):
             raise UserError(f"{SCORES} and {ABOUT} in '{folder}' do not fit together or are damaged; give mdw evaluate "
                             "again.") from None
         # What the page leads with: the method, else whatever else is distilled, else anything.
@@ -171,14 +181,14 @@ class Run:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read ({error}); give the run's command again.") from None
 
 
 def _csv(path: Path) -> list[dict]:
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"'{path}' cannot be read ({error}); give the run's command again.") from None
@@ -186,7 +196,7 @@ def _csv(path: Path) -> list[dict]:
 
 def _lines(path: Path) -> list[dict]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read ({error}); give the run's command again.") from None
 
@@ -225,19 +235,6 @@ def interval(rows: Sequence[dict]) -> float | None:
     return None if n < 2 else float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
 
 
-def markdown(rows: list[dict]) -> str:
-    """The table as Markdown."""
-    return page.markdown_table(rows)
-
-
-def plain(rows: list[dict]) -> str:
-    """The table for a terminal."""
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    lines = ["  ".join(f"{name:<{widths[name]}}" for name in rows[0])]
-    lines += ["  ".join(f"{row[name]:<{widths[name]}}" for name in row) for row in rows]
-    return "\n".join(lines)
-
-
 # The page
 
 
@@ -245,21 +242,26 @@ def report_command(folders: Sequence[str], out: str | None = None) -> None:
     """Make the page of these run folders (`<first>/report.html` unless `out`) and say where it is."""
     runs = open_runs(folders)
     path = Path(out) if out else runs[0].folder / "report.html"
-    print(f"page: {path} ({write_report(runs, path) / 1e6:.1f} MB)")
+    try:
+        size = write_report(runs, path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}' ({error.strerror}); choose another --out.") from None
+    print(f"page: {path} ({size / 1e6:.1f} MB)")
 
 
 def open_runs(folders: Sequence[str]) -> list[Run]:
     """Runs with labels that tell them apart: the folders' names or, where two are the same, their paths."""
-    names = [Path(folder).resolve().name for folder in folders]
+    paths = [Path(folder).resolve() for folder in folders]
+    if twice := [folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1]:
+        raise UserError(f"the run '{twice[-1]}' is given twice; give each once.")
+    names = [path.name for path in paths]
     return [Run(folder, name if names.count(name) == 1 else str(folder))
             for folder, name in zip(folders, names, strict=True)]
 
 
 def write_report(runs: Sequence[Run], path) -> int:
     """Write the page of one or several runs to `path`; returns its bytes. Raises UserError for damaged files."""
-    first = runs[0]
-    title = (f"{first.about['data']}: {first.main.said['pairs']} pairs from {first.about['captions']} noisy ones"
-             if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.label for run in runs)}")
+    title = _title(runs[0]) if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.label for run in runs)}"
     several = len(runs) > 1
     sections = [
         ("Results", "Recalls on test, in %, of students that see nothing but the set; r_mean is the mean of the six, "
@@ -288,6 +290,14 @@ def write_report(runs: Sequence[Run], path) -> int:
          page.folded([(run.label, _facts(run)) for run in runs]) + _configs(runs)),
     ]
     return page.write_page(path, title, "".join(_tiles(run, several) for run in runs), sections)
+
+
+def _title(run: Run) -> str:
+    said, given = run.main.said, run.about["captions"]
+    noisy = said["noise"]["rate"] != 0  # None: natural noise
+    what = (f"{said['pairs']} pairs from {given}{' noisy ones' * noisy}" if run.main.distils else
+            f"experts on {given}{' noisy' * noisy} pairs")
+    return f"{run.about['data']}: {what}"
 
 
 def _tiles(run: Run, several: bool) -> str:
@@ -319,16 +329,8 @@ def _results(runs: Sequence[Run]) -> str:
 
 
 def _differences(runs: Sequence[Run]) -> str:
-    flat = [{f"{section}.{key}": value for section, entries in run.config.items() for key, value in entries.items()}
-            for run in runs]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    differing = [key for key in keys if len({json.dumps(config.get(key)) for config in flat}) > 1 and key != "run.dir"]
-    return page.html_table([{"key": key, **{run.label: _said(config.get(key)) for run, config in zip(runs, flat)}}
-                            for key in differing], "Config differences")
-
-
-def _said(value) -> str:
-    return "-" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return page.html_table([{"key": key, **{run.label: text(value) for run, value in zip(runs, values)}}
+                            for key, *values in differences(*(flat(run.config) for run in runs))], "Config differences")
 
 
 def _each(runs: Sequence[Run], show) -> str:
@@ -422,22 +424,33 @@ def _charts(found: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(shown)}</div>' if shown else ""
 
 
+def _experts(run: Run) -> list[tuple[str, Part]]:
+    """Every folder of experts once: what tells it from the run's others (recipe, presets), and one of its presets."""
+    folders: dict[str, list[Part]] = {}
+    for part in run.parts:
+        if part.experts:
+            folders.setdefault(part.said["experts"], []).append(part)
+    recipes = [parts[0].said["recipe"] for parts in folders.values()]
+    return [(recipe if recipes.count(recipe) == 1 else f"{recipe} of {' and '.join(part.name for part in parts)}",
+             parts[0]) for recipe, parts in zip(recipes, folders.values(), strict=True)]
+
+
 def _expert_charts(runs: Sequence[Run]) -> list[str]:
     curves, precision, recall, histograms = {}, {}, {}, {}
     for run in runs:
         before = f"{run.label}: " if len(runs) > 1 else ""
-        for part in {part.said["experts"]: part for part in run.parts if part.experts}.values():
+        for experts, part in _experts(run):
             log, noise = part.experts["log"], part.said["noise"]["label"]
             for generation in dict.fromkeys(row["generation"] for row in log):
                 own = [row for row in log if row["generation"] == generation]
                 which = "" if generation == "experts" else f" ({generation})"
-                name = f"{before}{part.said['recipe']}{which}, noise {noise}"
+                name = f"{before}{experts}{which}, noise {noise}"
                 curves[name] = _by_epoch(own, "val_r_mean")
                 if any("precision" in row for row in own):
                     precision[name], recall[name] = _by_epoch(own, "precision"), _by_epoch(own, "recall")
             counts = part.said["division"]
             if any(sum(values[:-1]) for values in counts.values()):  # all ones: nothing was divided
-                histograms[f"{before}{part.said['recipe']}"] = {
+                histograms[f"{before}{experts}"] = {
                     side: [value / max(sum(values), 1) for value in values] for side, values in counts.items()}
     return [charts.lines(curves, "epoch", "val r_mean, %", "Experts"),
             charts.lines(precision, "epoch", "precision", "Share of the pairs called clean that are"),
@@ -492,10 +505,10 @@ def _certificate(run: Run) -> str:
                 + "<details><summary>Measured by other losses</summary>\n"
                 f"{page.html_table(others, 'Certificate, other losses')}</details>" * bool(others))
     rows = []
-    for part in {part.said["experts"]: part for part in run.parts if part.experts}.values():
+    for experts, part in _experts(run):
         inputs = part.experts["certificate_inputs"]
         for track, entry in (inputs or {"tracks": {}})["tracks"].items():
-            rows.append({"experts": part.said["recipe"], "track": track, "loss": f"{entry['loss']} {entry['q']:g}",
+            rows.append({"experts": experts, "track": track, "loss": f"{entry['loss']} {entry['q']:g}",
                          "noise": f"{inputs['eta']:.1%}", "cost of noise at most": f"{entry['excess_risk_bound']:.3g}"})
     return page.html_table(rows, "Certificate") + (
         '<p class="soft">Bounds alone, in units of the loss: <code>mdw certify</code> with the config of this run '
@@ -556,5 +569,4 @@ def _facts(run: Run) -> str:
 def _configs(runs: Sequence[Run]) -> str:
     return "\n".join(
         f"<details><summary>Config{f' of {escape(run.label)}' if len(runs) > 1 else ''}</summary>\n"
-        + page.facts({f"{section}.{key}": _said(value) for section, entries in run.config.items()
-                      for key, value in entries.items()}) + "\n</details>" for run in runs)
+        + page.facts({key: text(value) for key, value in flat(run.config).items()}) + "\n</details>" for run in runs)

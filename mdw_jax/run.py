@@ -16,6 +16,8 @@ from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically, write_json
 from mdw_jax.mesh import is_main
+from mdw_jax.page import markdown_table
+from mdw_jax.plain import aligned
 from mdw_jax.prepare import Prepared, prepare
 from mdw_jax.presets import WITHOUT_EXPERTS
 from mdw_jax.retrieval import METRICS
@@ -125,13 +127,13 @@ def evaluate_command(config: ConfigDict) -> None:
     rows = [row for preset in presets for row in evaluate_stage(preset, prepared)]
     folder = Path(config.run.dir)
     write_csv(folder / "scores.csv", [name for name in _COLUMNS if any(name in row for row in rows)], rows)
-    report.note(folder, prepared, presets)
+    report.note(folder, config, prepared, presets)
     if not is_main():  # what it would read back may not be there yet, and is not its to write
         return
     run = report.Run(folder)
     table = report.table(run)
-    write_atomically(folder / "table.md", report.markdown(table).encode())
-    print(report.plain(table))
+    write_atomically(folder / "table.md", markdown_table(table).encode())
+    print(aligned(table))
     print(f"\nscores: {folder / 'scores.csv'}")
     report.write_report([run], folder / "index.html")
     report.write_sounds(folder, prepared, presets)

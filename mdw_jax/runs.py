@@ -1,5 +1,6 @@
 """`mdw runs` and `mdw diff`: what lies in run folders, read off their files alone, in a moment and without jax."""
 
+import contextlib
 import csv
 import datetime
 import fcntl
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from mdw_jax.errors import UserError
+from mdw_jax.files import is_run_lock
+from mdw_jax.plain import aligned, config_digest, differences, flat, refuse_sweep, text
 from mdw_jax.presets import DISTILLED, LABELS, WITHOUT_EXPERTS
 
-_TOUCHED = (".lock", "config.json", "metrics.csv", "scores.csv", "sweep.csv")  # the latest of them says when
-_NO_DIFFERENCE = ("run.dir",)  # every run has its own
+# The latest of these says when a run last did something.
+_TOUCHED = (".lock", "config.json", "metrics.csv", "scores.csv", "sweep.csv", "certificate.csv", "fairness.csv")
 
 
 def runs_command(folders: Sequence[str]) -> None:
@@ -26,23 +29,23 @@ def runs_command(folders: Sequence[str]) -> None:
                         "config.run.dir.")
     when = {folder: _when(folder) for folder in found}
     rows = [{**described(folder), "when": f"{when[folder]:%Y-%m-%d %H:%M}"} for folder in sorted(found, key=when.get)]
-    print(_aligned(rows))
+    print(aligned(rows))
 
 
 def diff_command(a: str, b: str) -> None:
     """Print where two runs differ: in their configs and environments, and in the scores of the presets."""
     folders = Path(a), Path(b)
     settings = [_settings(folder) for folder in folders]
+    scores = [_scores(folder) if _is_finished(folder) else [] for folder in folders]
     found = differences(*settings)
     print(f"A: {a}\nB: {b}\n")
-    print(_aligned([{"setting": key, "A": _text(x), "B": _text(y)} for key, x, y in found]) if found
+    print(aligned([{"setting": key, "A": text(x), "B": text(y)} for key, x, y in found]) if found
           else "The configs are the same.")
-    scores = [_scores(folder) if _is_finished(folder) else [] for folder in folders]
     for folder, rows in zip(folders, scores, strict=True):
         if not rows:
             print(f"\n'{folder}' has no scores of this config: {state(folder)}.")
     if all(scores):
-        print("\n" + _aligned(score_differences(*scores)))
+        print("\n" + aligned(score_differences(*scores)))
         protocols = [", ".join(dict.fromkeys(row["protocol"] for row in rows)) for rows in scores]
         if protocols[0] != protocols[1]:
             print(f"\nA was scored under the protocol {protocols[0]}, B under {protocols[1]}: r_mean does not compare.")
@@ -54,7 +57,8 @@ def run_folders(folder: Path) -> Iterator[Path]:
         raise UserError(f"there is no folder '{folder}'; give one that holds runs.")
     for path, below, names in os.walk(folder):
         below.sort()
-        if ".lock" in names or ("config.json" in names and _config(Path(path)) is not None):
+        if (".lock" in names and is_run_lock(Path(path) / ".lock")) or (
+                "config.json" in names and _config(Path(path)) is not None):
             below.clear()
             yield Path(path)
 
@@ -64,17 +68,17 @@ def described(folder: Path) -> dict[str, str]:
     config = _config(folder)
     row = {"run": str(folder), "state": state(folder), "data": "-", "noise": "-", "presets": "-", "r_mean": "-"}
     if config is not None:
-        noise = config.get("noise", {})
-        row |= {"data": str(config.get("data", {}).get("name", "-")),
-                "noise": f"{noise.get('protocol', '-')} {noise.get('rate', 0):g}",
-                "presets": ",".join(config["run"].get("presets", ()))}
+        row |= {"data": config["data"]["name"], "noise": f"{config['noise']['protocol']} {config['noise']['rate']:g}",
+                "presets": ",".join(config["run"]["presets"])}
         if _is_finished(folder):
-            row["r_mean"] = _headline(_scores(folder))
+            with contextlib.suppress(UserError):  # damaged, as the state says
+                row["r_mean"] = _headline(_scores(folder))
     return row
 
 
 def state(folder: Path) -> str:
-    """finished, running or stopped (and at which stage), never begun; for a sweep how many cells are done."""
+    """finished, running or stopped (and at which stage), never begun; for a sweep how many cells are done, and without
+    a run what other commands have done; damaged files."""
     cells = list((folder / "sweep").glob("*.json"))
     failed = sum(path.name.endswith(".failed.json") for path in cells)
     sweep = f"sweep, {len(cells) - failed} cells done" + (f", {failed} failed" if failed else "")
@@ -84,23 +88,39 @@ def state(folder: Path) -> str:
     if config is None:
         if (folder / "config.json").exists():
             return "damaged config.json"
-        return sweep if cells else "stopped at prepare" if any((folder / "cache").glob("*")) else "never begun"
-    return "finished" if _is_finished(folder) else f"stopped at {_stage(folder, config)}"
+        begun = any((folder / name).is_dir() for name in ("cache", "experts", "distilled"))
+        return sweep if cells else _beside(folder) or (f"stopped at {_stage(folder, None)}" if begun else "never begun")
+    if not _is_finished(folder):
+        return f"stopped at {_stage(folder, config)}"
+    try:
+        _scores(folder)
+    except UserError:
+        return "damaged scores.csv"
+    return "finished"
+
+
+def _beside(folder: Path) -> str:
+    """What commands have done that leave no config.json: certified, fairness measured, 2 sets exported."""
+    exported = len(list(folder.glob("export/*/card.json")))
+    done = {"certified": (folder / "certificate.csv").exists(), "fairness measured": (folder / "fairness.csv").exists(),
+            f"{exported} set{'s' * (exported > 1)} exported": exported}
+    return ", ".join(words for words, holds in done.items() if holds)
 
 
 def _stage(folder: Path, config: dict | None) -> str:
     """The stage that is not complete, as far as file names tell: which config left them, only their keys would."""
     if config is None:
-        return "prepare"
+        return next((stage for stage, name in (("distill", "distilled"), ("experts", "experts"))
+                     if (folder / name).is_dir()), "prepare")
     begun = list(folder.glob("experts/*.lock"))
     if not all((path.with_suffix("") / "experts.json").exists() for path in begun):
         return "experts"
     if any(not (path / "card.json").exists() for path in folder.glob("distilled/*/set_*") if path.is_dir()):
         return "distill"
-    presets = config["run"].get("presets", ())
+    presets = config["run"]["presets"]
     if not begun and any(name not in WITHOUT_EXPERTS for name in presets):
         return "experts"
-    sets = config.get("distill", {}).get("sets", 1)
+    sets = config["distill"]["sets"]
     if any(len(list(folder.glob(f"distilled/{name}-*/set_*/card.json"))) < sets for name in presets
            if name in DISTILLED):
         return "distill"
@@ -108,35 +128,62 @@ def _stage(folder: Path, config: dict | None) -> str:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether the scores are younger than the config: every command begins with writing that."""
+    """Whether the scores are those of the config: every command begins with writing that.
+
+    report.json says of which they are. Where it does not (older runs), they must be younger than config.json.
+    """
     scores, config = folder / "scores.csv", folder / "config.json"
-    return scores.exists() and config.exists() and scores.stat().st_mtime_ns >= config.stat().st_mtime_ns
+    if not scores.exists() or not config.exists():
+        return False
+    try:
+        return json.loads((folder / "report.json").read_bytes())["config"] == config_digest(
+            json.loads(config.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return scores.stat().st_mtime_ns >= config.stat().st_mtime_ns
 
 
 def _held(folder: Path) -> bool:
     """Whether a process is at work in the folder: see `files.run_folder_held`."""
-    try:
-        with open(folder / ".lock") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of at once, on closing
-    except BlockingIOError:
-        return True
-    except OSError:  # there is none, or no locks on this file system
-        pass
+    path = folder / ".lock"
+    # Parts of a sweep share their lock, so that only one that does not share tells of them; a run's is its alone.
+    single = (folder / "config.json").exists() and not (folder / "sweep").is_dir()
+    for kind in (fcntl.LOCK_SH,) if single else (fcntl.LOCK_EX, fcntl.LOCK_SH):
+        with contextlib.suppress(OSError):  # there is none, or no such locks: NFS has exclusive ones for writers alone
+            try:
+                file = open(path, "r+")
+            except OSError:  # not ours to write
+                file = open(path)
+            with file:
+                try:
+                    fcntl.flock(file, kind | fcntl.LOCK_NB)  # let go of at once, on closing
+                    return False
+                except BlockingIOError:
+                    return True
     return False
 
 
 def _config(folder: Path) -> dict | None:
-    """The config of a run; None if there is none, or another program's."""
+    """The config of a run; None if there is none, or another program's: all that is read of it here is checked."""
     try:
         found = json.loads((folder / "config.json").read_bytes())
-        return found if isinstance(found["run"], dict) and isinstance(found["distill"], dict) else None
+        presets, rate, sets = found["run"]["presets"], found["noise"]["rate"], found["distill"]["sets"]
+        ours = (isinstance(presets, list) and isinstance(rate, (int, float)) and isinstance(sets, int)
+                and all(isinstance(name, str) for name in (*presets, found["data"]["name"], found["noise"]["protocol"])))
+        return found if ours else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _scores(folder: Path) -> list[dict]:
-    with open(folder / "scores.csv", newline="", encoding="utf-8") as file:
-        return [{**row, "r_mean": float(row["r_mean"])} for row in csv.DictReader(file)]
+    """The rows of scores.csv. Raises UserError if it is damaged."""
+    try:
+        with open(folder / "scores.csv", newline="", encoding="utf-8") as file:
+            rows = [{**row, "r_mean": float(row["r_mean"])} for row in csv.DictReader(file)]
+        if not rows or any(row[name] is None for row in rows for name in ("preset", "set", "protocol")):
+            raise ValueError("cells are missing")
+        return rows
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        raise UserError(f"'{folder / 'scores.csv'}' is damaged; give mdw evaluate again.") from None
 
 
 def _by_preset(rows: Iterable[dict]) -> dict[str, list[dict]]:
@@ -172,29 +219,14 @@ def _settings(folder: Path) -> dict:
     if config is None:
         if not folder.is_dir():
             raise UserError(f"there is no folder '{folder}'; `mdw runs` lists the runs below one.")
-        if (folder / "sweep").is_dir():
-            raise UserError(f"'{folder}' holds a sweep, whose cells have a config each; compare them with mdw table "
-                            f"{folder / 'sweep.csv'}.")
-        said = state(folder) if (folder / ".lock").exists() else "no run"
+        refuse_sweep(folder)
+        said = state(folder) if is_run_lock(folder / ".lock") else "no run"
         raise UserError(f"'{folder}' holds no config of a run ({said}); `mdw runs` lists the runs below a folder.")
     try:
         environment = json.loads((folder / "environment.json").read_bytes())
     except (OSError, ValueError):
         environment = {}
-    return {key: value for key, value in _flat({**config, "environment": environment}) if key not in _NO_DIFFERENCE}
-
-
-def _flat(tree: dict, prefix: str = "") -> Iterator[tuple]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def differences(a: dict, b: dict) -> list[tuple]:
-    """(key, value in a, value in b) where they differ, in the order of the keys; None: it has no such key."""
-    return [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+    return flat({**config, "environment": environment})
 
 
 def score_differences(a: list[dict], b: list[dict]) -> list[dict]:
@@ -239,15 +271,3 @@ def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     half = float(stdtrit(freedom, 0.975) * math.sqrt(variance))
     return difference, difference - half, difference + half
 
-
-def _text(value) -> str:
-    if value is None or value == "":
-        return "-" if value is None else '""'
-    return ",".join(map(_text, value)) if isinstance(value, list) else str(value)
-
-
-def _aligned(rows: list[dict[str, str]]) -> str:
-    """Columns for a terminal."""
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    lines = [dict(zip(rows[0], rows[0], strict=True)), *rows]
-    return "\n".join("  ".join(f"{line[name]:<{width}}" for name, width in widths.items()).rstrip() for line in lines)

@@ -6,11 +6,13 @@ outer step, from 0; scores (experts) or scores-<protocol>-<key> (sets) and the n
 
 Rows are appended as they come, and none comes twice: what a run that was killed does again is known by all but its
 value. TensorBoard (`<run.dir>/tensorboard/<name>`) and W&B (one of its runs for each name, grouped by run.dir) get what
-is new in the CSV or, where they were not asked before, all that the stage still knows.
+is new in the CSV or, where they were not asked before, all that the stage still knows. W&B's ids hang on a random one
+in `<run.dir>/.wandb-id`.
 """
 
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +145,7 @@ def _wandb(config: ConfigDict, run: Path, name: str) -> _Extra:
         import wandb
     except ImportError:
         raise UserError("watch.writers=wandb needs wandb: pip install 'mdw-jax[wandb]', or leave it out.") from None
-    key = digest(config.run.dir, name)[:16]  # the same after a restart; name holds the folder's own key
+    key = digest(_identity(run), name)[:16]  # the same after a restart; name holds the folder's own key
     begun = any((run / "wandb").glob(f"*-{key}"))
     try:
         told = wandb.init(project=config.watch.project, id=key, resume="allow", name=name, group=config.run.dir,
@@ -161,6 +163,15 @@ def _wandb(config: ConfigDict, run: Path, name: str) -> _Extra:
         told.log({f"{stage}/step": step, **{f"{stage}/{metric}": value for metric, value in metrics.items()}})
 
     return _Extra(begun, write, told.finish)
+
+
+def _identity(run: Path) -> str:
+    """What tells a run folder from all others, wherever they lie: made once, at random."""
+    path = run / ".wandb-id"
+    with locked(path):
+        if not path.read_text(encoding="utf-8"):
+            path.write_text(secrets.token_hex(16), encoding="utf-8")
+        return path.read_text(encoding="utf-8")
 
 
 EXTRAS = {"tensorboard": _tensorboard, "wandb": _wandb}

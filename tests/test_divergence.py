@@ -151,6 +151,7 @@ def test_a_set_that_diverges_stops_with_its_last_good_state_and_goes_on_from_it(
     assert same == folder and files(folder) == files(distilled("undisturbed"))
 
 
+@pytest.mark.slow
 def test_before_the_first_checkpoint_the_start_is_kept(distilled, planted):
     planted(1)
     with pytest.raises(UserError, match="outer step 1"):
@@ -187,12 +188,14 @@ def test_a_restart_takes_smaller_steps_and_survives_interruptions(distilled, pla
     assert attempts == 3 and files(distilled.folder) == files(whole)
 
 
+@pytest.mark.slow
 def test_restarts_that_do_not_help_come_to_an_end(distilled, planted):
     planted(3)
     with pytest.raises(UserError, match=r"outer step 3 after 1 restart: .*distill.restarts=2"):
         distilled(restarts=1)
 
 
+@pytest.mark.slow
 def test_an_absurd_learning_rate_is_brought_down(distilled):
     """Texts of 1e32 overflow in the next step; those that are left after the restart do not."""
     found, _ = load_distilled(distilled(lr_texts=1e32, restarts=1, restart_factor=1e-33))

@@ -1,14 +1,16 @@
 """One process a run folder, whatever happens to the one before; files whole or not at all."""
 
+import fcntl
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.files import run_folder_held, write_atomically
+from mdw_jax.files import is_run_lock, run_folder_held, write_atomically
 
 HOLD = """
 import sys, time
@@ -52,6 +54,18 @@ def test_the_second_process_is_refused_until_the_first_is_dead(holder, tmp_path)
         assert [path.name for path in (tmp_path / "run" / "deep").iterdir()] == ["scores.part"]
     with run_folder_held(tmp_path / "run"):
         pass
+
+
+def test_one_who_only_looks_keeps_nobody_out(tmp_path):
+    path = tmp_path / "run" / ".lock"
+    path.parent.mkdir()
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as `mdw runs` does for a moment
+        threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with run_folder_held(path.parent):
+            assert is_run_lock(path)
+    path.write_text("process of another program")
+    assert not is_run_lock(path) and not is_run_lock(path.parent) and not is_run_lock(tmp_path / "none")
 
 
 def test_parts_of_a_sweep_share_a_folder_and_keep_others_out(holder, tmp_path):

@@ -104,6 +104,7 @@ def test_charts_say_what_they_show_and_draw_gaps_as_gaps():
     assert points[0][0] < points[1][0] and points[0][1] > points[1][1]  # more is further up
     assert all(0 <= x <= 420 and 0 <= y <= 250 for x, y in points)
     assert lines({}, "x", "y", "t") == lines({"a": ([0], [float("nan")])}, "x", "y", "t") == ""
+    assert lines({"a": ([], []), "b": ([0, 1], [1, 2])}, "x", "y", "t") == lines({"b": ([0, 1], [1, 2])}, "x", "y", "t")
     assert bars({"a": [0, 0]}, [0, 1, 2], "x", "y", "t") == ""
     many = Reader(lines({str(n): ([0, 1], [n, n]) for n in range(20)}, "x", "y", "t"))
     looks = {(one["class"], one.get("stroke-dasharray")) for one in many.attributes("polyline")}

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from mdw_jax import cli
 from mdw_jax.config import base, resolve
 from mdw_jax.distilled import CARD, TENSORS, DistilledSet, save_distilled
 from mdw_jax.errors import UserError
+from mdw_jax.plain import config_digest
 from mdw_jax.report import Run, interval, report_command, table
 from mdw_jax.retrieval import METRICS
 from mdw_jax.stages import record
@@ -33,7 +37,8 @@ def make_run(folder, pairs=30, side=16, sets=1, restart=False, caption=NASTY, **
                                        "distill.batch": 10}
                                       | {name.replace("__", "."): value for name, value in changes.items()})
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(resolve(config).to_dict()))
+    resolved = resolve(config).to_dict()
+    (folder / "config.json").write_text(json.dumps(resolved))
     (folder / "environment.json").write_text(json.dumps({
         "python": "3.11", "packages": {"jax": "0.10", "flax": None}, "devices": ["cpu:0"], "commit": "abc"}))
     noise = {"label": "40%", "protocol": "image", "rate": 0.4, "sha256": "f" * 64}
@@ -44,8 +49,9 @@ def make_run(folder, pairs=30, side=16, sets=1, restart=False, caption=NASTY, **
     for name, built in (("random", {}), ("mdw", experts), ("experts", experts)):
         presets.append({"name": name, "pairs": pairs, "noise": noise, **built,
                         "sets": [f"distilled/{name}/set_{n}" for n in range(sets if name != "experts" else 0)]})
-    (folder / "report.json").write_text(json.dumps({"data": "scenes", "fingerprint": "e" * 64, "images": 200,
-                                                    "captions": 1000, "presets": presets}))
+    (folder / "report.json").write_text(json.dumps({
+        "config": config_digest(resolved), "data": "scenes", "fingerprint": "e" * 64, "images": 200, "captions": 1000,
+        "presets": presets}))
     (folder / "experts" / "dtcl").mkdir(parents=True)
     (folder / "experts" / "dtcl" / "experts.json").write_text(json.dumps({"certificate_inputs": {
         "eta": 0.4, "tracks": {"clean": {"loss": "gce", "q": 0.7, "excess_risk_bound": 0.0243}}}}))
@@ -86,6 +92,13 @@ def make_run(folder, pairs=30, side=16, sets=1, restart=False, caption=NASTY, **
                 record.save(folder / place, {"steps": np.int32(record.moments(STEPS)), "images": seen,
                                              "weights": record.weight_maps(weights)})
     return folder
+
+
+def change_report(folder, change):
+    """Apply `change` to what report.json says of the presets."""
+    about = json.loads((folder / "report.json").read_text())
+    change(about["presets"])
+    (folder / "report.json").write_text(json.dumps(about))
 
 
 def page_of(*folders, out=None):
@@ -159,13 +172,44 @@ def test_the_certificate_of_certify_is_shown(tmp_path):
 
 def test_coresets_alone_and_sets_without_record_make_a_page(tmp_path):
     folder = make_run(tmp_path / "run")
-    about = json.loads((folder / "report.json").read_text())
-    (folder / "report.json").write_text(json.dumps({**about, "presets": about["presets"][:1]}))
+    change_report(folder, lambda presets: presets.__delitem__(slice(1, None)))
     _, reader = page_of(folder)
     assert reader.text["h2"] == ["Results", "Distilled pairs", "Certificate", "Byte budget", "Repeat it"]
     (folder / "distilled" / "random" / "set_0" / "nearest.json").unlink()
     _, reader = page_of(folder)
     assert reader.text["figcaption"][0] == "(nearest caption unknown)"
+
+
+def test_experts_of_one_recipe_are_told_apart_by_their_presets(tmp_path):
+    folder = make_run(tmp_path / "run", pairs=12)
+    shutil.copytree(folder / "experts" / "dtcl", folder / "experts" / "other")
+    change_report(folder, lambda presets: presets[2].update(experts="experts/other"))
+    text, reader = page_of(folder)
+    keys = [entry for entry in reader.text["li"] if entry.startswith("dtcl of ")]
+    assert sorted(set(keys)) == ["dtcl of experts, noise 40%", "dtcl of mdw, noise 40%"] and len(keys) == 2 * 3
+    assert {"Last division: dtcl of mdw", "Last division: dtcl of experts"} <= set(reader.text["b"])
+    assert {"dtcl of mdw", "dtcl of experts"} <= set(reader.text["th"])  # bounds
+
+
+def test_the_title_says_what_there_is(tmp_path):
+    folder = make_run(tmp_path / "run", pairs=12)
+    titles = [page_of(folder)[1].text["h1"]]
+    for changes in ({"rate": None}, {"rate": 0.0}):
+        change_report(folder, lambda presets, changes=changes: [one["noise"].update(changes) for one in presets])
+        titles.append(page_of(folder)[1].text["h1"])
+    change_report(folder, lambda presets: presets.__delitem__(slice(2)))
+    titles.append(page_of(folder)[1].text["h1"])
+    assert sum(titles, []) == ["scenes: 12 pairs from 1000 noisy ones", "scenes: 12 pairs from 1000 noisy ones",
+                               "scenes: 12 pairs from 1000", "scenes: experts on 1000 pairs"]
+
+
+def test_files_are_read_as_utf_8_whatever_the_locale(tmp_path):
+    folder = make_run(tmp_path / "run", pairs=12)
+    about = json.loads((folder / "report.json").read_text()) | {"data": "犬"}
+    (folder / "report.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+    program = "import sys\nfrom mdw_jax.report import Run\nassert Run(sys.argv[1]).about['data'] == '\\u72ac'"
+    subprocess.run([sys.executable, "-X", "utf8=0", "-c", program, folder], check=True, env=os.environ | {
+        "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 @pytest.mark.parametrize(("spoil", "words"), [
@@ -174,11 +218,16 @@ def test_coresets_alone_and_sets_without_record_make_a_page(tmp_path):
     (lambda run: (run / "scores.csv").unlink(), "scores.csv is missing"),
     (lambda run: (run / "report.json").write_text("{"), "report.json' cannot be read"),
     (lambda run: (run / "report.json").write_text("{}"), "do not fit together"),
+    (lambda run: (run / "report.json").write_text('{"presets": []}'), "do not fit together"),
     (lambda run: (run / "scores.csv").write_text("preset,set\nmdw,0\n"), "do not fit together"),
+    (lambda run: (run / "scores.csv").write_text(",".join(["preset", "set", "protocol", *METRICS])),
+     "do not fit together"),
+    (lambda run: (run / "config.json").write_text(json.dumps(resolve(base()).to_dict())), "are of another config"),
     (lambda run: (run / "distilled/mdw/set_0" / CARD).write_text("{}"), "sha256 differs"),
     (lambda run: (run / "distilled/mdw/set_0" / CARD).write_text("no"), "cannot be read"),
     (lambda run: (run / "distilled/mdw/set_0" / TENSORS).unlink(), "no finished distilled set"),
     (lambda run: (run / "distilled/mdw/set_0/record.safetensors").write_bytes(b"no"), "record .* is damaged"),
+    (lambda run: record.save(run / "distilled/mdw/set_0", {"steps": np.int32([0])}), "record .* is damaged"),
     (lambda run: (run / "experts/dtcl/log.jsonl").unlink(), "log.jsonl' cannot be read"),
 ])
 def test_what_is_no_finished_run_is_one_clear_sentence(tmp_path, spoil, words):
@@ -193,8 +242,14 @@ def test_the_command(tmp_path, capsys):
     run = make_run(tmp_path / "run", pairs=12)
     assert cli.main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").exists() and str(tmp_path / "page.html") in capsys.readouterr().out
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "sweep.csv").touch()
     for words, sentence in ((["report"], "no run folder given"), (["report", str(tmp_path)], "no config.json"),
-                            (["report", str(run), "--config=x.py"], "reads no config")):
+                            (["report", str(run), "--config=x.py"], "reads no config"),
+                            (["report", str(run), str(tmp_path / "grid" / ".." / "run")], "is given twice"),
+                            (["report", str(tmp_path / "grid")], "compare them with mdw table"),
+                            (["report", str(run), "--out", str(tmp_path)], f"cannot write '{tmp_path}' (Is a directory)"),
+                            (["report", str(run), "--out", str(run / "scores.csv" / "x")], "cannot write")):
         assert cli.main(words) == 2 and sentence in capsys.readouterr().err
     assert cli.main(["report", "--help"]) == 0 and "usage: mdw report RUN" in capsys.readouterr().out
 

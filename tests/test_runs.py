@@ -1,6 +1,7 @@
 """`mdw runs` tells from files where a run stands; `mdw diff` what differs, with the interval a textbook gives."""
 
 import csv
+import fcntl
 import json
 import os
 import subprocess
@@ -13,9 +14,11 @@ from scipy.stats import ttest_ind
 from mdw_jax.cli import main
 from mdw_jax.config import base, resolve
 from mdw_jax.files import run_folder_held
+from mdw_jax.plain import config_digest
 from mdw_jax.runs import described, run_folders, state, welch
 
 RNG = np.random.default_rng(0)
+LOCK = "process 7 on host\n"
 MDW, VLD = RNG.normal(20, 1, (2, 3, 5))  # r_mean of 3 sets x 5 students
 
 
@@ -24,7 +27,7 @@ def begun(folder, **changes):
     c = base()
     c.update_from_flattened_dict({"run.dir": str(folder), "run.presets": ("random", "mdw")})
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    write(folder / ".lock", "")
+    write(folder / ".lock", LOCK)
     write(folder / "config.json", json.dumps(resolve(c).to_dict()))
     return folder
 
@@ -60,7 +63,7 @@ def test_states_follow_the_files_of_a_run(tmp_path):
         if name == "config.json":
             begun(folder)
         else:
-            write(folder / name, "")
+            write(folder / name, {".lock": LOCK, "scores.csv": "preset,set,protocol,r_mean\nmdw,0,honest,1\n"}.get(name, ""))
         assert state(folder) == expected, name
         assert list(run_folders(tmp_path)) == [folder]
         with run_folder_held(folder):
@@ -75,9 +78,67 @@ def test_states_follow_the_files_of_a_run(tmp_path):
     assert state(folder) == "damaged config.json"
 
 
+def test_scores_are_of_the_config_that_they_are_noted_for(tmp_path):
+    folder = finished(tmp_path / "run", {"mdw": MDW})
+    config = json.loads((folder / "config.json").read_text())
+    write(folder / "report.json", json.dumps({"config": config_digest(config)}))
+    os.utime(folder / "scores.csv", ns=(1, 1))  # as copied, or after another mdw prepare
+    assert state(folder) == "finished"
+    for changes, expected in (({"run.dir": "elsewhere", "watch.project": "p", "plan.images": 7}, "finished"),
+                              ({"noise.rate": 0.3}, "stopped at experts")):
+        c = resolve(base())
+        with c.unlocked():
+            c.update_from_flattened_dict({"run.presets": ("mdw",)} | changes)
+        assert c.to_dict() != config
+        write(folder / "config.json", json.dumps(c.to_dict()))
+        os.utime(folder / "config.json", ns=(0, 0))
+        assert state(folder) == expected
+
+
+@pytest.mark.parametrize("text", ["", "preset,set\nmdw,0\n", "preset,set,protocol,r_mean\nmdw,0,honest,no\n",
+                                  "preset,set,protocol,r_mean\n", "r_mean,preset,set,protocol\n1,mdw\n", "\udcff"])
+def test_damaged_scores_are_said_so(tmp_path, capsys, text):
+    folder = finished(tmp_path / "run", {"mdw": MDW})
+    (folder / "scores.csv").write_bytes(text.encode(errors="surrogateescape"))
+    assert described(folder)["state"] == "damaged scores.csv" and described(folder)["r_mean"] == "-"
+    assert main(["diff", str(folder), str(finished(tmp_path / "b", {"mdw": MDW}))]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err == f"mdw: '{folder / 'scores.csv'}' is damaged; give mdw evaluate again.\n"
+
+
+def test_what_other_commands_did_without_a_run(tmp_path):
+    write(tmp_path / ".lock", LOCK)
+    for name, expected in (
+            ("experts/dtcl-1/log.jsonl", "stopped at experts"), ("certificate.csv", "certified"),
+            ("fairness.csv", "certified, fairness measured"), ("export/mdw-0/data.parquet", "certified, fairness measured"),
+            ("export/mdw-0/card.json", "certified, fairness measured, 1 set exported")):
+        write(tmp_path / name)
+        assert state(tmp_path) == expected
+    begun(tmp_path)
+    assert state(tmp_path) == "stopped at experts"
+
+
+def test_one_who_looks_is_not_at_work(tmp_path):
+    with open(begun(tmp_path) / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert state(tmp_path) == "stopped at experts"
+
+
+@pytest.mark.parametrize("foreign", [
+    {"run": {"presets": None}, "distill": {}}, {"run": {"presets": ["a"]}, "distill": {"sets": 1}}, [],
+    {"run": {"presets": [1]}, "distill": {"sets": 1}, "noise": {"rate": "x", "protocol": ""}, "data": {"name": 1}}])
+def test_what_is_another_programs_hides_no_run(tmp_path, capsys, foreign):
+    folder = begun(tmp_path / "a" / "b")
+    write(tmp_path / "a" / "config.json", json.dumps(foreign))
+    write(tmp_path / "a" / ".lock", "12345")
+    write(tmp_path / ".lock", "")
+    assert main(["runs", str(tmp_path)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", str(folder)]
+
+
 def test_a_sweep_says_how_many_cells_are_done(tmp_path):
     for name in (".lock", "sweep/1.json", "sweep/2.json", "sweep/3.failed.json"):
-        write(tmp_path / name)
+        write(tmp_path / name, LOCK)
     assert described(tmp_path)["state"] == "sweep, 2 cells done, 1 failed"
     with run_folder_held(tmp_path, shared=True):
         assert state(tmp_path) == "running, sweep, 2 cells done, 1 failed"
@@ -145,7 +206,7 @@ def test_differences(tmp_path, capsys):
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    write(tmp_path / "new" / ".lock")
+    write(tmp_path / "new" / ".lock", LOCK)
     write(tmp_path / "grid" / "sweep" / "1.json")
     assert main(words) == 2
     out, err = capsys.readouterr()

@@ -126,6 +126,7 @@ def test_a_finished_sweep_loads_nothing(finished, worked, capsys):
     assert "[4/4] preset=infonce noise.rate=0.4: done\n4 of 4 cells are done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_parts_make_what_one_process_makes(finished, tmp_path, worked, capsys):
     for part in ((1, 2), (0, 2)):
         sweep(tiny(tmp_path), AXES, part)

@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -126,6 +127,15 @@ def test_wandb_gets_what_is_new_under_one_id(tmp_path, monkeypatch):
     for path in left:
         told += history(path)
     assert told == [(0, 0.0), (1, 0.5), (2, 1.0)] and wandb.run is None
+
+
+def test_no_two_run_folders_share_an_id(tmp_path, monkeypatch):
+    found = []
+    for machine in ("one", "other", "one"):
+        (tmp_path / machine).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / machine)
+        found.append(watch._identity(Path("runs/mdw")))
+    assert found[0] == found[2] != found[1] and len(found[0]) == 32
 
 
 def history(path):

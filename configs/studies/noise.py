@@ -1,7 +1,10 @@
-"""How much noise each method takes, and of which kind: the quickstart's data, cheaper in places. See noise.md.
+r"""How much noise each method takes, and of which kind: the quickstart's data, cheaper in places. See noise.md.
 
-    mdw sweep --config configs/studies/noise.py --over noise.protocol=image,caption,similar \
-        --over noise.rate=0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8
+    C="--config configs/studies/noise.py"
+    mdw sweep $C --over noise.protocol=image --over noise.rate=0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8
+    mdw sweep $C --over noise.protocol=caption,similar --over noise.rate=0.2,0.4,0.6,0.8 --over preset=vld,infonce,mdw
+    mdw sweep $C --over noise.rate=0 --over data.captions=truncated,generic --over data.captions_rate=0.2,0.4,0.6,0.8 \
+        --over preset=vld,infonce,mdw
 
 Learning rates of the peers: the best of the search in noise.md, on val at 40 % image-level noise.
 """

@@ -58,7 +58,8 @@ def load(folder: Path) -> dict | None:
         return None
     try:
         seen = load_file(path)
-        assert {"steps", "images"} <= set(seen)
+        if not {"steps", "images"} <= set(seen):
+            raise ValueError("parts are missing")
         return seen
-    except (SafetensorError, OSError, AssertionError):
+    except (SafetensorError, OSError, ValueError):
         raise UserError(f"the record '{path}' is damaged; delete it, and the page does without.") from None

@@ -193,6 +193,7 @@ def test_natural_noise_is_estimated_and_everything_else_goes_on(tmp_path, capsys
         STAGES["experts"](tiny(tmp_path, run__presets=("mdw",), experts__recipe="debiased", **natural))
 
 
+@pytest.mark.slow
 def test_a_text_encoder_that_is_trained_learns_and_distils_embedded_tokens(tmp_path):
     folder = tmp_path / "encoder"
     folder.mkdir()
