@@ -270,4 +270,3 @@ def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     freedom = variance**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
     half = float(stdtrit(freedom, 0.975) * math.sqrt(variance))
     return difference, difference - half, difference + half
-

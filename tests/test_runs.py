@@ -50,6 +50,7 @@ def finished(folder, scores, protocol="honest", **changes):
 
 def test_states_follow_the_files_of_a_run(tmp_path):
     folder = tmp_path / "a" / "b"
+    texts = {".lock": LOCK, "scores.csv": "preset,set,protocol,r_mean\nmdw,0,honest,1\n"}
     steps = [
         (".lock", "never begun"), ("cache/images.safetensors", "stopped at prepare"),
         ("config.json", "stopped at experts"), ("experts/dtcl-1.lock", "stopped at experts"),
@@ -63,7 +64,7 @@ def test_states_follow_the_files_of_a_run(tmp_path):
         if name == "config.json":
             begun(folder)
         else:
-            write(folder / name, {".lock": LOCK, "scores.csv": "preset,set,protocol,r_mean\nmdw,0,honest,1\n"}.get(name, ""))
+            write(folder / name, texts.get(name, ""))
         assert state(folder) == expected, name
         assert list(run_folders(tmp_path)) == [folder]
         with run_folder_held(folder):
