@@ -5,7 +5,7 @@ In the run folder:
     config.json environment.json     what was asked, and with which versions
     scores.csv table.md report.json index.html
                                      what came of it; where its sets and experts lie, for the page; the page
-    metrics.csv                      by step, while it runs; tensorboard/ and wandb/, where they were asked for
+    metrics.csv                      by step, while it runs; tensorboard/, wandb/ and .wandb-id, where they were asked for
     pictures/                        sounds of distilled clips; pictures of `mdw certify` and `mdw fairness`
     certificate.csv fairness.csv export/ sweep/ sweep.csv
                                      of the commands of these names
