@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ if CHEAP not in os.environ.get("XLA_FLAGS", ""):  # a worker has it from the pro
     os.environ["XLA_FLAGS"] = f"{CHEAP} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests in folders can import tests/goldens.py
+
+# What jax keeps of every program makes a full collection long, and there is little to collect.
+gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)

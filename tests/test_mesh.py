@@ -41,7 +41,7 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.parametrize("devices, processes", [
-    (8, 2), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(8, 1, marks=pytest.mark.slow)])
+    (2, 1), pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(8, 2, marks=pytest.mark.slow)])
 def test_numbers_do_not_depend_on_devices(tmp_path, one, devices, processes):
     found = run(tmp_path, devices, processes)
     assert found.keys() == one.keys() and len(one) > 30

@@ -180,7 +180,8 @@ def moving(seed=0):
     return Pairs("moving", split(40, generator), split(20, generator), split(20, generator))
 
 
-@pytest.mark.parametrize("mode, presets", [("full", ("herding", "mdw")), ("projection", ("mdw",))])
+@pytest.mark.parametrize("mode, presets", [
+    ("full", ("herding", "mdw")), pytest.param("projection", ("mdw",), marks=pytest.mark.slow)])
 def test_clips_go_through_unchanged(tmp_path, monkeypatch, mode, presets):
     module = types.ModuleType("my_clips")
     module.cubes, module.moving = cubes, moving
