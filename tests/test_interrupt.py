@@ -252,6 +252,9 @@ def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
             process.wait(draw.uniform(0, 0.6 * seconds))
         except subprocess.TimeoutExpired:
             landed.append(stage_of(folder))
+            if len(landed) % 20 == 0:
+                with capsys.disabled():
+                    print(f"{len(landed)} kills, {finished} runs ended alike", flush=True)
             process.kill()
         process.wait()
         said = process.stderr.read()

@@ -136,6 +136,7 @@ def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finish
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_coresets_are_real_pairs_and_repblend_runs(tmp_path):
     presets = ("random", "herding", "k_center", "forgetting", "clip_filter", "repblend")
     STAGES["run"](tiny(tmp_path, run__presets=presets, model__mode="projection", model__dim=8, distill__steps=2,
@@ -173,6 +174,7 @@ def test_projection_mode_with_a_pretrained_tower(tmp_path):
     assert list((tmp_path / "run" / "cache").glob("images-*.safetensors"))
 
 
+@pytest.mark.slow
 def test_natural_noise_is_estimated_and_everything_else_goes_on(tmp_path, capsys):
     natural = {"noise__protocol": "natural", "noise__rate": 0.0, "data__train": 80}
     STAGES["run"](tiny(tmp_path, run__presets=("mdw",), **natural))
