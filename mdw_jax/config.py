@@ -36,6 +36,7 @@ PRETRAINED = (  # names of mdw_jax/towers/pretrained.py
     "clip_vit_base_patch16", "clip_vit_large_patch14")
 TOWERS = ("convnet", "vit", "mobilenet", *PRETRAINED)
 DATA = ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50")
+DULL = ("generic", "truncated")  # what training captions can be made: mdw_jax/data/structured.py
 WRITERS = ("tensorboard", "wandb")  # beside metrics.csv: see mdw_jax/watch.py
 AUGMENTS = ("none", "flip", "crop_flip", "shift", "mask", "shift_mask")
 # Which numbers make sense: in words, as a test, and of which keys. What only one command reads is tested there.
@@ -330,7 +331,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "experts.tolerant_loss": (e.tolerant_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
         "experts.store_dtype": (e.store_dtype, ("float32", "bfloat16")),
         "noise.protocol": (config.noise.protocol, ("image", "caption", "similar", "none", "natural")),
-        "data.captions": (config.data.captions, ("", "generic", "truncated")),
+        "data.captions": (config.data.captions, ("", *DULL)),
         "text.pooling": (config.text.pooling, ("mean", "cls", "native")),
         "text.encoder": (config.text.encoder, ("bow", "precomputed", "transformer")),
         "experts.augment": (e.augment, AUGMENTS),

@@ -1,7 +1,10 @@
 """Configs and tables as plain names, values and text, without jax: what `mdw runs`, `mdw diff` and the page share."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from mdw_jax.errors import UserError
 from mdw_jax.files import digest
@@ -37,6 +40,14 @@ def aligned(rows: list[dict[str, str]]) -> str:
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
     lines = [dict(zip(rows[0], rows[0], strict=True)), *rows]
     return "\n".join("  ".join(f"{line[name]:<{width}}" for name, width in widths.items()).rstrip() for line in lines)
+
+
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half the two-sided 95 % t-interval of the mean of independent values; None from fewer than two."""
+    from scipy.special import stdtrit  # here, because `mdw runs` does without it
+
+    n = len(values)
+    return None if n < 2 else float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
 
 
 def config_digest(config: Mapping) -> str:

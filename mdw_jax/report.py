@@ -6,7 +6,6 @@ where its sets and experts lie. Beside them, where it is there, certificate.csv 
 
 import csv
 import json
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from html import escape
@@ -16,7 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from scipy.special import stdtrit
 
 from mdw_jax import charts, page, pictures, sound
 from mdw_jax.correspondence import correspondence
@@ -24,7 +22,7 @@ from mdw_jax.distilled import DistilledSet, load_distilled
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import summary
 from mdw_jax.files import write_json
-from mdw_jax.plain import config_digest, differences, flat, refuse_sweep, text
+from mdw_jax.plain import config_digest, differences, flat, half_interval, refuse_sweep, text
 from mdw_jax.prepare import Prepared
 from mdw_jax.presets import CORESETS, DISTILLED, LABELS, WITHOUT_EXPERTS
 from mdw_jax.retrieval import METRICS
@@ -230,9 +228,8 @@ def interval(rows: Sequence[dict]) -> float | None:
     by_set = {}
     for row in rows:
         by_set.setdefault(row["set"], []).append(float(row["r_mean"]))
-    values = [np.mean(values) for values in by_set.values()] if len(by_set) > 1 else next(iter(by_set.values()))
-    n = len(values)
-    return None if n < 2 else float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
+    return half_interval([float(np.mean(values)) for values in by_set.values()] if len(by_set) > 1 else
+                         next(iter(by_set.values())))
 
 
 # The page

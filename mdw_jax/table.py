@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
 
 from mdw_jax import pictures
 from mdw_jax.errors import UserError
 from mdw_jax.files import write_atomically
 from mdw_jax.page import markdown_table
+from mdw_jax.plain import half_interval
 from mdw_jax.presets import DISTILLED, LABELS, PRESETS
 
 _NEEDED = ("preset", "set", "student", "protocol")
@@ -214,12 +214,10 @@ def _summary(group: list[dict], metric: str, interval: bool) -> tuple[float, flo
         return None
     # The mean over sets, as the interval is about it; the same as over students where sets have equally many.
     values = [float(np.mean(values)) for values in sets] if interval else np.concatenate(sets)
-    n, mean = len(values), float(np.mean(values))
-    if n == 1:
-        return mean, None
-    deviation = float(np.std(values, ddof=1))
-    # Student's t, two-sided 95 %
-    return mean, float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n) if interval else deviation
+    mean = float(np.mean(values))
+    if interval:
+        return mean, half_interval(values)
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _numbers(rows: list[dict], metric: str) -> list[float]:

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
+from mdw_jax.config import DULL
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.errors import UserError
 from mdw_jax.rng import named_generator
@@ -17,7 +18,6 @@ from mdw_jax.rng import named_generator
 NEIGHBOURS = 30  # candidates an image in one round of matching; more change hardly anything
 GENERIC = ("a picture", "an image", "photo", "stock photo", "untitled", "a picture of something", "image 1",
            "click to enlarge", "thumbnail", "no description")
-DULL = ("generic", "truncated")
 
 
 def swapped(split: Split, rate: float, generator: np.random.Generator) -> np.ndarray:
