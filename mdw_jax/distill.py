@@ -17,7 +17,7 @@ from mdw_jax import mesh
 from mdw_jax.correspondence import correspondence, init_correspondence
 from mdw_jax.data.augment import augment
 from mdw_jax.losses import soft_loss
-from mdw_jax.matching import matching_loss, minibatches, unroll
+from mdw_jax.matching import matching_loss, mean_of_each, minibatches, unroll
 from mdw_jax.rng import named_key
 from mdw_jax.towers.dual import DualEncoder, side_by_side
 
@@ -107,10 +107,9 @@ def objective(model: DualEncoder, method: Method, learned, starts, targets, batc
         return matching_loss(final, start, target, method.merge), inner
 
     keys = jax.random.split(key, len(batches))
-    if side_by_side(model):
-        losses, inner = jax.vmap(trajectory, spmd_axis_name=mesh.EACH)(starts, targets, batches, keys)
-    else:
-        losses, inner = jax.lax.map(lambda one: trajectory(*one), (starts, targets, batches, keys))
+    if not side_by_side(model):
+        return mean_of_each(lambda one: trajectory(*one), (starts, targets, batches, keys))
+    losses, inner = jax.vmap(trajectory, spmd_axis_name=mesh.EACH)(starts, targets, batches, keys)
     return losses.mean(), inner.mean(0)
 
 

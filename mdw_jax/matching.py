@@ -7,6 +7,8 @@ Parameters and step sizes are dicts with one entry a branch ("image", "text"). W
     L           = |theta_S - theta*_target|^2 / |theta_0 - theta*_target|^2   (`matching_loss`)
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -34,18 +36,88 @@ def unroll(inner_loss, params, batches, step_sizes, *, gradient: str = "exact", 
     """S inner steps.
 
     inner_loss: (params, batch) -> scalar; it may close over the distilled data that is being learned.
-    params: {branch: pytree}. batches: pytree of arrays with leading axis S, one slice a step.
-    step_sizes: {branch: scalar}. gradient: `exact` or `detached`. remat: keep only the parameters between steps in
-    memory and recompute the rest of each step on the way back.
+    params: {branch: pytree}. batches: pytree of arrays with leading axis S, one slice a step; they get no gradient.
+    step_sizes: {branch: scalar}. gradient: `exact` or `detached`. remat: keep little in memory and compute the rest
+    again on the way back: of `exact` the parameters between steps are kept, of `detached` nothing.
     Returns (final params, (S,) inner losses). Raises UserError for an unknown gradient.
     """
     if gradient not in GRADIENTS:
         raise UserError(f"there is no gradient '{gradient}'; choose one of {', '.join(GRADIENTS)}.")
+    if gradient == "detached" and remat:
+        return _two_passes(inner_loss, params, batches, step_sizes)
 
     def step(params, batch):
         return inner_step(inner_loss, params, batch, step_sizes, gradient)
 
     return jax.lax.scan(jax.checkpoint(step) if remat else step, params, batches)
+
+
+def _two_passes(inner_loss, params, batches, step_sizes):
+    """`unroll`, detached, in memory that does not grow with S.
+
+    What the final parameters pull on passes every step unchanged, so the way back may as well run forwards: it rolls
+    out once more and takes each step's share where it passes (TESLA's two passes).
+    """
+    inner_loss, learned = jax.closure_convert(inner_loss, params, _first(batches))
+
+    def step(params, batch, step_sizes, learned):
+        return inner_step(lambda at, batch: inner_loss(at, batch, *learned), params, batch, step_sizes, "detached")
+
+    @jax.custom_vjp
+    def roll_out(params, batches, step_sizes, learned):
+        return jax.lax.scan(lambda params, batch: step(params, batch, step_sizes, learned), params, batches)
+
+    def backward(arguments, pulls):
+        params, batches, step_sizes, learned = arguments
+        on_final, on_losses = pulls
+
+        def again(carry, now):
+            (params, total), (batch, on_loss) = carry, now
+            (params, _), pull = jax.vjp(functools.partial(step, params, batch), step_sizes, learned)
+            return (params, jax.tree.map(jnp.add, total, pull((on_final, on_loss)))), None
+
+        nothing = jax.tree.map(jnp.zeros_like, (step_sizes, learned))
+        (_, total), _ = jax.lax.scan(again, (params, nothing), (batches, on_losses))
+        return on_final, None, *total
+
+    roll_out.defvjp(lambda *arguments: (roll_out(*arguments), arguments), backward)
+    return roll_out(params, batches, step_sizes, learned)
+
+
+def mean_of_each(function, each):
+    """Means over the leading axis of `each` of the (loss, others) that function(one) returns, one after another.
+
+    Where the loss is differentiated, the gradient by what `function` closes over is summed on the way, so memory is
+    that of one, however many there are. `each` and `others` get no gradient.
+    """
+    function, learned = jax.closure_convert(function, _first(each))
+
+    @jax.custom_vjp
+    def mean(each, learned):
+        return _mean(jax.lax.map(lambda one: function(one, *learned), each))
+
+    def forward(each, learned):
+        def add(total, one):
+            found, gradient = jax.value_and_grad(lambda learned: function(one, *learned), has_aux=True)(learned)
+            return jax.tree.map(jnp.add, total, gradient), found
+
+        total, found = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learned), each)
+        count = len(jax.tree.leaves(each)[0])
+        return _mean(found), jax.tree.map(lambda x: x / count, total)
+
+    def backward(gradient, pulls):
+        return None, jax.tree.map(lambda x: pulls[0] * x, gradient)
+
+    mean.defvjp(forward, backward)
+    return mean(each, learned)
+
+
+def _first(tree):
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def _mean(tree):
+    return jax.tree.map(lambda x: x.mean(0), tree)
 
 
 def squared_distance(a, b):

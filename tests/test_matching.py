@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.matching import matching_loss, minibatches, unroll
+from mdw_jax.matching import matching_loss, mean_of_each, minibatches, unroll
 
 
 def quadratic(params, batch):
@@ -35,8 +35,79 @@ def test_exact_and_detached_step_size_gradients_have_their_closed_forms():
     np.testing.assert_allclose(step_gradient("detached"), -3 * (1 + 0.8 + 0.64), rtol=1e-5)
 
 
-def test_rematerialisation_changes_nothing():
-    np.testing.assert_allclose(step_gradient("exact", remat=True), step_gradient("exact", remat=False), rtol=1e-6)
+@pytest.mark.parametrize("gradient", ["exact", "detached"])
+def test_rematerialisation_changes_nothing(gradient):
+    np.testing.assert_allclose(step_gradient(gradient), step_gradient(gradient, remat=False), rtol=1e-6)
+
+
+WIDTH = 400  # parameters that dwarf the rest: WIDTH^2 floats
+
+
+def network_loss(shared):
+    """A regression by two layers, towards what is learned."""
+
+    def loss(params, rows):
+        hidden = jnp.tanh(shared["x"][rows] @ params["image"]["w"])
+        return jnp.mean((hidden @ params["text"]["w"] - shared["y"][rows]) ** 2)
+
+    return loss
+
+
+def network(key, count: int):
+    """What is learned, and the starts and batches of `count` trajectories of 12 steps."""
+    keys = jax.random.split(key, 4)
+    shared = {"x": jax.random.normal(keys[0], (6, WIDTH)), "y": jax.random.normal(keys[1], (6,))}
+    starts = {"image": {"w": 0.05 * jax.random.normal(keys[2], (count, WIDTH, WIDTH))},
+              "text": {"w": 0.05 * jax.random.normal(keys[3], (count, WIDTH))}}
+    batches = jnp.stack([minibatches(key, 6, 3, 12) for key in jax.random.split(keys[0], count)])
+    return shared, starts, batches
+
+
+def after_unrolls(gradient, shared, starts, batches, mean, remat=True):
+    """Mean over trajectories of how far they end from nothing, and the mean inner losses."""
+    steps = {"image": shared["a"], "text": jnp.float32(0.01)}
+
+    def one(start, batches):
+        final, inner = unroll(network_loss(shared), start, batches, steps, gradient=gradient, remat=remat)
+        return sum(jnp.sum(w**2) for w in jax.tree.leaves(final)), inner
+
+    if mean == "mean_of_each":
+        return mean_of_each(lambda each: one(*each), (starts, batches))
+    losses, inner = jax.vmap(one)(starts, batches)
+    return losses.mean(), inner.mean(0)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "detached"])
+@pytest.mark.parametrize("mean", ["mean_of_each", "vmap"])
+def test_gradients_are_the_same_however_they_are_accumulated(gradient, mean):
+    shared, starts, batches = network(jax.random.key(0), 3)
+    shared["a"] = jnp.float32(0.02)
+
+    def found(*how):
+        return jax.jit(jax.value_and_grad(lambda s: after_unrolls(gradient, s, starts, batches, *how),
+                                          has_aux=True))(shared)
+
+    (loss, inner), by = found(mean)
+    (plain_loss, plain_inner), plain_by = found("vmap", False)
+    np.testing.assert_allclose(loss, plain_loss, rtol=1e-5)
+    np.testing.assert_allclose(inner, plain_inner, rtol=1e-4)
+    for name, values in plain_by.items():
+        np.testing.assert_allclose(by[name], values, rtol=1e-3, atol=1e-4 * float(jnp.abs(values).max()))
+
+
+def memory_of(gradient, trajectories: int, steps: int) -> float:
+    """Of the gradient of trajectories one after another, in units of one network's parameters."""
+    shared, starts, batches = network(jax.random.key(0), trajectories)
+    shared["a"] = jnp.float32(0.02)
+    step = jax.jit(jax.grad(lambda s, starts: after_unrolls(gradient, s, starts, batches[:, :steps],
+                                                            "mean_of_each")[0]))
+    return step.lower(shared, starts).compile().memory_analysis().temp_size_in_bytes / (4 * WIDTH**2)
+
+
+def test_memory_grows_with_inner_steps_of_an_exact_gradient_only_and_never_with_trajectories():
+    assert memory_of("exact", 1, 12) > memory_of("exact", 1, 2) + 8  # parameters between steps are kept
+    assert memory_of("detached", 1, 12) < memory_of("detached", 1, 2) + 0.5
+    assert memory_of("exact", 4, 12) < memory_of("exact", 1, 12) + 2.5  # not another 12 each
 
 
 def test_matching_loss_is_one_at_the_start_and_zero_at_the_target():
