@@ -48,7 +48,7 @@ from mdw_jax.progress import progress
 from mdw_jax.rng import named_generator, named_key
 from mdw_jax.run import run_folder, write_csv
 from mdw_jax.stages.preset import fields, snapshots_kept
-from mdw_jax.towers.dual import DualEncoder, dual_encoder
+from mdw_jax.towers.dual import DualEncoder, JitWith, dual_encoder
 from mdw_jax.towers.tower import Tower
 from mdw_jax.trajectory import open_trajectory, read_snapshot, save_trajectory
 
@@ -145,9 +145,9 @@ def _moved(generator, tree, distance: float):
 
 def outer_gradient(model: DualEncoder, method: Method):
     """Ours: (learned, starts, targets, batches) -> (loss, gradient by all that is learned), jitted."""
-    return jax.jit(jax.value_and_grad(
+    return JitWith(model, lambda model, *arguments: jax.value_and_grad(
         lambda learned, starts, targets, batches: objective(model, method, learned, starts, targets, batches,
-                                                            jax.random.key(0))[0]))
+                                                            jax.random.key(0))[0])(*arguments))
 
 
 def naive_outer_gradient(model: DualEncoder, method: Method):
@@ -157,7 +157,7 @@ def naive_outer_gradient(model: DualEncoder, method: Method):
     """
     soft = soft_loss(method.loss)
 
-    def matching(learned, starts, targets, batches):
+    def matching(learned, model, starts, targets, batches):
         def inner_loss(params, rows):
             logits = model.logits(params, model.inputs(learned["images"][rows]), learned["texts"][rows])
             return soft(logits, correspondence(learned["correspondence"], rows, method.alpha))
@@ -170,7 +170,7 @@ def naive_outer_gradient(model: DualEncoder, method: Method):
 
         return jax.lax.map(trajectory, (starts, targets, batches)).mean()
 
-    return jax.jit(jax.value_and_grad(matching))
+    return JitWith(model, lambda model, learned, *rest: jax.value_and_grad(matching)(learned, model, *rest))
 
 
 # ---- the parts of the bench: (case, PyTorch reference or None, repeats, folder) -> (rows, remarks) -------------------
@@ -312,11 +312,12 @@ def _whole_step(case: Case) -> Program:
     images, texts = (jnp.copy(case.learned[name]) for name in ("images", "texts"))
     state = init_state(jax.random.key(0), case.method, images, texts)
     rest = (case.starts, case.targets, jnp.ones((*images.shape[:3], 1)), jax.random.key(0))
-    call, *costs = _compile(make_outer_step(case.model, case.method), state, *rest)
+    step = make_outer_step(case.model, case.method)
+    costs = _compile(step, state, *rest)
 
     def run():
         nonlocal state  # its buffers are given away at each step
-        state, metrics = call(state, *rest)
+        state, metrics = step(state, *rest)
         jax.block_until_ready(metrics)
 
     return Program(run, *costs)
@@ -343,7 +344,7 @@ def students(case: Case, reference, repeats: int, folder: Path):
     protocol = dataclasses.replace(fields(Protocol, c.evaluate), every=STUDENT_STEPS)
     start, advance = make_trainer(case.model, protocol, case.method.loss, case.method.alpha)
     group = [start(named_key(c.run.seed, "bench", n)) for n in range(STUDENTS)]
-    inputs = jax.jit(case.model.inputs)(learned["images"])
+    inputs = JitWith(case.model, lambda model, images: model.inputs(images))(learned["images"])
     steps = jax.tree.map(jnp.exp, learned["log_steps"])
     arguments = (group, inputs, learned["texts"], learned["correspondence"], steps)
     run = lambda: jax.block_until_ready(advance(*arguments))
@@ -375,12 +376,12 @@ def medians(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float
 
 def compiled(function, *arguments) -> Program:
     """A jitted function, compiled for these arguments."""
-    call, *costs = _compile(function, *arguments)
-    return Program(lambda: jax.block_until_ready(call(*arguments)), *costs)
+    costs = _compile(function, *arguments)
+    return Program(lambda: jax.block_until_ready(function(*arguments)), *costs)
 
 
 def _compile(function, *arguments):
-    """(the compiled function, and of a `Program` all but `run`)."""
+    """Of a `Program` all but `run`; the function's next call finds it compiled."""
     with without_compilation_cache():
         begin = time.perf_counter()
         call = function.lower(*arguments).compile()
@@ -389,8 +390,8 @@ def _compile(function, *arguments):
     memory = found and found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     flops = count_flops(function, *arguments)
     if len(jax.devices()) == 1:
-        return call, seconds, memory, flops
-    return call, seconds, memory, flops, sum(collective_bytes(call.as_text()).values()), _xla_flops(call)
+        return seconds, memory, flops
+    return seconds, memory, flops, sum(collective_bytes(call.as_text()).values()), _xla_flops(call)
 
 
 def _xla_flops(call) -> float | None:

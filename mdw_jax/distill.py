@@ -19,7 +19,7 @@ from mdw_jax.data.augment import augment
 from mdw_jax.losses import soft_loss
 from mdw_jax.matching import matching_loss, mean_of_each, minibatches, unroll
 from mdw_jax.rng import named_key
-from mdw_jax.towers.dual import DualEncoder, side_by_side
+from mdw_jax.towers.dual import DualEncoder, JitWith, side_by_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,12 +138,13 @@ def _blends(key, batches, mix: bool) -> _Blend:
 def make_outer_step(model: DualEncoder, method: Method):
     """The jitted outer step: (state, starts, targets, pixel_weights, key) -> (state, metrics).
 
-    The state's buffers are donated: use the returned one. Where a value is not finite the state is left as it was, and
-    `went_first` of the metrics is its place in `watched`; it is -1 where all are.
+    It has `lower`, as jitted functions do. The state's buffers are donated: use the returned one. Where a value is not
+    finite the state is left as it was, and `went_first` of the metrics is its place in `watched`; it is -1 where all
+    are.
     """
     optimizer = optimizer_of(method)
 
-    def outer_step(state: State, starts, targets, pixel_weights, key):
+    def outer_step(model, state: State, starts, targets, pixel_weights, key):
         by_batch, by_augment = jax.random.split(key)
         pairs, trajectories = len(state.learned["texts"]), len(jax.tree.leaves(starts)[0])
         batches = jnp.stack([minibatches(k, pairs, method.batch, method.inner_steps)
@@ -174,8 +175,22 @@ def make_outer_step(model: DualEncoder, method: Method):
         return new, metrics
 
     if len(jax.devices()) == 1:
-        return jax.jit(outer_step, donate_argnums=0)
-    return _on_all_devices(outer_step)
+        return JitWith(model, outer_step, donate_argnums=1)
+    return _OnAllDevices(model, outer_step)
+
+
+def outer_shapes(model: DualEncoder, method: Method, trajectories: int, images, texts):
+    """Shapes of all arguments of `make_outer_step`'s function, to compile it ahead of its first call:
+    `step.lower(*outer_shapes(...)).compile()`.
+
+    images: shape (M, H, W, C) of the distilled images; texts: that of the texts.
+    """
+    shape = lambda sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(functools.partial(init_state, method=method), key, images=shape(images), texts=shape(texts))
+    snapshots = jax.tree.map(lambda x: shape((trajectories, *x.shape), x.dtype),
+                             jax.eval_shape(model.init, key))
+    return state, snapshots, snapshots, shape((*images[:-1], 1)), key
 
 
 def _finite(tree) -> list:
@@ -192,26 +207,33 @@ def watched(learned, inner_steps: int) -> list[str]:
             *(f"{name}, after the step" for name in names)]
 
 
-def _on_all_devices(outer_step):
+class _OnAllDevices:
     """The jitted outer step with trajectories side by side and mini-batches over what is left; the state is on all."""
 
-    @functools.cache
-    def compiled(trajectories: int):
+    def __init__(self, model: DualEncoder, outer_step):
+        self._model, self._outer_step, self._made = model, outer_step, {}
+
+    def __call__(self, *arguments):
+        return self._through(lambda step: step, *arguments)
+
+    def lower(self, *arguments):
+        """As a jitted function has it: of arrays or of their shapes."""
+        return self._through(lambda step: step.lower, *arguments)
+
+    def _through(self, what, state, starts, targets, *rest):
+        count = len(jax.tree.leaves(starts)[0])
+        devices, step = self._made.get(count) or self._made.setdefault(count, self._make(count))
+        state = mesh.placed(devices, PartitionSpec(), state)
+        starts, targets = (mesh.placed(devices, PartitionSpec(mesh.EACH), tree) for tree in (starts, targets))
+        with jax.set_mesh(devices):
+            return what(step)(state, starts, targets, *rest)
+
+    def _make(self, trajectories: int):
         devices = mesh.mesh_for(trajectories)
-        return devices, jax.jit(outer_step, donate_argnums=0, out_shardings=NamedSharding(devices, PartitionSpec()))
-
-    def through(what):
-        def call(state, starts, targets, *rest):
-            devices, step = compiled(len(jax.tree.leaves(starts)[0]))
-            state = mesh.placed(devices, PartitionSpec(), state)
-            starts, targets = (mesh.placed(devices, PartitionSpec(mesh.EACH), tree) for tree in (starts, targets))
-            with jax.set_mesh(devices):
-                return what(step)(state, starts, targets, *rest)
-        return call
-
-    step = through(lambda step: step)
-    step.lower = through(lambda step: step.lower)  # as a jitted function has it, to look at what is compiled
-    return step
+        # On all devices once, not at every step.
+        model = self._model.with_frozen(mesh.placed(devices, PartitionSpec(), self._model.frozen))
+        return devices, JitWith(model, self._outer_step, donate_argnums=1,
+                                out_shardings=NamedSharding(devices, PartitionSpec()))
 
 
 def schedule(seed: int, set_index: int, step: int, trajectories: int, networks: int, max_start_epoch: int):

@@ -33,7 +33,7 @@ from mdw_jax.experts import Inputs, in_chunks, similarities, to_float
 from mdw_jax.fairness import Gap, Interval
 from mdw_jax.files import digest, write_atomically
 from mdw_jax.page import markdown_table
-from mdw_jax.prepare import Prepared, prepare, student_model
+from mdw_jax.prepare import Prepared, compiled_inputs, prepare, student_model
 from mdw_jax.presets import DISTILLED
 from mdw_jax.progress import progress
 from mdw_jax.retrieval import METRICS
@@ -296,7 +296,7 @@ def _backbone(prepared: Prepared):
     """(B, H, W, C) images -> (B, F) features of the frozen backbone, or of its first weights; those of all of train."""
     model = prepared.model
     if model.mode == "projection":
-        return jax.jit(lambda rows: model.inputs(to_float(rows))), np.asarray(prepared.train_images)
+        return compiled_inputs(model), np.asarray(prepared.train_images)
     params = model.init(jax.random.key(0))["image"]
     forward = jax.jit(lambda rows: model.pool(params, model.feature_map(params, to_float(rows))))
     return forward, np.asarray(in_chunks(forward, prepared.train_images, 100))

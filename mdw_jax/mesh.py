@@ -59,8 +59,10 @@ def rows(x, axes=DATA):
 
 
 def placed(mesh: Mesh, spec: PartitionSpec, tree):
-    """A pytree of host or local arrays, the same in all processes, laid over the mesh."""
+    """A pytree of host or local arrays, the same in all processes, laid over the mesh; or of their shapes."""
     sharding = NamedSharding(mesh, spec)
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree)):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
     if not several_processes():
         return jax.device_put(tree, sharding)
 

@@ -1,6 +1,5 @@
 """What a run would cost, without running it: sizes, operations, memory, time. No data and no weights are opened."""
 
-import functools
 import math
 import sys
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.ceo import pixel_weights
 from mdw_jax.data.registry import image_shape
-from mdw_jax.distill import Method, init_state, make_outer_step
+from mdw_jax.distill import Method, make_outer_step, outer_shapes
 from mdw_jax.errors import UserError
 from mdw_jax.experts import Plan, Recipe, passes
 from mdw_jax.flops import count_flops
@@ -166,11 +165,9 @@ class _Job:
         return passes(self.model(None), self.recipe, 0.0).epoch(one, images, texts, None)
 
     def outer_arguments(self):
-        m, r = self.c.distill.pairs, self.c.distill.trajectories
-        begin = functools.partial(init_state, method=self.method)
-        state = jax.eval_shape(begin, self.key, images=_shape((m, *self.image)), texts=self._texts(m))
-        several = jax.tree.map(lambda x: _shape((r, *x.shape), x.dtype), self.params)
-        return self._frozen(), state, several, several, _shape((m, *self.image[:2], 1)), self.key
+        d = self.c.distill
+        images, texts = (d.pairs, *self.image), (d.pairs, self.c.plan.text_dim)
+        return self._frozen(), *outer_shapes(self.model(None), self.method, d.trajectories, images, texts)
 
     def outer_step(self, backbone, *arguments):
         return make_outer_step(self.model(backbone), self.method)(*arguments)

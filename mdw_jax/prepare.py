@@ -29,7 +29,7 @@ from mdw_jax.rng import named_key
 from mdw_jax.text.encoder import load_text_encoder
 from mdw_jax.text.features import TextFeatures, text_features
 from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.dual import DualEncoder, TextTower, dual_encoder
+from mdw_jax.towers.dual import DualEncoder, JitWith, TextTower, dual_encoder
 from mdw_jax.towers.listen import listening
 from mdw_jax.towers.mobilenet import mobilenet
 from mdw_jax.towers.pretrain import pretrain
@@ -256,6 +256,12 @@ def _embedded(forward, rows, name: str, features: dict, path: Path) -> dict:
     return {**features, name: np.concatenate(done)}
 
 
+@functools.lru_cache(maxsize=8)
+def compiled_inputs(model: DualEncoder):
+    """The jitted function of (B, H, W, C) images, uint8 or float in [0, 1], that gives what `embed_image` takes."""
+    return JitWith(model, lambda model, images: model.inputs(to_float(images)))
+
+
 def image_features(model: DualEncoder, images: dict, cache: Path, key: str) -> dict:
     """Pooled features of the frozen backbone, each split's computed once: {split: (N, F) float32}.
 
@@ -265,7 +271,7 @@ def image_features(model: DualEncoder, images: dict, cache: Path, key: str) -> d
     features = _kept_features(path)
     missing = [name for name in images if name not in features]  # students ask for less than experts
     if missing:
-        forward = jax.jit(lambda rows: model.inputs(to_float(rows)))
+        forward = compiled_inputs(model)
         for name in missing:
             features = _embedded(forward, images[name], name, features, path)
         if not all(np.isfinite(features[name]).all() for name in missing):

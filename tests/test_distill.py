@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.correspondence import correspondence
-from mdw_jax.distill import Method, init_state, make_outer_step, objective, schedule
+from mdw_jax.distill import Method, init_state, make_outer_step, objective, outer_shapes, schedule
 from mdw_jax.losses import soft_loss
 from mdw_jax.matching import minibatches
 from mdw_jax.mesh import stack
@@ -114,6 +114,21 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     after, metrics = outer_step(METHOD, "projection")(state, begin, target, ONES, jax.random.key(4))
     assert not np.isfinite(float(metrics["gradient"]))
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, after))
+
+
+def test_what_is_compiled_ahead_is_what_a_run_calls(caplog):
+    model = MODELS["projection"]
+    step, (begin, target) = make_outer_step(model, OTHER), ends(model)
+    with jax.log_compiles(True), caplog.at_level("WARNING"):
+        step.lower(*outer_shapes(model, OTHER, 2, IMAGES.shape, TEXTS.shape)).compile()
+        assert "Finished XLA compilation" in caplog.text
+        caplog.clear()
+        state, key = start(OTHER), jax.random.key(4)
+        caplog.clear()
+        for _ in range(2):
+            state, _ = step(state, begin, target, ONES, key)
+        assert "Compiling" not in caplog.text and "XLA compilation" not in caplog.text
+    assert int(state.step) == 2
 
 
 def test_pixels_are_clipped_where_asked():

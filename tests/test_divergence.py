@@ -112,7 +112,7 @@ def distilled(shared, tmp_path):
 @pytest.fixture
 def planted(monkeypatch):
     """planted(k): texts become NaN at outer step k, where their learning rate is at least `above`."""
-    make = stage.make_outer_step
+    make = stage._compiled_step
 
     def plant(at, above=0.0):
         def made(model, method):
@@ -122,8 +122,10 @@ def planted(monkeypatch):
                 if int(state.step) == at and method.lr_texts >= above:
                     state = state._replace(learned=nan_at(state.learned, "texts"))
                 return step(state, *rest)
+
+            spoiled.lower = step.lower
             return spoiled
-        monkeypatch.setattr(stage, "make_outer_step", made)
+        monkeypatch.setattr(stage, "_compiled_step", made)
 
     return plant
 

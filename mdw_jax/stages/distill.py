@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,14 @@ import numpy as np
 
 from mdw_jax import ceo, coresets, interrupt
 from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
-from mdw_jax.distill import Method, init_state, make_outer_step, schedule, watched
+from mdw_jax.distill import Method, init_state, make_outer_step, outer_shapes, schedule, watched
 from mdw_jax.distilled import CARD, DistilledSet, load_distilled, save_distilled
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Lesson, Protocol, evaluate
-from mdw_jax.experts import to_float
 from mdw_jax.files import digest, write_json
-from mdw_jax.mesh import agree, is_main, stack, wait
+from mdw_jax.mesh import agree, is_main, several_processes, stack, wait
 from mdw_jax.pictures import nearest_captions
-from mdw_jax.prepare import Prepared
+from mdw_jax.prepare import Prepared, compiled_inputs
 from mdw_jax.presets import CORESETS, DISTILLED
 from mdw_jax.progress import progress
 from mdw_jax.rng import named_generator, named_key
@@ -29,6 +29,7 @@ from mdw_jax.stages import record
 from mdw_jax.stages.coreset import coreset, pairs_asked, real_pairs
 from mdw_jax.stages.experts import experts_stage
 from mdw_jax.stages.preset import Preset, complete, division_of, fields, write_lines
+from mdw_jax.towers.dual import JitWith
 from mdw_jax.trajectory import open_trajectory, read_snapshot
 from mdw_jax.watch import writers
 
@@ -111,10 +112,11 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     `distill.restarts` says. Raises UserError when it may not, or no more.
     """
     c, seed = preset.config, preset.config.run.seed
-    experts = experts_stage(preset, prepared)
+    count = pairs_asked(preset, prepared)
+    with _compiling(preset, prepared, count):
+        experts = experts_stage(preset, prepared)
     trajectories = [open_trajectory(preset.experts / f"net_{n:02d}", key=preset.experts_key)
                     for n in range(experts["networks"])]
-    count = pairs_asked(preset, prepared)
 
     def begin() -> dict:
         """What is checkpointed, at the start."""
@@ -203,10 +205,8 @@ def _outer_steps(preset: Preset, prepared: Prepared, index: int, folder: Path, k
     restarts = int(kept["restarts"])
     method = _slower(fields(Method, c.distill), c.distill.restart_factor ** restarts)
     count = len(kept["state"].learned["texts"])
-    outer_step = make_outer_step(model, method)
-    weigh = jax.jit(lambda params, learned: ceo.pixel_weights(
-        model, params, learned["images"], learned["texts"], learned["correspondence"], alpha=method.alpha,
-        top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
+    outer_step = _compiled_step(model, method)
+    weigh = _pixel_weights(model, method, count)
     state, weights, first = kept["state"], kept["weights"], int(kept["state"].step)
     names = watched(state.learned, method.inner_steps)
     moments = record.moments(c.distill.steps)
@@ -276,6 +276,39 @@ def _outer_steps(preset: Preset, prepared: Prepared, index: int, folder: Path, k
              **({"weights": record.weight_maps(weights)} if method.ceo else {})})
 
 
+# All sets of a preset share what is compiled.
+_compiled_step = functools.lru_cache(maxsize=4)(make_outer_step)
+
+
+@contextlib.contextmanager
+def _compiling(preset: Preset, prepared: Prepared, count: int):
+    """A thread compiles the outer step for `count` pairs meanwhile: on accelerators it and the experts take minutes.
+
+    With several processes it does not: they may have to compile in the same order.
+    """
+    if several_processes():
+        yield
+        return
+    d, model = preset.config.distill, prepared.model
+    images = (count, *prepared.pairs.train.images.shape[1:])
+    texts = jax.eval_shape(model.text_inputs, prepared.captions.train[:1]).shape
+    method = fields(Method, d)
+    step, shapes = _compiled_step(model, method), outer_shapes(model, method, d.trajectories, images,
+                                                               (count, *texts[1:]))
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(lambda: step.lower(*shapes).compile())
+        yield
+        done.result()
+
+
+@functools.lru_cache(maxsize=4)
+def _pixel_weights(model, method: Method, count: int):
+    """The jitted function (params, learned) -> CEO's weights of the pixels of `count` images."""
+    return JitWith(model, lambda model, params, learned: ceo.pixel_weights(
+        model, params, learned["images"], learned["texts"], learned["correspondence"], alpha=method.alpha,
+        top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
+
+
 def _ahead(make, numbers: range):
     """Yield (n, make(n)) for each number, while a thread makes the next one."""
     with ThreadPoolExecutor(1) as pool:
@@ -294,6 +327,6 @@ def _as_set(learned, method: Method) -> DistilledSet:
 
 def lesson_of(model, distilled: DistilledSet) -> Lesson:
     """A set as students with this model's image tower see it."""
-    inputs = jax.jit(lambda rows: model.inputs(to_float(rows)))(jnp.asarray(distilled.images))
+    inputs = compiled_inputs(model)(jnp.asarray(distilled.images))
     p = {name: jnp.asarray(value) for name, value in distilled.correspondence.items()}
     return Lesson(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss, distilled.alpha)

@@ -31,7 +31,7 @@ from mdw_jax.towers.tower import Tower
 MODES = ("projection", "full")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DualEncoder:
     """Pure functions of one dual encoder; see the module docstring.
 
@@ -40,6 +40,8 @@ class DualEncoder:
     embed_image: (params["image"], inputs) -> (B, D), unit length. embed_text: (params["text"], texts) -> (B, D), unit.
     feature_map: (params["image"], images) -> the backbone's last map; pool: (params["image"], map) -> (B, F);
     embed_map: (params["image"], map) -> (B, D), unit length: the rest of the way; grid: map -> (B, h, w, F).
+    frozen: the arrays in these functions that nothing trains, and with_frozen: arrays of the same shapes -> the model
+    with them instead; see `JitWith`.
     """
 
     mode: str
@@ -53,10 +55,32 @@ class DualEncoder:
     pool: Callable[[Any, Any], Any]
     embed_map: Callable[[Any, Any], Any]
     grid: Callable[[Any], Any]
+    frozen: Any
+    with_frozen: Callable[[Any], "DualEncoder"]
 
     def logits(self, params, inputs, texts):
         """`s_ij = cos(f_v(v_i), f_t(t_j)) / tau`: (B, B)."""
         return self.embed_image(params["image"], inputs) @ self.embed_text(params["text"], texts).T / self.tau
+
+
+class JitWith:
+    """`jax.jit` of `function(model, *arguments)`, to be called with the arguments alone; `lower` likewise.
+
+    What the model has frozen goes in as an argument (number 0 for the options that count them). As constants of the
+    program a backbone's weights would be folded by XLA, written to the compilation cache, and copied into each program
+    that uses them.
+    """
+
+    def __init__(self, model: DualEncoder, function, **options):
+        self._frozen = model.frozen
+        self._jitted = jax.jit(lambda frozen, *rest: function(model.with_frozen(frozen), *rest), **options)
+
+    def __call__(self, *arguments):
+        return self._jitted(self._frozen, *arguments)
+
+    def lower(self, *arguments):
+        """As a jitted function has it: of arrays or of their shapes."""
+        return self._jitted.lower(self._frozen, *arguments)
 
 
 def side_by_side(model: DualEncoder) -> bool:
@@ -144,5 +168,11 @@ def dual_encoder(tower: Tower, backbone, text_dim: int, *, mode: str, dim: int, 
             return unit(head.apply({"params": params}, texts))
         return unit(head.apply({"params": params["head"]}, text_tower.encode(params["encoder"], texts)))
 
+    def with_frozen(frozen):
+        text = text_tower and text_tower._replace(params=frozen["text"])
+        return dual_encoder(tower, frozen["backbone"], text_dim, mode=mode, dim=dim, image_head=image_head, tau=tau,
+                            text_tower=text, dtype=dtype)
+
+    frozen = {"backbone": backbone if mode == "projection" else None, "text": text_tower and text_tower.params}
     return DualEncoder(mode, tau, init, inputs, text_inputs, embed_image, embed_text, feature_map, pool, embed_map,
-                       tower.grid)
+                       tower.grid, frozen, with_frozen)

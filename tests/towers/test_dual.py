@@ -5,7 +5,7 @@ import pytest
 
 from mdw_jax.errors import UserError
 from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.dual import dual_encoder, unit
+from mdw_jax.towers.dual import JitWith, dual_encoder, unit
 
 SHAPE = (16, 16, 3)
 IMAGES = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype(np.float32)
@@ -48,6 +48,15 @@ def test_the_projection_head_is_the_peers_formula():
 
 def test_unit_has_a_finite_gradient_at_zero():
     assert jnp.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros((1, 3)))).all()
+
+
+def test_what_is_frozen_is_an_argument_of_the_program_and_no_constant_in_it():
+    model = build("projection")
+    features = JitWith(model, lambda model, images: model.inputs(images))
+    np.testing.assert_allclose(features(IMAGES), model.inputs(IMAGES), atol=1e-5)
+    as_constants = jax.jit(model.inputs).lower(IMAGES).as_text()
+    weights = sum(x.size for x in jax.tree.leaves(model.frozen))
+    assert len(as_constants) - len(features.lower(IMAGES).as_text()) > 4 * weights  # hexadecimal digits
 
 
 def test_user_errors():
