@@ -232,7 +232,7 @@ def expert_step(case: Case, reference, repeats: int, folder: Path):
     if reference and (recipe.debias or {recipe.clean_loss, recipe.tolerant_loss} - set(reference.LABEL_LOSSES)):
         remarks.append("the PyTorch reference does not know this recipe's losses: no ratio for expert steps.")
     elif reference:
-        data = {"images": images, "texts": texts, "image_rows": plan.pixels, "text_rows": plan.captions,
+        data = {"images": images, "texts": texts, "image_rows": plan.images, "text_rows": plan.captions,
                 "clean": plan.clean, "tolerant": plan.tolerant}
         data |= {"said_images": said[0], "said_texts": said[1]} if said else {}
         theirs = functools.partial(

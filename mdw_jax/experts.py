@@ -32,7 +32,6 @@ from mdw_jax.certificate import debiased
 from mdw_jax.checkpoint import restore
 from mdw_jax.data.augment import augment
 from mdw_jax.data.lazy import LazyImages
-from mdw_jax.data.loader import Meter, batches
 from mdw_jax.division import divide, division_quality
 from mdw_jax.errors import UserError
 from mdw_jax.losses import agreement, infonce, label_loss, pair_losses, shuffled_losses
@@ -40,6 +39,7 @@ from mdw_jax.mesh import for_each, replicated, rows
 from mdw_jax.rate import Rate, estimate_rate
 from mdw_jax.retrieval import METRICS, recalls
 from mdw_jax.rng import named_generator, named_key
+from mdw_jax.streaming import chunks, in_chunks, streamed_epochs
 from mdw_jax.towers.conv import on_cpu
 from mdw_jax.towers.dual import DualEncoder, side_by_side
 
@@ -76,9 +76,6 @@ class Recipe:
     rescale_step: bool
 
 
-SLAB = 8  # steps of a streamed epoch whose pixels are on the device together
-
-
 class Inputs(NamedTuple):
     """One split as a model sees it.
 
@@ -94,8 +91,8 @@ class Inputs(NamedTuple):
 class Plan(NamedTuple):
     """One epoch, each (steps, B).
 
-    rows: which pair. images, captions: what it pairs. pixels: where that image stands among those at hand (the same as
-    `images`, unless they are streamed). unrelated: a caption of another batch. clean, tolerant: weights of the tracks.
+    rows: which pair. images, captions: what it pairs. pixels: that image itself, (steps, B, H, W, C), if they are
+    streamed; None if they are all at hand. unrelated: a caption of another batch. clean, tolerant: weights of the tracks.
     """
 
     rows: Any
@@ -158,18 +155,6 @@ def to_float(images):
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-def in_chunks(function, rows, size: int = 500, start: int = 0):
-    """`function` over slices of the rows from `start` on, results put together; the host sees one call a slice.
-
-    What is streamed (`LazyImages`) is decoded while the device works on the slice before.
-    """
-    starts = range(start, len(rows), size)
-    if isinstance(rows, LazyImages):
-        slices = (np.arange(i, min(i + size, len(rows))) for i in starts)
-        return jnp.concatenate([function(part) for part in batches(rows, slices)])
-    return jnp.concatenate([function(rows[i : i + size]) for i in starts])
-
-
 class Passes(NamedTuple):
     """The compiled functions of one model; `for_all` applies the per-network ones to a list of networks."""
 
@@ -209,7 +194,8 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
 
         def step(carry, scanned):
             (params, state, (average, count)), (now, key) = carry, scanned
-            x = rows(augment(key, to_float(images[now.pixels]), recipe.augment))
+            pixels = images[now.images] if now.pixels is None else now.pixels
+            x = rows(augment(key, to_float(pixels), recipe.augment))
             said = teacher and (teacher[0][now.images], teacher[1][now.captions])
             (loss, right), grads = jax.value_and_grad(batch_loss, has_aux=True)(
                 params, x, rows(texts[now.captions]), texts[now.unrelated], now.clean, now.tolerant, said
@@ -259,7 +245,7 @@ def plan_epoch(generator, image_of, batch: int, clean, tolerant, captions) -> Pl
     order = generator.permutation(len(image_of))[: steps * batch].reshape(steps, batch)
     pick = lambda values, dtype: jnp.asarray(np.asarray(values)[order], dtype)
     images, captions = pick(image_of, jnp.int32), pick(captions, jnp.int32)
-    return Plan(jnp.asarray(order), images, images, captions, jnp.roll(captions, 1, axis=0), pick(clean, jnp.float32),
+    return Plan(jnp.asarray(order), images, None, captions, jnp.roll(captions, 1, axis=0), pick(clean, jnp.float32),
                 pick(tolerant, jnp.float32))
 
 
@@ -341,8 +327,9 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
     averages, steps = list(params), jnp.float32(0)
     states = [run.optimizer.init(p) for p in params]
     pairs, image_of = len(train.image_of), np.asarray(train.image_of)
+    train = train._replace(texts=replicated(train.texts))
     if not isinstance(train.images, LazyImages):
-        train = train._replace(images=replicated(train.images), texts=replicated(train.texts))
+        train = train._replace(images=replicated(train.images))
     own_captions = np.arange(pairs)
     first, params, states, averages, steps, snapshots, best, log, probability, right = _taken_up(
         shelf.load(name), Generation(0, params, states, averages, steps, [[p] for p in params], list(params), [],
@@ -398,9 +385,7 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                    taught[n] if guided and teachers is None else None) for n in nets]
         common = taught[0] if guided and teachers is not None else None
         if isinstance(train.images, LazyImages):
-            meters = [Meter() for _ in mapped]
-            results = [streamed_epoch(run.epoch, one, train.images, train.texts, common, meter)
-                       for one, meter in zip(mapped, meters, strict=True)]
+            results, meters = streamed_epochs(run.epoch, mapped, train.images, train.texts, common)
         else:
             results = run.for_all(run.epoch, mapped, train.images, train.texts, common)
         params, states = [r[0][0] for r in results], [r[0][1] for r in results]
@@ -449,28 +434,6 @@ def _taken_up(saved: dict | None, start: Generation, keep: int) -> Generation:
     except (KeyError, ValueError):  # another version's
         return start
     return found._replace(epoch=epoch, log=json.loads(found.log.tobytes()))
-
-
-def streamed_epoch(epoch, one, images: LazyImages, texts, common_teacher, meter: Meter):
-    """`epoch` of one network in slabs of a few steps, each with the pixels that it needs and no others.
-
-    The same steps on the same pairs as from memory: what is decoded ahead is a matter of time alone, which `meter`
-    measures.
-    """
-    carry, plan, keys, own_teacher = one
-    steps, batch = plan.rows.shape
-    starts = range(0, steps, SLAB)
-    wanted = np.asarray(plan.images)
-    losses, right = [], []
-    slabs = batches(images, (wanted[i : i + SLAB].ravel() for i in starts), meter=meter)
-    for start, pixels in zip(starts, slabs, strict=True):
-        part = jax.tree.map(lambda x: x[start : start + SLAB], plan)
-        part = part._replace(pixels=jnp.arange(len(pixels), dtype=jnp.int32).reshape(-1, batch))
-        carry, loss, found = _jit(epoch)((carry, part, keys[start : start + SLAB], own_teacher), pixels, texts,
-                                               common_teacher)
-        losses.append(np.asarray(loss))  # waits for the device, so that the meter tells whose time it is
-        right.append(np.asarray(found))
-    return carry, np.concatenate(losses), np.concatenate(right)
 
 
 def _nearest(teacher, image_of, clean, k: int):
@@ -539,18 +502,24 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
 
 def embeddings(model: DualEncoder, params, data: Inputs):
     """Unit embeddings of all images (N, D) and of all captions (K, D)."""
-    image = _jit(_embedder(model, "image"))
-    v = in_chunks(lambda rows: image(params["image"], rows), data.images)
-    text = _jit(_embedder(model, "text"))
-    return v, in_chunks(lambda rows: text(params["text"], rows), data.texts)
+    return embeddings_of_all(model, [params], data)[0]
 
 
 def embeddings_of_all(model: DualEncoder, networks: list, data: Inputs) -> list[tuple]:
-    """`embeddings` of each network; together where that is faster and images are not streamed."""
-    if isinstance(data.images, LazyImages) or (on_cpu() and len(jax.devices()) == 1):
-        return [embeddings(model, params, data) for params in networks]
-    return list(zip(*(for_each(_whole_embedder(model, branch), [params[branch] for params in networks], data_of)
-                      for branch, data_of in (("image", data.images), ("text", data.texts))), strict=True))
+    """`embeddings` of each network; together where that is faster. Images that are streamed are decoded once for all."""
+    together = len(networks) > 1 and not (on_cpu() and len(jax.devices()) == 1)
+
+    def embedded(branch, of):
+        branches = [params[branch] for params in networks]
+        embed = _jit(_embedder(model, branch))
+        if isinstance(of, LazyImages):
+            parts = chunks(lambda rows: [embed(params, rows) for params in branches], of)
+            return [jnp.concatenate(own) for own in zip(*parts, strict=True)]
+        if together:
+            return for_each(_whole_embedder(model, branch), branches, of)
+        return [in_chunks(lambda rows: embed(params, rows), of) for params in branches]
+
+    return list(zip(embedded("image", data.images), embedded("text", data.texts), strict=True))
 
 
 @functools.lru_cache(maxsize=64)

@@ -29,7 +29,7 @@ from mdw_jax.data.pairs import Pairs
 from mdw_jax.distilled import load_distilled
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Protocol, evaluate
-from mdw_jax.experts import Inputs, in_chunks, similarities, to_float
+from mdw_jax.experts import Inputs, similarities, to_float
 from mdw_jax.fairness import Gap, Interval
 from mdw_jax.files import digest, write_atomically
 from mdw_jax.page import markdown_table
@@ -43,6 +43,7 @@ from mdw_jax.stages import Preset, distill_stage, evaluate_stage, experts_stage,
 from mdw_jax.stages.distill import lesson_of
 from mdw_jax.stages.evaluate import named_seed
 from mdw_jax.stages.preset import fields
+from mdw_jax.streaming import in_chunks
 from mdw_jax.towers.dual import DualEncoder
 from mdw_jax.trajectory import is_finished, open_trajectory, read_snapshot
 

@@ -37,18 +37,20 @@ def for_each(function, trees: list, *shared) -> list:
     `function` must be one object from call to call, or it is compiled again. shared: what is large is put on all
     devices beforehand (`replicated`), or it is sent there at every call.
     """
-    axes = (0, *(None for _ in shared))
+    run = all_of(function, len(shared))
     if len(jax.devices()) == 1:
-        return unstack(_vmapped(function, axes, None)(stack(trees), *shared), len(trees))
+        return unstack(run(stack(trees), *shared), len(trees))
     mesh = mesh_for(len(trees))
     with jax.set_mesh(mesh):
-        found = _vmapped(function, axes, EACH)(placed(mesh, PartitionSpec(EACH), stack(trees)), *shared)
+        found = run(placed(mesh, PartitionSpec(EACH), stack(trees)), *shared)
     return unstack(local(found), len(trees))
 
 
 @functools.lru_cache(maxsize=64)
-def _vmapped(function, axes, name):
-    return jax.jit(jax.vmap(function, in_axes=axes, spmd_axis_name=name))
+def all_of(function, shared: int):
+    """The jitted function(trees, *shared) of trees stacked on their leading axis, which lies on the axis `each`."""
+    name = EACH if len(jax.devices()) > 1 else None
+    return jax.jit(jax.vmap(function, in_axes=(0, *[None] * shared), spmd_axis_name=name))
 
 
 def rows(x, axes=DATA):

@@ -157,7 +157,7 @@ class _Job:
             said = (_shape((c.plan.images, width)), _shape((c.plan.captions, width)))
         optimizer = jax.eval_shape(lambda p: passes(self.model(None), self.recipe, 0.0).optimizer.init(p), self.params)
         carry = (self.params, optimizer, (self.params, _shape(())))
-        plan = Plan(rows, rows, rows, rows, rows, weights, weights)
+        plan = Plan(rows, rows, None, rows, rows, weights, weights)
         dtype = jnp.float32 if c.model.mode == "projection" else jnp.uint8
         return (carry, plan, keys, said), _shape(images, dtype), self._texts(c.plan.captions)
 

@@ -21,11 +21,12 @@ from mdw_jax.data.registry import load, settings_of
 from mdw_jax.data.scenes import scenes
 from mdw_jax.data.structured import dulled
 from mdw_jax.errors import UserError
-from mdw_jax.experts import Inputs, in_chunks, to_float
+from mdw_jax.experts import Inputs, to_float
 from mdw_jax.extend import is_path, made_by
 from mdw_jax.files import digest, write_atomically
 from mdw_jax.hub import read_tensors
 from mdw_jax.rng import named_key
+from mdw_jax.streaming import chunks
 from mdw_jax.text.encoder import load_text_encoder
 from mdw_jax.text.features import TextFeatures, text_features
 from mdw_jax.towers.convnet import convnet
@@ -242,17 +243,14 @@ def _embedded(forward, rows, name: str, features: dict, path: Path) -> dict:
     features, part = dict(features), f"{name}.part"
     done = [features.pop(part)] if part in features else []
 
-    def embed(some):
-        interrupt.check()
-        done.append(np.asarray(forward(some)))
-        return done[-1]
-
     def keep():
         if done:
             _keep_features(path, {**features, part: np.concatenate(done)})
 
     with interrupt.keeping(keep):
-        in_chunks(embed, rows, 100, start=sum(map(len, done)))
+        for found in chunks(forward, rows, 100, start=sum(map(len, done))):
+            done.append(np.asarray(found))
+            interrupt.check()
     return {**features, name: np.concatenate(done)}
 
 

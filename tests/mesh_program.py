@@ -1,11 +1,14 @@
 """Run by test_mesh.py in processes of their own, on 1, 2 or 8 virtual devices, in one process or two."""
 
+import functools
+import io
 import os
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 jax.config.update("jax_disable_most_optimizations", True)
 port, process, processes, out = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -14,6 +17,8 @@ if processes > 1:
 
 from mdw_jax import mesh  # noqa: E402
 from mdw_jax.config import base  # noqa: E402
+from mdw_jax.data.decoding import Encoded  # noqa: E402
+from mdw_jax.data.lazy import LazyImages  # noqa: E402
 from mdw_jax.distill import Method, init_state, make_outer_step  # noqa: E402
 from mdw_jax.errors import UserError  # noqa: E402
 from mdw_jax.evaluate import Lesson, Protocol, evaluate  # noqa: E402
@@ -60,6 +65,34 @@ def main(mode):
             "students": scored.params, "log": [row["val_r_mean"] for row in trained.log]}
 
 
+def streamed():
+    """Experts of pictures that are decoded when asked for, and how many of them this process decoded."""
+    c = base()
+    c.update_from_flattened_dict({
+        "experts.count": 1, "experts.epochs": 2, "experts.batch": 16, "experts.warmup": 1, "experts.scouts": 0,
+        "experts.recovery_start": 1})
+    c = preset_config(c, "mdw")
+    generator = np.random.default_rng(0)
+    pixels, decoded = generator.integers(256, size=(86, 8, 8, 3), dtype=np.uint8), []
+
+    def read(n):
+        decoded.append(n)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels[n]).save(buffer, "png")
+        return buffer.getvalue()
+
+    lazy = LazyImages([Encoded(str(n), functools.partial(read, n)) for n in range(86)], 8)
+    model = dual_encoder(convnet((8, 8, 3), (4,), (10,)), None, 6, mode="full", dim=8)
+    train, val = (Inputs(images, jnp.asarray(generator.normal(size=(n, 6)), jnp.float32), np.arange(n))
+                  for images, n in ((lazy, 86), (jnp.asarray(pixels[:16]), 16)))
+    trained = train_experts(model, train, val, fields(Recipe, c.experts), count=1, seed=0, keep=2)
+    # Where devices are many, each of the two networks has its own; a process needs one of them, or half of each.
+    wanted = 2 * 2 * 80 // processes
+    said = 86 // processes + 8  # the teachers look at all pictures once, rounded up to whole rows for all devices
+    assert len(decoded) <= wanted + said, (len(decoded), wanted, said)
+    return {"experts": [snapshots[2] for snapshots in trained.snapshots], "right": trained.right.astype(np.float32)}
+
+
 def agreeing():
     """What only process 0 decides is heard by all, its mistakes too."""
     assert mesh.agree(lambda: {"who": jax.process_index(), "word": "ä"}) == {"who": 0, "word": "ä"}
@@ -77,7 +110,7 @@ def agreeing():
 
 
 agreeing()
-found = {mode: main(mode) for mode in ("projection", "full")}
+found = {mode: main(mode) for mode in ("projection", "full")} | {"streamed": streamed()}
 assert len(jax.devices()) == int(os.environ["EXPECTED_DEVICES"])
 if mesh.is_main():
     leaves = jax.tree_util.tree_leaves_with_path(found)

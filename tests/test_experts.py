@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdw_jax import experts
+from mdw_jax import experts, streaming
 from mdw_jax.config import RECIPES, base, resolve
 from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.lazy import LazyImages
@@ -237,7 +237,7 @@ def test_full_mode_on_pixels():
 
 
 def test_streamed_pictures_train_the_same_experts(monkeypatch):
-    monkeypatch.setattr(experts, "SLAB", 2)  # several slabs an epoch, the last one short
+    monkeypatch.setattr(streaming, "SLAB", 2)  # several slabs an epoch, the last one short
     pairs, val, mismatched = planted(0.4)
     pixels = np.random.default_rng(3).integers(0, 256, (TRAIN, 8, 8, 3), dtype=np.uint8)
 

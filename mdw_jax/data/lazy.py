@@ -15,8 +15,8 @@ class LazyImages:
     """N encoded images that index like an (N, size, size, 3) uint8 array: `images[rows]` decodes those rows.
 
     form: what they become instead of pictures of `size`.
-    rows: an int, a slice, or a 1-D array of ints (negative ones count from the end) or of N bools; the result is a
-    numpy array. `threads` threads decode (None: one a core); the result does not depend on how many.
+    rows: an int, a slice, or an array of ints (negative ones count from the end) or of N bools; the result is a numpy
+    array. `threads` threads decode (None: one a core); the result does not depend on how many.
     `np.asarray(images)` decodes all of them.
     Raises UserError if images asked for cannot be decoded or are not the bytes that `Encoded.sum` says.
     """
@@ -37,7 +37,7 @@ class LazyImages:
             return self[np.array([rows])][0]
         rows = np.arange(len(self))[rows]  # numpy's own reading of slices, signs and masks, and its IndexErrors
         if rows.ndim != 1:
-            raise IndexError("index LazyImages by an int, a slice or a 1-D array")
+            return self[rows.ravel()].reshape(*rows.shape, *self.shape[1:])
         rows, place = np.unique(rows, return_inverse=True)  # captions of one image ask for it several times
         images = [self._images[row] for row in rows]
         pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)

@@ -48,8 +48,7 @@ def batches(images, index_batches: Iterable[np.ndarray], *, prefetch: int = 2,
 
     images: an array or `LazyImages`. index_batches: arrays of rows; may be endless.
     prefetch: at most this many batches are decoded, or being decoded, that were not asked for yet.
-    to_device: puts uint8 pixels (B, H, W, C) where they are used; it runs in the background too. With several
-      processes: `functools.partial(jax.make_array_from_process_local_data, sharding)`.
+    to_device: puts uint8 pixels (B, H, W, C) where they are used; it runs in the background too.
     meter: filled while batches are taken.
 
     The thread behind it starts with the first batch and ends with the last, with an error, which is raised where its
@@ -70,7 +69,7 @@ def _batches(images, index_batches, prefetch, to_device, meter):
                 room.acquire()
                 if closed.is_set():
                     return
-                ready.put((len(rows), to_device(images[rows]), None))
+                ready.put((rows.size, to_device(images[rows]), None))
             ready.put((0, end, None))
         except BaseException as error:  # whatever it is, the consumer must not wait for ever
             ready.put((0, end, error))
@@ -96,17 +95,3 @@ def _batches(images, index_batches, prefetch, to_device, meter):
         closed.set()
         room.release()
         thread.join()
-
-
-def host_rows(n: int, process_index: int, process_count: int) -> np.ndarray:
-    """The rows of 0..n-1 that one of several processes reads: a contiguous block, sizes differing by one at most.
-
-    Blocks, so that each process touches only its own shards. The blocks of all processes make up 0..n-1.
-    Processes that step together must take equally many batches: n // process_count rows each.
-    Raises UserError if there is no such process, or a row for each is missing.
-    """
-    if not 0 <= process_index < process_count:
-        raise UserError(f"there is no process {process_index} of {process_count}.")
-    if n < process_count:
-        raise UserError(f"{n} rows cannot be split over {process_count} processes; use fewer.")
-    return np.arange(n * process_index // process_count, n * (process_index + 1) // process_count)

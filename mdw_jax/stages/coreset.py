@@ -7,11 +7,12 @@ import numpy as np
 from mdw_jax import coresets
 from mdw_jax.distilled import DistilledSet
 from mdw_jax.errors import UserError
-from mdw_jax.experts import embeddings, in_chunks, to_float
+from mdw_jax.experts import embeddings, to_float
 from mdw_jax.prepare import Prepared
 from mdw_jax.rng import named_generator
 from mdw_jax.stages.experts import experts_stage
 from mdw_jax.stages.preset import Preset, stored_array
+from mdw_jax.streaming import in_chunks
 from mdw_jax.trajectory import open_trajectory, read_snapshot
 
 

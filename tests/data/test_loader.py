@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mdw_jax.data.loader import Meter, batches, host_rows
+from mdw_jax.data.loader import Meter, batches
 from mdw_jax.errors import UserError
 
 
@@ -88,17 +88,3 @@ def test_a_dropped_iterator_stops_its_thread():
 def test_prefetch_is_positive():
     with pytest.raises(UserError, match="prefetch must be at least 1 batch, not 0"):
         batches(Slow(), [], prefetch=0)
-
-
-@pytest.mark.parametrize("n, count", [(10, 1), (10, 3), (7, 7), (1001, 8)])
-def test_host_rows_cover_evenly(n, count):
-    shares = [host_rows(n, i, count) for i in range(count)]
-    np.testing.assert_array_equal(np.concatenate(shares), np.arange(n))
-    assert {len(share) for share in shares} <= {n // count, n // count + 1}
-
-
-@pytest.mark.parametrize("wrong, message", [((10, 2, 2), "no process 2 of 2"), ((10, -1, 2), "no process -1"),
-                                            ((2, 0, 3), "2 rows cannot be split over 3")])
-def test_host_rows_that_cannot_be(wrong, message):
-    with pytest.raises(UserError, match=message):
-        host_rows(*wrong)
