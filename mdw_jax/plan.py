@@ -71,7 +71,7 @@ def plan(c: ConfigDict, preset: str = "mdw") -> dict[str, str]:
     e, d = c.experts, c.distill
     distils = preset in DISTILLED and preset not in CORESETS
     with as_on_accelerator(p.device != "cpu"):
-        job = _Job(c)
+        job = Job(c)
         sizes = job.sizes()
         step = _Cost.of(job.expert_step, job.expert_arguments(), p.compile)
         outer = _Cost.of(job.outer_step, job.outer_arguments(), p.compile) if distils else None
@@ -120,7 +120,7 @@ class _Cost(NamedTuple):
         return f"{_scaled(self.flops, 1000, ' KMGTPEZ')}FLOP{memory}"
 
 
-class _Job:
+class Job:
     """The computations of a config, as functions of shapes alone."""
 
     def __init__(self, c: ConfigDict):
