@@ -138,9 +138,9 @@ def _blends(key, batches, mix: bool) -> _Blend:
 def make_outer_step(model: DualEncoder, method: Method):
     """The jitted outer step: (state, starts, targets, pixel_weights, key) -> (state, metrics).
 
-    It has `lower`, as jitted functions do. The state's buffers are donated: use the returned one. Where a value is not
-    finite the state is left as it was, and `went_first` of the metrics is its place in `watched`; it is -1 where all
-    are.
+    It has `lower` and `trace`, as jitted functions do. The state's buffers are donated: use the returned one. Where a
+    value is not finite the state is left as it was, and `went_first` of the metrics is its place in `watched`; it is -1
+    where all are.
     """
     optimizer = optimizer_of(method)
 
@@ -220,11 +220,16 @@ class _OnAllDevices:
         """As a jitted function has it: of arrays or of their shapes."""
         return self._through(lambda step: step.lower, *arguments)
 
+    def trace(self, *arguments):
+        """Likewise."""
+        return self._through(lambda step: step.trace, *arguments)
+
     def _through(self, what, state, starts, targets, *rest):
         count = len(jax.tree.leaves(starts)[0])
         devices, step = self._made.get(count) or self._made.setdefault(count, self._make(count))
         state = mesh.placed(devices, PartitionSpec(), state)
         starts, targets = (mesh.placed(devices, PartitionSpec(mesh.EACH), tree) for tree in (starts, targets))
+        rest = mesh.placed(devices, PartitionSpec(), rest)
         with jax.set_mesh(devices):
             return what(step)(state, starts, targets, *rest)
 

@@ -35,7 +35,7 @@ from mdw_jax.data.lazy import LazyImages
 from mdw_jax.division import divide, division_quality
 from mdw_jax.errors import UserError
 from mdw_jax.losses import agreement, infonce, label_loss, pair_losses, shuffled_losses
-from mdw_jax.mesh import for_each, replicated, rows
+from mdw_jax.mesh import for_each, jitted, replicated, rows
 from mdw_jax.rate import Rate, estimate_rate
 from mdw_jax.retrieval import METRICS, recalls
 from mdw_jax.rng import named_generator, named_key
@@ -91,7 +91,7 @@ class Inputs(NamedTuple):
 class Plan(NamedTuple):
     """One epoch, each (steps, B).
 
-    rows: which pair. images, captions: what it pairs. pixels: that image itself, (steps, B, H, W, C), if they are
+    rows: which pair. images, captions: what it pairs. pixels: that image itself, (steps, B, ...), if they are
     streamed; None if they are all at hand. unrelated: a caption of another batch. clean, tolerant: weights of the tracks.
     """
 
@@ -213,12 +213,12 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
         """Apply function(one network's, *shared) to each entry of the list `mapped`."""
         if side_by_side(model):
             return for_each(function, mapped, *shared)
-        return [_jit(function)(one, *shared) for one in mapped]
+        return [jitted(function)(one, *shared) for one in mapped]
 
     return Passes(
         optimizer, for_all,
         lambda one, *shared: epoch(*one, *shared),
-        _jit(_pair_loss(model.tau)),
+        jitted(_pair_loss(model.tau)),
     )
 
 
@@ -230,9 +230,6 @@ def _pair_loss(tau: float):
         return jax.lax.map(batch, (images, captions))
 
     return pair_loss
-
-
-_jit = functools.lru_cache(maxsize=64)(jax.jit)  # one a function, so that nothing is traced twice
 
 
 def plan_epoch(generator, image_of, batch: int, clean, tolerant, captions) -> Plan:
@@ -492,7 +489,7 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
                               rate=0.0, mismatched=None, on_epoch=lambda *_: None, shelf=shelf)
         said = embeddings_of_all(model, trained.best, Inputs(train.images, train.texts[judge], None))
         both = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
-        find = functools.partial(_all_pair_losses, _jit(_pair_loss(model.tau)), both, image_of[judge],
+        find = functools.partial(_all_pair_losses, jitted(_pair_loss(model.tau)), both, image_of[judge],
                                  recipe.batch, seed, f"rate {side}")
         observed.append(find()[0])
         null.append(find(mismatch=True)[0])
@@ -507,12 +504,13 @@ def embeddings(model: DualEncoder, params, data: Inputs):
 
 def embeddings_of_all(model: DualEncoder, networks: list, data: Inputs) -> list[tuple]:
     """`embeddings` of each network; together where that is faster. Images that are streamed are decoded once for all."""
-    together = len(networks) > 1 and not (on_cpu() and len(jax.devices()) == 1)
+    together = len(jax.devices()) > 1 or (len(networks) > 1 and not on_cpu())
 
     def embedded(branch, of):
         branches = [params[branch] for params in networks]
-        embed = _jit(_embedder(model, branch))
+        embed = jitted(_embedder(model, branch))
         if isinstance(of, LazyImages):
+            branches = replicated(branches)
             parts = chunks(lambda rows: [embed(params, rows) for params in branches], of)
             return [jnp.concatenate(own) for own in zip(*parts, strict=True)]
         if together:
@@ -552,5 +550,5 @@ def _embedder(model, branch):
 
 def scores(model: DualEncoder, networks: list, data: Inputs) -> np.ndarray:
     """Recalls of each network on one split: (networks, 7) in the order of `retrieval.METRICS`."""
-    recall = lambda v, t: np.asarray(_jit(recalls)(v @ t.T, data.image_of))
+    recall = lambda v, t: np.asarray(jitted(recalls)(v @ t.T, data.image_of))
     return np.stack([recall(v, t) for v, t in embeddings_of_all(model, networks, data)])

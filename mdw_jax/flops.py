@@ -14,9 +14,11 @@ def count_flops(function, *arguments) -> int:
 
     arguments: arrays or `jax.ShapeDtypeStruct`s, in pytrees. Elementwise operations are left out: they are few, and
     bound by memory. A `while_loop` counts once and a `cond` as its dearest branch, for want of anything better.
+    A function with `trace` (a jitted one) is counted as that traces it.
     Products with padding, and with the zeros that a convolution is dilated with, are not counted.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    traced = function.trace(*arguments).jaxpr if hasattr(function, "trace") else jax.make_jaxpr(function)(*arguments)
+    return _count(traced.jaxpr)
 
 
 def _count(jaxpr) -> int:

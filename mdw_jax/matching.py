@@ -36,7 +36,8 @@ def unroll(inner_loss, params, batches, step_sizes, *, gradient: str = "exact", 
     """S inner steps.
 
     inner_loss: (params, batch) -> scalar; it may close over the distilled data that is being learned.
-    params: {branch: pytree}. batches: pytree of arrays with leading axis S, one slice a step; they get no gradient.
+    params: {branch: pytree}. batches: pytree of arrays with leading axis S, one slice a step; not to be
+    differentiated by.
     step_sizes: {branch: scalar}. gradient: `exact` or `detached`. remat: keep little in memory and compute the rest
     again on the way back: of `exact` the parameters between steps are kept, of `detached` nothing.
     Returns (final params, (S,) inner losses). Raises UserError for an unknown gradient.
@@ -58,30 +59,31 @@ def _two_passes(inner_loss, params, batches, step_sizes):
     What the final parameters pull on passes every step unchanged, so the way back may as well run forwards: it rolls
     out once more and takes each step's share where it passes (TESLA's two passes).
     """
-    inner_loss, learned = jax.closure_convert(inner_loss, params, _first(batches))
+    inner_loss, learned, others = _opened(inner_loss, params, _first(batches))
 
-    def step(params, batch, step_sizes, learned):
-        return inner_step(lambda at, batch: inner_loss(at, batch, *learned), params, batch, step_sizes, "detached")
+    def step(params, batch, others, step_sizes, learned):
+        loss = lambda at, batch: inner_loss(learned, others, at, batch)
+        return inner_step(loss, params, batch, step_sizes, "detached")
 
     @jax.custom_vjp
-    def roll_out(params, batches, step_sizes, learned):
-        return jax.lax.scan(lambda params, batch: step(params, batch, step_sizes, learned), params, batches)
+    def roll_out(params, batches, others, step_sizes, learned):
+        return jax.lax.scan(lambda params, batch: step(params, batch, others, step_sizes, learned), params, batches)
 
     def backward(arguments, pulls):
-        params, batches, step_sizes, learned = arguments
+        params, batches, others, step_sizes, learned = arguments
         on_final, on_losses = pulls
 
         def again(carry, now):
             (params, total), (batch, on_loss) = carry, now
-            (params, _), pull = jax.vjp(functools.partial(step, params, batch), step_sizes, learned)
+            (params, _), pull = jax.vjp(functools.partial(step, params, batch, others), step_sizes, learned)
             return (params, jax.tree.map(jnp.add, total, pull((on_final, on_loss)))), None
 
         nothing = jax.tree.map(jnp.zeros_like, (step_sizes, learned))
         (_, total), _ = jax.lax.scan(again, (params, nothing), (batches, on_losses))
-        return on_final, None, *total
+        return on_final, None, None, *total
 
     roll_out.defvjp(lambda *arguments: (roll_out(*arguments), arguments), backward)
-    return roll_out(params, batches, step_sizes, learned)
+    return roll_out(params, batches, others, step_sizes, learned)
 
 
 def mean_of_each(function, each):
@@ -90,15 +92,15 @@ def mean_of_each(function, each):
     Where the loss is differentiated, the gradient by what `function` closes over is summed on the way, so memory is
     that of one, however many there are. `each` and `others` get no gradient.
     """
-    function, learned = jax.closure_convert(function, _first(each))
+    function, learned, others = _opened(function, _first(each))
 
     @jax.custom_vjp
-    def mean(each, learned):
-        return _mean(jax.lax.map(lambda one: function(one, *learned), each))
+    def mean(each, others, learned):
+        return _mean(jax.lax.map(lambda one: function(learned, others, one), each))
 
-    def forward(each, learned):
+    def forward(each, others, learned):
         def add(total, one):
-            found, gradient = jax.value_and_grad(lambda learned: function(one, *learned), has_aux=True)(learned)
+            found, gradient = jax.value_and_grad(function, has_aux=True)(learned, others, one)
             return jax.tree.map(jnp.add, total, gradient), found
 
         total, found = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learned), each)
@@ -106,10 +108,31 @@ def mean_of_each(function, each):
         return _mean(found), jax.tree.map(lambda x: x / count, total)
 
     def backward(gradient, pulls):
-        return None, jax.tree.map(lambda x: pulls[0] * x, gradient)
+        return None, None, jax.tree.map(lambda x: pulls[0] * x, gradient)
 
     mean.defvjp(forward, backward)
-    return mean(each, learned)
+    return mean(each, others, learned)
+
+
+def _opened(function, *example):
+    """(function(learned, others, *arguments), learned, others): what `function` closes over, handed in as arguments.
+
+    learned: the floats that are being traced, by which it can be differentiated; others: all else of that kind. A
+    `custom_vjp` may close over neither. (`jax.closure_convert` leaves integers where they are, and keeps all of it
+    alive.)
+    """
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*example)
+    floats = [isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.inexact) for x in traced.consts]
+    parts = {kind: [x for x, is_float in zip(traced.consts, floats, strict=True) if is_float == kind]
+             for kind in (True, False)}
+
+    def opened(learned, others, *arguments):
+        sides = {True: iter(learned), False: iter(others)}
+        consts = [next(sides[is_float]) for is_float in floats]
+        found = jax.core.eval_jaxpr(traced.jaxpr, consts, *jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(shapes), found)
+
+    return opened, parts[True], parts[False]
 
 
 def _first(tree):

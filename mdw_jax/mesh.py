@@ -46,6 +46,9 @@ def for_each(function, trees: list, *shared) -> list:
     return unstack(local(found), len(trees))
 
 
+jitted = functools.lru_cache(maxsize=64)(jax.jit)  # one a function, so that nothing is traced twice
+
+
 @functools.lru_cache(maxsize=64)
 def all_of(function, shared: int):
     """The jitted function(trees, *shared) of trees stacked on their leading axis, which lies on the axis `each`."""
@@ -120,6 +123,17 @@ def is_main() -> bool:
 def wait() -> None:
     """Until all processes are here: what process 0 wrote before is there for all after it."""
     agree(lambda: None)
+
+
+def all_well(error: UserError | None) -> None:
+    """Raises in all processes if any of them comes with an error: its own, or a word of another's."""
+    failed = [error is not None]
+    if several_processes():
+        failed = multihost_utils.process_allgather(np.array(error is not None)).ravel().tolist()
+    if error is not None:
+        raise error
+    if any(failed):
+        raise UserError(f"process {failed.index(True)} stopped, and all others with it; see what it says.")
 
 
 def agree(decide):

@@ -25,6 +25,7 @@ from mdw_jax.experts import Inputs, to_float
 from mdw_jax.extend import is_path, made_by
 from mdw_jax.files import digest, write_atomically
 from mdw_jax.hub import read_tensors
+from mdw_jax.mesh import replicated
 from mdw_jax.rng import named_key
 from mdw_jax.streaming import chunks
 from mdw_jax.text.encoder import load_text_encoder
@@ -269,7 +270,9 @@ def image_features(model: DualEncoder, images: dict, cache: Path, key: str) -> d
     features = _kept_features(path)
     missing = [name for name in images if name not in features]  # students ask for less than experts
     if missing:
-        forward = compiled_inputs(model)
+        streamed = any(isinstance(images[name], LazyImages) for name in missing)
+        # Those are embedded on all devices: what is frozen goes there once.
+        forward = compiled_inputs(model.with_frozen(replicated(model.frozen)) if streamed else model)
         for name in missing:
             features = _embedded(forward, images[name], name, features, path)
         if not all(np.isfinite(features[name]).all() for name in missing):

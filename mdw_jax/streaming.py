@@ -13,13 +13,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mdw_jax.data.lazy import LazyImages
 from mdw_jax.data.loader import Meter, batches
-from mdw_jax.mesh import DATA, EACH, all_of, local, mesh_for, placed, stack, unstack
+from mdw_jax.errors import UserError
+from mdw_jax.mesh import DATA, EACH, all_of, all_well, jitted, local, mesh_for, placed, stack, unstack
 
 SLAB = 8  # steps of an epoch whose pixels are on the devices together
 
 
 def chunks(function, rows, size: int = 500, start: int = 0):
-    """Yield `function` of the rows from `start` on, `size` at a time: a jitted one, arrays with a row for each."""
+    """Yield `function` of the rows from `start` on, `size` at a time.
+
+    function: jitted, or a few of them; its result is a pytree of arrays with a row for each of those that came. With
+    several devices and streamed rows, what else it takes is best `replicated`.
+    """
     slices = [np.arange(i, min(i + size, len(rows))) for i in range(start, len(rows), size)]
     if not isinstance(rows, LazyImages):
         yield from (function(rows[part[0] : part[-1] + 1]) for part in slices)
@@ -31,6 +36,7 @@ def chunks(function, rows, size: int = 500, start: int = 0):
         full = [np.pad(part, (0, -len(part) % mesh.size), "edge") for part in slices]
         spread = _Spread(rows, mesh, PartitionSpec(DATA))
         for part, pixels in zip(slices, batches(spread, full, to_device=_there), strict=True):
+            spread.check()
             with jax.set_mesh(mesh):
                 found = local(function(pixels))
             yield jax.tree.map(lambda x, n=len(part): x[:n], found)
@@ -46,7 +52,8 @@ def streamed_epochs(epoch, networks: list, images: LazyImages, texts, common_tea
 
     networks: (carry, plan, keys, own teacher) each. The same steps on the same pairs as from memory: what is decoded
     ahead is a matter of time alone, which the meters measure. One device takes network after network; several take all
-    of them together. Returns (what `epoch` returns, of each; the meter of each).
+    of them together, and the one meter counts the pairs of all. Returns (what `epoch` returns, of each; the meter of
+    each). Raises UserError in all processes where one of them cannot read its pictures.
     """
     if len(jax.devices()) == 1:
         meters = [Meter() for _ in networks]
@@ -60,7 +67,7 @@ def _alone(epoch, one, images, texts, common_teacher, meter: Meter):
     carry, plan, keys, own_teacher = one
     wanted = np.asarray(plan.images)
     starts = range(0, len(wanted), SLAB)
-    run = _jit(epoch)
+    run = jitted(epoch)
     losses, right = [], []
     for start, pixels in zip(starts, batches(images, (wanted[i : i + SLAB] for i in starts), meter=meter), strict=True):
         part = jax.tree.map(lambda x: x[start : start + SLAB], plan)._replace(pixels=pixels)
@@ -84,6 +91,7 @@ def _together(epoch, networks, images, texts, common_teacher, meter: Meter):
     losses, right = [], []
     slabs = batches(spread, (wanted[:, i : i + SLAB] for i in starts), to_device=_there, meter=meter)
     for start, pixels in zip(starts, slabs, strict=True):
+        spread.check()
         part = jax.tree.map(lambda x: x[:, start : start + SLAB], plan)
         part, now = (placed(mesh, PartitionSpec(EACH), tree) for tree in (part, keys[:, start : start + SLAB]))
         with jax.set_mesh(mesh):
@@ -101,15 +109,28 @@ def _there(array):
 
 
 class _Spread:
-    """`LazyImages` whose `[rows]` are laid over a mesh: rows of any shape -> a global array of that shape's pixels."""
+    """`LazyImages` whose `[rows]` are laid over a mesh: rows of any shape -> a global array of that shape's pixels.
+
+    A picture that cannot be read is known to the process alone that wanted it, and the others would wait for ever for
+    what it has to send: `check` is where all of them stop.
+    """
 
     def __init__(self, images: LazyImages, mesh, spec: PartitionSpec):
-        self._images, self._sharding = images, NamedSharding(mesh, spec)
+        self._images, self._sharding, self._error = images, NamedSharding(mesh, spec), None
+
+    def check(self) -> None:
+        """Raises UserError in all processes if a picture that was asked for could not be read in any of them."""
+        all_well(self._error)
 
     def __getitem__(self, rows):
         @functools.cache  # for devices that hold the same rows
         def decoded(*places):
-            return self._images[rows[tuple(slice(*place) for place in places)]]
+            mine = rows[tuple(slice(*place) for place in places)]
+            try:
+                return self._images[mine]
+            except UserError as error:
+                self._error = error
+                return np.zeros((*mine.shape, *self._images.shape[1:]), np.uint8)
 
         def pixels(index):
             return decoded(*((part.start, part.stop) for part in index[: rows.ndim]))
@@ -117,4 +138,3 @@ class _Spread:
         return jax.make_array_from_callback((*rows.shape, *self._images.shape[1:]), self._sharding, pixels)
 
 
-_jit = functools.lru_cache(maxsize=64)(jax.jit)  # one a function, so that nothing is traced twice

@@ -1,7 +1,9 @@
 """Run by test_mesh.py in processes of their own, on 1, 2 or 8 virtual devices, in one process or two."""
 
+import contextlib
 import functools
 import io
+import logging
 import os
 import sys
 
@@ -19,7 +21,7 @@ from mdw_jax import mesh  # noqa: E402
 from mdw_jax.config import base  # noqa: E402
 from mdw_jax.data.decoding import Encoded  # noqa: E402
 from mdw_jax.data.lazy import LazyImages  # noqa: E402
-from mdw_jax.distill import Method, init_state, make_outer_step  # noqa: E402
+from mdw_jax.distill import Method, init_state, make_outer_step, outer_shapes  # noqa: E402
 from mdw_jax.errors import UserError  # noqa: E402
 from mdw_jax.evaluate import Lesson, Protocol, evaluate  # noqa: E402
 from mdw_jax.experts import Inputs, Recipe, train_experts  # noqa: E402
@@ -36,7 +38,7 @@ def main(mode):
         "experts.recovery_start": 1, "distill.pairs": 8, "distill.inner_steps": 2, "distill.batch": 4,
         "distill.trajectories": 2, "distill.rank": 2, "distill.ceo": False, "distill.optimizer": "sgd",
         "evaluate.steps": 4, "evaluate.every": 2, "evaluate.batch": 8, "evaluate.lr_scales": (1.0,),
-        "evaluate.students": 2})
+        "evaluate.students": 2, "distill.gradient": "detached" if mode == "projection" else "exact"})
     c = preset_config(c, "mdw")
     generator = np.random.default_rng(0)
     split = lambda n: Inputs(jnp.asarray(generator.integers(256, size=(n, 8, 8, 3)), jnp.uint8),
@@ -52,10 +54,14 @@ def main(mode):
     images, texts = generator.uniform(size=(8, 8, 8, 3)), generator.normal(size=(8, 6))
     state, step = init_state(jax.random.key(2), method, images, texts), make_outer_step(model, method)
     starts, targets = (mesh.stack([trained.snapshots[n][at] for n in (0, 1)]) for at in (0, 2))
-    losses = []
-    for n in range(2):
-        state, metrics = step(state, starts, targets, np.ones((8, 8, 8, 1), np.float32), jax.random.key(n))
-        losses.append(float(metrics["loss"]))
+    if processes == 1:
+        step.lower(*outer_shapes(model, method, 2, images.shape, texts.shape)).compile()
+    losses, weights = [], mesh.replicated(jnp.ones((8, 8, 8, 1)))
+    with compiling() as compiled:
+        for n in range(2):
+            state, metrics = step(state, starts, targets, weights, jax.random.key(n))
+            losses.append(float(metrics["loss"]))
+    assert processes > 1 or not any("outer_step" in line for line in compiled), compiled
     learned = jax.tree.map(np.asarray, state.learned)
     inputs = jnp.asarray(learned["images"]) if mode == "full" else jax.jit(model.inputs)(learned["images"])
     lesson = Lesson(inputs, jnp.asarray(learned["texts"]), learned["correspondence"],
@@ -65,11 +71,22 @@ def main(mode):
             "students": scored.params, "log": [row["val_r_mean"] for row in trained.log]}
 
 
+@contextlib.contextmanager
+def compiling():
+    """A list that says what is compiled within."""
+    said, handler = [], logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("jax").addHandler(handler)
+    with jax.log_compiles(True):
+        yield said
+    logging.getLogger("jax").removeHandler(handler)
+
+
 def streamed():
     """Experts of pictures that are decoded when asked for, and how many of them this process decoded."""
     c = base()
     c.update_from_flattened_dict({
-        "experts.count": 1, "experts.epochs": 2, "experts.batch": 16, "experts.warmup": 1, "experts.scouts": 0,
+        "experts.count": 1, "experts.epochs": 2, "experts.batch": 18, "experts.warmup": 1, "experts.scouts": 0,
         "experts.recovery_start": 1})
     c = preset_config(c, "mdw")
     generator = np.random.default_rng(0)
@@ -87,9 +104,18 @@ def streamed():
                   for images, n in ((lazy, 86), (jnp.asarray(pixels[:16]), 16)))
     trained = train_experts(model, train, val, fields(Recipe, c.experts), count=1, seed=0, keep=2)
     # Where devices are many, each of the two networks has its own; a process needs one of them, or half of each.
-    wanted = 2 * 2 * 80 // processes
+    wanted = 2 * 2 * 72 // processes
     said = 86 // processes + 8  # the teachers look at all pictures once, rounded up to whole rows for all devices
     assert len(decoded) <= wanted + said, (len(decoded), wanted, said)
+    for at in (0, 85):  # pictures of the first process and of the last
+        broken = LazyImages([Encoded(str(n), functools.partial(read, n) if n != at else lambda: b"no picture")
+                             for n in range(86)], 8)
+        try:
+            train_experts(model, train._replace(images=broken), val, fields(Recipe, c.experts), count=1, seed=0, keep=2)
+        except UserError as error:
+            assert "cannot be decoded" in str(error) or "and all others with it" in str(error), error
+        else:
+            raise AssertionError("a picture that is none was learned from")
     return {"experts": [snapshots[2] for snapshots in trained.snapshots], "right": trained.right.astype(np.float32)}
 
 

@@ -103,9 +103,13 @@ def test_medians_of_turns_there_and_back():
 def test_no_ratio_for_outputs_that_differ():
     wanted = {"loss": np.float32(2), "images": np.ones((3, 4))}
     close, off = ({**wanted, "images": wanted["images"] * factor} for factor in (1.002, 1.01))
-    assert agreement("x", "y", close, wanted)[0] and not agreement("x", "y", off, wanted)[0]
+    assert agreement("x", "y", close, wanted, 0)[0] and not agreement("x", "y", off, wanted, 0.001)[0]
+    agree, said = agreement("x", "y", off, wanted, 0.004)
+    assert agree and "rounding moves ours by 0.004" in said
+    agree, said = agreement("x", "y", off, wanted, 0.2)
+    assert not agree and "rounding alone moves ours by 0.2" in said
     assert difference(off, wanted) == (pytest.approx(0.01), "images")
-    assert not agreement("x", "y", {**wanted, "loss": np.nan}, wanted)[0]
+    assert not agreement("x", "y", {**wanted, "loss": np.nan}, wanted, np.nan)[0]
     assert difference({"a": np.ones(2)}, {"a": np.zeros(2)})[0] > 1  # nothing to be relative to
     with pytest.raises(ValueError, match="not the same outputs"):
         difference({"loss": 2.0}, wanted)

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +96,33 @@ def test_gradients_are_the_same_however_they_are_accumulated(gradient, mean):
     np.testing.assert_allclose(inner, plain_inner, rtol=1e-4)
     for name, values in plain_by.items():
         np.testing.assert_allclose(by[name], values, rtol=1e-3, atol=1e-4 * float(jnp.abs(values).max()))
+
+
+def test_inner_losses_may_close_over_anything():
+    """Integers that are traced, and arrays that nobody keeps."""
+    table = jnp.array([[0, 2], [1, 0]])
+    learned = jnp.arange(3.0)
+
+    def loss(learned, order, gradient):
+        inner = lambda params, row: sum(jnp.sum((p - learned[order[row]]) ** 2) for p in jax.tree.leaves(params))
+        steps = {"image": jnp.float32(0.1), "text": jnp.float32(0.2)}
+        final, inner = unroll(inner, START, jnp.array([1, 0, 1]), steps, gradient=gradient)
+        return sum(jnp.sum(w**2) for w in jax.tree.leaves(final)) + inner.sum()
+
+    def by_each(learned, gradient):
+        return mean_of_each(lambda order: (loss(learned, order, gradient), 0.0), table)[0]
+
+    for gradient in ("exact", "detached"):
+        plain = sum(jax.grad(loss)(learned, order, gradient) for order in table) / 2
+        side_by_side = jax.grad(lambda x: jax.vmap(lambda order: loss(x, order, gradient))(table).mean())
+        for found in (jax.jit(side_by_side)(learned), jax.jit(jax.grad(lambda x: by_each(x, gradient)))(learned)):
+            np.testing.assert_allclose(found, plain, rtol=1e-5)
+    array = jnp.arange(3.0) + 1
+    kept = weakref.ref(array)
+    jax.grad(loss)(array, table[0], "detached")
+    del array
+    gc.collect()
+    assert kept() is None
 
 
 def memory_of(gradient, trajectories: int, steps: int) -> float:

@@ -282,11 +282,11 @@ _compiled_step = functools.lru_cache(maxsize=4)(make_outer_step)
 
 @contextlib.contextmanager
 def _compiling(preset: Preset, prepared: Prepared, count: int):
-    """A thread compiles the outer step for `count` pairs meanwhile: on accelerators it and the experts take minutes.
+    """While experts are trained, a thread compiles the outer step for `count` pairs: on accelerators both take minutes.
 
     With several processes it does not: they may have to compile in the same order.
     """
-    if several_processes():
+    if several_processes() or complete(preset.experts / "experts.json", preset.experts_key) is not None:
         yield
         return
     d, model = preset.config.distill, prepared.model
@@ -295,10 +295,10 @@ def _compiling(preset: Preset, prepared: Prepared, count: int):
     method = fields(Method, d)
     step, shapes = _compiled_step(model, method), outer_shapes(model, method, d.trajectories, images,
                                                                (count, *texts[1:]))
+    # Leaving waits for the thread, come what may: a process that ends while XLA compiles crashes.
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(lambda: step.lower(*shapes).compile())
+        pool.submit(lambda: step.lower(*shapes).compile())  # what it cannot compile fails when it is called
         yield
-        done.result()
 
 
 @functools.lru_cache(maxsize=4)

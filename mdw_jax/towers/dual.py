@@ -40,8 +40,8 @@ class DualEncoder:
     embed_image: (params["image"], inputs) -> (B, D), unit length. embed_text: (params["text"], texts) -> (B, D), unit.
     feature_map: (params["image"], images) -> the backbone's last map; pool: (params["image"], map) -> (B, F);
     embed_map: (params["image"], map) -> (B, D), unit length: the rest of the way; grid: map -> (B, h, w, F).
-    frozen: the arrays in these functions that nothing trains, and with_frozen: arrays of the same shapes -> the model
-    with them instead; see `JitWith`.
+    frozen: the arrays that these functions close over (the frozen backbone, the text encoder as it was loaded), and
+    with_frozen: arrays of the same shapes -> the model with them instead; see `JitWith`.
     """
 
     mode: str
@@ -64,7 +64,7 @@ class DualEncoder:
 
 
 class JitWith:
-    """`jax.jit` of `function(model, *arguments)`, to be called with the arguments alone; `lower` likewise.
+    """`jax.jit` of `function(model, *arguments)`, to be called with the arguments alone; `lower` and `trace` likewise.
 
     What the model has frozen goes in as an argument (number 0 for the options that count them). As constants of the
     program a backbone's weights would be folded by XLA, written to the compilation cache, and copied into each program
@@ -73,7 +73,12 @@ class JitWith:
 
     def __init__(self, model: DualEncoder, function, **options):
         self._frozen = model.frozen
-        self._jitted = jax.jit(lambda frozen, *rest: function(model.with_frozen(frozen), *rest), **options)
+
+        def program(frozen, *arguments):
+            return function(model.with_frozen(frozen), *arguments)
+
+        program.__name__ = function.__name__  # what profiles and logs call it
+        self._jitted = jax.jit(program, **options)
 
     def __call__(self, *arguments):
         return self._jitted(self._frozen, *arguments)
@@ -81,6 +86,10 @@ class JitWith:
     def lower(self, *arguments):
         """As a jitted function has it: of arrays or of their shapes."""
         return self._jitted.lower(self._frozen, *arguments)
+
+    def trace(self, *arguments):
+        """Likewise."""
+        return self._jitted.trace(self._frozen, *arguments)
 
 
 def side_by_side(model: DualEncoder) -> bool:

@@ -28,7 +28,8 @@ def blobs():
 
 
 @pytest.mark.parametrize("rows", [3, -1, np.int64(2), slice(None), slice(1, 6, 2), slice(5, 99), [0], [],
-                                  [6, 0, 0, 3, -2], np.array([4, 4, 1], np.int32), np.arange(7) > 4, jnp.array([2, 5])])
+                                  [6, 0, 0, 3, -2], np.array([4, 4, 1], np.int32), np.arange(7) > 4, jnp.array([2, 5]),
+                                  np.array([[4, 0], [4, 1], [-1, 6]])])
 def test_indexing_is_numpys(blobs, rows):
     lazy, eager = LazyImages(_stored(blobs), 8, threads=3), np.stack([decode(blob, 8) for blob in blobs])
     rows = np.array(rows, int) if isinstance(rows, list) else rows
