@@ -42,7 +42,7 @@ from mdw_jax.losses import soft_loss
 from mdw_jax.matching import GRADIENTS, matching_loss, minibatches, unroll
 from mdw_jax.mesh import stack
 from mdw_jax.page import markdown_table
-from mdw_jax.prepare import tower_without_weights
+from mdw_jax.prepare import compiled_inputs, tower_without_weights
 from mdw_jax.presets import preset_config
 from mdw_jax.progress import progress
 from mdw_jax.rng import named_generator, named_key
@@ -145,9 +145,10 @@ def _moved(generator, tree, distance: float):
 
 def outer_gradient(model: DualEncoder, method: Method):
     """Ours: (learned, starts, targets, batches) -> (loss, gradient by all that is learned), jitted."""
-    return JitWith(model, lambda model, *arguments: jax.value_and_grad(
-        lambda learned, starts, targets, batches: objective(model, method, learned, starts, targets, batches,
-                                                            jax.random.key(0))[0])(*arguments))
+    def matching(model, learned, starts, targets, batches):
+        return objective(model, method, learned, starts, targets, batches, jax.random.key(0))[0]
+
+    return JitWith(model, jax.value_and_grad(matching, argnums=1))
 
 
 def naive_outer_gradient(model: DualEncoder, method: Method):
@@ -157,7 +158,7 @@ def naive_outer_gradient(model: DualEncoder, method: Method):
     """
     soft = soft_loss(method.loss)
 
-    def matching(learned, model, starts, targets, batches):
+    def matching(model, learned, starts, targets, batches):
         def inner_loss(params, rows):
             logits = model.logits(params, model.inputs(learned["images"][rows]), learned["texts"][rows])
             return soft(logits, correspondence(learned["correspondence"], rows, method.alpha))
@@ -170,7 +171,7 @@ def naive_outer_gradient(model: DualEncoder, method: Method):
 
         return jax.lax.map(trajectory, (starts, targets, batches)).mean()
 
-    return JitWith(model, lambda model, learned, *rest: jax.value_and_grad(matching)(learned, model, *rest))
+    return JitWith(model, jax.value_and_grad(matching, argnums=1))
 
 
 # ---- the parts of the bench: (case, PyTorch reference or None, repeats, folder) -> (rows, remarks) -------------------
@@ -244,11 +245,14 @@ def expert_step(case: Case, reference, repeats: int, folder: Path):
             # How far they moved: parameters themselves are mostly where they began.
             return {"losses": losses, **_moves(begin, new, "new"), **_moves(begin, average, "average")}
 
-        (new, _, (average, _)), losses, _ = ours.run()
-        found, near = outputs(params, new, average, losses), _rounded(params)
-        (new, _, (average, _)), losses, _ = epoch(((near, carry[1], (near, carry[2][1])), plan, keys, said), *shared)
+        def ours_from(begin):
+            _, state, (_, count) = carry
+            (new, _, (average, _)), losses, _ = epoch(((begin, state, (begin, count)), plan, keys, said), *shared)
+            return outputs(begin, new, average, losses)
+
+        found = ours_from(params)
         agree, remark = agreement("expert steps", _TORCH, found, outputs(params, *theirs()),
-                                  difference(found, outputs(near, new, average, losses))[0])
+                                  difference(found, ours_from(_rounded(params)))[0])
         remarks.append(remark)
         if agree:
             programs[_TORCH] = Program(theirs)
@@ -269,16 +273,16 @@ def outer_step(case: Case, reference, repeats: int, folder: Path):
     whole = _whole_step(case)
     programs = {(f"outer step, {case.method.gradient}", "ours"): whole}
     for gradient in GRADIENTS:
-        what = f"outer gradient, {gradient}"
-        for who, program, outputs in _contestants(case, gradient, reference):
-            if who == "ours":
-                found, rounding = outputs
-            else:
-                agree, said = agreement(what, who, found, outputs, rounding)
-                remarks.append(said)
-                if not agree:
-                    continue
-            programs[what, who] = program
+        what, method = f"outer gradient, {gradient}", dataclasses.replace(case.method, gradient=gradient)
+        function, arguments = outer_gradient(case.model, method), _outer_arguments(case)
+        programs[what, "ours"] = compiled(function, *arguments)
+        found, rounded = (_outputs(*function(*given)) for given in (arguments, _rounded(arguments)))
+        rounding, _ = difference(found, rounded)
+        for who, program, outputs in _references(case, method, reference):
+            agree, said = agreement(what, who, found, outputs, rounding)
+            remarks.append(said)
+            if agree:
+                programs[what, who] = program
     seconds = medians({name: program.run for name, program in programs.items()}, repeats)
     for (what, who), program in programs.items():
         ours = programs[what, "ours"]
@@ -293,27 +297,21 @@ def outer_step(case: Case, reference, repeats: int, folder: Path):
     return rows, remarks
 
 
-def _contestants(case: Case, gradient: str, reference):
-    """Yield (who, program, {name: output}): ours first, then the naive loop and PyTorch where there are any.
+def _outer_arguments(case: Case):
+    return case.learned, case.starts, case.targets, case.batches
 
-    Ours comes with how far rounding moves it: the difference to what comes of `_rounded` arguments.
-    """
-    method = dataclasses.replace(case.method, gradient=gradient)
-    arguments = (case.learned, case.starts, case.targets, case.batches)
-    entries = {"ours": outer_gradient}
+
+def _outputs(loss, gradients) -> dict:
+    return {"loss": loss, **_flat(gradients)}
+
+
+def _references(case: Case, method: Method, reference):
+    """Yield (who, program, {name: output}) for the naive loop, in `projection` mode, and for PyTorch, if it is there."""
     if case.model.mode == "projection":
-        entries[_NAIVE] = naive_outer_gradient
-    for who, make in entries.items():
-        function = make(case.model, method)
-        program = compiled(function, *arguments)
-        outputs = lambda found: {"loss": found[0], **_flat(found[1])}
-        found = outputs(program.run())
-        if who == "ours":
-            yield who, program, (found, difference(found, outputs(function(*_rounded(arguments))))[0])
-        else:
-            yield who, program, found
+        program = compiled(naive_outer_gradient(case.model, method), *_outer_arguments(case))
+        yield _NAIVE, program, _outputs(*program.run())
     if reference:
-        problem, settings = torch_problem(case, reference), torch_settings(case, reference, gradient)
+        problem, settings = torch_problem(case, reference), torch_settings(case, reference, method.gradient)
         tensors = reference.Problem(*map(reference.to_torch, problem))
         run = functools.partial(reference.outer_gradient, tensors, settings)
         loss, gradients = run()
@@ -357,7 +355,7 @@ def students(case: Case, reference, repeats: int, folder: Path):
     protocol = dataclasses.replace(fields(Protocol, c.evaluate), every=STUDENT_STEPS)
     start, advance = make_trainer(case.model, protocol, case.method.loss, case.method.alpha)
     group = [start(named_key(c.run.seed, "bench", n)) for n in range(STUDENTS)]
-    inputs = JitWith(case.model, lambda model, images: model.inputs(images))(learned["images"])
+    inputs = compiled_inputs(case.model)(learned["images"])
     steps = jax.tree.map(jnp.exp, learned["log_steps"])
     arguments = (group, inputs, learned["texts"], learned["correspondence"], steps)
     run = lambda: jax.block_until_ready(advance(*arguments))

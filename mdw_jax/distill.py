@@ -211,7 +211,8 @@ class _OnAllDevices:
     """The jitted outer step with trajectories side by side and mini-batches over what is left; the state is on all."""
 
     def __init__(self, model: DualEncoder, outer_step):
-        self._model, self._outer_step, self._made = model, outer_step, {}
+        self._model, self._outer_step = model, outer_step
+        self._made = functools.cache(self._make)
 
     def __call__(self, *arguments):
         return self._through(lambda step: step, *arguments)
@@ -225,8 +226,7 @@ class _OnAllDevices:
         return self._through(lambda step: step.trace, *arguments)
 
     def _through(self, what, state, starts, targets, *rest):
-        count = len(jax.tree.leaves(starts)[0])
-        devices, step = self._made.get(count) or self._made.setdefault(count, self._make(count))
+        devices, step = self._made(len(jax.tree.leaves(starts)[0]))
         state = mesh.placed(devices, PartitionSpec(), state)
         starts, targets = (mesh.placed(devices, PartitionSpec(mesh.EACH), tree) for tree in (starts, targets))
         rest = mesh.placed(devices, PartitionSpec(), rest)

@@ -17,7 +17,6 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,11 +28,11 @@ from mdw_jax.data.pairs import Pairs
 from mdw_jax.distilled import load_distilled
 from mdw_jax.errors import UserError
 from mdw_jax.evaluate import Protocol, evaluate
-from mdw_jax.experts import Inputs, similarities, to_float
+from mdw_jax.experts import Inputs, similarities
 from mdw_jax.fairness import Gap, Interval
 from mdw_jax.files import digest, write_atomically
 from mdw_jax.page import markdown_table
-from mdw_jax.prepare import Prepared, compiled_inputs, prepare, student_model
+from mdw_jax.prepare import Prepared, backbone_features, prepare, student_model
 from mdw_jax.presets import DISTILLED
 from mdw_jax.progress import progress
 from mdw_jax.retrieval import METRICS
@@ -269,7 +268,7 @@ def _numbers(found: Interval) -> dict:
 def _representation(attributes, presets, prepared: Prepared, settings: ConfigDict, seed: int) -> list[dict]:
     """The rows of real data, of val as a control, and of every preset's sets."""
     train, val = prepared.pairs.train, prepared.pairs.val
-    forward, real = _backbone(prepared)
+    forward, real = backbone_features(prepared)
     near_images = lambda features: fairness.nearest(features, real, settings.neighbours)
     near_texts = lambda features: fairness.nearest(features, prepared.texts.train, settings.neighbours)
     held_out = prepared.val.images if prepared.model.mode == "projection" else in_chunks(
@@ -291,16 +290,6 @@ def _representation(attributes, presets, prepared: Prepared, settings: ConfigDic
         for name, found in nearest.items():
             rows += distilled_rows(attribute, name, *found, train.image_of, generator(name), settings.resamples)
     return rows
-
-
-def _backbone(prepared: Prepared):
-    """(B, H, W, C) images -> (B, F) features of the frozen backbone, or of its first weights; those of all of train."""
-    model = prepared.model
-    if model.mode == "projection":
-        return compiled_inputs(model), np.asarray(prepared.train_images)
-    params = model.init(jax.random.key(0))["image"]
-    forward = jax.jit(lambda rows: model.pool(params, model.feature_map(params, to_float(rows))))
-    return forward, np.asarray(in_chunks(forward, prepared.train_images, 100))
 
 
 # Retrieval

@@ -37,9 +37,8 @@ def unroll(inner_loss, params, batches, step_sizes, *, gradient: str = "exact", 
 
     inner_loss: (params, batch) -> scalar; it may close over the distilled data that is being learned.
     params: {branch: pytree}. batches: pytree of arrays with leading axis S, one slice a step; not to be
-    differentiated by.
-    step_sizes: {branch: scalar}. gradient: `exact` or `detached`. remat: keep little in memory and compute the rest
-    again on the way back: of `exact` the parameters between steps are kept, of `detached` nothing.
+    differentiated by. step_sizes: {branch: scalar}. gradient: `exact` or `detached`. remat: keep little in memory and
+    compute the rest again on the way back: of `exact` the parameters between steps are kept, of `detached` nothing.
     Returns (final params, (S,) inner losses). Raises UserError for an unknown gradient.
     """
     if gradient not in GRADIENTS:
@@ -54,10 +53,14 @@ def unroll(inner_loss, params, batches, step_sizes, *, gradient: str = "exact", 
 
 
 def _two_passes(inner_loss, params, batches, step_sizes):
-    """`unroll`, detached, in memory that does not grow with S.
+    """`unroll`, detached, in memory that does not grow with S (TESLA's two passes).
 
-    What the final parameters pull on passes every step unchanged, so the way back may as well run forwards: it rolls
-    out once more and takes each step's share where it passes (TESLA's two passes).
+    With g_s the gradient at step s, taken where no derivative goes through theta_s:
+
+        theta_S = theta_0 - sum_s a g_s(learned)        dL/dlearned = -sum_s a (dL/dtheta_S) dg_s/dlearned
+
+    What L pulls on passes every step unchanged, so the way back may as well run forwards: it rolls out once more and
+    takes each step's share where it passes.
     """
     inner_loss, learned, others = _opened(inner_loss, params, _first(batches))
 
@@ -87,10 +90,10 @@ def _two_passes(inner_loss, params, batches, step_sizes):
 
 
 def mean_of_each(function, each):
-    """Means over the leading axis of `each` of the (loss, others) that function(one) returns, one after another.
+    """Means over the leading axis of `each` of the (loss, aux) that function(one) returns, one after another.
 
     Where the loss is differentiated, the gradient by what `function` closes over is summed on the way, so memory is
-    that of one, however many there are. `each` and `others` get no gradient.
+    that of one, however many there are. `each` gets no gradient, and `aux` gives none.
     """
     function, learned, others = _opened(function, _first(each))
 

@@ -27,7 +27,7 @@ from mdw_jax.files import digest, write_atomically
 from mdw_jax.hub import read_tensors
 from mdw_jax.mesh import replicated
 from mdw_jax.rng import named_key
-from mdw_jax.streaming import chunks
+from mdw_jax.streaming import chunks, in_chunks
 from mdw_jax.text.encoder import load_text_encoder
 from mdw_jax.text.features import TextFeatures, text_features
 from mdw_jax.towers.convnet import convnet
@@ -258,7 +258,21 @@ def _embedded(forward, rows, name: str, features: dict, path: Path) -> dict:
 @functools.lru_cache(maxsize=8)
 def compiled_inputs(model: DualEncoder):
     """The jitted function of (B, H, W, C) images, uint8 or float in [0, 1], that gives what `embed_image` takes."""
-    return JitWith(model, lambda model, images: model.inputs(to_float(images)))
+    def inputs(model, images):
+        return model.inputs(to_float(images))
+
+    return JitWith(model, inputs)
+
+
+def backbone_features(prepared: Prepared):
+    """The jitted function from images to features (B, F) of the frozen backbone, or, where it moves, of its first
+    weights; and those of all training images, (N, F) float32."""
+    model = prepared.model
+    if model.mode == "projection":
+        return compiled_inputs(model), np.asarray(prepared.train_images)
+    params = model.init(jax.random.key(0))["image"]
+    forward = jax.jit(lambda rows: model.pool(params, model.feature_map(params, to_float(rows))))
+    return forward, np.asarray(in_chunks(forward, prepared.train_images, 100))
 
 
 def image_features(model: DualEncoder, images: dict, cache: Path, key: str) -> dict:

@@ -136,5 +136,3 @@ class _Spread:
             return decoded(*((part.start, part.stop) for part in index[: rows.ndim]))
 
         return jax.make_array_from_callback((*rows.shape, *self._images.shape[1:]), self._sharding, pixels)
-
-

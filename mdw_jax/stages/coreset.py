@@ -7,12 +7,11 @@ import numpy as np
 from mdw_jax import coresets
 from mdw_jax.distilled import DistilledSet
 from mdw_jax.errors import UserError
-from mdw_jax.experts import embeddings, to_float
-from mdw_jax.prepare import Prepared
+from mdw_jax.experts import embeddings
+from mdw_jax.prepare import Prepared, backbone_features
 from mdw_jax.rng import named_generator
 from mdw_jax.stages.experts import experts_stage
 from mdw_jax.stages.preset import Preset, stored_array
-from mdw_jax.streaming import in_chunks
 from mdw_jax.trajectory import open_trajectory, read_snapshot
 
 
@@ -27,7 +26,7 @@ def coreset(preset: Preset, prepared: Prepared, index: int) -> DistilledSet:
     if preset.name == "forgetting":
         rows = coresets.most_forgotten(generator, _forgotten(preset, prepared), candidates, image_of, count)
         return _as_set(preset, prepared, rows)
-    features = coresets.joint_features(_image_features(prepared), prepared.texts.train[candidates],
+    features = coresets.joint_features(backbone_features(prepared)[1], prepared.texts.train[candidates],
                                        image_of[candidates])
     if preset.name == "herding":
         chosen = coresets.herding(features, count)
@@ -56,16 +55,6 @@ def real_pairs(preset: Preset, prepared: Prepared, rows):
 def _as_set(preset: Preset, prepared: Prepared, rows) -> DistilledSet:
     images, texts = real_pairs(preset, prepared, rows)
     return DistilledSet(images, texts, {}, {}, 1.0, "nce")
-
-
-def _image_features(prepared: Prepared):
-    """(N, F) features of the training images under the frozen backbone, or, where it moves, its first weights."""
-    if prepared.model.mode == "projection":
-        return prepared.train_images
-    params = prepared.model.init(jax.random.key(0))["image"]
-    model = prepared.model
-    forward = jax.jit(lambda rows: model.pool(params, model.feature_map(params, to_float(rows))))
-    return np.asarray(in_chunks(forward, prepared.train_images, 100))
 
 
 def _forgotten(preset: Preset, prepared: Prepared):

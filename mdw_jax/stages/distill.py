@@ -304,9 +304,11 @@ def _compiling(preset: Preset, prepared: Prepared, count: int):
 @functools.lru_cache(maxsize=4)
 def _pixel_weights(model, method: Method, count: int):
     """The jitted function (params, learned) -> CEO's weights of the pixels of `count` images."""
-    return JitWith(model, lambda model, params, learned: ceo.pixel_weights(
-        model, params, learned["images"], learned["texts"], learned["correspondence"], alpha=method.alpha,
-        top_k=min(method.ceo_top_k, count), beta=method.ceo_beta))
+    def pixel_weights(model, params, learned):
+        return ceo.pixel_weights(model, params, learned["images"], learned["texts"], learned["correspondence"],
+                                 alpha=method.alpha, top_k=min(method.ceo_top_k, count), beta=method.ceo_beta)
+
+    return JitWith(model, pixel_weights)
 
 
 def _ahead(make, numbers: range):
