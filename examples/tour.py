@@ -13,20 +13,20 @@ import numpy as np
 
 from mdw_jax import base, resolve
 from mdw_jax.cli import use_compilation_cache
-from mdw_jax.coresets import clean_pairs
-from mdw_jax.correspondence import correspondence
 from mdw_jax.data.noise import draw
-from mdw_jax.data.scenes import scenes
-from mdw_jax.distill import Method, init_state, make_outer_step, schedule
-from mdw_jax.evaluate import Lesson, Protocol, evaluate
-from mdw_jax.experts import Inputs, Recipe, scores, to_float, train_experts
-from mdw_jax.mesh import stack
-from mdw_jax.rng import named_generator, named_key
-from mdw_jax.stages.preset import fields
-from mdw_jax.text.bow import bow_features
-from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.dual import dual_encoder
-from mdw_jax.towers.pretrain import pretrain
+from mdw_jax.data.synthetic.scenes import scenes
+from mdw_jax.method.coresets import clean_pairs
+from mdw_jax.method.correspondence import correspondence
+from mdw_jax.method.distill import Method, init_state, make_outer_step, schedule
+from mdw_jax.method.experts import Inputs, Recipe, scores, to_float, train_experts
+from mdw_jax.method.students import Lesson, Protocol, evaluate
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.image.convnet import convnet
+from mdw_jax.models.image.factor_pretraining import pretrain
+from mdw_jax.models.text.bow import bow_features
+from mdw_jax.pipeline.preset_run import fields
+from mdw_jax.runtime.mesh import stack
+from mdw_jax.runtime.rng import named_generator, named_key
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=60)  # outer steps of the distillation

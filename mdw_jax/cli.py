@@ -18,13 +18,13 @@ import yaml
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mdw_jax import cluster
 from mdw_jax.config import base, resolve
+from mdw_jax.config.presets import PRESETS, preset_config
+from mdw_jax.config.sections import flat
 from mdw_jax.errors import UserError
-from mdw_jax.files import run_folder_held
-from mdw_jax.interrupt import Interrupted, exit_status, listening
-from mdw_jax.plain import flat
-from mdw_jax.presets import PRESETS, preset_config
+from mdw_jax.io.files import run_folder_held
+from mdw_jax.runtime import processes
+from mdw_jax.runtime.preemption import Interrupted, exit_status, listening
 
 COMMANDS = {
     "run": "all stages in order: prepare, experts, distill, evaluate",
@@ -233,22 +233,22 @@ def _main(argv: list[str]) -> int:
     if command == "table":
         keys = ([key for key in own.get(flag, default).split(",") if key]
                 for flag, default in (("--rows", "preset"), ("--columns", "noise.rate")))
-        importlib.import_module("mdw_jax.table").table_command(
+        importlib.import_module("mdw_jax.reporting.result_table").table_command(
             files, *keys, own.get("--metric", "r_mean"), "--interval" in own, own.get("--out"),
             own.get("--picture"))
         return 0
     if command == "report":
-        importlib.import_module("mdw_jax.report").report_command(files, own.get("--out"))
+        importlib.import_module("mdw_jax.reporting.run_report").report_command(files, own.get("--out"))
         return 0
     if command == "runs":
-        importlib.import_module("mdw_jax.runs").runs_command(files)
+        importlib.import_module("mdw_jax.reporting.run_list").runs_command(files)
         return 0
     if command == "diff":
-        importlib.import_module("mdw_jax.runs").diff_command(*files)
+        importlib.import_module("mdw_jax.reporting.run_list").diff_command(*files)
         return 0
     if command == "weights":
         for source in files:
-            print(yaml.safe_dump(importlib.import_module("mdw_jax.hub").describe_weights(source), sort_keys=False))
+            print(yaml.safe_dump(importlib.import_module("mdw_jax.models.weights.hub").describe_weights(source), sort_keys=False))
         return 0
     config = load_config(path, overrides)
     if command == "sweep":
@@ -256,7 +256,7 @@ def _main(argv: list[str]) -> int:
         use_compilation_cache()
         # A grid of one process has its folder to itself; parts, also `--part 0/1`, let others in.
         with contextlib.nullcontext() if "--dry" in own else _at_work(config.run.dir, shared="--part" in own):
-            importlib.import_module("mdw_jax.sweep").sweep(config, axes, part, "--dry" in own)
+            importlib.import_module("mdw_jax.pipeline.sweep").sweep(config, axes, part, "--dry" in own)
         return 0
     resolved = resolve(config)
     if command == "config":
@@ -268,7 +268,7 @@ def _main(argv: list[str]) -> int:
     if command in OF_A_CONFIG:
         function = getattr(importlib.import_module(f"mdw_jax.{OF_A_CONFIG[command]}"), f"{command}_command")
     else:
-        function = importlib.import_module("mdw_jax.run").STAGES[command]
+        function = importlib.import_module("mdw_jax.pipeline.run").STAGES[command]
     # Unresolved: a preset of the table may name another recipe, which must not be filled in on top of this one's.
     with _at_work(config.run.dir) if command not in BESIDE_A_RUN else contextlib.nullcontext():
         function(config)
@@ -279,8 +279,8 @@ def _main(argv: list[str]) -> int:
 def _at_work(folder: str, shared: bool = False):
     """Around what a command does in its run folder: with the other processes of the run, and without any of another;
     signals stop it where it can go on from."""
-    cluster.join()
-    from mdw_jax.mesh import is_main  # here, because `mdw config` and `mdw --help` do without jax
+    processes.join()
+    from mdw_jax.runtime.mesh import is_main  # here, because `mdw config` and `mdw --help` do without jax
 
     with contextlib.ExitStack() as stack:
         if is_main():

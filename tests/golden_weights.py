@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from goldens import assert_close
 
-from mdw_jax.towers.pretrained import tower_of
+from mdw_jax.models.image.pretrained import tower_of
 
 # Nearly all of these tests' time is compiling, and optimising gains them nothing.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

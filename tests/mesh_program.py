@@ -17,18 +17,18 @@ port, process, processes, out = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv
 if processes > 1:
     jax.distributed.initialize(f"localhost:{port}", processes, process)
 
-from mdw_jax import mesh  # noqa: E402
 from mdw_jax.config import base  # noqa: E402
+from mdw_jax.config.presets import preset_config  # noqa: E402
 from mdw_jax.data.decoding import Encoded  # noqa: E402
-from mdw_jax.data.lazy import LazyImages  # noqa: E402
-from mdw_jax.distill import Method, init_state, make_outer_step, outer_shapes  # noqa: E402
+from mdw_jax.data.lazy_images import LazyImages  # noqa: E402
 from mdw_jax.errors import UserError  # noqa: E402
-from mdw_jax.evaluate import Lesson, Protocol, evaluate  # noqa: E402
-from mdw_jax.experts import Inputs, Recipe, train_experts  # noqa: E402
-from mdw_jax.presets import preset_config  # noqa: E402
-from mdw_jax.stages.preset import fields  # noqa: E402
-from mdw_jax.towers.convnet import convnet  # noqa: E402
-from mdw_jax.towers.dual import dual_encoder  # noqa: E402
+from mdw_jax.method.distill import Method, init_state, make_outer_step, outer_shapes  # noqa: E402
+from mdw_jax.method.experts import Inputs, Recipe, train_experts  # noqa: E402
+from mdw_jax.method.students import Lesson, Protocol, evaluate  # noqa: E402
+from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
+from mdw_jax.models.image.convnet import convnet  # noqa: E402
+from mdw_jax.pipeline.preset_run import fields  # noqa: E402
+from mdw_jax.runtime import mesh  # noqa: E402
 
 
 def main(mode):

@@ -4,10 +4,10 @@ import jax
 import pytest
 from jax import export
 
+from mdw_jax.analysis.cost.plan import Job
 from mdw_jax.config import base
-from mdw_jax.plan import Job
-from mdw_jax.presets import preset_config
-from mdw_jax.towers.conv import as_on_accelerator
+from mdw_jax.config.presets import preset_config
+from mdw_jax.models.image.conv import as_on_accelerator
 
 
 @pytest.mark.parametrize("mode, dtype", [("full", "bfloat16"), ("projection", "float32")])

@@ -1304,7 +1304,7 @@ def test_a_full_disk(where, finished, tmp_path, monkeypatch, capfd, recwarn):
 
 
 def test_out_of_memory(finished, monkeypatch, capfd, recwarn):
-    monkeypatch.setattr("mdw_jax.data.scenes.np.empty", raising(MemoryError("Unable to allocate 3. TiB")))
+    monkeypatch.setattr("mdw_jax.data.synthetic.scenes.np.empty", raising(MemoryError("Unable to allocate 3. TiB")))
     argv = ["prepare", f"--config={finished[1]}", "--config.data.seed=9"]
     assert re.search(r"not enough memory .*3. TiB.*lower", refused(argv, finished[:1], capfd, recwarn))
 

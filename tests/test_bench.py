@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from mdw_jax.bench import (
+from mdw_jax.analysis.benchmark.command import (
     COLUMNS,
     agreement,
     bench_command,
@@ -16,8 +16,8 @@ from mdw_jax.bench import (
     outer_gradient,
 )
 from mdw_jax.config import base
+from mdw_jax.config.presets import preset_config
 from mdw_jax.errors import UserError
-from mdw_jax.presets import preset_config
 
 
 @pytest.fixture(autouse=True)

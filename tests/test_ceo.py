@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdw_jax.ceo import grad_cam, pixel_weights
-from mdw_jax.correspondence import correspondence, init_correspondence, matching_probability
-from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.dual import DualEncoder, dual_encoder
+from mdw_jax.method.correspondence import correspondence, init_correspondence, matching_probability
+from mdw_jax.method.grad_cam import grad_cam, pixel_weights
+from mdw_jax.models.dual_encoder import DualEncoder, dual_encoder
+from mdw_jax.models.image.convnet import convnet
 
 SHAPE, PAIRS = (16, 16, 3), 5
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(PAIRS, *SHAPE)), jnp.float32)

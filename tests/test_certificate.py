@@ -15,8 +15,9 @@ import numpy as np
 import optax
 import pytest
 
-from mdw_jax import certificate, losses
-from mdw_jax.certificate import (
+from mdw_jax.errors import UserError
+from mdw_jax.method import certificate, losses
+from mdw_jax.method.certificate import (
     breaking_point,
     chance_gap,
     debiased,
@@ -26,8 +27,7 @@ from mdw_jax.certificate import (
     sum_bounds,
     tracks_bound,
 )
-from mdw_jax.errors import UserError
-from mdw_jax.rng import named_key
+from mdw_jax.runtime.rng import named_key
 
 TAU = 0.07
 CASES = [("infonce", None), ("gce", 0.7), ("gce", 0.3), ("gce", 1.0), ("mae", None), ("rince", 0.5), ("rince", 0.2),

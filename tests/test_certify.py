@@ -14,12 +14,13 @@ import optax
 import pytest
 from scipy.stats import binom
 
-from mdw_jax import certificate, certify
-from mdw_jax.certify_command import certify_command
+from mdw_jax.analysis.certificate import estimate
+from mdw_jax.analysis.certificate.command import certify_command
 from mdw_jax.config import base
 from mdw_jax.errors import UserError
-from mdw_jax.losses import label_loss, pair_losses
-from mdw_jax.rng import named_generator
+from mdw_jax.method import certificate
+from mdw_jax.method.losses import label_loss, pair_losses
+from mdw_jax.runtime.rng import named_generator
 
 TAU, B, ITEMS, DRAWS, FAILING = 0.07, 32, 200, 250, 0.1
 GCE = ("gce", 0.7)
@@ -43,7 +44,7 @@ def candidates():
 
 
 def paid(v, t, losses=(GCE,)):
-    return certify.losses_among(losses, v, t, candidates(), TAU)
+    return estimate.losses_among(losses, v, t, candidates(), TAU)
 
 
 @functools.cache
@@ -60,9 +61,9 @@ def draws(rate, items=ITEMS):
     for draw in range(DRAWS):
         generator = named_generator(draw, "draw", items)
         v, t = views(generator, items)
-        noisy = certify.with_noise(generator, np.arange(items), rate)
-        shuffled = certify.matchings(generator, np.arange(items), 2)
-        at = lambda units, v=v, t=t: certify.by_unit(paid(v[units.images], t[units.captions])[0], units)
+        noisy = estimate.with_noise(generator, np.arange(items), rate)
+        shuffled = estimate.matchings(generator, np.arange(items), 2)
+        at = lambda units, v=v, t=t: estimate.by_unit(paid(v[units.images], t[units.captions])[0], units)
         found.append((at(noisy), np.concatenate([at(units) for units in shuffled]), shuffled[0].count,
                       noisy.mismatched / noisy.count))
     return found
@@ -70,7 +71,7 @@ def draws(rate, items=ITEMS):
 
 def bounds(rate, items=ITEMS, claimed=None):
     """(DRAWS,) upper bounds, eta being known unless another is claimed."""
-    return np.array([certify.upper_bound(noisy, shuffled, count, claimed or (known, known), SPAN, FAILING).bound
+    return np.array([estimate.upper_bound(noisy, shuffled, count, claimed or (known, known), SPAN, FAILING).bound
                      for noisy, shuffled, count, known in draws(rate, items)])
 
 
@@ -94,12 +95,12 @@ def test_bounds_that_leave_something_out_fail_too_often():
     assert (bounds(0.4, 1000, claimed=(0.6, 0.6)) < clean).sum() > 2 * most  # an eta too large
     # The clean risk from the pairs as given, eta ignored: it cannot fall short, but as an interval it misses.
     noisy = [values for values, _, _, _ in draws(0.4, 1000)]
-    low = np.array([certify.hoeffding(values.mean(), len(values), SPAN, FAILING / 2, upper=False) for values in noisy])
+    low = np.array([estimate.hoeffding(values.mean(), len(values), SPAN, FAILING / 2, upper=False) for values in noisy])
     assert (low > clean).sum() > 2 * most and clean < shuffled
 
 
 def test_eta_pays_for_itself_on_enough_images():
-    ignoring = np.mean([certify.upper_mean(noisy, SPAN, FAILING / 2) for noisy, _, _, _ in draws(0.4, 1000)])
+    ignoring = np.mean([estimate.upper_mean(noisy, SPAN, FAILING / 2) for noisy, _, _, _ in draws(0.4, 1000)])
     assert bounds(0.4, 1000).mean() < ignoring - 0.1
 
 
@@ -111,13 +112,13 @@ def test_the_noisy_risk_is_the_mixture_that_fact_d_takes_apart():
 
 
 def test_of_an_interval_of_eta_the_worse_end_counts():
-    low_noise, high_noise, wide = (certify.upper_bound(*draws(0.4)[0][:3], eta, SPAN, FAILING).bound
+    low_noise, high_noise, wide = (estimate.upper_bound(*draws(0.4)[0][:3], eta, SPAN, FAILING).bound
                                    for eta in ((0.3, 0.3), (0.5, 0.5), (0.3, 0.5)))
     assert high_noise < low_noise == wide  # less noise to blame: more of the loss is the network's own
     guessing = np.full(100, 1.42)
-    assert (certify.upper_bound(guessing, guessing - 0.3, 100, (0.1, 0.3), SPAN, FAILING).bound
-            == certify.upper_bound(guessing, guessing - 0.3, 100, (0.3, 0.3), SPAN, FAILING).bound)
-    assert certify.upper_bound(guessing, guessing - 0.3, 100, (0.0, 1.0), SPAN, FAILING).bound == SPAN[1]
+    assert (estimate.upper_bound(guessing, guessing - 0.3, 100, (0.1, 0.3), SPAN, FAILING).bound
+            == estimate.upper_bound(guessing, guessing - 0.3, 100, (0.3, 0.3), SPAN, FAILING).bound)
+    assert estimate.upper_bound(guessing, guessing - 0.3, 100, (0.0, 1.0), SPAN, FAILING).bound == SPAN[1]
 
 
 # Inequalities
@@ -125,38 +126,38 @@ def test_of_an_interval_of_eta_the_worse_end_counts():
 
 @pytest.mark.parametrize("mean", [0.02, 0.3, 0.98])
 def test_hoeffding_is_inverted_exactly_and_beats_its_simpler_form(mean):
-    bound = certify.hoeffding(mean, 80, (0, 1), 0.05)
+    bound = estimate.hoeffding(mean, 80, (0, 1), 0.05)
     kl = mean * np.log(mean / bound) + (1 - mean) * np.log((1 - mean) / (1 - bound))
     assert kl == pytest.approx(np.log(20) / 80) and mean < bound <= mean + np.sqrt(np.log(20) / 160)
-    assert certify.hoeffding(1 - mean, 80, (0, 1), 0.05, upper=False) == pytest.approx(1 - bound)
-    assert certify.hoeffding(3 + 2 * mean, 80, (3, 5), 0.05) == pytest.approx(3 + 2 * bound)
+    assert estimate.hoeffding(1 - mean, 80, (0, 1), 0.05, upper=False) == pytest.approx(1 - bound)
+    assert estimate.hoeffding(3 + 2 * mean, 80, (3, 5), 0.05) == pytest.approx(3 + 2 * bound)
 
 
 def test_hoeffding_at_zero_has_a_closed_form():
-    assert certify.hoeffding(0.0, 10, (0, 1), 0.1) == pytest.approx(1 - 0.1**0.1)
+    assert estimate.hoeffding(0.0, 10, (0, 1), 0.1) == pytest.approx(1 - 0.1**0.1)
 
 
 @pytest.mark.parametrize("chance", [0.01, 0.2, 0.5])
 def test_both_inequalities_hold_for_coins(chance):
     flips = np.random.default_rng(0).random((2000, 60)) < chance
-    for bound in (lambda x: certify.hoeffding(x.mean(), 60, (0, 1), 0.1),
-                  lambda x: certify.empirical_bernstein(x, (0, 1), 0.1), lambda x: certify.upper_mean(x, (0, 1), 0.1)):
+    for bound in (lambda x: estimate.hoeffding(x.mean(), 60, (0, 1), 0.1),
+                  lambda x: estimate.empirical_bernstein(x, (0, 1), 0.1), lambda x: estimate.upper_mean(x, (0, 1), 0.1)):
         assert np.mean([bound(x) < chance for x in flips.astype(float)]) < 0.12
 
 
 def test_empirical_bernstein_wins_where_the_variance_is_small():
     values = 0.5 + 0.01 * np.random.default_rng(0).normal(size=3000)
-    assert certify.empirical_bernstein(values, (0, 1), 0.1) < certify.hoeffding(0.5, 3000, (0, 1), 0.1) - 0.01
-    assert certify.upper_mean(values, (0, 1), 0.1) < 0.51
+    assert estimate.empirical_bernstein(values, (0, 1), 0.1) < estimate.hoeffding(0.5, 3000, (0, 1), 0.1) - 0.01
+    assert estimate.upper_mean(values, (0, 1), 0.1) < 0.51
 
 
 def test_the_rate_up_to_which_the_bound_informs_solves_its_equation():
-    rate = certify.largest_informative_rate(0.6, 1.3, 0.1, 0.05)
+    rate = estimate.largest_informative_rate(0.6, 1.3, 0.1, 0.05)
     assert 0.6 + (0.1 + rate * 0.05) / (1 - rate) == pytest.approx(1.3)
-    assert certify.largest_informative_rate(1.25, 1.3, 0.1, 0.05) == 0
-    assert certify.largest_holding([0.4, 0.0, 0.2, 0.6], [True, True, True, False]) == 0.4
-    assert certify.largest_holding([0.0, 0.2, 0.4], [True, False, True]) == 0.0
-    assert certify.largest_holding([0.2], [False]) is None
+    assert estimate.largest_informative_rate(1.25, 1.3, 0.1, 0.05) == 0
+    assert estimate.largest_holding([0.4, 0.0, 0.2, 0.6], [True, True, True, False]) == 0.4
+    assert estimate.largest_holding([0.0, 0.2, 0.4], [True, False, True]) == 0.0
+    assert estimate.largest_holding([0.2], [False]) is None
 
 
 # Pairs and losses
@@ -165,7 +166,7 @@ def test_the_rate_up_to_which_the_bound_informs_solves_its_equation():
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.55, 1.0])
 def test_no_image_or_caption_is_in_two_units(rate):
     image_of = np.repeat(np.arange(0, 120, 2), 3)[np.random.default_rng(0).permutation(180)]  # odd images have none
-    units = certify.with_noise(np.random.default_rng(1), image_of, rate)
+    units = estimate.with_noise(np.random.default_rng(1), image_of, rate)
     donors = image_of[units.captions]
     assert units.count == int(60 / (1 + rate)) and len(units.images) == 3 * units.count
     assert len(np.unique(units.captions)) == len(units.captions)
@@ -179,7 +180,7 @@ def test_no_image_or_caption_is_in_two_units(rate):
 
 def test_matchings_pair_each_image_at_most_once_and_never_with_its_own():
     image_of = np.repeat(np.arange(11), 2)
-    for units in certify.matchings(np.random.default_rng(0), image_of, 5):
+    for units in estimate.matchings(np.random.default_rng(0), image_of, 5):
         assert units.count == 5
         assert not np.intersect1d(image_of[units.captions], units.images).size
         assert len(np.unique(units.images)) == 5 and len(np.unique(units.captions)) == 10
@@ -188,7 +189,7 @@ def test_matchings_pair_each_image_at_most_once_and_never_with_its_own():
 def test_losses_among_candidates_are_those_of_a_batch_made_of_them():
     v, t = views(np.random.default_rng(0), 7)
     sets = [views(np.random.default_rng(n), 5) for n in (1, 2)]
-    found = certify.losses_among((GCE, ("infonce", None)), v, t, tuple(map(np.stack, zip(*sets, strict=True))), TAU,
+    found = estimate.losses_among((GCE, ("infonce", None)), v, t, tuple(map(np.stack, zip(*sets, strict=True))), TAU,
                                  rows=3)
     for n, loss in enumerate((label_loss(*GCE), label_loss("infonce"))):
         for pair in range(7):
@@ -199,8 +200,8 @@ def test_losses_among_candidates_are_those_of_a_batch_made_of_them():
 
 
 def test_a_unit_is_the_mean_of_its_pairs():
-    units = certify.Units(np.zeros(3), np.zeros(3), np.array([1, 0, 1]), 2, None)
-    np.testing.assert_allclose(certify.by_unit([[1.0, 2.0, 5.0]], units), [[2, 3]])
+    units = estimate.Units(np.zeros(3), np.zeros(3), np.array([1, 0, 1]), 2, None)
+    np.testing.assert_allclose(estimate.by_unit([[1.0, 2.0, 5.0]], units), [[2, 3]])
 
 
 # Tracks and memory
@@ -208,9 +209,9 @@ def test_a_unit_is_the_mean_of_its_pairs():
 
 def test_residual_noise_is_weighted():
     probability, mismatched = [0.9, 0.6, 0.1], [False, True, True]
-    assert certify.residual_noise(probability, [0.9, 0.6, 0], mismatched) == pytest.approx(0.4)
-    assert certify.residual_noise(probability, [0.9, 0.6, 0]) == pytest.approx((0.9 * 0.1 + 0.6 * 0.4) / 1.5)
-    assert np.isnan(certify.residual_noise(probability, [0, 0, 0]))
+    assert estimate.residual_noise(probability, [0.9, 0.6, 0], mismatched) == pytest.approx(0.4)
+    assert estimate.residual_noise(probability, [0.9, 0.6, 0]) == pytest.approx((0.9 * 0.1 + 0.6 * 0.4) / 1.5)
+    assert np.isnan(estimate.residual_noise(probability, [0, 0, 0]))
 
 
 def test_a_network_that_learned_mismatched_pairs_by_heart_is_told_from_one_that_did_not():
@@ -234,24 +235,24 @@ def test_a_network_that_learned_mismatched_pairs_by_heart_is_told_from_one_that_
     for _ in range(4):
         v_, t_ = (np.asarray(x) for x in embed(heads))
         at = lambda rows, v_=v_, t_=t_: paid_by(v_, t_[rows])
-        gaps.append(certify.memorised(at(seen), at(wrong), right=0.0))
+        gaps.append(estimate.memorised(at(seen), at(wrong), right=0.0))
         for _ in range(40):
             updates, state = step(heads, state)
             heads = optax.apply_updates(heads, updates)
     assert abs(gaps[0].gap) < 3 * gaps[0].error and gaps[-1].gap > 0.5 and gaps[-1].share > 0.4
-    assert certify.first_memorised(gaps) == 1 and certify.first_memorised(gaps[:1]) is None
+    assert estimate.first_memorised(gaps) == 1 and estimate.first_memorised(gaps[:1]) is None
 
 
 def paid_by(v, t):
     others = np.random.default_rng(5).normal(size=(2, 1, 15, v.shape[1])).astype(np.float32)
     others /= np.linalg.norm(others, axis=-1, keepdims=True)
-    return certify.losses_among((GCE,), v, t, tuple(others), TAU)[0]
+    return estimate.losses_among((GCE,), v, t, tuple(others), TAU)[0]
 
 
 def test_memory_that_comes_and_goes_counts_from_where_it_stays():
-    made = lambda gap: certify.Memory(gap, 1.0, 0.0)
-    assert certify.first_memorised([made(0), made(5), made(0), made(4), made(9)]) == 3
-    assert certify.first_memorised([made(5), made(0)]) is None
+    made = lambda gap: estimate.Memory(gap, 1.0, 0.0)
+    assert estimate.first_memorised([made(0), made(5), made(0), made(4), made(9)]) == 3
+    assert estimate.first_memorised([made(5), made(0)]) is None
 
 
 # The command
@@ -325,9 +326,9 @@ def test_mistakes_are_explained(tmp_path, changes, match):
 
 
 @pytest.mark.parametrize("call, match", [
-    (lambda: certify.with_noise(np.random.default_rng(0), np.arange(4), 1.2), "between 0 and 1"),
-    (lambda: certify.matchings(np.random.default_rng(0), np.zeros(3, int), 1), "at least two"),
-    (lambda: certify.upper_bound([0.1], [0.2], 1, (0.5, 0.4), SPAN, 0.1), "between 0 and 1"),
+    (lambda: estimate.with_noise(np.random.default_rng(0), np.arange(4), 1.2), "between 0 and 1"),
+    (lambda: estimate.matchings(np.random.default_rng(0), np.zeros(3, int), 1), "at least two"),
+    (lambda: estimate.upper_bound([0.1], [0.2], 1, (0.5, 0.4), SPAN, 0.1), "between 0 and 1"),
 ])
 def test_mistakes_of_callers_are_explained(call, match):
     with pytest.raises(UserError, match=match):

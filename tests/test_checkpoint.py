@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from mdw_jax.checkpoint import load_checkpoint, save_checkpoint
 from mdw_jax.errors import UserError
+from mdw_jax.io.checkpoint import load_checkpoint, save_checkpoint
 
 PARAMS = {"w": jnp.arange(6.0).reshape(2, 3).T, "none": {}, "scalar": jnp.float32(1.5)}
 TREE = {"params": PARAMS, "optimizer": optax.adam(0.1).init(PARAMS), "step": jnp.int32(7), "best": np.float32(-1)}

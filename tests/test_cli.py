@@ -44,7 +44,7 @@ def calls(monkeypatch):
     """Stands in for the stages; a list of (command, config) calls, or (command, arguments ...) of sweep and table."""
     made = []
     stages = {name: (lambda config, name=name: made.append((name, config))) for name in COMMANDS if name != "config"}
-    monkeypatch.setitem(sys.modules, "mdw_jax.run", types.SimpleNamespace(STAGES=stages))
+    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(STAGES=stages))
     for name, function in (("sweep", "sweep"), ("table", "table_command")):
         stub = types.SimpleNamespace(**{function: lambda *arguments, name=name: made.append((name, *arguments))})
         monkeypatch.setitem(sys.modules, f"mdw_jax.{name}", stub)
@@ -246,7 +246,7 @@ def test_mistakes_of_a_table(calls, capsys, words, sentence):
 def _stub(monkeypatch, error):
     def stage(config):
         raise error
-    monkeypatch.setitem(sys.modules, "mdw_jax.run", types.SimpleNamespace(STAGES={"run": stage}))
+    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(STAGES={"run": stage}))
 
 
 def test_a_user_error_in_a_stage(file, monkeypatch, capsys):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mdw_jax import cluster
 from mdw_jax.errors import UserError
+from mdw_jax.runtime import processes
 
 BY_HAND = {"MDW_COORDINATOR": "localhost:1234", "MDW_PROCESSES": "2", "MDW_PROCESS": "0"}
 # Process 1 alone gets a signal, somewhere between the steps; both say at which step they stop.
@@ -36,7 +36,7 @@ with interrupt.listening():
     BY_HAND | {"MDW_PROCESSES": "1"}])
 def test_a_single_process_joins_nobody(environment, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)  # not even asked
-    cluster.join(environment)
+    processes.join(environment)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -44,7 +44,7 @@ def test_a_single_process_joins_nobody(environment, monkeypatch):
     ({"MDW_PROCESSES": "two"}, "make no sense"), ({"MDW_COORDINATOR": "localhost"}, "is not host:port")])
 def test_what_makes_no_sense(changes, message):
     with pytest.raises(UserError, match=message):
-        cluster.join(BY_HAND | changes)
+        processes.join(BY_HAND | changes)
 
 
 def test_processes_join_and_stop_at_the_same_step():

@@ -1,8 +1,10 @@
 import pytest
 
-from mdw_jax.config import PRETRAINED, RECIPES, base, published, resolve
+from mdw_jax.config import base, published, resolve
+from mdw_jax.config.options import PRETRAINED
+from mdw_jax.config.presets import preset_config
+from mdw_jax.config.recipes import RECIPES
 from mdw_jax.errors import UserError
-from mdw_jax.presets import preset_config
 
 
 def changed(**values):
@@ -69,7 +71,7 @@ def test_matching_may_reach_the_last_epoch_but_not_beyond():
 
 
 def test_the_pretrained_towers_that_the_config_names_are_those_there_are():
-    from mdw_jax.towers import pretrained
+    from mdw_jax.models.image import pretrained
 
     assert set(PRETRAINED) == set(pretrained.RECIPES)
 

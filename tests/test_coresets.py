@@ -3,7 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mdw_jax.coresets import (
+from mdw_jax.errors import UserError
+from mdw_jax.method.coresets import (
     clean_pairs,
     clip_filter,
     forgetting_events,
@@ -14,7 +15,6 @@ from mdw_jax.coresets import (
     one_caption_each,
     random_pairs,
 )
-from mdw_jax.errors import UserError
 
 IMAGE_OF = np.repeat(np.arange(10), 5)
 

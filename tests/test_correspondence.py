@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdw_jax.correspondence import KINDS, correspondence, init_correspondence, matching_probability
 from mdw_jax.errors import UserError
+from mdw_jax.method.correspondence import KINDS, correspondence, init_correspondence, matching_probability
 
 ROWS = jnp.arange(6)
 

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdw_jax.correspondence import correspondence
-from mdw_jax.distill import Method, init_state, make_outer_step, objective, outer_shapes, schedule
-from mdw_jax.losses import soft_loss
-from mdw_jax.matching import minibatches
-from mdw_jax.mesh import stack
-from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.dual import dual_encoder
+from mdw_jax.method.correspondence import correspondence
+from mdw_jax.method.distill import Method, init_state, make_outer_step, objective, outer_shapes, schedule
+from mdw_jax.method.losses import soft_loss
+from mdw_jax.method.matching import minibatches
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.image.convnet import convnet
+from mdw_jax.runtime.mesh import stack
 
 METHOD = Method(inner_steps=2, batch=4, gradient="exact", merge="separate", loss="wbce", correspondence="lowrank",
                 rank=2, alpha=3.0, optimizer="adam", decay="none", steps=20, lr_images=0.02, lr_texts=0.05,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mdw_jax import distilled as module
-from mdw_jax.distilled import DistilledSet, byte_budget, load_distilled, save_distilled
 from mdw_jax.errors import UserError
+from mdw_jax.io import distilled_set as module
+from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled, save_distilled
 
 
 def make_set(kind="lowrank", m=5, side=4, channels=3, d=7, rank=2, steps=True):

@@ -11,14 +11,16 @@ import pytest
 from safetensors.numpy import load_file
 from test_distill import METHOD, MODELS, ONES, ends, start
 
-from mdw_jax import distill, interrupt
 from mdw_jax.config import base, resolve
-from mdw_jax.distill import make_outer_step, objective, watched
-from mdw_jax.distilled import load_distilled
 from mdw_jax.errors import UserError
-from mdw_jax.prepare import prepare
-from mdw_jax.stages import distill as stage
-from mdw_jax.stages import open_preset, set_folder
+from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.method import distill
+from mdw_jax.method.distill import make_outer_step, objective, watched
+from mdw_jax.pipeline import distill as stage
+from mdw_jax.pipeline.distill import set_folder
+from mdw_jax.pipeline.prepared import prepare
+from mdw_jax.pipeline.preset_run import open_preset
+from mdw_jax.runtime import preemption
 
 TINY = {
     "run.presets": ("mdw",), "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30, "noise.rate": 0.4,
@@ -177,15 +179,15 @@ def test_a_restart_takes_smaller_steps_and_survives_interruptions(distilled, pla
     def stop():
         calls.append(None)
         if len(calls) in (4, 8):  # in the middle of the way to the divergence, and right after the restart
-            raise interrupt.Interrupted(15)
+            raise preemption.Interrupted(15)
 
-    monkeypatch.setattr(interrupt, "check", lambda **_: stop())
+    monkeypatch.setattr(preemption, "check", lambda **_: stop())
     attempts = 0
     while not attempts or not (distilled.folder / "card.json").exists():
         attempts += 1
         try:
             distilled("interrupted", restarts=2)
-        except interrupt.Interrupted:
+        except preemption.Interrupted:
             assert (distilled.folder / "checkpoint-good.safetensors").exists()
     assert attempts == 3 and files(distilled.folder) == files(whole)
 

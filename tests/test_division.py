@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mdw_jax.division import divide, division_quality
+from mdw_jax.method.division import divide, division_quality
 
 
 def test_two_planted_groups_are_told_apart():

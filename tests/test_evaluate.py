@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdw_jax import evaluate as module
-from mdw_jax.evaluate import Lesson, Protocol, evaluate, summary
-from mdw_jax.experts import Inputs
-from mdw_jax.retrieval import METRICS
-from mdw_jax.towers.dual import dual_encoder
-from mdw_jax.towers.tower import Tower
+from mdw_jax.method import students as module
+from mdw_jax.method.experts import Inputs
+from mdw_jax.method.retrieval import METRICS
+from mdw_jax.method.students import Lesson, Protocol, evaluate, summary
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.image.tower import Tower
 
 WIDTH, LATENT, COUNT = 16, 6, 60
 MODEL = dual_encoder(Tower("stub", lambda key: {}, lambda params, x: x, WIDTH), {}, WIDTH, mode="projection", dim=8)
@@ -91,7 +91,7 @@ def test_learned_step_sizes_are_used_instead_of_the_default():
 
 def test_trainer_is_plain_sgd_with_momentum():
     """Two steps on the whole set, by hand."""
-    from mdw_jax.losses import soft_loss
+    from mdw_jax.method.losses import soft_loss
 
     p = protocol(steps=2, every=2, batch=COUNT)
     start, advance = module.make_trainer(MODEL, p, "nce", 1.0)

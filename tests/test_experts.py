@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdw_jax import experts, streaming
-from mdw_jax.config import RECIPES, base, resolve
+from mdw_jax.config import base, resolve
+from mdw_jax.config.recipes import RECIPES
+from mdw_jax.data import streaming
 from mdw_jax.data.decoding import Encoded
-from mdw_jax.data.lazy import LazyImages
-from mdw_jax.experts import Inputs, Recipe, plan_epoch, top_captions, tracks, train_experts
-from mdw_jax.losses import agreement
-from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.dual import dual_encoder
-from mdw_jax.towers.tower import Tower
+from mdw_jax.data.lazy_images import LazyImages
+from mdw_jax.method import experts
+from mdw_jax.method.experts import Inputs, Recipe, plan_epoch, top_captions, tracks, train_experts
+from mdw_jax.method.losses import agreement
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.image.convnet import convnet
+from mdw_jax.models.image.tower import Tower
 
 LATENT, WIDTH, PER_IMAGE = 6, 16, 2
 STUB = Tower("stub", lambda key: {}, lambda params, images: images, WIDTH)  # experts see its features only

@@ -12,13 +12,13 @@ import yaml
 from PIL import Image
 
 from mdw_jax.config import base
-from mdw_jax.data.folder import folder as read_folder
-from mdw_jax.data.scenes import scenes
-from mdw_jax.data.webdataset import webdataset as read_webdataset
-from mdw_jax.distilled import DistilledSet, load_distilled
+from mdw_jax.data.readers.folder import folder as read_folder
+from mdw_jax.data.readers.webdataset import webdataset as read_webdataset
+from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
-from mdw_jax.export import FORMATS, Near, dense_correspondence, eight_bits, export_set, png_loss
-from mdw_jax.export_command import export_command
+from mdw_jax.export.command import export_command
+from mdw_jax.export.formats import FORMATS, Near, dense_correspondence, eight_bits, export_set, png_loss
+from mdw_jax.io.distilled_set import DistilledSet, load_distilled
 
 M, ALPHA, RANK = 6, 1.1, 2
 CARD = {"preset": "mdw", "set": 0, "data": "/home/jane doe/flickr8k", "noise": {"rate": 0.4, "protocol": "image"},

@@ -8,7 +8,7 @@ import pytest
 from mdw_jax.config import base
 from mdw_jax.data.registry import load
 from mdw_jax.errors import UserError
-from mdw_jax.run import STAGES
+from mdw_jax.pipeline.run import STAGES
 
 GUIDE = Path(__file__).parents[1] / "docs" / "extending.md"
 SMALL = {

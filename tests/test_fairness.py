@@ -8,16 +8,8 @@ import pytest
 from PIL import Image
 from scipy.stats import beta
 
-from mdw_jax import fairness
-from mdw_jax.config import base
-from mdw_jax.data.scene_captions import COLOURS
-from mdw_jax.data.scenes import SKEWED, scenes
-from mdw_jax.distilled import load_distilled
-from mdw_jax.errors import UserError
-from mdw_jax.evaluate import Lesson, Protocol, evaluate
-from mdw_jax.experts import Inputs
-from mdw_jax.fairness import Interval
-from mdw_jax.fairness_command import (
+from mdw_jax.analysis.fairness import metrics
+from mdw_jax.analysis.fairness.command import (
     _by_column,
     choose_attributes,
     control_rows,
@@ -29,11 +21,19 @@ from mdw_jax.fairness_command import (
     recall_rows,
     report,
 )
-from mdw_jax.retrieval import METRICS, RANKS, recalls
-from mdw_jax.run import STAGES
-from mdw_jax.text.bow import bow_features
-from mdw_jax.towers.dual import dual_encoder
-from mdw_jax.towers.tower import Tower
+from mdw_jax.analysis.fairness.metrics import Interval
+from mdw_jax.config import base
+from mdw_jax.data.synthetic.scene_captions import COLOURS
+from mdw_jax.data.synthetic.scenes import SKEWED, scenes
+from mdw_jax.errors import UserError
+from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.method.experts import Inputs
+from mdw_jax.method.retrieval import METRICS, RANKS, recalls
+from mdw_jax.method.students import Lesson, Protocol, evaluate
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.image.tower import Tower
+from mdw_jax.models.text.bow import bow_features
+from mdw_jax.pipeline.run import STAGES
 
 WORDS = {"female": ["woman", "women", "Old  Lady"], "male": ["man", "men"], "old": ["old man", "elderly"]}
 
@@ -47,7 +47,7 @@ WORDS = {"female": ["woman", "women", "Old  Lady"], "male": ["man", "men"], "old
     ("an old lady", "female"), ("an old dog and a man", "male"), ("man", "male"), ("(women)", "female"), ("", ""),
 ])
 def test_words_are_matched_whole_in_any_case_the_longer_one_first(caption, values):
-    [found] = fairness.mentions([caption], WORDS)
+    [found] = metrics.mentions([caption], WORDS)
     assert {value for value, there in zip(WORDS, found) if there} == set(values.split())
 
 
@@ -58,17 +58,17 @@ def test_an_image_has_the_values_that_most_of_its_speaking_captions_mention():
     mentioned = np.array([["f" in caption, "m" in caption] for caption in captions])
     image_of = np.repeat(np.arange(len(said)), 5)
     order = np.random.default_rng(0).permutation(len(image_of))  # captions of an image need not stand together
-    found = fairness.members_by_words(mentioned[order], image_of[order], len(said))
+    found = metrics.members_by_words(mentioned[order], image_of[order], len(said))
     expected = [[1, 0], [0, 0], [1, 0], [1, 1], [0, 0], [1, 1]]
     np.testing.assert_array_equal(found, np.array(expected, bool))
-    np.testing.assert_array_equal(fairness.with_rest(found)[:, 2], [0, 1, 0, 0, 1, 0])
+    np.testing.assert_array_equal(metrics.with_rest(found)[:, 2], [0, 1, 0, 0, 1, 0])
 
 
 def test_columns_of_any_type_become_groups_and_what_is_missing_does_not():
-    assert fairness.values_of(np.array(["b", "a", "", "none", "a"])) == ("a", "b")
-    assert fairness.values_of(np.array([2.0, np.nan, 1.0])) == ("1.0", "2.0")
-    assert fairness.values_of(np.array([True, False])) == ("False", "True")
-    np.testing.assert_array_equal(fairness.members_by_column(np.array(["b", "", "a"]), ("a", "b")),
+    assert metrics.values_of(np.array(["b", "a", "", "none", "a"])) == ("a", "b")
+    assert metrics.values_of(np.array([2.0, np.nan, 1.0])) == ("1.0", "2.0")
+    assert metrics.values_of(np.array([True, False])) == ("False", "True")
+    np.testing.assert_array_equal(metrics.members_by_column(np.array(["b", "", "a"]), ("a", "b")),
                                   [[False, True], [False, False], [True, False]])
 
 
@@ -109,19 +109,19 @@ def test_nearest_by_brute_force():
     cosine = rows @ (real / np.linalg.norm(real, axis=1, keepdims=True)).T
     expected = np.argsort(-cosine, axis=1)[:, :3]
     for chunk in (2, 16, 100):
-        np.testing.assert_array_equal(fairness.nearest(rows, real, 3, chunk), expected)
+        np.testing.assert_array_equal(metrics.nearest(rows, real, 3, chunk), expected)
 
 
 def test_one_set_of_whole_counts_has_jeffreys_interval():
     counted = np.zeros((1, 50, 3))
     counted[0, :1, 1], counted[0, :20, 2] = 1, 1
-    found, draws = fairness.distilled_share(counted, np.random.default_rng(0), 40000)
+    found, draws = metrics.distilled_share(counted, np.random.default_rng(0), 40000)
     np.testing.assert_allclose(found.value, [0, 0.02, 0.4])
     for g, count in enumerate((0, 1, 20)):
         exact = beta(count + 0.5, 50 - count + 0.5)
         np.testing.assert_allclose(np.quantile(draws[:, g], (0.025, 0.975)), exact.ppf((0.025, 0.975)), atol=0.004)
     assert found.low[0] == 0 and found.high[0] > 0.04  # none of fifty does not prove that there are none
-    real = fairness.share(counted[0] > 0)
+    real = metrics.share(counted[0] > 0)
     np.testing.assert_allclose(real.low[1:], found.low[1:], atol=0.004)
     np.testing.assert_allclose(real.high, found.high, atol=0.004)
 
@@ -134,7 +134,7 @@ def test_the_interval_covers_a_planted_ratio(sets, tight):
     covered = []
     for _ in range(300):
         counted = (generator.random((sets, 60, 3)) < real * ratio).astype(float)
-        _, found = fairness.amplification(counted, real, generator, 400)
+        _, found = metrics.amplification(counted, real, generator, 400)
         covered.append((found.low <= ratio) & (ratio <= found.high))
     covered = np.mean(covered, axis=0)
     assert covered.min() > 0.91, covered
@@ -143,13 +143,13 @@ def test_the_interval_covers_a_planted_ratio(sets, tight):
 
 def test_several_sets_that_are_one_are_no_more_evidence():
     counted = (np.random.default_rng(0).random((1, 60, 1)) < 0.3).astype(float)
-    width = [np.ptp(np.quantile(fairness.distilled_share(np.repeat(counted, sets, 0), np.random.default_rng(1))[1],
+    width = [np.ptp(np.quantile(metrics.distilled_share(np.repeat(counted, sets, 0), np.random.default_rng(1))[1],
                                 (0.025, 0.975))) for sets in (1, 5)]
     assert width[1] > 0.95 * width[0]
 
 
 def test_a_group_without_real_members_has_no_ratio():
-    _, ratio = fairness.amplification(np.ones((1, 5, 2)), np.array([0.0, 1.0]), np.random.default_rng(0))
+    _, ratio = metrics.amplification(np.ones((1, 5, 2)), np.array([0.0, 1.0]), np.random.default_rng(0))
     assert np.isnan(ratio.value[0]) and not ratio.excludes(1)[0] and ratio.value[1] == 1
 
 
@@ -175,7 +175,7 @@ def real():
 
 
 def colour(pairs):
-    return _by_column("colour", fairness.values_of(pairs.train.attributes["colour"]), pairs)
+    return _by_column("colour", metrics.values_of(pairs.train.attributes["colour"]), pairs)
 
 
 @pytest.mark.parametrize("skew", [0.0, 0.5])
@@ -185,8 +185,8 @@ def test_a_skew_planted_in_what_was_distilled_is_found_and_none_where_there_is_n
     off, asked, red = 0, 0, []
     for seed in range(1, 11):
         other = scenes(60, 1, 1, seed=seed, captions_per_image=1, skew=skew).train
-        images = fairness.nearest(thumbs(other.images), pixels)
-        texts = fairness.nearest(colours_said(other.captions), words)
+        images = metrics.nearest(thumbs(other.images), pixels)
+        texts = metrics.nearest(colours_said(other.captions), words)
         rows = distilled_rows(colour(pairs), "mdw", images[None], texts[None], pairs.train.image_of,
                               np.random.default_rng(seed), 1000)
         ratios = [row for row in rows if row["measure"] == "ratio" and np.isfinite(row["value"])]
@@ -203,8 +203,8 @@ def test_a_skew_planted_in_what_was_distilled_is_found_and_none_where_there_is_n
 
 def test_a_blind_encoder_shows_in_the_control(real):
     pairs, pixels, words = real
-    seen = fairness.nearest(thumbs(pairs.val.images), pixels)
-    heard = fairness.nearest(colours_said(pairs.val.captions[::3]), words)
+    seen = metrics.nearest(thumbs(pairs.val.images), pixels)
+    heard = metrics.nearest(colours_said(pairs.val.captions[::3]), words)
     blind = np.random.default_rng(0).integers(len(pairs.train.captions), size=heard.shape)
     for texts, agrees in ((heard, True), (blind, False)):
         rows = control_rows(colour(pairs), seen, texts, pairs.train.image_of, np.random.default_rng(0), 200)
@@ -222,7 +222,7 @@ def test_the_control_compares_val_with_what_it_is(real):
     chosen = np.flatnonzero(np.asarray(pairs.val.attributes["colour"]) == pairs.val.attributes["colour"][0])
     attribute = attribute._replace(val=attribute.val[chosen])
     blind = np.random.default_rng(0).integers(len(pairs.train.captions), size=(len(chosen), 1))
-    rows = control_rows(attribute, fairness.nearest(thumbs(pairs.val.images[chosen]), pixels), blind,
+    rows = control_rows(attribute, metrics.nearest(thumbs(pairs.val.images[chosen]), pixels), blind,
                         pairs.train.image_of, np.random.default_rng(0), 200)
     found = {measure: [row["value"] for row in rows if row["measure"] == measure and row["group"] == group]
              for measure, group in (("ratio", pairs.val.attributes["colour"][0]), ("agreement", "(all)"))}
@@ -254,7 +254,7 @@ def model(seed=0, images=40, lift=None):
 
 
 def sums_of(similarity, image_of):
-    return fairness.per_image(*fairness.hits(similarity, image_of), image_of)
+    return metrics.per_image(*metrics.hits(similarity, image_of), image_of)
 
 
 def test_recall_by_group_by_brute_force_and_of_all_as_retrieval_has_it():
@@ -272,22 +272,22 @@ def test_recall_by_group_by_brute_force_and_of_all_as_retrieval_has_it():
             expected[g, 3 + r] = 100 * np.mean(found)
     expected[:, 6] = expected[:, :6].mean(1)
     sums = sums_of(similarity, image_of)
-    np.testing.assert_allclose(fairness.group_recalls(sums, members), expected)
+    np.testing.assert_allclose(metrics.group_recalls(sums, members), expected)
     np.testing.assert_allclose(expected[2], recalls(similarity, image_of), rtol=1e-5)
 
 
 def test_weights_are_copies_of_images():
     sums, members = sums_of(*model()), np.random.default_rng(3).random((40, 2)) < 0.5
     copies = np.random.default_rng(0).integers(0, 3, 40)
-    weighted = fairness.group_recalls(sums, members, copies[None])[0]
-    np.testing.assert_allclose(weighted, fairness.group_recalls(np.repeat(sums, copies, 0), members.repeat(copies, 0)))
+    weighted = metrics.group_recalls(sums, members, copies[None])[0]
+    np.testing.assert_allclose(weighted, metrics.group_recalls(np.repeat(sums, copies, 0), members.repeat(copies, 0)))
 
 
 def gaps(seed, images, lift=None, groups=2):
     members = np.eye(groups, dtype=bool)[np.arange(images) % groups]
     generator = np.random.default_rng(seed)
     sums = sums_of(*model(seed, images, lift))
-    return fairness.gap(sums, members, fairness.image_weights(generator, images, 300), generator, 200)
+    return metrics.gap(sums, members, metrics.image_weights(generator, images, 300), generator, 200)
 
 
 def test_a_planted_gap_is_found_and_chance_is_told_where_there_is_none():
@@ -302,12 +302,12 @@ def test_a_planted_gap_is_found_and_chance_is_told_where_there_is_none():
 
 
 def test_the_ratio_of_gaps_and_its_ends():
-    half = fairness.Gap(Interval(2.0, 1.0, 3.0), 0, 1, np.array([1.0, 2.0, 3.0]), 1.0)
+    half = metrics.Gap(Interval(2.0, 1.0, 3.0), 0, 1, np.array([1.0, 2.0, 3.0]), 1.0)
     whole = half._replace(found=Interval(4.0, 2.0, 6.0), draws=np.array([2.0, 4.0, 6.0]))
-    assert fairness.gap_ratio(half, whole) == (0.5, 0.5, 0.5)
+    assert metrics.gap_ratio(half, whole) == (0.5, 0.5, 0.5)
     unsure = whole._replace(draws=np.array([-1.0, 4.0, 6.0]))
-    assert fairness.gap_ratio(half, unsure).high == np.inf
-    assert np.isnan(fairness.gap_ratio(half, whole._replace(found=Interval(0.0, 0.0, 0.0))).value)
+    assert metrics.gap_ratio(half, unsure).high == np.inf
+    assert np.isnan(metrics.gap_ratio(half, whole._replace(found=Interval(0.0, 0.0, 0.0))).value)
 
 
 def test_rows_of_recalls_leave_small_groups_out_of_gaps():
@@ -339,7 +339,7 @@ def test_an_evaluation_returns_the_students_that_it_scored(kind):
                         lr_scales=(0.1, 1.0), lr=1.0)
     found = evaluate(dual, Lesson(learned.images, learned.texts, {}, {}, "nce", 1.0), read, read, protocol, seed=0)
     hits = model_hits(dual, found.params, read)
-    again = [fairness.group_recalls(fairness.per_image(*one, read.image_of), np.ones((30, 1), bool))[0]
+    again = [metrics.group_recalls(metrics.per_image(*one, read.image_of), np.ones((30, 1), bool))[0]
              for one in zip(*hits, strict=True)]
     np.testing.assert_allclose(again, found.scores, rtol=1e-5)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.files import is_run_lock, run_folder_held, write_atomically
+from mdw_jax.io.files import is_run_lock, run_folder_held, write_atomically
 
 HOLD = """
 import sys, time

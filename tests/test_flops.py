@@ -1,8 +1,8 @@
 import jax
 import jax.numpy as jnp
 
-from mdw_jax.flops import count_flops
-from mdw_jax.matching import unroll
+from mdw_jax.analysis.cost.flops import count_flops
+from mdw_jax.method.matching import unroll
 
 
 def test_matrix_products_and_their_gradients():

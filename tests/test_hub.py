@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from mdw_jax import hub
 from mdw_jax.errors import UserError
+from mdw_jax.models.weights import hub
 
 TENSORS = {"stem.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "stem.bias": np.ones(3, ml_dtypes.bfloat16),
            "half": np.full((2, 2), 0.5, np.float16), "steps": np.array(7)}

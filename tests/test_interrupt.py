@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from mdw_jax import interrupt
-from mdw_jax.prepare import image_features
+from mdw_jax.pipeline.prepared import image_features
+from mdw_jax.runtime import preemption
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -102,14 +102,14 @@ def test_stopped_runs_end_where_an_undisturbed_one_does(run):
         # Where it gets the signal, and: exit status, what is left on the way, what it says.
         (whole, None, 0, set(), "done, 6 steps"),
         # In the second epoch of the experts.
-        (stopped, ("mdw_jax.experts", "plan_epoch", 3, signal.SIGTERM), 0, {"state-experts.safetensors"},
+        (stopped, ("mdw_jax.method.experts", "plan_epoch", 3, signal.SIGTERM), 0, {"state-experts.safetensors"},
          "stopped at 2/3 epochs"),
         # In the second step of the distillation (a key for the first state, then one a step): it ends, and no
         # checkpoint is due there.
-        (stopped, ("mdw_jax.stages.distill", "named_key", 3, signal.SIGTERM), 0,
+        (stopped, ("mdw_jax.pipeline.distill", "named_key", 3, signal.SIGTERM), 0,
          {"checkpoint.safetensors", "history.jsonl"}, "stopped at 2/6 steps"),
         # While the set is scored on val, at the regular checkpoint; by Ctrl-C.
-        (stopped, ("mdw_jax.stages.distill", "evaluate", 1, signal.SIGINT), 130,
+        (stopped, ("mdw_jax.pipeline.distill", "evaluate", 1, signal.SIGINT), 130,
          {"checkpoint.safetensors", "history.jsonl"}, "stopped at 4/6 steps"),
         (stopped, None, 0, set(), "done, 6 steps"),
     ]
@@ -179,11 +179,11 @@ def test_a_second_signal_kills_and_an_echo_does_not(child):
 
 
 def test_without_a_signal_everything_is_as_before():
-    before = [signal.getsignal(number) for number in interrupt.SIGNALS]
-    with interrupt.listening():
-        assert [signal.getsignal(number) for number in interrupt.SIGNALS] != before
-        interrupt.check()
-    assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
+    before = [signal.getsignal(number) for number in preemption.SIGNALS]
+    with preemption.listening():
+        assert [signal.getsignal(number) for number in preemption.SIGNALS] != before
+        preemption.check()
+    assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
 
 
@@ -204,10 +204,10 @@ def test_features_go_on_after_the_rows_that_are_there(tmp_path, monkeypatch):
     def check():
         calls.append(None)
         if len(calls) == 4:  # two chunks of val and two of train are there
-            raise interrupt.Interrupted(signal.SIGTERM)
+            raise preemption.Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr(interrupt, "check", check)
-    with pytest.raises(interrupt.Interrupted):
+    monkeypatch.setattr(preemption, "check", check)
+    with pytest.raises(preemption.Interrupted):
         image_features(model, images, tmp_path / "stopped", "key")
     found = image_features(model, images, tmp_path / "stopped", "key")
     assert len(calls) == 4 + 2
@@ -226,7 +226,7 @@ def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
     kills = int(os.environ.get("MDW_KILLS", kills))
     changes = {"run__presets": "mdw,random", "experts__scouts": 1, "distill__steps": 20, "distill__sets": 2,
                "distill__checkpoint_every": 8, "evaluate__steps": 100}
-    eager = "import mdw_jax.stages.experts as e; e.SAVE_EVERY = 0.0\nimport sys\nfrom mdw_jax.cli import main\n" \
+    eager = "import mdw_jax.pipeline.experts as e; e.SAVE_EVERY = 0.0\nimport sys\nfrom mdw_jax.cli import main\n" \
             "sys.exit(main(sys.argv[1:]))"
     draw, whole = random.Random(seed), run("whole")
 

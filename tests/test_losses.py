@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdw_jax import losses
 from mdw_jax.errors import UserError
+from mdw_jax.method import losses
 
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(7, 7)) * 3, jnp.float32)
 B = len(LOGITS)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from goldens import assert_close, golden_files
 
-from mdw_jax.losses import SOFT_LOSSES
+from mdw_jax.method.losses import SOFT_LOSSES
 
 
 @pytest.mark.parametrize("name", ["bce", "cwcl", "kl", "mse", "nce", "wbce"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.matching import matching_loss, mean_of_each, minibatches, unroll
+from mdw_jax.method.matching import matching_loss, mean_of_each, minibatches, unroll
 
 
 def quadratic(params, batch):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from goldens import assert_close, golden_files
 
-from mdw_jax.correspondence import correspondence
-from mdw_jax.losses import soft_loss
-from mdw_jax.matching import matching_loss, unroll
+from mdw_jax.method.correspondence import correspondence
+from mdw_jax.method.losses import soft_loss
+from mdw_jax.method.matching import matching_loss, unroll
 
 CASES = list(itertools.product(("WBCE", "NCE"), ("exact", "detached"), ("separate", "merged")))
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdw_jax import mesh
-from mdw_jax.collectives import collective_bytes
+from mdw_jax.analysis.cost.collectives import collective_bytes
+from mdw_jax.runtime import mesh
 
 ROOT = Path(__file__).parent.parent
 

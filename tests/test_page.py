@@ -3,8 +3,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from mdw_jax.charts import bars, lines, ticks
-from mdw_jax.page import facts, figures, folded, html_table, image, markdown_table, tiles, write_page
+from mdw_jax.reporting.html import facts, figures, folded, html_table, image, markdown_table, tiles, write_page
+from mdw_jax.reporting.svg import bars, lines, ticks
 
 NASTY = """<script>alert("1")</script> & 'quotes' </td> é 犬 </style>"""
 VOID = {"meta", "img", "link", "br"}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mdw_jax.errors import UserError
-from mdw_jax.pictures import coloured, curves, data_uri, difference, heated, image_grid, nearest_captions
+from mdw_jax.reporting.figures import coloured, curves, data_uri, difference, heated, image_grid, nearest_captions
 
 
 def pixels(path):

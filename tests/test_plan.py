@@ -1,11 +1,11 @@
 import jax
 import pytest
 
+from mdw_jax.analysis.cost.plan import plan
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
-from mdw_jax.plan import plan
-from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.dual import dual_encoder
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.image.convnet import convnet
 
 
 def config(**changes):

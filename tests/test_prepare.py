@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
-from mdw_jax.evaluate import Lesson, Protocol, evaluate
-from mdw_jax.experts import scores, to_float
-from mdw_jax.prepare import prepare, student_model
-from mdw_jax.towers.pretrained import pretrained
+from mdw_jax.method.experts import scores, to_float
+from mdw_jax.method.students import Lesson, Protocol, evaluate
+from mdw_jax.models.image.pretrained import pretrained
+from mdw_jax.pipeline.prepared import prepare, student_model
 
 TINY = {
     "data.size": 16, "data.train": 40, "data.val": 20, "data.test": 24, "text.dim": 24,

@@ -1,8 +1,8 @@
 import pytest
 
 from mdw_jax.config import base, resolve
+from mdw_jax.config.presets import DISTILLED, LABELS, PRESETS, preset_config
 from mdw_jax.errors import UserError
-from mdw_jax.presets import DISTILLED, LABELS, PRESETS, preset_config
 
 
 def test_presets_are_labelled():

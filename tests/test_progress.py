@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from mdw_jax.progress import progress
+from mdw_jax.runtime.progress import progress
 
 
 class Clock:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mdw_jax.rate import estimate_rate
+from mdw_jax.method.noise_rate import estimate_rate
 
 
 def losses(eta, size, seed=0, per_image=5, apart=3.0, null=1):

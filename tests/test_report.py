@@ -13,12 +13,12 @@ from test_page import NASTY, Reader
 
 from mdw_jax import cli
 from mdw_jax.config import base, resolve
-from mdw_jax.distilled import CARD, TENSORS, DistilledSet, save_distilled
+from mdw_jax.config.sections import config_digest
 from mdw_jax.errors import UserError
-from mdw_jax.plain import config_digest
-from mdw_jax.report import Run, interval, report_command, table
-from mdw_jax.retrieval import METRICS
-from mdw_jax.stages import record
+from mdw_jax.io import image_history
+from mdw_jax.io.distilled_set import CARD, TENSORS, DistilledSet, save_distilled
+from mdw_jax.method.retrieval import METRICS
+from mdw_jax.reporting.run_report import Run, interval, report_command, table
 
 STEPS = 12
 SECTIONS = ["Results", "Distilled pairs", "How the images changed", "Learned correspondence",
@@ -85,12 +85,12 @@ def make_run(folder, pairs=30, side=16, sets=1, restart=False, caption=NASTY, **
             rows[-1]["val_r_mean"] = 39.0
             lines(folder / place / "metrics.jsonl", rows if made else [])
             if made:
-                seen = record.begin(images, STEPS)
+                seen = image_history.begin(images, STEPS)
                 for n in range(1, len(seen)):
                     seen[n] = np.clip(seen[0].astype(int) + 5 * n, 0, 255)
                 weights = generator.uniform(0.5, 2, size=(pairs, side, side, 1))
-                record.save(folder / place, {"steps": np.int32(record.moments(STEPS)), "images": seen,
-                                             "weights": record.weight_maps(weights)})
+                image_history.save(folder / place, {"steps": np.int32(image_history.moments(STEPS)), "images": seen,
+                                             "weights": image_history.weight_maps(weights)})
     return folder
 
 
@@ -207,7 +207,7 @@ def test_files_are_read_as_utf_8_whatever_the_locale(tmp_path):
     folder = make_run(tmp_path / "run", pairs=12)
     about = json.loads((folder / "report.json").read_text()) | {"data": "犬"}
     (folder / "report.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-    program = "import sys\nfrom mdw_jax.report import Run\nassert Run(sys.argv[1]).about['data'] == '\\u72ac'"
+    program = "import sys\nfrom mdw_jax.reporting.run_report import Run\nassert Run(sys.argv[1]).about['data'] == '\\u72ac'"
     subprocess.run([sys.executable, "-X", "utf8=0", "-c", program, folder], check=True, env=os.environ | {
         "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)})
 
@@ -227,7 +227,7 @@ def test_files_are_read_as_utf_8_whatever_the_locale(tmp_path):
     (lambda run: (run / "distilled/mdw/set_0" / CARD).write_text("no"), "cannot be read"),
     (lambda run: (run / "distilled/mdw/set_0" / TENSORS).unlink(), "no finished distilled set"),
     (lambda run: (run / "distilled/mdw/set_0/record.safetensors").write_bytes(b"no"), "record .* is damaged"),
-    (lambda run: record.save(run / "distilled/mdw/set_0", {"steps": np.int32([0])}), "record .* is damaged"),
+    (lambda run: image_history.save(run / "distilled/mdw/set_0", {"steps": np.int32([0])}), "record .* is damaged"),
     (lambda run: (run / "experts/dtcl/log.jsonl").unlink(), "log.jsonl' cannot be read"),
 ])
 def test_what_is_no_finished_run_is_one_clear_sentence(tmp_path, spoil, words):

@@ -13,9 +13,9 @@ from scipy.stats import ttest_ind
 
 from mdw_jax.cli import main
 from mdw_jax.config import base, resolve
-from mdw_jax.files import run_folder_held
-from mdw_jax.plain import config_digest
-from mdw_jax.runs import described, run_folders, state, welch
+from mdw_jax.config.sections import config_digest
+from mdw_jax.io.files import run_folder_held
+from mdw_jax.reporting.run_list import described, run_folders, state, welch
 
 RNG = np.random.default_rng(0)
 LOCK = "process 7 on host\n"

@@ -15,21 +15,22 @@ import pytest
 from PIL import Image
 from scipy.io import wavfile
 
-from mdw_jax import sound
-from mdw_jax.ceo import pixel_weights
-from mdw_jax.config import AUGMENTS, DATA, base
+from mdw_jax.config import base
+from mdw_jax.config.options import AUGMENTS, DATA
 from mdw_jax.data.augment import POLICIES, augment
 from mdw_jax.data.log_mel import LogMel
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.data.registry import READERS
-from mdw_jax.data.tones import tones
-from mdw_jax.distilled import load_distilled
+from mdw_jax.data.synthetic.tones import tones
 from mdw_jax.errors import UserError
-from mdw_jax.prepare import build_tower
-from mdw_jax.run import STAGES
-from mdw_jax.towers.dual import dual_encoder
-from mdw_jax.towers.listen import LEAST, listening
-from mdw_jax.towers.tower import Tower
+from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.method.grad_cam import pixel_weights
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.image.spectrogram import LEAST, listening
+from mdw_jax.models.image.tower import Tower
+from mdw_jax.pipeline.prepared import build_tower
+from mdw_jax.pipeline.run import STAGES
+from mdw_jax.reporting import audio
 
 TINY = {
     "run.presets": ("random", "mdw"), "data.name": "tones",
@@ -115,35 +116,35 @@ def test_griffin_lim_gives_the_picture_back(tmp_path):
     log_mel = pairs.log_mel
     [row] = np.flatnonzero(pairs.train.attributes["background"] == "static")[:1]
     picture = pairs.train.images[row] / 255
-    wave = sound.griffin_lim(picture, log_mel)
-    assert wave.shape == (8000,) and np.abs(wave).max() == pytest.approx(sound.PEAK)
-    np.testing.assert_array_equal(wave, sound.griffin_lim(picture, log_mel))
+    wave = audio.griffin_lim(picture, log_mel)
+    assert wave.shape == (8000,) and np.abs(wave).max() == pytest.approx(audio.PEAK)
+    np.testing.assert_array_equal(wave, audio.griffin_lim(picture, log_mel))
     again = log_mel.picture(wave) / 255
     assert np.corrcoef(again.ravel(), picture.ravel())[0, 1] > 0.9
-    sound.write_wav(tmp_path / "a.wav", wave, log_mel.rate)
+    audio.write_wav(tmp_path / "a.wav", wave, log_mel.rate)
     rate, samples = wavfile.read(tmp_path / "a.wav")
     assert rate == 8000 and np.abs(samples / 32767 - wave).max() < 1e-4
     with pytest.raises(UserError, match="no log-mel of shape"):
-        sound.griffin_lim(picture[:8], log_mel)
+        audio.griffin_lim(picture[:8], log_mel)
 
 
 def test_a_distilled_clip_is_exported_as_a_picture_and_as_sound(finished, tmp_path):
     pytest.importorskip("librosa")
     [folder] = (finished / "distilled").glob("mdw-*/set_0")
-    sound.export(folder, 2, tmp_path / "clip", "a low tone")
+    audio.export(folder, 2, tmp_path / "clip", "a low tone")
     assert Image.open(tmp_path / "clip.png").width > 100
     rate, samples = wavfile.read(tmp_path / "clip.wav")
     assert rate == 8000 and len(samples) == 4800 and np.abs(samples).max() > 20000
     assert (finished / "pictures" / "mdw-0.wav").exists()
     with pytest.raises(UserError, match="pairs 0 to 5, no pair 6"):
-        sound.export(folder, 6, tmp_path / "clip")
+        audio.export(folder, 6, tmp_path / "clip")
     card = json.loads((folder / "card.json").read_text())
     copy = tmp_path / "images"
     copy.mkdir()
     (copy / "distilled.safetensors").write_bytes((folder / "distilled.safetensors").read_bytes())
     (copy / "card.json").write_text(json.dumps(card | {"log_mel": None}))
     with pytest.raises(UserError, match="not of sounds"):
-        sound.export(copy, 0, tmp_path / "clip")
+        audio.export(copy, 0, tmp_path / "clip")
 
 
 T, H, W, C = 4, 8, 12, 3

@@ -6,12 +6,12 @@ import json
 import pytest
 from end_to_end.test_run import TINY
 
-from mdw_jax import sweep as module
 from mdw_jax.config import base
+from mdw_jax.config.presets import PRESETS
 from mdw_jax.errors import UserError
-from mdw_jax.presets import PRESETS
-from mdw_jax.retrieval import METRICS
-from mdw_jax.sweep import grid, sweep
+from mdw_jax.method.retrieval import METRICS
+from mdw_jax.pipeline import sweep as module
+from mdw_jax.pipeline.sweep import grid, sweep
 
 AXES = {"noise.rate": (0.2, 0.4), "preset": ("random", "infonce")}
 

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.table import read_rows, table, table_command
+from mdw_jax.reporting.result_table import read_rows, table, table_command
 
 FIXED = {"noise.protocol": "image", "protocol": "honest", "lr_scale": "0.3", "commit": "abc", "run.seed": "0"}
 
@@ -150,7 +150,7 @@ def test_mistakes_in_files(tmp_path, contents, words):
 
 def test_a_picture_has_a_line_a_preset_with_intervals_and_wants_numbers_across(write, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("mdw_jax.table.pictures.curves", lambda series, path, *words: drawn.update(series))
+    monkeypatch.setattr("mdw_jax.reporting.result_table.pictures.curves", lambda series, path, *words: drawn.update(series))
     table_command([write(GRID)], ["preset"], ["noise.rate"], "r_mean", False, str(tmp_path / "t.md"), "t.png")
     x, mean, half = drawn["MDW"]
     assert x == (0.0, 0.4) and mean == (1.25, 12.0)

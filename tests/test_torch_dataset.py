@@ -14,19 +14,19 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402, N812
 
 import mdw_jax  # noqa: E402
-from mdw_jax.correspondence import correspondence  # noqa: E402
-from mdw_jax.data.scenes import scenes  # noqa: E402
-from mdw_jax.distilled import DistilledSet  # noqa: E402
+from mdw_jax.data.synthetic.scenes import scenes  # noqa: E402
 from mdw_jax.errors import UserError  # noqa: E402
-from mdw_jax.evaluate import Protocol, evaluate  # noqa: E402
-from mdw_jax.experts import Inputs  # noqa: E402
-from mdw_jax.export import TORCH_LOSSES, Near, export_set  # noqa: E402
-from mdw_jax.losses import SOFT_LOSSES  # noqa: E402
-from mdw_jax.retrieval import recalls  # noqa: E402
-from mdw_jax.stages.distill import lesson_of  # noqa: E402
-from mdw_jax.text.bow import bow_features  # noqa: E402
-from mdw_jax.towers.dual import dual_encoder  # noqa: E402
-from mdw_jax.towers.tower import Tower  # noqa: E402
+from mdw_jax.export.formats import TORCH_LOSSES, Near, export_set  # noqa: E402
+from mdw_jax.io.distilled_set import DistilledSet  # noqa: E402
+from mdw_jax.method.correspondence import correspondence  # noqa: E402
+from mdw_jax.method.experts import Inputs  # noqa: E402
+from mdw_jax.method.losses import SOFT_LOSSES  # noqa: E402
+from mdw_jax.method.retrieval import recalls  # noqa: E402
+from mdw_jax.method.students import Protocol, evaluate  # noqa: E402
+from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
+from mdw_jax.models.image.tower import Tower  # noqa: E402
+from mdw_jax.models.text.bow import bow_features  # noqa: E402
+from mdw_jax.pipeline.distill import lesson_of  # noqa: E402
 
 M, SIZE, TEXT, DIM, TAU, STEPS, STUDENTS = 60, 16, 64, 32, 0.07, 200, 8
 CARD = {"config": {"model": {"tau": TAU}}}
@@ -99,7 +99,7 @@ def test_no_set_and_no_torch(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no distilled set .*nowhere"):
         mdw_jax.torch_dataset(tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "mdw_jax.torch_data")
+    monkeypatch.delitem(sys.modules, "mdw_jax.export.torch_dataset")
     with pytest.raises(UserError, match=r"needs torch: pip install 'mdw-jax\[torch\]'"):
         mdw_jax.torch_dataset  # noqa: B018
 

@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from mdw_jax import torch_reference as reference  # noqa: E402
-from mdw_jax.bench import (  # noqa: E402
+from mdw_jax.analysis.benchmark import torch_reference as reference  # noqa: E402
+from mdw_jax.analysis.benchmark.command import (
     difference,
     make_case,
     outer_gradient,
@@ -18,9 +18,9 @@ from mdw_jax.bench import (  # noqa: E402
     torch_settings,
 )
 from mdw_jax.config import base  # noqa: E402
-from mdw_jax.experts import Recipe, passes, plan_epoch  # noqa: E402
-from mdw_jax.presets import preset_config  # noqa: E402
-from mdw_jax.stages.preset import fields  # noqa: E402
+from mdw_jax.config.presets import preset_config  # noqa: E402
+from mdw_jax.method.experts import Recipe, passes, plan_epoch  # noqa: E402
+from mdw_jax.pipeline.preset_run import fields  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

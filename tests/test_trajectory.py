@@ -11,7 +11,7 @@ import pytest
 import tensorstore as ts
 
 from mdw_jax.errors import UserError
-from mdw_jax.trajectory import is_finished, open_trajectory, read_snapshot, save_trajectory
+from mdw_jax.io.trajectory import is_finished, open_trajectory, read_snapshot, save_trajectory
 
 KEY = "5" * 64
 

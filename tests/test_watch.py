@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mdw_jax import watch
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
-from mdw_jax.sweep import grid
+from mdw_jax.io import metrics
+from mdw_jax.pipeline.sweep import grid
 
 
 def config(folder, **watched):
@@ -24,7 +24,7 @@ def config(folder, **watched):
 
 
 def opened(folder, name="distilled/mdw-1/set_0", **watched):
-    return contextlib.closing(watch.writers(config(folder, **watched), folder / name))
+    return contextlib.closing(metrics.writers(config(folder, **watched), folder / name))
 
 
 def rows(folder):
@@ -81,7 +81,7 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
     for package, name in (("tensorboardX", "tensorboard"), ("wandb", "wandb")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError, match=rf"needs {package}: pip install 'mdw-jax\[{name}\]'"):
-            watch.writers(config(tmp_path, writers=(name,)), tmp_path / "a")
+            metrics.writers(config(tmp_path, writers=(name,)), tmp_path / "a")
 
 
 def events(folder):
@@ -134,7 +134,7 @@ def test_no_two_run_folders_share_an_id(tmp_path, monkeypatch):
     for machine in ("one", "other", "one"):
         (tmp_path / machine).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / machine)
-        found.append(watch._identity(Path("runs/mdw")))
+        found.append(metrics._identity(Path("runs/mdw")))
     assert found[0] == found[2] != found[1] and len(found[0]) == 32
 
 

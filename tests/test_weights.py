@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.weights import assemble
+from mdw_jax.models.weights.convert import assemble
 
 LAYOUT = [("stem.weight", ("stem", "kernel"), (5, 3, 2, 4)), ("fc.weight", ("head", "fc", "kernel"), (7, 5)),
           ("fc.bias", ("head", "fc", "bias"), (7,)), ("table.weight", ("table", "embedding"), (6, 5)),

@@ -2,7 +2,7 @@
 
     python configs/studies/esc50.py runs/esc50
 
-Retrieval among clips whose captions only tell their class says this less plainly: see `mdw_jax.data.audio.esc50`. The
+Retrieval among clips whose captions only tell their class says this less plainly: see `mdw_jax.data.readers.audio.esc50`. The
 students are those of the run's table, trained again; val chooses their step sizes as there.
 """
 
@@ -15,14 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.config import base
-from mdw_jax.distilled import load_distilled
-from mdw_jax.evaluate import Protocol, evaluate
-from mdw_jax.prepare import prepare
-from mdw_jax.presets import DISTILLED, LABELS
-from mdw_jax.stages import open_preset, set_folder
-from mdw_jax.stages.distill import lesson_of
-from mdw_jax.stages.evaluate import named_seed
-from mdw_jax.stages.preset import fields
+from mdw_jax.config.presets import DISTILLED, LABELS
+from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.method.students import Protocol, evaluate
+from mdw_jax.pipeline.distill import lesson_of, set_folder
+from mdw_jax.pipeline.evaluate import named_seed
+from mdw_jax.pipeline.prepared import prepare
+from mdw_jax.pipeline.preset_run import fields, open_preset
 
 
 def accuracy(model, params, split, inputs, texts) -> float:

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from mdw_jax.data.pairs import Pairs
-from mdw_jax.data.structured import swapped
+from mdw_jax.data.structured_noise import swapped
 from mdw_jax.errors import UserError
-from mdw_jax.files import digest, write_atomically
-from mdw_jax.rng import named_generator
+from mdw_jax.io.files import digest, write_atomically
+from mdw_jax.runtime.rng import named_generator
 
 FORMAT = "mdw-noise-1"
 DRAWN = ("none", "image", "caption", "similar", "natural")

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mdw_jax.data.lazy import LazyImages
+from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.log_mel import LogMel
 from mdw_jax.errors import UserError
-from mdw_jax.files import digest
+from mdw_jax.io.files import digest
 
 LONGEST_CAPTION = 100_000
 """Characters; more is a broken file or an attack, and would hold up every tokenizer."""

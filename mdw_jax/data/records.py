@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdw_jax.data.decoding import Encoded, Form, complain, decode_into, rgb, survey, threads
-from mdw_jax.data.lazy import LazyImages
+from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.pairs import Pairs, Split, unfit
 from mdw_jax.errors import UserError
 

@@ -5,18 +5,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from mdw_jax.data.audio import audio, esc50
-from mdw_jax.data.folder import folder
-from mdw_jax.data.hf import hf
-from mdw_jax.data.karpathy import karpathy
+from mdw_jax.config.plugins import function_of, is_path, made_by
 from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.readers.audio import audio, esc50
+from mdw_jax.data.readers.folder import folder
+from mdw_jax.data.readers.hf import hf
+from mdw_jax.data.readers.karpathy import karpathy
+from mdw_jax.data.readers.tfds import tfds
+from mdw_jax.data.readers.webdataset import webdataset
 from mdw_jax.data.records import build
-from mdw_jax.data.scenes import scenes
-from mdw_jax.data.tfds import tfds
-from mdw_jax.data.tones import tones
-from mdw_jax.data.webdataset import webdataset
+from mdw_jax.data.synthetic.scenes import scenes
+from mdw_jax.data.synthetic.tones import tones
 from mdw_jax.errors import UserError
-from mdw_jax.extend import function_of, is_path, made_by
 
 READERS: Mapping[str, Callable[..., Pairs]] = MappingProxyType(
     {"scenes": scenes, "karpathy": karpathy, "folder": folder, "hf": hf, "tfds": tfds, "webdataset": webdataset,

@@ -8,10 +8,10 @@ import wave
 import numpy as np
 import pytest
 
-from mdw_jax.data.audio import TEMPLATES, audio, esc50
 from mdw_jax.data.log_mel import FLOOR, LogMel, decibels, filters
+from mdw_jax.data.readers.audio import TEMPLATES, audio, esc50
 from mdw_jax.data.registry import load
-from mdw_jax.data.tones import KINDS, PITCHES, tones
+from mdw_jax.data.synthetic.tones import KINDS, PITCHES, tones
 from mdw_jax.errors import UserError
 
 SMALL = {"rate": 8000, "seconds": 1.0, "mels": 16, "frames": 24}

@@ -10,7 +10,7 @@ import pytest
 from miniature import encoded, same, write_images
 
 from mdw_jax.data.decoding import decode
-from mdw_jax.data.folder import folder
+from mdw_jax.data.readers.folder import folder
 from mdw_jax.errors import UserError
 
 SPLITS = ("train", "val", "train", "test", "train", "val", "train", "test", "other")

@@ -5,7 +5,7 @@ import pytest
 from miniature import encoded, same, write_images
 
 from mdw_jax.data.decoding import decode
-from mdw_jax.data.hf import hf
+from mdw_jax.data.readers.hf import hf
 from mdw_jax.errors import UserError
 
 datasets = pytest.importorskip("datasets")

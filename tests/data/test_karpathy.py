@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdw_jax.data.karpathy import karpathy
+from mdw_jax.data.readers.karpathy import karpathy
 from mdw_jax.errors import UserError
 
 SPLITS = ("train", "val", "train", "test", "restval", "train", "val", "test")  # interleaved, as in the real files

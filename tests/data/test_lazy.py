@@ -12,7 +12,7 @@ from miniature import encoded, picture
 from PIL import Image
 
 from mdw_jax.data.decoding import Encoded, checksum, decode, survey
-from mdw_jax.data.lazy import LazyImages
+from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.pairs import Split
 from mdw_jax.errors import UserError
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mdw_jax.data.loader import Meter, batches
+from mdw_jax.data.prefetch import Meter, batches
 from mdw_jax.errors import UserError
 
 

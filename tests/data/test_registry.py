@@ -7,7 +7,7 @@ import pytest
 from miniature import write_images
 
 from mdw_jax.data.registry import READERS, load, settings_of
-from mdw_jax.data.scenes import scenes
+from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
 
 

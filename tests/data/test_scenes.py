@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdw_jax.data.scene_captions import BACKGROUND_KINDS, BACKGROUNDS, COLOURS
-from mdw_jax.data.scenes import HUE_JITTER, HUES, TONES, scenes
+from mdw_jax.data.synthetic.scene_captions import BACKGROUND_KINDS, BACKGROUNDS, COLOURS
+from mdw_jax.data.synthetic.scenes import HUE_JITTER, HUES, TONES, scenes
 from mdw_jax.errors import UserError
 
 PREFIXES = ("", "second_", "third_")

@@ -5,8 +5,8 @@ import pytest
 
 from mdw_jax.data.noise import draw
 from mdw_jax.data.pairs import Pairs, Split
-from mdw_jax.data.scenes import scenes
-from mdw_jax.data.structured import GENERIC, dulled, swapped
+from mdw_jax.data.structured_noise import GENERIC, dulled, swapped
+from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
 
 KINDS = 40

@@ -8,7 +8,7 @@ import pytest
 from miniature import encoded, same
 
 from mdw_jax.data.decoding import decode
-from mdw_jax.data.tfds import tfds
+from mdw_jax.data.readers.tfds import tfds
 from mdw_jax.errors import UserError
 
 library = pytest.importorskip("tensorflow_datasets")

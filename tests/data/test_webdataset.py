@@ -10,7 +10,7 @@ import pytest
 from miniature import encoded, same
 
 from mdw_jax.data.decoding import decode
-from mdw_jax.data.webdataset import shard_paths, webdataset
+from mdw_jax.data.readers.webdataset import shard_paths, webdataset
 from mdw_jax.errors import UserError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_interrupt import ROOT, arguments
 
-from mdw_jax.distilled import load_distilled
+from mdw_jax.io.distilled_set import load_distilled
 
 
 def start(folder, processes: int, process: int, port: int):

@@ -9,12 +9,12 @@ import pytest
 from tiny_models import BERT, write_model
 
 from mdw_jax.config import base
-from mdw_jax.data.scenes import scenes
-from mdw_jax.distilled import load_distilled
+from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
-from mdw_jax.run import STAGES
-from mdw_jax.stages import distill as stage
-from mdw_jax.trajectory import open_trajectory, read_snapshot
+from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.io.trajectory import open_trajectory, read_snapshot
+from mdw_jax.pipeline import distill as stage
+from mdw_jax.pipeline.run import STAGES
 
 TINY = {
     "run.presets": ("random", "infonce", "mdw", "experts"), "run.seed": 0,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.text.bow import bow_features
+from mdw_jax.models.text.bow import bow_features
 
 CAPTIONS = ["A black dog is running after a white dog in the snow .", "Black dog chasing brown dog through snow",
             "Two dogs play together in the snow .", "A man in a red shirt climbs a rock", "a MAN climbs; a rock!",

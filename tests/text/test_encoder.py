@@ -18,9 +18,9 @@ from tiny_models import BERT, CAPTIONS, CLIP_END, CLIP_VOCABULARY, VOCABULARY, b
 
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.errors import UserError
-from mdw_jax.text.encoder import load_text_encoder, transformer_features
-from mdw_jax.text.features import text_features
-from mdw_jax.text.precomputed import precomputed_features
+from mdw_jax.models.text.encoder import load_text_encoder, transformer_features
+from mdw_jax.models.text.features import text_features
+from mdw_jax.models.text.precomputed import precomputed_features
 
 POOLINGS = {"bert": "mean", "distilbert": "cls", "clip": "native"}
 

@@ -7,9 +7,9 @@ import pytest
 
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.errors import UserError
-from mdw_jax.text import features as module
-from mdw_jax.text.bow import bow_features
-from mdw_jax.text.features import text_features
+from mdw_jax.models.text import features as module
+from mdw_jax.models.text.bow import bow_features
+from mdw_jax.models.text.features import text_features
 
 
 def _split(captions, first):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.text.precomputed import precomputed_features
+from mdw_jax.models.text.precomputed import precomputed_features
 
 IDS = np.array([4, 0, 4])
 

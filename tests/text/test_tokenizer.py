@@ -6,8 +6,8 @@ import pytest
 from tiny_models import CAPTIONS, CLIP_END, CLIP_VOCABULARY, MERGES, write_model
 
 from mdw_jax.errors import UserError
-from mdw_jax.text.encoder import transformer_features
-from mdw_jax.text.tokenizer import read_tokenizer
+from mdw_jax.models.text.encoder import transformer_features
+from mdw_jax.models.text.tokenizer import read_tokenizer
 
 CLIP_CAPTIONS = [*CAPTIONS, "  The\tdog's 2 dogs!!! ", "café", "don't", "<|endoftext|> a dog", "the... dog 1234"]
 

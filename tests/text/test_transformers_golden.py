@@ -7,10 +7,10 @@ from goldens import assert_close, golden_files
 from tiny_models import BERT, bert_weights, golden_model
 
 from mdw_jax.errors import UserError
-from mdw_jax.text import bert, clip
-from mdw_jax.text.bert import Bert
-from mdw_jax.text.clip import ClipText, end_positions
-from mdw_jax.text.encoder import TextEncoder
+from mdw_jax.models.text import bert, clip
+from mdw_jax.models.text.bert import Bert
+from mdw_jax.models.text.clip import ClipText, end_positions
+from mdw_jax.models.text.encoder import TextEncoder
 
 KINDS = {"bert": (Bert, bert), "distilbert": (Bert, bert), "clip_text": (ClipText, clip)}
 FILES = [(kind, path) for kind in KINDS for path in golden_files(kind)]

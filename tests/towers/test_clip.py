@@ -10,7 +10,7 @@ from golden_weights import compare, jit, read
 from goldens import golden_files
 
 from mdw_jax.errors import UserError
-from mdw_jax.towers.pretrained import clip_recipe, tower_of
+from mdw_jax.models.image.pretrained import clip_recipe, tower_of
 
 FILES = golden_files("clip_vision")
 CONFIG = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3,

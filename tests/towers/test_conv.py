@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdw_jax.towers import conv as module
+from mdw_jax.models.image import conv as module
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 SHAPES = [((8, 8), 3, 1), ((8, 8), 3, 2), ((9, 7), 3, 2), ((7, 10), 5, 2), ((6, 9), 1, 2), ((5, 6), 4, 3), ((9, 8), 2, 1)]

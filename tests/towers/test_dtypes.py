@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from mdw_jax.config import PRETRAINED, base
-from mdw_jax.flops import jaxprs_of
-from mdw_jax.prepare import tower_without_weights
-from mdw_jax.towers.conv import as_on_accelerator
-from mdw_jax.towers.dual import dual_encoder
+from mdw_jax.analysis.cost.flops import jaxprs_of
+from mdw_jax.config import base
+from mdw_jax.config.options import PRETRAINED
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.image.conv import as_on_accelerator
+from mdw_jax.pipeline.prepared import tower_without_weights
 
 
 def products(jaxpr):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.dual import JitWith, dual_encoder, unit
+from mdw_jax.models.dual_encoder import JitWith, dual_encoder, unit
+from mdw_jax.models.image.convnet import convnet
 
 SHAPE = (16, 16, 3)
 IMAGES = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.towers.mobilenet import mobilenet
+from mdw_jax.models.image.mobilenet import mobilenet
 
 
 def write_weights(path, seed=0):

@@ -1,9 +1,9 @@
 import jax
 import numpy as np
 
-from mdw_jax.data.scenes import scenes
-from mdw_jax.towers.convnet import convnet
-from mdw_jax.towers.pretrain import factor_labels, pretrain
+from mdw_jax.data.synthetic.scenes import scenes
+from mdw_jax.models.image.convnet import convnet
+from mdw_jax.models.image.factor_pretraining import factor_labels, pretrain
 
 PAIRS = scenes(train=1500, val=1, test=200, size=16, seed=3)
 

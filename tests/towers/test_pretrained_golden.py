@@ -12,11 +12,11 @@ from golden_weights import compare, jit, read
 from goldens import FOLDER, OURS, assert_close, golden_files
 
 from mdw_jax.errors import UserError
-from mdw_jax.towers import conv
-from mdw_jax.towers.nfnet import NormFreeNet
-from mdw_jax.towers.pretrained import RECIPES, Recipe, pretrained, tower_of
-from mdw_jax.towers.resnet import ResNet
-from mdw_jax.towers.timm_vit import TimmVit, resize_positions
+from mdw_jax.models.image import conv
+from mdw_jax.models.image.nfnet import NormFreeNet
+from mdw_jax.models.image.pretrained import RECIPES, Recipe, pretrained, tower_of
+from mdw_jax.models.image.resnet import ResNet
+from mdw_jax.models.image.timm_vit import TimmVit, resize_positions
 
 NAMES = ("nf_regnet_b1", "nf_resnet50", "nfnet_l0", "resnet18", "resnet50", "vit_tiny_patch16_224")
 FILES = [(path, match[1]) for path in sorted(FOLDER.glob("*.npz"))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.matching import unroll
-from mdw_jax.towers.vit import vit
+from mdw_jax.method.matching import unroll
+from mdw_jax.models.image.vit import vit
 
 SHAPE, PATCH, WIDTH, HEADS = (8, 12, 3), 4, 8, 2  # not square: 2 x 3 patches
 IMAGES = np.random.default_rng(0).uniform(size=(3, *SHAPE)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Distilled sets as files for others."""

@@ -1,0 +1,1 @@
+"""The method, in the order of docs/method.md: pure functions of arrays."""

@@ -1,0 +1,76 @@
+"""MobileNet V1 / V2 with ImageNet weights, norm-free: batch normalisation is folded into the convolutions.
+
+Weights are `.q8.npz` files: per layer `convNN` in execution order a uint8 `kernel_q` with `scale` and `zero`
+(kernel = (kernel_q - zero) * scale), a float32 `bias`, and `ops_json`, the graph of operations.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdw_jax.errors import UserError
+from mdw_jax.models.image.conv import conv, depthwise_conv
+from mdw_jax.models.image.tower import Tower
+
+
+def mobilenet(path) -> Tower:
+    """The backbone of a `.q8.npz` file, up to (not with) its average pooling; any image size is accepted.
+
+    Raises UserError if the file is missing or is not such a file.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there are no MobileNet weights at '{path}'; set model.weights to a .q8.npz file.")
+    graph, params, width = _read(Path(path))
+
+    def feature_map(params, images):
+        values = {graph["input_tensor"]: 2 * images - 1}
+        for op in graph["ops"]:
+            x = values[op["in"][0]]
+            if op["op"] == "AVERAGE_POOL_2D":
+                return x
+            if op["op"] == "ADD":
+                y = x + values[op["in"][1]]
+            else:
+                layer = params[op["w"]]
+                convolve = depthwise_conv if op["op"] == "DEPTHWISE_CONV_2D" else conv
+                y = convolve(x, layer["kernel"].astype(x.dtype), op["stride"]) + layer["bias"].astype(x.dtype)
+                y = jnp.clip(y, 0, 6) if op["act"] == 3 else jnp.maximum(y, 0) if op["act"] == 1 else y
+            values[op["out"]] = y
+        raise AssertionError("unreachable: _read checked that the graph pools")
+
+    try:  # the graph and the shapes are the file's
+        jax.eval_shape(feature_map, params, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    except Exception as error:
+        raise UserError(f"the graph of '{path}' cannot be computed ({' '.join(str(error).split())[:100]}): it is "
+                        "damaged; fetch it again.") from error
+    return Tower(Path(path).name.split(".")[0], lambda key: params, feature_map, width)
+
+
+def _read(path):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            graph = json.loads(str(file["ops_json"]))
+            ops = graph["ops"][: next(i for i, op in enumerate(graph["ops"]) if op["op"] == "AVERAGE_POOL_2D") + 1]
+            read = lambda name: file[name].astype(np.float32)
+            params = {
+                op["w"]: {
+                    "kernel": (read(f"{op['w']}/kernel_q") - read(f"{op['w']}/zero")) * read(f"{op['w']}/scale"),
+                    "bias": read(f"{op['w']}/bias"),
+                }
+                for op in ops
+                if "w" in op
+            }
+    except (KeyError, ValueError, OSError, EOFError, StopIteration, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"'{path}' is not a whole MobileNet .q8.npz file ({error}); fetch it again.") from None
+    unknown = {op["op"] for op in ops} - {"CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "AVERAGE_POOL_2D"}
+    if unknown:
+        raise UserError(f"'{path}' holds operations this reader does not know: {', '.join(sorted(unknown))}; give "
+                        "another.")
+    if not all(np.isfinite(array).all() for layer in params.values() for array in layer.values()):
+        raise UserError(f"'{path}' holds NaN or infinite weights; fetch it again.")
+    last = next(op["w"] for op in reversed(ops) if "w" in op)
+    return {**graph, "ops": ops}, params, params[last]["kernel"].shape[-1]

@@ -1,0 +1,77 @@
+"""Tokenizers of Hugging Face model folders."""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, BertWordPieceTokenizer, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+
+from mdw_jax.errors import UserError
+from mdw_jax.models.weights.hub import read_json
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+# CLIP's words: the English contractions, runs of letters, single digits, runs of anything else but spaces.
+_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def _word_piece(folder: Path):
+    """BERT's tokenizer from vocab.txt, with the few settings of tokenizer_config.json that change tokens."""
+    settings = folder / "tokenizer_config.json"
+    said = read_json(settings) if settings.is_file() else {}
+    return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=said.get("do_lower_case", True),
+                                  strip_accents=said.get("strip_accents"),
+                                  handle_chinese_chars=said.get("tokenize_chinese_chars", True))
+
+
+def _clip_bpe(folder: Path):
+    """CLIP's tokenizer from vocab.json and merges.txt: byte-level BPE of lower-cased words, "</w>" at their ends."""
+    vocabulary = read_json(folder / "vocab.json")
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if not {_START, _END} <= set(vocabulary):
+        raise UserError(f"'{folder / 'vocab.json'}' has no {_START} and {_END} and is not of CLIP's form; add the "
+                        "model's tokenizer.json.")
+    if not all(len(merge) == 2 and "".join(merge) in vocabulary for merge in merges):  # the library would panic
+        raise UserError(f"'{folder / 'merges.txt'}' makes tokens that vocab.json beside it lacks; fetch the model "
+                        "again.")
+    tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token=_END, end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "),
+                                                 normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (_START, _END)])
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{_START} $A {_END}", special_tokens=[(token, vocabulary[token]) for token in (_START, _END)])
+    return tokenizer
+
+
+# What it takes, and how it is read, best first.
+_FORMS = ((("tokenizer.json",), lambda folder: Tokenizer.from_file(str(folder / "tokenizer.json"))),
+          (("vocab.txt",), _word_piece),
+          (("vocab.json", "merges.txt"), _clip_bpe))
+
+
+def read_tokenizer(folder: Path):
+    """The tokenizer of `folder`, without padding or truncation.
+
+    From tokenizer.json; or, as BERT's WordPiece, from vocab.txt; or, as CLIP's BPE, from vocab.json and merges.txt.
+
+    Raises:
+        UserError: none of them, or a damaged one.
+    """
+    read = next((read for names, read in _FORMS if all((folder / name).is_file() for name in names)), None)
+    if read is None:
+        raise UserError(f"the model folder '{folder}' has neither tokenizer.json nor vocab.txt (nor vocab.json with "
+                        "merges.txt); add one of them.")
+    try:
+        tokenizer = read(folder)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"the tokenizer of '{folder}' cannot be read ({error}); fetch the model again.") from error
+    # Files saved by sentence-transformers ask for padding to a fixed length, which would cost and not change anything.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

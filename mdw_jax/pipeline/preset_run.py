@@ -1,0 +1,129 @@
+"""A preset of a run, opened: its resolved config, its noise draw, and the folders and keys of what it leaves behind."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mdw_jax.config.presets import CORESETS, DISTILLED, WITHOUT_EXPERTS, preset_config
+from mdw_jax.data.noise import Noise
+from mdw_jax.errors import UserError
+from mdw_jax.io.files import digest, write_atomically
+from mdw_jax.pipeline.prepared import Prepared, noise_of
+from mdw_jax.runtime.mesh import agree
+
+# How snapshots are stored, and what resolving has put into effect elsewhere: not which experts they are.
+_NOT_EXPERTS = ("store_dtype", "recipe", "lr_infonce")
+_OF_SCOUTS = ("scouts", "scout_epochs", "lr_taught")
+# A set that gets to its end is the same however many restarts were allowed, so one that diverged may be allowed more.
+_NOT_SETS = ("sets", "restarts")
+_NEUTRAL = (("restart_factor", 0.3),)  # keys younger than sets that are kept: as they were before
+# What only scores a finished set. The rest of the evaluation chooses between candidates: it is part of what a set is.
+_ONLY_SCORES = ("protocol", "students", "tower", "mode", "weights", "tower_lr_scales")
+
+
+class Preset(NamedTuple):
+    """One preset of a run: its name, its resolved config, its noise draw; where its experts and its sets live."""
+
+    name: str
+    config: ConfigDict
+    noise: Noise
+    experts: Path
+    experts_key: str
+    sets: Path
+    sets_key: str
+
+
+def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> Preset:
+    """Resolve a preset's config and the identity of what it builds on."""
+    c = preset_config(config, name)
+    noise = noise_of(c, prepared)
+    without = _NOT_EXPERTS if c.experts.scouts else _NOT_EXPERTS + _OF_SCOUTS
+    recipe = {k: v for k, v in c.experts.to_dict().items() if k not in without}
+    experts_key = digest(prepared.key, noise.sha256, recipe, c.run.seed, snapshots_kept(c))
+    if name in WITHOUT_EXPERTS:
+        built_on = digest(prepared.key, noise.sha256, c.run.seed)
+    else:
+        built_on = experts_key
+    if name in CORESETS:
+        sets_key = digest(built_on, name, c.distill.pairs)
+    else:
+        method = {k: v for k, v in c.distill.to_dict().items() if k not in _NOT_SETS and (k, v) not in _NEUTRAL}
+        choice = {k: v for k, v in c.evaluate.to_dict().items() if k not in _ONLY_SCORES}
+        sets_key = digest(built_on, name, method, choice)
+    _check_sizes(c, prepared, name)
+    folder = Path(c.run.dir)
+    return Preset(name, c, noise, folder / "experts" / f"{c.experts.recipe}-{experts_key[:10]}", experts_key,
+                  folder / "distilled" / f"{name}-{sets_key[:10]}", sets_key)
+
+
+def _check_sizes(c: ConfigDict, prepared: Prepared, name: str) -> None:
+    """Raises UserError, before anything is trained, if the data are too few for what the preset asks."""
+    train = prepared.pairs.train
+    images, captions = len(train.images), len(train.captions)
+    if name in DISTILLED and c.distill.pairs > images:
+        raise UserError(f"distill.pairs is {c.distill.pairs} but there are only {images} training images; lower it.")
+    if name in WITHOUT_EXPERTS:
+        return
+    asked = {"experts.batch": c.experts.batch}
+    asked |= {"experts.recovery_top_k": c.experts.recovery_top_k} if c.experts.recovery_weight else {}
+    for key, value in asked.items():
+        if value > captions:
+            raise UserError(f"{key} is {value} but there are only {captions} training captions; lower it.")
+
+
+def snapshots_kept(config: ConfigDict) -> int:
+    """The last snapshot that distillation will read."""
+    return config.distill.max_start_epoch - 1 + config.distill.match_epochs
+
+
+def fields(kind, section: ConfigDict):
+    """The fields of dataclass `kind`, read off a config section."""
+    return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
+
+
+def complete(path: Path, key: str, *fields: str):
+    """The JSON written last by a stage, if it is there. Raises UserError if it is damaged, another's, or lacks `fields`.
+
+    With several processes it is there if process 0 finds it.
+    """
+    return agree(lambda: _complete(path, key, fields))
+
+
+def _complete(path: Path, key: str, fields):
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        same = found["key"] == key and all(name in found for name in fields)
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise UserError(f"'{path}' is not the whole record of this configuration; delete the folder '{path.parent}' "
+                        "and run again.")
+    return found
+
+
+def stored_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An .npy that a stage wrote. Raises UserError if it is missing, damaged or of another shape (None: any length)."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError, MemoryError) as error:
+        raise UserError(f"'{path}' cannot be read ({type(error).__name__}); delete the folder '{path.parent}' and run "
+                        "again.") from error
+    if len(shape) != array.ndim or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
+        raise UserError(f"'{path}' is of shape {array.shape} and belongs to other data; delete the folder "
+                        f"'{path.parent}' and run again.")
+    return array
+
+
+def division_of(preset: Preset) -> np.ndarray:
+    """(K,) the probability of each training pair to be rightly paired, as the preset's experts divided them."""
+    return stored_array(preset.experts / "division.npy", (len(preset.noise.image_of),))
+
+
+def write_lines(path: Path, rows):
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

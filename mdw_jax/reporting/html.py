@@ -1,0 +1,216 @@
+"""The parts of a self-contained HTML page, which opens from a disk, runs nothing and asks no network; Markdown tables.
+"""
+
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from mdw_jax.io.files import write_atomically
+
+_LINES = (("#1b6ec2", "#6cb2f5"), ("#c2410c", "#fb9a5b"), ("#15803d", "#5fd38a"), ("#9333ea", "#c79bf7"),
+          ("#b4861a", "#e8c268"), ("#0e8a92", "#5fd5dd"), ("#be185d", "#f58ab7"), ("#6b7280", "#b6bdc8"))
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --soft: #59606a; --line: #d5d9de; --page: #fff; --band: #f4f6f8;
+        %(light)s }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8ea; --soft: #a6aeb8; --line: #3a4048; --page: #15181b; --band: #1f2327; %(dark)s }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 72rem; background: var(--page); color: var(--ink);
+       font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .25rem; }
+p { max-width: 46rem; margin: .25rem 0 .75rem; }
+.soft, figcaption, dt { color: var(--soft); font-size: .9rem; }
+nav { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .9rem; }
+a { color: var(--c0); }
+a, summary { padding: .2rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1rem 0;
+         padding: 0; list-style: none; }
+.tiles li { background: var(--band); border-radius: 6px; padding: .75rem .9rem; }
+.tiles strong { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.tiles span { color: var(--soft); font-size: .85rem; line-height: 1.35; display: block; }
+.wide { overflow-x: auto; margin: .75rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; font-size: .95rem; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+td.number, th.number { text-align: right; }
+thead th { color: var(--soft); font-weight: 600; }
+tbody th { font-weight: 400; white-space: normal; min-width: 8rem; max-width: 18rem; }
+tbody tr:nth-child(odd) { background: var(--band); }
+figure { margin: 0; }
+img { display: block; max-width: 100%%; height: auto; border-radius: 3px; }
+.small { image-rendering: pixelated; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .9rem .75rem; padding: 0;
+         margin: .75rem 0; list-style: none; }
+.pairs img { width: 100%%; }
+.pairs figcaption { line-height: 1.3; margin-top: .3rem; font-size: .8rem; }
+.pairs.two { grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); }
+.strips { padding: 0; margin: .75rem 0; list-style: none; display: grid; gap: .3rem; max-width: 46rem; }
+.strips img { width: 100%%; }
+.moments { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; text-align: center; color: var(--soft);
+           font-size: .85rem; line-height: 1.25; }
+.matches { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: .9rem 1.25rem; padding: 0;
+           margin: .75rem 0; list-style: none; }
+.matches li { display: grid; grid-template-columns: 5rem 1fr; gap: .75rem; align-items: start; font-size: .9rem;
+              line-height: 1.35; }
+.matches img { width: 5rem; }
+.heat { max-width: 24rem; }
+.heat img { width: 100%%; }
+.picture img { background: #fff; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%%), 1fr)); gap: 1.75rem;
+          margin: .75rem 0; }
+.chart { max-width: 29rem; }
+.chart figcaption { margin-bottom: .3rem; } .chart b { color: var(--ink); }
+.chart svg { width: 100%%; height: auto; display: block; }
+.chart text { fill: var(--soft); font-size: 11.5px; }
+.chart polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.chart path { fill: none; stroke-width: 2; }
+.chart .grid { stroke: var(--line); stroke-width: 1; }
+%(lines)s
+.key { display: flex; flex-wrap: wrap; gap: .15rem 1rem; padding: 0; margin: .3rem 0 0; list-style: none;
+       font-size: .85rem; line-height: 1.35; }
+.key svg { width: 24px; height: 8px; display: inline-block; margin-right: .4rem; vertical-align: middle; }
+details { border-top: 1px solid var(--line); padding: .35rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1rem; margin: .5rem 0; }
+dt, dd { margin: 0; }
+dd { font-family: ui-monospace, monospace; font-size: .85rem; white-space: pre-wrap; }
+@media (max-width: 30rem) { dl { display: block; } dd { margin-bottom: .5rem; } h2 { margin-top: 2rem; }
+  tbody th, td:not(.number) { white-space: normal; min-width: 4.5rem; }
+  td:last-child { min-width: 9rem; } th, td { padding: .35rem .4rem; }
+  .pairs { grid-template-columns: repeat(3, 1fr); } .pairs.two { grid-template-columns: repeat(2, 1fr); } }
+""" % {"light": " ".join(f"--c{n}: {light};" for n, (light, _) in enumerate(_LINES)),
+       "dark": " ".join(f"--c{n}: {dark};" for n, (_, dark) in enumerate(_LINES)),
+       "lines": "\n".join(f".c{n} {{ stroke: var(--c{n}); fill: var(--c{n}); }}" for n in range(len(_LINES)))}
+
+
+def write_page(path, title: str, top: str, sections: Iterable[tuple[str, str, str]]) -> int:
+    """Write the page to `path`, atomically; returns its size in bytes.
+
+    top: HTML between the title and the sections. sections: (heading, one line that explains it, HTML); one without
+    HTML is left out.
+    """
+    kept = [(heading, line, html) for heading, line, html in sections if html]
+    links = "".join(f'<a href="#s{n}">{escape(heading)}</a>\n' for n, (heading, *_) in enumerate(kept))
+    body = "\n".join(f'<section id="s{n}">\n<h2>{escape(heading)}</h2>\n<p class="soft">{escape(line)}</p>\n{html}\n'
+                     "</section>" for n, (heading, line, html) in enumerate(kept))
+    page = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+{top}
+<nav aria-label="Sections">
+{links}</nav>
+{body}
+</main>
+</body>
+</html>
+"""
+    data = page.encode("utf-8", "replace")  # half a surrogate in a caption is a question mark
+    write_atomically(path, data)
+    return len(data)
+
+
+def markdown_table(rows: Sequence[Mapping]) -> str:
+    """The same table as GitHub-flavoured Markdown, one line a row; columns of numbers are right-aligned.
+
+    No rows give no text.
+    """
+    if not any(rows):
+        return ""
+    columns = _columns(rows)
+
+    def line(cells):
+        # Backslashes first: one before a pipe would otherwise undo the pipe's own.
+        safe = (" ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split()) for cell in cells)
+        return f"| {' | '.join(safe)} |\n"
+
+    return "".join([line(columns), line("--:" if numeric else ":--" for numeric in columns.values()),
+                    *(line(_cell(row.get(name)) for name in columns) for row in rows)])
+
+
+def _columns(rows) -> dict[str, bool]:
+    """Column names in order of first appearance, and whether each holds nothing but numbers."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: all(_is_number(row[name]) for row in rows if row.get(name) is not None) for name in names}
+
+
+def _is_number(value) -> bool:
+    """Also for what is printed as one: "43.0", "43.0 ± 0.4"."""
+    if isinstance(value, str):
+        head = value.split("±")[0].strip().rstrip("%")
+        return head.replace(".", "", 1).replace(",", "").lstrip("+-").isdigit()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _cell(value) -> str:
+    """Text of a cell: nothing for None, two decimals for floats, thousands apart for whole numbers."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return str(value)
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}"
+    return f"{float(value):,.2f}" if value == 0 or abs(float(value)) >= 0.01 else f"{float(value):.2g}"
+
+
+def html_table(rows: Sequence[Mapping], name: str) -> str:
+    """A table in a box of its own that scrolls; the first column names the row. name: what it is, for those who do not
+    see it. Columns in order of first appearance. No rows give no text."""
+    if not any(rows):
+        return ""
+    columns = _columns(rows)
+    kind = {name: ' class="number"' if numeric else "" for name, numeric in columns.items()}
+    head = "".join(f'<th scope="col"{kind[name]}>{escape(name)}</th>' for name in columns)
+    first = next(iter(columns))
+    lines = []
+    for row in rows:
+        cells = (f'<th scope="row"{kind[name]}>{escape(_cell(row.get(name)))}</th>' if name == first else
+                 f"<td{kind[name]}>{escape(_cell(row.get(name)))}</td>" for name in columns)
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    body = "\n".join(lines)
+    return (f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">\n<table>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>")
+
+
+def tiles(shown: Sequence[tuple[str, str]]) -> str:
+    """Large numbers: (number, what it is) each."""
+    items = (f"<li><strong>{escape(number)}</strong><span>{escape(words)}</span></li>\n" for number, words in shown)
+    return f'<ul class="tiles">{"".join(items)}</ul>'
+
+
+def image(source: str, alternative: str, small: bool = False) -> str:
+    """source: a data URI. small: of few pixels, to be shown large and square."""
+    return f'<img{" class=small" * small} src="{source}" alt="{escape(alternative)}">'
+
+
+def figures(pairs: Iterable[tuple[str, str]], kind: str = "pairs") -> str:
+    """A grid of (image, caption as text)."""
+    return f'<ul class="{kind}">' + "".join(
+        f"<li><figure>{picture}<figcaption>{escape(caption)}</figcaption></figure></li>\n" for picture, caption in pairs
+    ) + "</ul>"
+
+
+def folded(parts: Sequence[tuple[str, str]], opened: int = 1) -> str:
+    """(heading, HTML) each under a heading that opens and closes it; the first `opened` are open. A single one stands
+    as it is."""
+    parts = [(heading, html) for heading, html in parts if html]
+    if len(parts) < 2:
+        return "".join(html for _, html in parts)
+    return "\n".join(f"<details{' open' * (n < opened)}><summary>{escape(heading)}</summary>\n{html}\n</details>"
+                     for n, (heading, html) in enumerate(parts))
+
+
+def facts(entries: Mapping[str, object]) -> str:
+    """Names and values, for what is needed to repeat a run."""
+    lines = (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in entries.items())
+    return "<dl>\n" + "\n".join(lines) + "\n</dl>" if entries else ""

@@ -1,0 +1,299 @@
+"""`mdw table`: Markdown tables from tidy CSVs, one row a student, as `mdw sweep` writes them."""
+
+import csv
+import difflib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mdw_jax.config.presets import DISTILLED, LABELS, PRESETS
+from mdw_jax.config.sections import half_interval
+from mdw_jax.errors import UserError
+from mdw_jax.io.files import write_atomically
+from mdw_jax.reporting import figures
+from mdw_jax.reporting.html import markdown_table
+
+_NEEDED = ("preset", "set", "student", "protocol")
+_CEILINGS = tuple(name for name in PRESETS if name not in DISTILLED)  # not what distilled sets compete with
+_OPTIMISTIC = "(optimistic)"
+
+
+def table_command(files: Sequence[str], rows: Sequence[str], columns: Sequence[str], metric: str, interval: bool,
+                  out: str | None, drawn: str | None) -> None:
+    """Print the table of these CSVs, or write it to the file `out`; draw it to the PNG `drawn` if there is one."""
+    data = read_rows(files)
+    text = table(data, rows, columns, metric, interval)
+    if drawn is not None:
+        try:
+            draw(data, rows, columns, metric, drawn)
+        except OSError as error:
+            raise UserError(f"cannot write '{drawn}' ({error.strerror}); choose another --picture.") from None
+        print(f"picture: {drawn}")
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        write_atomically(out, text.encode())
+    except OSError as error:
+        raise UserError(f"cannot write '{out}' ({error.strerror}); choose another --out.") from None
+    print(f"table: {out}")
+
+
+def read_rows(files: Iterable[str]) -> list[dict]:
+    """The rows of all files as text, each with the columns of all files; a row that comes twice is kept once.
+
+    Raises UserError for a file that cannot be read or is no such CSV, and for two rows that are of the same student
+    but differ in their scores.
+    """
+    read = {str(path): _read(Path(path)) for path in files}
+    names = list(dict.fromkeys(name for rows in read.values() for row in rows for name in row))
+    found = {}
+    for path, rows in read.items():
+        for row in rows:
+            row = {name: row.get(name, "") for name in names}
+            who = tuple((name, _canonical(row[name])) for name in names if _identifies(name))
+            scores = {name: _canonical(text) for name, text in row.items() if name not in ("seconds", "commit")}
+            other_path, other_scores, _ = found.setdefault(who, (path, scores, row))
+            if scores != other_scores:
+                raise UserError(f"'{path}' and '{other_path}' disagree about student {row['student']} of set "
+                                f"{row['set']} of preset {row['preset']}: what differs between them is no column; "
+                                "tabulate them apart.")
+    return [row for _, _, row in found.values()]
+
+
+def _read(path: Path) -> list[dict]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="", strict=True)
+            rows, names = list(reader), reader.fieldnames or []
+    except FileNotFoundError:
+        raise UserError(f"there is no file '{path}'; `mdw sweep` writes one.") from None
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); give a CSV.") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not a CSV ({error}); give one that `mdw sweep` wrote.") from None
+    lacking = [name for name in _NEEDED if name not in names]
+    if lacking or any(None in row for row in rows):  # None: cells beyond the header's
+        why = f"it has no column '{lacking[0]}'" if lacking else "some rows are longer than its header"
+        raise UserError(f"'{path}' is not a table of students such as `mdw sweep` writes: {why}; give another.")
+    if not rows:
+        raise UserError(f"'{path}' holds no rows yet; finish a cell of the sweep first.")
+    return rows
+
+
+def _is_setting(name: str) -> bool:
+    """A choice that must not vary inside a cell; seeds may, since repeating is what they are for."""
+    return name in ("preset", "protocol") or ("." in name and not _is_seed(name))
+
+
+def _is_seed(name: str) -> bool:
+    return name.endswith(".seed")
+
+
+def _identifies(name: str) -> bool:
+    return name in ("set", "student") or _is_setting(name) or _is_seed(name)
+
+
+def table(data: list[dict], rows: Sequence[str] = ("preset",), columns: Sequence[str] = ("noise.rate",),
+          metric: str = "r_mean", interval: bool = False) -> str:
+    """Markdown: a table of mean and deviation of `metric` in each cell, and a line on what they are over.
+
+    data: as from `read_rows`. rows, columns: names of CSV columns; columns may be empty. The deviation is the standard
+    deviation over all students of all sets or, with `interval`, half the 95 % t-interval of the mean over sets, the
+    independent unit. The best recall of each column is bold, ceilings apart.
+    Raises UserError for an unknown column, a metric that is no number, or a setting that varies inside a cell.
+    """
+    for name in (*rows, *columns, metric):
+        if name not in data[0]:
+            nearest = difflib.get_close_matches(name, data[0], 1)
+            raise UserError(f"there is no column '{name}'; " + (
+                f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(data[0])}."))
+    twice = [name for name, count in Counter((*rows, *columns)).items() if count > 1]
+    if twice or not rows:
+        raise UserError(f"'{twice[0]}' is named twice among --rows and --columns; name it once." if twice else
+                        "--rows names no column; give at least one, such as preset.")
+    cells = {}
+    for row in data:
+        place = tuple(tuple(_canonical(row[name]) for name in names) for names in (rows, columns))
+        cells.setdefault(place, []).append(row)
+    for place, group in cells.items():
+        _check_alike(place, group, rows, columns)
+    numbers = {place: _summary(group, metric, interval) for place, group in cells.items()}
+    if all(found is None for found in numbers.values()):
+        raise UserError(f"column '{metric}' is empty in every row; choose another --metric.")
+    down, across = (_ordered(place[axis] for place in cells) for axis in (0, 1))
+    best = {at: _best([(down_at, at) for down_at in down], cells, numbers, metric) for at in across}
+    heads = {at: _label(columns, at) or metric for at in across}
+    lines = []
+    for down_at in down:
+        line = {name: value or "-" for name, value in zip(rows, down_at, strict=True)}
+        for at, head in heads.items():
+            text = _shown(cells.get((down_at, at)), numbers.get((down_at, at)))
+            line[head] = f"**{text}**" if (down_at, at) in best[at] else text
+        lines.append(line)
+    return f"{markdown_table(lines)}\n{_line_below(cells, rows, columns, metric, interval)}\n"
+
+
+def draw(data: list[dict], rows: Sequence[str], columns: Sequence[str], metric: str, path) -> None:
+    """A PNG of what `table` would say: a line for each of its rows over its one column, with 95 % intervals over sets.
+
+    Raises UserError where `columns` is not one column of numbers.
+    """
+    cells = {}
+    for row in data:
+        if len(columns) != 1 or not _is_number(row[columns[0]]):
+            raise UserError("a picture needs one column of numbers; give one, such as --columns noise.rate.")
+        values = tuple(row[name] for name in rows)
+        key = _label(rows, values) if len(rows) > 1 else LABELS.get(*values, *values)
+        cells.setdefault(key, {}).setdefault(float(row[columns[0]]), []).append(row)
+    series = {}
+    for key, places in cells.items():
+        means = [(x, *_summary(places[x], metric, interval=True)) for x in sorted(places)]
+        found = [(x, mean, math.nan if half is None else half) for x, mean, half in means]
+        series[key] = tuple(zip(*found, strict=True))
+    figures.curves(series, path, columns[0], f"{metric}, %", f"{metric} by {columns[0]}, 95 % intervals over sets")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _canonical(text: str) -> str:
+    """The text of a value, the same however a number is spelled: 0.0 and 0 are one column."""
+    try:
+        return f"{float(text):.12g}" if math.isfinite(float(text)) else text
+    except ValueError:
+        return text
+
+
+def _ordered(keys: Iterable[tuple]) -> list[tuple]:
+    """Distinct keys, each part in order of first appearance, or of size where all are numbers."""
+    keys = list(dict.fromkeys(keys))
+    ranks = []
+    for values in map(dict.fromkeys, zip(*keys, strict=True)):
+        try:
+            ordered = sorted(values, key=float)
+        except ValueError:
+            ordered = list(values)
+        ranks.append({value: rank for rank, value in enumerate(ordered)})
+    return sorted(keys, key=lambda key: [rank[value] for rank, value in zip(ranks, key, strict=True)])
+
+
+def _label(names: Sequence[str], values: Sequence[str]) -> str:
+    return ", ".join(f"{name} = {value or '-'}" for name, value in zip(names, values, strict=True))
+
+
+def _check_alike(place, group: list[dict], rows: Sequence[str], columns: Sequence[str]):
+    values = {name: _ordered((_canonical(row[name]),) for row in group)
+              for name in group[0] if _is_setting(name) and name not in (*rows, *columns)}
+    varying = [name for name, found in values.items() if len(found) > 1]
+    if varying:
+        found = ", ".join(value or "-" for value, in values[varying[0]])
+        raise UserError(f"{varying[0]} varies ({found}) inside the cell {_label((*rows, *columns), sum(place, ()))}; "
+                        f"add it: --rows {','.join((*rows, *varying))}.")
+
+
+def _sets(group: list[dict]) -> dict[tuple, list[dict]]:
+    """Rows by the set they belong to: distilled sets of other seeds are other sets."""
+    sets = {}
+    for row in group:
+        sets.setdefault(tuple(row[name] for name in row if name == "set" or _is_seed(name)), []).append(row)
+    return sets
+
+
+def _summary(group: list[dict], metric: str, interval: bool) -> tuple[float, float | None] | None:
+    """Mean and its deviation or half-interval (None where one value gives none); None for a cell without numbers."""
+    sets = [values for rows in _sets(group).values() if (values := _numbers(rows, metric))]
+    if not sets:
+        return None
+    # The mean over sets, as the interval is about it; the same as over students where sets have equally many.
+    values = [float(np.mean(values)) for values in sets] if interval else np.concatenate(sets)
+    mean = float(np.mean(values))
+    if interval:
+        return mean, half_interval(values)
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _numbers(rows: list[dict], metric: str) -> list[float]:
+    texts = [row[metric] for row in rows if row[metric] != ""]
+    try:
+        numbers = [float(text) for text in texts]
+        if wrong := [text for text, number in zip(texts, numbers, strict=True) if not math.isfinite(number)]:
+            raise ValueError(wrong[0])
+        return numbers
+    except ValueError as error:
+        raise UserError(f"column '{metric}' holds no numbers ({error}); choose another --metric.") from None
+
+
+def _optimistic(group: list[dict]) -> bool:
+    return group[0]["protocol"] == "peer"  # as is every row of a cell
+
+
+def _ceiling(group: list[dict]) -> bool:
+    return group[0]["preset"] in _CEILINGS
+
+
+def _best(places: list[tuple], cells: dict, numbers: dict, metric: str) -> list[tuple]:
+    """The bold cells of one column: the best that distil. Peer-protocol cells do not compete with honest ones."""
+    if not metric.startswith(("IR@", "TR@")) and not metric.endswith("r_mean"):
+        return []  # of bytes or seconds, more is not better
+    competing = [place for place in places if numbers.get(place) and not _ceiling(cells[place])]
+    competing = [place for place in competing if not _optimistic(cells[place])] or competing
+    top = max((numbers[place][0] for place in competing), default=None)
+    return [place for place in competing if numbers[place][0] == top]
+
+
+def _shown(group: list[dict] | None, numbers: tuple | None) -> str:
+    if numbers is None:
+        return "-"
+    mean, deviation = numbers
+    text = f"{mean:.2f}" if deviation is None else f"{mean:.2f} +- {deviation:.2f}"
+    return f"{text} {_OPTIMISTIC}" if _optimistic(group) else text
+
+
+def _line_below(cells: dict, rows, columns, metric: str, interval: bool) -> str:
+    """What the numbers are over: sets and students (and where they differ), protocol, seeds, commits."""
+    data = [row for group in cells.values() for row in group]
+    said = [f"{name} {', '.join(dict.fromkeys(row.get(name) or 'unknown' for row in data))}"
+            for name in ("protocol", *filter(_is_seed, data[0]), "commit")]
+    if any(map(_optimistic, cells.values())):
+        said[0] += f" {_OPTIMISTIC[:-1]}: peer is the best of the test evaluations)"
+    spread = ("half the 95 % t-interval over sets (none where there is one set)" if interval else
+              "standard deviation over sets x students")
+    return f"{metric}: mean +- {spread}; {'; '.join([_counts(cells, rows, columns), *said])}."
+
+
+def _counts(cells: dict, rows, columns) -> str:
+    """'each 3 sets x 5 students, except 4 networks (preset = full)': the commonest count, then every other one."""
+    counts = {place: _count(group) for place, group in cells.items()}
+    distilled = [count for place, count in counts.items() if not _ceiling(cells[place])]
+    usual = Counter(distilled or counts.values()).most_common(1)[0][0]
+    exceptions = {}
+    for down_at in dict.fromkeys(place[0] for place in counts):
+        own = {place: count for place, count in counts.items() if place[0] == down_at and count != usual}
+        whole_row = len(set(own.values())) == 1 and len(own) == sum(place[0] == down_at for place in counts)
+        for place, count in own.items():
+            where = _label(rows, down_at) if whole_row else _label((*rows, *columns), sum(place, ()))
+            exceptions.setdefault(count, {})[where] = None
+    said = ", ".join(f"{count} ({'; '.join(places)})" for count, places in exceptions.items())
+    return f"each {usual}" + (f", except {said}" if said else "")
+
+
+def _count(group: list[dict]) -> str:
+    sets = _sets(group)
+    students = {len(rows) for rows in sets.values()}
+    if _ceiling(group):
+        return _plural(len(group), "network")
+    if len(students) > 1:
+        return f"{_plural(len(sets), 'set')} with {len(group)} students in all"
+    return f"{_plural(len(sets), 'set')} x {_plural(students.pop(), 'student')}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

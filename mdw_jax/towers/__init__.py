@@ -1,1 +1,0 @@
-"""Image towers, heads and the dual encoder."""
