@@ -13,19 +13,22 @@ import numpy as np
 
 from mdw_jax import base, resolve
 from mdw_jax.cli import use_compilation_cache
+from mdw_jax.config.sections import fields
 from mdw_jax.data.noise import draw
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.method.coresets import clean_pairs
 from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.distill import Method, init_state, make_outer_step, schedule
-from mdw_jax.method.experts import Inputs, Recipe, scores, to_float, train_experts
+from mdw_jax.method.expert_step import Recipe
+from mdw_jax.method.experts import train_experts
+from mdw_jax.method.retrieval import scores
 from mdw_jax.method.students import Lesson, Protocol, evaluate
 from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.embedding import Inputs, to_float
 from mdw_jax.models.image.convnet import convnet
 from mdw_jax.models.image.factor_pretraining import pretrain
 from mdw_jax.models.text.bow import bow_features
-from mdw_jax.pipeline.preset_run import fields
-from mdw_jax.runtime.mesh import stack
+from mdw_jax.runtime.pytree import stack
 from mdw_jax.runtime.rng import named_generator, named_key
 
 parser = argparse.ArgumentParser()

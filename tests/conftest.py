@@ -10,7 +10,8 @@ CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 if CHEAP not in os.environ.get("XLA_FLAGS", ""):  # a worker has it from the process that started it
     os.environ["XLA_FLAGS"] = f"{CHEAP} {os.environ.get('XLA_FLAGS', '')}".strip()
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that tests in folders can import tests/goldens.py
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), *(str(HERE / room) for room in ("method", "runtime"))]  # what tests of several rooms share
 
 # What jax keeps of every program makes a full collection long, and there is little to collect.
 gc.set_threshold(100_000, 50, 50)

@@ -19,15 +19,17 @@ if processes > 1:
 
 from mdw_jax.config import base  # noqa: E402
 from mdw_jax.config.presets import preset_config  # noqa: E402
+from mdw_jax.config.sections import fields  # noqa: E402
 from mdw_jax.data.decoding import Encoded  # noqa: E402
 from mdw_jax.data.lazy_images import LazyImages  # noqa: E402
 from mdw_jax.errors import UserError  # noqa: E402
 from mdw_jax.method.distill import Method, init_state, make_outer_step, outer_shapes  # noqa: E402
-from mdw_jax.method.experts import Inputs, Recipe, train_experts  # noqa: E402
+from mdw_jax.method.expert_step import Recipe  # noqa: E402
+from mdw_jax.method.experts import train_experts  # noqa: E402
 from mdw_jax.method.students import Lesson, Protocol, evaluate  # noqa: E402
 from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
+from mdw_jax.models.embedding import Inputs  # noqa: E402
 from mdw_jax.models.image.convnet import convnet  # noqa: E402
-from mdw_jax.pipeline.preset_run import fields  # noqa: E402
 from mdw_jax.runtime import mesh  # noqa: E402
 
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from absl import flags
 
-from mdw_jax.cli import COMMANDS, load_config, main
+from mdw_jax.cli import COMMANDS, main
 from mdw_jax.config import base, resolve
+from mdw_jax.config.loading import load_config
 from mdw_jax.errors import UserError
 
 CONFIG = "from mdw_jax.config import base\n\ndef get_config():\n    c = base()\n    {}\n    return c\n"

@@ -16,12 +16,13 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config import base
 from mdw_jax.config.presets import DISTILLED, LABELS
+from mdw_jax.config.sections import fields
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.method.students import Protocol, evaluate
 from mdw_jax.pipeline.distill import lesson_of, set_folder
 from mdw_jax.pipeline.evaluate import named_seed
 from mdw_jax.pipeline.prepared import prepare
-from mdw_jax.pipeline.preset_run import fields, open_preset
+from mdw_jax.pipeline.preset_run import open_preset
 
 
 def accuracy(model, params, split, inputs, texts) -> float:

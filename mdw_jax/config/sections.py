@@ -1,10 +1,10 @@
 """Configs and tables as plain names, values and text, without jax: what `mdw runs`, `mdw diff` and the page share."""
 
-import math
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
+from ml_collections import ConfigDict
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
@@ -28,28 +28,6 @@ def differences(*settings: Mapping) -> list[tuple]:
     return [(key, first, *others) for key, first, *others in values if any(other != first for other in others)]
 
 
-def text(value) -> str:
-    """A value for people to read: "-" for none."""
-    if value is None or value == "":
-        return "-" if value is None else '""'
-    return ",".join(map(text, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def aligned(rows: list[dict[str, str]]) -> str:
-    """Columns for a terminal."""
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    lines = [dict(zip(rows[0], rows[0], strict=True)), *rows]
-    return "\n".join("  ".join(f"{line[name]:<{width}}" for name, width in widths.items()).rstrip() for line in lines)
-
-
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half the two-sided 95 % t-interval of the mean of independent values; None from fewer than two."""
-    from scipy.special import stdtrit  # here, because `mdw runs` does without it
-
-    n = len(values)
-    return None if n < 2 else float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
-
-
 def config_digest(config: Mapping) -> str:
     """sha256 of what the scores of a config depend on: not where the run lies, nor what only other commands read.
 
@@ -66,3 +44,8 @@ def refuse_sweep(folder: Path) -> None:
     if (folder / "sweep").is_dir() or (folder / "sweep.csv").exists():
         raise UserError(f"'{folder}' holds a sweep, whose cells have a config each; compare them with mdw table "
                         f"{folder / 'sweep.csv'}.")
+
+
+def fields(kind, section: ConfigDict):
+    """The fields of dataclass `kind`, read off a config section."""
+    return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})

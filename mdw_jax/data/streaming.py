@@ -14,7 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.prefetch import Meter, batches
 from mdw_jax.errors import UserError
-from mdw_jax.runtime.mesh import DATA, EACH, all_of, all_well, jitted, local, mesh_for, placed, stack, unstack
+from mdw_jax.runtime.mesh import DATA, EACH, all_of, jitted, local, mesh_for, placed
+from mdw_jax.runtime.processes import all_well
+from mdw_jax.runtime.pytree import stack, unstack
 
 SLAB = 8  # steps of an epoch whose pixels are on the devices together
 

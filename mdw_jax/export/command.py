@@ -3,16 +3,16 @@
 import numpy as np
 from ml_collections import ConfigDict
 
-from mdw_jax.analysis.fairness import metrics
 from mdw_jax.config import resolve
 from mdw_jax.config.presets import CORESETS, DISTILLED
 from mdw_jax.errors import UserError
 from mdw_jax.export.formats import Near, check, export_set
 from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.models.embedding import nearest
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.prepared import Prepared, prepare
 from mdw_jax.pipeline.preset_run import open_preset
-from mdw_jax.pipeline.run import run_folder
+from mdw_jax.pipeline.run_folder import run_folder
 
 
 def export_command(config: ConfigDict) -> None:
@@ -47,7 +47,7 @@ def export_command(config: ConfigDict) -> None:
 def _near(texts, prepared: Prepared, count: int) -> Near:
     """The `count` training captions whose frozen features have the largest cosine with each distilled text."""
     read, real = np.asarray(prepared.read(texts), np.float32), prepared.texts.train
-    found = metrics.nearest(read, real, count)
+    found = nearest(read, real, count)
     close = np.asarray(real, np.float32)[found]
     lengths = np.linalg.norm(read, axis=1)[:, None] * np.linalg.norm(close, axis=2)
     cosines = np.einsum("md,mkd->mk", read, close) / np.maximum(lengths, 1e-12)

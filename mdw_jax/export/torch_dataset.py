@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise UserError("a PyTorch data set needs torch: pip install 'mdw-jax[torch]'.") from error
 
-from mdw_jax.analysis.benchmark.torch_reference import correspondence, to_torch  # noqa: E402
+from mdw_jax.export.torch_tensors import correspondence, to_torch  # noqa: E402
 
 
 class TorchPairs(torch.utils.data.Dataset):

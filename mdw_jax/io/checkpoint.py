@@ -2,18 +2,13 @@
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors.numpy import save
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically
-
-
-def _named(tree):
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+from mdw_jax.runtime.pytree import _named, restore
 
 
 def save_checkpoint(path, tree, key: str) -> None:
@@ -38,19 +33,6 @@ def read_checkpoint(path, key: str) -> dict[str, np.ndarray] | None:
     except safetensors.SafetensorError as error:
         raise UserError(f"the checkpoint '{path}' is damaged ({error}); delete it to start this stage afresh."
                         ) from None
-
-
-def restore(arrays: dict[str, np.ndarray], like):
-    """Arrays by name in the structure of `like`: on the device, and as they are where `like` has numpy arrays.
-
-    Raises ValueError if they are others, or of other shapes.
-    """
-    wanted = _named(like)
-    if {n: np.shape(x) for n, x in wanted.items()} != {n: x.shape for n, x in arrays.items()}:
-        raise ValueError("other tensors than were asked for.")
-    leaves = [arrays[name] if isinstance(leaf, np.ndarray) else jnp.asarray(arrays[name])
-              for name, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def load_checkpoint(path, like, key: str):

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically, write_json
-from mdw_jax.runtime.mesh import is_main
+from mdw_jax.runtime.processes import is_main
 
 TENSORS, CARD = "distilled.safetensors", "card.json"
 BRANCHES = ("image", "text")
@@ -159,3 +159,14 @@ def load_distilled(folder) -> tuple[DistilledSet, dict]:
 
 def _described(value) -> str:
     return f"{value.dtype} {type(value).__name__}" if hasattr(value, "dtype") else type(value).__name__
+
+NEAREST = "nearest.json"  # of a finished set: its sha256 and, for each text, the real caption nearest to it
+
+
+def read_captions(folder: Path, sha256: str) -> list[str] | None:
+    """The captions beside the set of that sha256 in `folder`; None if there are none of it."""
+    try:
+        found = json.loads((folder / NEAREST).read_text())
+        return found["captions"] if found["sha256"] == sha256 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

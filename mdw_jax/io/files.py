@@ -1,8 +1,10 @@
 """Writing files so that a reader never sees half of one, and hashing what is in memory or on disk."""
 
 import contextlib
+import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mdw_jax.errors import UserError
+from mdw_jax.runtime.processes import is_main
 
 _UNFINISHED = ".part"  # ends the temporary names, so that what a killed process left can be told and removed
 _HOLDER = "process {} on {}\n"  # in the lock of a run folder
@@ -22,7 +25,7 @@ _HOLDER = "process {} on {}\n"  # in the lock of a run folder
 def write_atomically(path, data: bytes) -> Path:
     """Write `data` to `path` by temporary name, fsync and rename. Of the processes of a run only the first one writes."""
     path = Path(path)
-    if not _writes():
+    if not is_main():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
@@ -40,12 +43,6 @@ def write_atomically(path, data: bytes) -> Path:
         raise
     _sync_folder(path.parent)
     return path
-
-
-def _writes() -> bool:
-    from mdw_jax.runtime.mesh import is_main  # here, because `mdw table` does without jax
-
-    return is_main()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -70,7 +67,7 @@ def locked(path):
     Of the processes of a run the first one holds it for all.
     """
     path = Path(path)
-    if not _writes():
+    if not is_main():
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,3 +151,12 @@ def digest(*parts) -> str:
             sha.update(f"{len(text.encode())}:".encode())
             sha.update(text.encode())
     return sha.hexdigest()
+
+
+def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
+    """Write a CSV with a header, atomically; what a row lacks is left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest, locked, write_atomically
-from mdw_jax.runtime.mesh import is_main
+from mdw_jax.runtime.processes import is_main
 
 FILE, COLUMNS = "metrics.csv", ("stage", "name", "step", "metric", "value")
 

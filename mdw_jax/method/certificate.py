@@ -24,7 +24,6 @@ one image in a batch, and the sampling error of a finite training set.
 import inspect
 import math
 
-import jax
 import numpy as np
 
 from mdw_jax.errors import UserError
@@ -158,18 +157,6 @@ def memory_cost(gap: float, rate: float) -> float:
     seen them). Infinite at rate 1.
     """
     return rate * max(gap, 0.0) / (1 - rate) if rate < 1 else math.inf
-
-
-def debiased(noisy, shuffled, rate: float):
-    """Fact D: `(noisy - rate * shuffled) / (1 - rate)`, an unbiased clean risk or gradient (any pytree, equal shapes).
-
-    `noisy` is measured on the pairs as given; `shuffled` after permuting the captions of the *whole* train set anew,
-    or as `losses.shuffled_losses` of logits between the images of one batch and the captions of another. The variance
-    grows as 1 / (1 - rate)^2, and a debiased risk can be negative. Raises UserError for a rate outside [0, 1).
-    """
-    if not 0 <= rate < 1:
-        raise UserError(f"the noise rate must be at least 0 and below 1 to be corrected for, not {rate}.")
-    return jax.tree.map(lambda a, b: (a - rate * b) / (1 - rate), noisy, shuffled)
 
 
 def _candidates(batch: int, form: str) -> int:

@@ -17,7 +17,8 @@ from mdw_jax.data.augment import augment
 from mdw_jax.method.correspondence import correspondence, init_correspondence
 from mdw_jax.method.losses import soft_loss
 from mdw_jax.method.matching import matching_loss, mean_of_each, minibatches, unroll
-from mdw_jax.models.dual_encoder import DualEncoder, JitWith, side_by_side
+from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.jit import JitWith, side_by_side
 from mdw_jax.runtime import mesh
 from mdw_jax.runtime.rng import named_key
 

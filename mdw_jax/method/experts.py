@@ -17,7 +17,6 @@ All networks of a generation advance together, epoch by epoch; between two epoch
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,83 +24,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from mdw_jax.data.augment import augment
 from mdw_jax.data.lazy_images import LazyImages
-from mdw_jax.data.streaming import chunks, in_chunks, streamed_epochs
+from mdw_jax.data.streaming import in_chunks, streamed_epochs
 from mdw_jax.errors import UserError
-from mdw_jax.io.checkpoint import restore
-from mdw_jax.method.certificate import debiased
 from mdw_jax.method.division import divide, division_quality
-from mdw_jax.method.losses import agreement, infonce, label_loss, pair_losses, shuffled_losses
-from mdw_jax.method.noise_rate import Rate, estimate_rate
-from mdw_jax.method.retrieval import METRICS, recalls
-from mdw_jax.models.dual_encoder import DualEncoder, side_by_side
-from mdw_jax.models.image.conv import on_cpu
+from mdw_jax.method.expert_step import Recipe, _undivided, passes, plan_epoch, tracks
+from mdw_jax.method.retrieval import METRICS, scores
+from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.embedding import Inputs, embeddings_of_all, together
 from mdw_jax.runtime import preemption
-from mdw_jax.runtime.mesh import for_each, jitted, replicated, rows
+from mdw_jax.runtime.mesh import replicated
+from mdw_jax.runtime.pytree import restore
 from mdw_jax.runtime.rng import named_generator, named_key
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How experts are trained: the fields of `config.experts`, explained there."""
-
-    scouts: int
-    scout_epochs: int
-    epochs: int
-    batch: int
-    lr: float
-    lr_taught: float
-    momentum: float
-    weight_decay: float
-    augment: str
-    dual: bool
-    warmup: int
-    division: str
-    clean_loss: str
-    clean_q: float
-    tolerant_loss: str
-    tolerant_q: float
-    tolerant_weight: float
-    recovery_weight: float
-    recovery_top_k: int
-    recovery_start: int
-    guidance_weight: float
-    guidance_tau: float
-    teachers: int
-    average: float
-    debias: bool
-    rescale_step: bool
-
-
-class Inputs(NamedTuple):
-    """One split as a model sees it.
-
-    images: (N, ...) uint8 pixels, maybe streamed, or float features. texts: (K, d) features or (K, L) token ids.
-    image_of: (K,).
-    """
-
-    images: Any
-    texts: Any
-    image_of: Any
-
-
-class Plan(NamedTuple):
-    """One epoch, each (steps, B).
-
-    rows: which pair. images, captions: what it pairs. pixels: that image itself, (steps, B, ...), if they are
-    streamed; None if they are all at hand. unrelated: a caption of another batch. clean, tolerant: weights of the tracks.
-    """
-
-    rows: Any
-    images: Any
-    pixels: Any
-    captions: Any
-    unrelated: Any
-    clean: Any
-    tolerant: Any
 
 
 class Experts(NamedTuple):
@@ -150,129 +85,10 @@ class Shelf(NamedTuple):
     due: Callable = lambda: False
 
 
-def to_float(images):
-    """uint8 pixels -> float32 in [0, 1]; features pass through."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
-
-
-class Passes(NamedTuple):
-    """The compiled functions of one model; `for_all` applies the per-network ones to a list of networks."""
-
-    optimizer: Any
-    for_all: Callable
-    epoch: Callable
-    pair_loss: Callable
-
-
-def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
-    """Compile what an epoch needs. `rate` is eta, used by the debiased loss and the rescaled step size only."""
-    clean_loss = label_loss(recipe.clean_loss, recipe.clean_q)
-    tolerant_loss = label_loss(recipe.tolerant_loss, recipe.tolerant_q)
-    lr = recipe.lr / (1 - rate) if recipe.rescale_step else recipe.lr
-    optimizer = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(lr, recipe.momentum or None))
-
-    def batch_loss(params, images, texts, unrelated, clean, tolerant, said):
-        v, t = model.embed_image(params["image"], images), model.embed_text(params["text"], texts)
-        logits = v @ t.T / model.tau
-
-        def track(loss):
-            pairs = pair_losses(loss, logits)
-            if not recipe.debias:
-                return pairs
-            # Another batch's captions: among this batch's own the true ones would still be candidates.
-            shuffled = v @ model.embed_text(params["text"], unrelated).T / model.tau
-            return debiased(pairs, shuffled_losses(loss, shuffled), rate)
-
-        loss = (clean * track(clean_loss) + tolerant * track(tolerant_loss)).mean()
-        if said is not None:
-            loss += recipe.guidance_weight * agreement(logits, said[0] @ said[1].T / recipe.guidance_tau)
-        own = jnp.arange(len(logits))
-        return loss, (logits.argmax(0) == own) & (logits.argmax(1) == own)
-
-    def epoch(carry, plan, keys, own_teacher, images, texts, common_teacher):
-        teacher = own_teacher or common_teacher
-
-        def step(carry, scanned):
-            (params, state, (average, count)), (now, key) = carry, scanned
-            pixels = images[now.images] if now.pixels is None else now.pixels
-            x = rows(augment(key, to_float(pixels), recipe.augment))
-            said = teacher and (teacher[0][now.images], teacher[1][now.captions])
-            (loss, right), grads = jax.value_and_grad(batch_loss, has_aux=True)(
-                params, x, rows(texts[now.captions]), texts[now.unrelated], now.clean, now.tolerant, said
-            )
-            updates, state = optimizer.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-            decay = jnp.minimum(recipe.average, (1 + count) / (10 + count))  # short at first, or it would lag behind
-            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
-            return (params, state, (average, count + 1)), (loss, right)
-
-        carry, (losses, right) = jax.lax.scan(step, carry, (plan, keys))
-        return carry, losses, right
-
-    def for_all(function, mapped, *shared):
-        """Apply function(one network's, *shared) to each entry of the list `mapped`."""
-        if side_by_side(model):
-            return for_each(function, mapped, *shared)
-        return [jitted(function)(one, *shared) for one in mapped]
-
-    return Passes(
-        optimizer, for_all,
-        lambda one, *shared: epoch(*one, *shared),
-        jitted(_pair_loss(model.tau)),
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _pair_loss(tau: float):
-    def pair_loss(v, t, images, captions):
-        """Embeddings (N, D) and (K, D), rows (steps, B) of either -> (steps, B) losses, each among its batch."""
-        batch = lambda rows: pair_losses(infonce, v[rows[0]] @ t[rows[1]].T / tau)
-        return jax.lax.map(batch, (images, captions))
-
-    return pair_loss
-
-
-def plan_epoch(generator, image_of, batch: int, clean, tolerant, captions) -> Plan:
-    """Shuffle K pairs into batches (the last few that fill none are left for another epoch).
-
-    image_of, captions: (K,) what each row pairs; clean, tolerant: (K,) weights of the two tracks.
-    """
-    batch = min(batch, len(image_of))
-    steps = len(image_of) // batch
-    order = generator.permutation(len(image_of))[: steps * batch].reshape(steps, batch)
-    pick = lambda values, dtype: jnp.asarray(np.asarray(values)[order], dtype)
-    images, captions = pick(image_of, jnp.int32), pick(captions, jnp.int32)
-    return Plan(jnp.asarray(order), images, None, captions, jnp.roll(captions, 1, axis=0), pick(clean, jnp.float32),
-                pick(tolerant, jnp.float32))
-
-
-def tracks(recipe: Recipe, clean_probability, recovered: bool):
-    """Weights of the clean and of the tolerant track for each pair: two (K,) arrays."""
-    w = np.asarray(clean_probability, np.float32)
-    clean = np.where(w >= 0.5, w, 0)
-    risky = recipe.recovery_weight if recovered else recipe.tolerant_weight
-    return clean, np.where(w >= 0.5, 0, risky).astype(np.float32)
-
-
-def _undivided(recipe: Recipe, pairs: int, warming_up: bool):
-    """Track weights where no pair is told from another: during warm-up, or for a whole recipe."""
-    ones, zeros = np.ones(pairs, np.float32), np.zeros(pairs, np.float32)
-    if recipe.division == "clean":
-        return ones, zeros
-    if recipe.division == "both" and not warming_up:
-        return ones, ones * recipe.tolerant_weight
-    return zeros, ones
-
-
 def teachers_of(network: int, networks: int, count: int) -> list[int]:
     """Who teaches a network: its peer, then the others in turn, up to `count` of them, never itself."""
     others = [network ^ 1] + [n % networks for n in range(network + 1, network + networks)]
     return list(dict.fromkeys(others))[:count]
-
-
-def together(embedded):
-    """Embeddings of several networks as those of one whose similarity is the mean of theirs: [(N, D)] -> (N, n D)."""
-    return jnp.concatenate(embedded, -1) / np.sqrt(len(embedded))
 
 
 def top_captions(images, texts, k: int):
@@ -466,89 +282,3 @@ def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch, mismatch
     return results
 
 
-def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, seed: int,
-               shelf: Shelf = Shelf()) -> Rate:
-    """The share of mismatched pairs (`rate.py`), by networks that were not trained on the pairs they judge.
-
-    Two folds by image: a pair of networks learns on one without any division and judges the other. Those that divide
-    would have learned by heart the mismatched pairs that slipped through, and count them as right. A set too small for
-    two batches a fold says nothing: 0 to 1.
-    """
-    image_of = np.asarray(train.image_of)
-    division = recipe.division if recipe.division in ("clean", "tolerant", "both") else "tolerant"
-    plain = dataclasses.replace(recipe, division=division, recovery_weight=0.0, guidance_weight=0.0, debias=False)
-    fold = named_generator(seed, "rate").permutation(image_of.max() + 1)[image_of] % 2
-    observed, null, judged = [], [], []
-    for side in (0, 1):
-        learn, judge = np.flatnonzero(fold != side), np.flatnonzero(fold == side)
-        if min(len(learn), len(judge)) < 2 * recipe.batch:
-            return Rate(0.0, 0.0, 1.0, 1.0)
-        half = Inputs(train.images, train.texts[learn], image_of[learn])
-        epochs = recipe.scout_epochs if recipe.scouts else recipe.epochs
-        trained = _generation(model, half, val, plain, f"rate {side}", count=1, epochs=epochs, seed=seed, keep=0,
-                              rate=0.0, mismatched=None, on_epoch=lambda *_: None, shelf=shelf)
-        said = embeddings_of_all(model, trained.best, Inputs(train.images, train.texts[judge], None))
-        both = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
-        find = functools.partial(_all_pair_losses, jitted(_pair_loss(model.tau)), both, image_of[judge],
-                                 recipe.batch, seed, f"rate {side}")
-        observed.append(find()[0])
-        null.append(find(mismatch=True)[0])
-        judged.append(image_of[judge])
-    return estimate_rate(*map(np.concatenate, (observed, null, judged)), seed=seed)
-
-
-def embeddings(model: DualEncoder, params, data: Inputs):
-    """Unit embeddings of all images (N, D) and of all captions (K, D)."""
-    return embeddings_of_all(model, [params], data)[0]
-
-
-def embeddings_of_all(model: DualEncoder, networks: list, data: Inputs) -> list[tuple]:
-    """`embeddings` of each network; together where that is faster. Images that are streamed are decoded once for all."""
-    together = len(jax.devices()) > 1 or (len(networks) > 1 and not on_cpu())
-
-    def embedded(branch, of):
-        branches = [params[branch] for params in networks]
-        embed = jitted(_embedder(model, branch))
-        if isinstance(of, LazyImages):
-            branches = replicated(branches)
-            parts = chunks(lambda rows: [embed(params, rows) for params in branches], of)
-            return [jnp.concatenate(own) for own in zip(*parts, strict=True)]
-        if together:
-            return for_each(_whole_embedder(model, branch), branches, of)
-        return [in_chunks(lambda rows: embed(params, rows), of) for params in branches]
-
-    return list(zip(embedded("image", data.images), embedded("text", data.texts), strict=True))
-
-
-@functools.lru_cache(maxsize=64)
-def _whole_embedder(model, branch, size: int = 500):
-    """All rows of a split in one computation, `size` at a time."""
-    embed = _embedder(model, branch)
-
-    def whole(params, data):
-        part = lambda x: embed(params, rows(x))
-        even = len(data) // size * size
-        chunks = jax.lax.map(part, data[:even].reshape(-1, size, *data.shape[1:]))
-        rest = [part(data[even:])] if even < len(data) else []
-        return jnp.concatenate([chunks.reshape(even, chunks.shape[-1]), *rest])
-
-    return whole
-
-
-def similarities(model: DualEncoder, params, data: Inputs):
-    """(N, K) cosine similarity of all images with all captions."""
-    v, t = embeddings(model, params, data)
-    return v @ t.T
-
-
-@functools.lru_cache(maxsize=64)
-def _embedder(model, branch):
-    if branch == "text":
-        return model.embed_text
-    return lambda params, images: model.embed_image(params, to_float(images))
-
-
-def scores(model: DualEncoder, networks: list, data: Inputs) -> np.ndarray:
-    """Recalls of each network on one split: (networks, 7) in the order of `retrieval.METRICS`."""
-    recall = lambda v, t: np.asarray(jitted(recalls)(v @ t.T, data.image_of))
-    return np.stack([recall(v, t) for v, t in embeddings_of_all(model, networks, data)])

@@ -167,3 +167,15 @@ def soft_loss(name: str):
     if name not in SOFT_LOSSES:
         raise UserError(f"there is no distillation loss '{name}'; choose one of {', '.join(sorted(SOFT_LOSSES))}.")
     return SOFT_LOSSES[name]
+
+
+def debiased(noisy, shuffled, rate: float):
+    """Fact D: `(noisy - rate * shuffled) / (1 - rate)`, an unbiased clean risk or gradient (any pytree, equal shapes).
+
+    `noisy` is measured on the pairs as given; `shuffled` after permuting the captions of the *whole* train set anew,
+    or as `losses.shuffled_losses` of logits between the images of one batch and the captions of another. The variance
+    grows as 1 / (1 - rate)^2, and a debiased risk can be negative. Raises UserError for a rate outside [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise UserError(f"the noise rate must be at least 0 and below 1 to be corrected for, not {rate}.")
+    return jax.tree.map(lambda a, b: (a - rate * b) / (1 - rate), noisy, shuffled)

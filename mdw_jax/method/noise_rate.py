@@ -15,9 +15,18 @@ The least of many noisy ratios is too small (by up to 13 points where it was mea
 chooses the threshold at which the other half is counted.
 """
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
+
+from mdw_jax.method.expert_step import Recipe, _pair_loss
+from mdw_jax.method.experts import Shelf, _all_pair_losses, _generation
+from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.embedding import Inputs, embeddings_of_all, together
+from mdw_jax.runtime.mesh import jitted
+from mdw_jax.runtime.rng import named_generator
 
 
 class Rate(NamedTuple):
@@ -89,3 +98,34 @@ class _Half(NamedTuple):
             above, pairs = above[drawn], pairs[drawn]
             null_tail = max(generator.binomial(self.null_size, null_tail), 1) / self.null_size
         return float(above.sum() / pairs.sum() / null_tail)
+
+
+def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, seed: int,
+               shelf: Shelf = Shelf()) -> Rate:
+    """The share of mismatched pairs (`rate.py`), by networks that were not trained on the pairs they judge.
+
+    Two folds by image: a pair of networks learns on one without any division and judges the other. Those that divide
+    would have learned by heart the mismatched pairs that slipped through, and count them as right. A set too small for
+    two batches a fold says nothing: 0 to 1.
+    """
+    image_of = np.asarray(train.image_of)
+    division = recipe.division if recipe.division in ("clean", "tolerant", "both") else "tolerant"
+    plain = dataclasses.replace(recipe, division=division, recovery_weight=0.0, guidance_weight=0.0, debias=False)
+    fold = named_generator(seed, "rate").permutation(image_of.max() + 1)[image_of] % 2
+    observed, null, judged = [], [], []
+    for side in (0, 1):
+        learn, judge = np.flatnonzero(fold != side), np.flatnonzero(fold == side)
+        if min(len(learn), len(judge)) < 2 * recipe.batch:
+            return Rate(0.0, 0.0, 1.0, 1.0)
+        half = Inputs(train.images, train.texts[learn], image_of[learn])
+        epochs = recipe.scout_epochs if recipe.scouts else recipe.epochs
+        trained = _generation(model, half, val, plain, f"rate {side}", count=1, epochs=epochs, seed=seed, keep=0,
+                              rate=0.0, mismatched=None, on_epoch=lambda *_: None, shelf=shelf)
+        said = embeddings_of_all(model, trained.best, Inputs(train.images, train.texts[judge], None))
+        both = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
+        find = functools.partial(_all_pair_losses, jitted(_pair_loss(model.tau)), both, image_of[judge],
+                                 recipe.batch, seed, f"rate {side}")
+        observed.append(find()[0])
+        null.append(find(mismatch=True)[0])
+        judged.append(image_of[judge])
+    return estimate_rate(*map(np.concatenate, (observed, null, judged)), seed=seed)

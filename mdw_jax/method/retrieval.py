@@ -1,6 +1,11 @@
 """Recall of text -> image (IR) and image -> text (TR) retrieval."""
 
 import jax.numpy as jnp
+import numpy as np
+
+from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.embedding import Inputs, embeddings_of_all
+from mdw_jax.runtime.mesh import jitted
 
 RANKS = (1, 5, 10)
 METRICS = tuple(f"{side}@{k}" for side in ("IR", "TR") for k in RANKS) + ("r_mean",)
@@ -30,3 +35,9 @@ def recalls(similarity, image_of):
     text_to_image, image_to_text = ranks(similarity, image_of)
     values = [100 * (found < k).mean() for found in (text_to_image, image_to_text) for k in RANKS]
     return jnp.stack([*values, jnp.stack(values).mean()])
+
+
+def scores(model: DualEncoder, networks: list, data: Inputs) -> np.ndarray:
+    """Recalls of each network on one split: (networks, 7) in the order of `retrieval.METRICS`."""
+    recall = lambda v, t: np.asarray(jitted(recalls)(v @ t.T, data.image_of))
+    return np.stack([recall(v, t) for v, t in embeddings_of_all(model, networks, data)])

@@ -10,11 +10,12 @@ import numpy as np
 import optax
 
 from mdw_jax.method.correspondence import correspondence
-from mdw_jax.method.experts import Inputs, scores
 from mdw_jax.method.losses import soft_loss
 from mdw_jax.method.matching import minibatches
-from mdw_jax.method.retrieval import METRICS
-from mdw_jax.models.dual_encoder import DualEncoder, side_by_side
+from mdw_jax.method.retrieval import scores
+from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.embedding import Inputs
+from mdw_jax.models.jit import side_by_side
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.mesh import for_each, rows
 from mdw_jax.runtime.rng import named_key
@@ -144,12 +145,3 @@ def _better_of_each(old: Outcome, new: Outcome) -> Outcome:
                         params=[n if b else o for b, n, o in zip(better[:, 0], new.params, old.params, strict=True)])
 
 
-def summary(scores) -> dict[str, float]:
-    """Mean and standard deviation of each metric over students: (n, 7) -> flat dict."""
-    scores = np.asarray(scores)
-    deviation = scores.std(0, ddof=1) if len(scores) > 1 else np.zeros(scores.shape[1])
-    row = {}
-    for i, name in enumerate(METRICS):
-        row[name] = float(scores[:, i].mean())
-        row[f"{name}_std"] = float(deviation[i])
-    return row

@@ -21,10 +21,3 @@ In the run folder:
 A key is a sha256 of everything that the folder's contents depend on. What two configurations share is made once, and
 what they do not share never meets: any number of them can live in one run folder, which is all that a sweep is.
 """
-
-from mdw_jax.pipeline.distill import distill_stage, set_folder
-from mdw_jax.pipeline.evaluate import evaluate_stage
-from mdw_jax.pipeline.experts import experts_stage
-from mdw_jax.pipeline.preset_run import Preset, open_preset
-
-__all__ = ["Preset", "distill_stage", "evaluate_stage", "experts_stage", "open_preset", "set_folder"]

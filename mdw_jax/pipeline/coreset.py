@@ -6,12 +6,13 @@ import numpy as np
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import DistilledSet
+from mdw_jax.io.records import stored_array
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method import coresets
-from mdw_jax.method.experts import embeddings
+from mdw_jax.models.embedding import embeddings
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
-from mdw_jax.pipeline.preset_run import Preset, stored_array
+from mdw_jax.pipeline.preset_run import Preset
 from mdw_jax.runtime.rng import named_generator
 
 

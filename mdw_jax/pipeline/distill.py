@@ -13,30 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.config.presets import CORESETS, DISTILLED
+from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
 from mdw_jax.io.checkpoint import load_checkpoint, save_checkpoint
-from mdw_jax.io.distilled_set import CARD, DistilledSet, load_distilled, save_distilled
+from mdw_jax.io.distilled_set import CARD, NEAREST, DistilledSet, load_distilled, read_captions, save_distilled
 from mdw_jax.io.files import digest, write_json
 from mdw_jax.io.metrics import writers
+from mdw_jax.io.records import _read_history, complete, write_lines
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method import coresets, grad_cam
 from mdw_jax.method.distill import Method, init_state, make_outer_step, outer_shapes, schedule, watched
 from mdw_jax.method.students import Lesson, Protocol, evaluate
-from mdw_jax.models.dual_encoder import JitWith
+from mdw_jax.models.embedding import compiled_inputs, nearest_captions
+from mdw_jax.models.jit import JitWith
 from mdw_jax.pipeline.coreset import coreset, pairs_asked, real_pairs
 from mdw_jax.pipeline.experts import experts_stage
-from mdw_jax.pipeline.prepared import Prepared, compiled_inputs
-from mdw_jax.pipeline.preset_run import Preset, complete, division_of, fields, write_lines
-from mdw_jax.reporting.figures import nearest_captions
+from mdw_jax.pipeline.prepared import Prepared
+from mdw_jax.pipeline.preset_run import Preset, division_of
 from mdw_jax.runtime import preemption
-from mdw_jax.runtime.mesh import agree, is_main, several_processes, stack, wait
+from mdw_jax.runtime.processes import agree, is_main, several_processes, wait
 from mdw_jax.runtime.progress import progress
+from mdw_jax.runtime.pytree import stack
 from mdw_jax.runtime.rng import named_generator, named_key
 
 # While a set is distilled: where to go on; with restarts allowed, the last regular one, where to go back to; metrics.
 CHECKPOINT, GOOD, HISTORY = "checkpoint.safetensors", "checkpoint-good.safetensors", "history.jsonl"
-NEAREST = "nearest.json"  # of a finished set: its sha256 and, for each text, the real caption nearest to it
 
 
 class _Diverged(Exception):
@@ -90,15 +92,6 @@ def _note_captions(folder: Path, prepared: Prepared) -> None:
         texts = prepared.read(load_distilled(folder)[0].texts)
         captions = nearest_captions(texts, prepared.texts.train, prepared.pairs.train.captions)
         write_json(folder / NEAREST, {"sha256": sha256, "captions": captions})
-
-
-def read_captions(folder: Path, sha256: str) -> list[str] | None:
-    """The captions beside the set of that sha256 in `folder`; None if there are none of it."""
-    try:
-        found = json.loads((folder / NEAREST).read_text())
-        return found["captions"] if found["sha256"] == sha256 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _plain(value):
@@ -170,14 +163,6 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
                 print(f"mdw: {preset.name} set {index} diverged at outer step {bad.step}: {bad.first} went first; "
                       f"restart {used + 1} of {c.distill.restarts} goes back to step {step} with learning rates times "
                       f"{c.distill.restart_factor ** (used + 1):.2g}.", file=sys.stderr, flush=True)
-
-
-def _read_history(path: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' is damaged ({type(error).__name__}); delete the folder '{path.parent}' and run "
-                        "again.") from error
 
 
 def _diverged(preset: Preset, index: int, bad: _Diverged, used: int, folder: Path) -> str:

@@ -4,16 +4,18 @@ import contextlib
 import dataclasses
 
 from mdw_jax.config.presets import DISTILLED
+from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import DistilledSet, load_distilled
 from mdw_jax.io.files import digest, write_json
 from mdw_jax.io.metrics import writers
+from mdw_jax.io.records import complete
 from mdw_jax.method.retrieval import METRICS
 from mdw_jax.method.students import Protocol, evaluate
 from mdw_jax.pipeline.distill import distill_stage, lesson_of
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared, student_model
-from mdw_jax.pipeline.preset_run import Preset, complete, fields
+from mdw_jax.pipeline.preset_run import Preset
 from mdw_jax.runtime.progress import progress
 from mdw_jax.runtime.rng import named_generator
 

@@ -1,25 +1,28 @@
 """Experts of a preset: train them, store what distillation, coresets and reports read."""
 
 import contextlib
-import io
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from mdw_jax.config.sections import fields
 from mdw_jax.data.noise import Noise
 from mdw_jax.errors import UserError
 from mdw_jax.io.checkpoint import read_checkpoint, save_checkpoint
-from mdw_jax.io.files import locked, write_atomically, write_json
+from mdw_jax.io.files import locked, write_json
 from mdw_jax.io.metrics import writers
+from mdw_jax.io.records import _write_array, complete, write_lines
 from mdw_jax.io.trajectory import save_trajectory
 from mdw_jax.method import certificate
-from mdw_jax.method.experts import Recipe, Shelf, noise_rate, scores, train_experts
-from mdw_jax.method.retrieval import METRICS
+from mdw_jax.method.expert_step import Recipe
+from mdw_jax.method.experts import Shelf, train_experts
+from mdw_jax.method.noise_rate import noise_rate
+from mdw_jax.method.retrieval import METRICS, scores
 from mdw_jax.pipeline.prepared import Prepared
-from mdw_jax.pipeline.preset_run import Preset, complete, fields, snapshots_kept, write_lines
-from mdw_jax.runtime.mesh import is_main, wait
+from mdw_jax.pipeline.preset_run import Preset, snapshots_kept
+from mdw_jax.runtime.processes import is_main, wait
 from mdw_jax.runtime.progress import progress
 
 _NO_METRICS = ("generation", "epoch", "expert", "network")  # of a row of the log: what it is of
@@ -59,12 +62,6 @@ def _clear(preset: Preset) -> None:
     wait()
     for path in preset.experts.glob("state-*.safetensors") if is_main() else ():
         path.unlink(missing_ok=True)
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
 
 
 def _train(preset: Preset, prepared: Prepared) -> dict:

@@ -1,7 +1,5 @@
 """A preset of a run, opened: its resolved config, its noise draw, and the folders and keys of what it leaves behind."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.config.presets import CORESETS, DISTILLED, WITHOUT_EXPERTS, preset_config
+from mdw_jax.data import noise as noise_files
 from mdw_jax.data.noise import Noise
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, write_atomically
-from mdw_jax.pipeline.prepared import Prepared, noise_of
-from mdw_jax.runtime.mesh import agree
+from mdw_jax.io.files import digest
+from mdw_jax.io.records import stored_array
+from mdw_jax.pipeline.prepared import Prepared
 
 # How snapshots are stored, and what resolving has put into effect elsewhere: not which experts they are.
 _NOT_EXPERTS = ("store_dtype", "recipe", "lr_infonce")
@@ -80,50 +79,26 @@ def snapshots_kept(config: ConfigDict) -> int:
     return config.distill.max_start_epoch - 1 + config.distill.match_epochs
 
 
-def fields(kind, section: ConfigDict):
-    """The fields of dataclass `kind`, read off a config section."""
-    return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
-
-
-def complete(path: Path, key: str, *fields: str):
-    """The JSON written last by a stage, if it is there. Raises UserError if it is damaged, another's, or lacks `fields`.
-
-    With several processes it is there if process 0 finds it.
-    """
-    return agree(lambda: _complete(path, key, fields))
-
-
-def _complete(path: Path, key: str, fields):
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-        same = found["key"] == key and all(name in found for name in fields)
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        raise UserError(f"'{path}' is not the whole record of this configuration; delete the folder '{path.parent}' "
-                        "and run again.")
-    return found
-
-
-def stored_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
-    """An .npy that a stage wrote. Raises UserError if it is missing, damaged or of another shape (None: any length)."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError, MemoryError) as error:
-        raise UserError(f"'{path}' cannot be read ({type(error).__name__}); delete the folder '{path.parent}' and run "
-                        "again.") from error
-    if len(shape) != array.ndim or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
-        raise UserError(f"'{path}' is of shape {array.shape} and belongs to other data; delete the folder "
-                        f"'{path.parent}' and run again.")
-    return array
-
-
 def division_of(preset: Preset) -> np.ndarray:
     """(K,) the probability of each training pair to be rightly paired, as the preset's experts divided them."""
     return stored_array(preset.experts / "division.npy", (len(preset.noise.image_of),))
 
 
-def write_lines(path: Path, rows):
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+def noise_of(config: ConfigDict, prepared: Prepared) -> noise_files.Noise:
+    """The noise draw of a config: read from `noise.file`, or drawn once and kept in the run folder as a file.
+
+    Raises UserError if the file in the run folder is of another data set.
+    """
+    n = config.noise
+    if n.file:
+        if not Path(n.file).exists():
+            raise UserError(f"there is no noise file '{n.file}'; set noise.file to a .npz or .npy file, or to ''.")
+        read = noise_files.read_index if n.file.endswith(".npy") else noise_files.load
+        return read(n.file, prepared.pairs)
+    path = Path(config.run.dir) / "noise" / (
+        f"{n.protocol}-{n.rate}-seed{n.seed}-{prepared.fingerprint[:8]}.npz")
+    if path.exists():
+        return noise_files.load(path, prepared.pairs)
+    drawn = noise_files.draw(prepared.pairs, n.protocol, n.rate, n.seed)
+    noise_files.save(drawn, path)
+    return drawn

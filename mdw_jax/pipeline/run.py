@@ -1,34 +1,27 @@
 """A run: the stages in order over the presets of the table, in one folder, and what it prints at the end."""
 
-import csv
-import io
-import platform
-import subprocess
-from importlib import metadata
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.config import resolve
 from mdw_jax.config.presets import WITHOUT_EXPERTS
-from mdw_jax.config.sections import aligned
-from mdw_jax.errors import UserError
-from mdw_jax.io.files import write_atomically, write_json
+from mdw_jax.io.files import write_atomically, write_csv, write_json
 from mdw_jax.method.retrieval import METRICS
+from mdw_jax.pipeline import run_notes
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared, prepare
 from mdw_jax.pipeline.preset_run import Preset, open_preset
+from mdw_jax.pipeline.run_folder import environment, run_folder
 from mdw_jax.reporting import run_report
-from mdw_jax.reporting.html import markdown_table
-from mdw_jax.runtime.mesh import is_main
+from mdw_jax.reporting.text import aligned, markdown_table
+from mdw_jax.runtime.processes import is_main
 
 # Of scores.csv: not read off the rows, whose keys have another order when they come from a file.
 _COLUMNS = ("preset", "set", "student", "protocol", "lr_scale", "steps", "val_r_mean", *METRICS)
-_PACKAGES = ("mdw-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
 def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[Preset]]:
@@ -41,50 +34,6 @@ def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[Preset]]:
     write_json(folder / "config.json", resolved.to_dict())
     write_json(folder / "environment.json", environment())
     return resolved, prepared, presets
-
-
-def run_folder(config: ConfigDict) -> Path:
-    """The run folder, made if need be. Raises UserError if it cannot be."""
-    folder = Path(config.run.dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run folder '{folder}' ({error.strerror}); set run.dir elsewhere.") from None
-    return folder
-
-
-def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
-    """Write a CSV with a header, atomically; what a row lacks is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-
-
-def environment() -> dict:
-    """Versions, devices and the commit this run was made with (None outside a checkout)."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {"python": platform.python_version(), "machine": platform.machine(), "packages": versions,
-            "devices": [str(device) for device in jax.devices()], "commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The commit of this package, where it is a checkout; not that of a repository which merely encloses it."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        ours = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, timeout=10)
-        if ours.returncode:
-            return None
-        return subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True,
-                              timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def prepare_command(config: ConfigDict) -> None:
@@ -130,7 +79,7 @@ def evaluate_command(config: ConfigDict) -> None:
     rows = [row for preset in presets for row in evaluate_stage(preset, prepared)]
     folder = Path(config.run.dir)
     write_csv(folder / "scores.csv", [name for name in _COLUMNS if any(name in row for row in rows)], rows)
-    run_report.note(folder, config, prepared, presets)
+    run_notes.note(folder, config, prepared, presets)
     if not is_main():  # what it would read back may not be there yet, and is not its to write
         return
     run = run_report.Run(folder)
@@ -139,7 +88,7 @@ def evaluate_command(config: ConfigDict) -> None:
     print(aligned(table))
     print(f"\nscores: {folder / 'scores.csv'}")
     run_report.write_report([run], folder / "index.html")
-    run_report.write_sounds(folder, prepared, presets)
+    run_notes.write_sounds(folder, prepared, presets)
     print(f"page:   {folder / 'index.html'}")
 
 

@@ -23,16 +23,16 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config.presets import DISTILLED, preset_config
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, locked, write_json
+from mdw_jax.io.files import digest, locked, write_csv, write_json
 from mdw_jax.method.retrieval import METRICS
-from mdw_jax.method.students import summary
 from mdw_jax.pipeline.distill import set_folder
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.prepared import Prepared, prepare
 from mdw_jax.pipeline.preset_run import Preset, open_preset
-from mdw_jax.pipeline.run import environment, run_folder, write_csv
+from mdw_jax.pipeline.run_folder import environment, run_folder
+from mdw_jax.reporting.stats import summary
 from mdw_jax.runtime import preemption
-from mdw_jax.runtime.mesh import agree
+from mdw_jax.runtime.processes import agree
 
 _FORMAT = "sweep.1"
 _COLUMNS = ("noise.protocol", "noise.rate", "true_rate", "distill.pairs", "set", "student", "protocol", "lr_scale",

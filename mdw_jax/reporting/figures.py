@@ -24,23 +24,6 @@ _EXACT = 8192  # pixels of a photo up to which it costs little to keep every one
 _LINES, _LETTERS = 5, 26  # caption lines below an image, and letters a line, that fit the cell at 7 pt
 
 
-def nearest_captions(texts, real_texts, captions: Sequence[str]) -> list[str]:
-    """For each distilled text feature the real caption whose feature has the largest cosine with it.
-
-    texts: (M, d); real_texts: (K, d) in the same feature space; captions: K strings. Returns M strings.
-    Raises UserError when the two kinds of features differ in width, or captions and features in number.
-    """
-    texts, real_texts = np.asarray(texts), np.asarray(real_texts)
-    if texts.shape[1] != real_texts.shape[1]:
-        raise UserError(f"distilled texts have {texts.shape[1]} features and real ones {real_texts.shape[1]}; "
-                        "use the text encoder that the set was distilled with.")
-    if len(captions) != len(real_texts):
-        raise UserError(f"there are {len(captions)} captions for {len(real_texts)} text features; give one for each.")
-    from mdw_jax.analysis.fairness.metrics import nearest  # here, because `mdw table` does without jax
-
-    return [captions[k] for k in nearest(texts, real_texts)[:, 0]]
-
-
 def image_grid(images, captions: Sequence[str], path, columns: int = 6, spectrogram: bool = False) -> None:
     """A PNG of images, each above its caption; made for up to some 30 pairs.
 

@@ -1,11 +1,11 @@
 """The parts of a self-contained HTML page, which opens from a disk, runs nothing and asks no network; Markdown tables.
 """
 
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from mdw_jax.io.files import write_atomically
+from mdw_jax.reporting.text import _cell, _columns
 
 _LINES = (("#1b6ec2", "#6cb2f5"), ("#c2410c", "#fb9a5b"), ("#15803d", "#5fd38a"), ("#9333ea", "#c79bf7"),
           ("#b4861a", "#e8c268"), ("#0e8a92", "#5fd5dd"), ("#be185d", "#f58ab7"), ("#6b7280", "#b6bdc8"))
@@ -118,49 +118,6 @@ def write_page(path, title: str, top: str, sections: Iterable[tuple[str, str, st
     data = page.encode("utf-8", "replace")  # half a surrogate in a caption is a question mark
     write_atomically(path, data)
     return len(data)
-
-
-def markdown_table(rows: Sequence[Mapping]) -> str:
-    """The same table as GitHub-flavoured Markdown, one line a row; columns of numbers are right-aligned.
-
-    No rows give no text.
-    """
-    if not any(rows):
-        return ""
-    columns = _columns(rows)
-
-    def line(cells):
-        # Backslashes first: one before a pipe would otherwise undo the pipe's own.
-        safe = (" ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split()) for cell in cells)
-        return f"| {' | '.join(safe)} |\n"
-
-    return "".join([line(columns), line("--:" if numeric else ":--" for numeric in columns.values()),
-                    *(line(_cell(row.get(name)) for name in columns) for row in rows)])
-
-
-def _columns(rows) -> dict[str, bool]:
-    """Column names in order of first appearance, and whether each holds nothing but numbers."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: all(_is_number(row[name]) for row in rows if row.get(name) is not None) for name in names}
-
-
-def _is_number(value) -> bool:
-    """Also for what is printed as one: "43.0", "43.0 ± 0.4"."""
-    if isinstance(value, str):
-        head = value.split("±")[0].strip().rstrip("%")
-        return head.replace(".", "", 1).replace(",", "").lstrip("+-").isdigit()
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _cell(value) -> str:
-    """Text of a cell: nothing for None, two decimals for floats, thousands apart for whole numbers."""
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return str(value)
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}"
-    return f"{float(value):,.2f}" if value == 0 or abs(float(value)) >= 0.01 else f"{float(value):.2g}"
 
 
 def html_table(rows: Sequence[Mapping], name: str) -> str:

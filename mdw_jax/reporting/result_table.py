@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from mdw_jax.config.presets import DISTILLED, LABELS, PRESETS
-from mdw_jax.config.sections import half_interval
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically
 from mdw_jax.reporting import figures
-from mdw_jax.reporting.html import markdown_table
+from mdw_jax.reporting.stats import half_interval
+from mdw_jax.reporting.text import markdown_table
 
 _NEEDED = ("preset", "set", "student", "protocol")
 _CEILINGS = tuple(name for name in PRESETS if name not in DISTILLED)  # not what distilled sets compete with

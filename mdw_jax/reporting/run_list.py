@@ -5,7 +5,6 @@ import csv
 import datetime
 import fcntl
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from mdw_jax.config.presets import DISTILLED, LABELS, WITHOUT_EXPERTS
-from mdw_jax.config.sections import aligned, config_digest, differences, flat, refuse_sweep, text
+from mdw_jax.config.sections import config_digest, differences, flat, refuse_sweep
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import is_run_lock
+from mdw_jax.reporting.stats import welch
+from mdw_jax.reporting.text import aligned, text
 
 # The latest of these says when a run last did something.
 _TOUCHED = (".lock", "config.json", "metrics.csv", "scores.csv", "sweep.csv", "certificate.csv", "fairness.csv")
@@ -256,17 +257,3 @@ def score_differences(a: list[dict], b: list[dict]) -> list[dict]:
     return found
 
 
-def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """mean(b) - mean(a) and its 95 % interval, the variances not taken for equal (Welch 1947); nan from one value."""
-    from scipy.special import stdtrit  # here, because `mdw runs` does without it
-
-    difference = float(np.mean(b) - np.mean(a))
-    if min(len(a), len(b)) < 2:
-        return difference, math.nan, math.nan
-    parts = [np.var(values, ddof=1) / len(values) for values in (a, b)]
-    variance = sum(parts)
-    if variance == 0:
-        return difference, difference, difference
-    freedom = variance**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
-    half = float(stdtrit(freedom, 0.975) * math.sqrt(variance))
-    return difference, difference - half, difference + half

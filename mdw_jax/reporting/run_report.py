@@ -4,199 +4,33 @@ A run folder is one that `mdw evaluate` finished: config.json, environment.json,
 where its sets and experts lie. Beside them, where it is there, certificate.csv of `mdw certify`.
 """
 
-import csv
-import json
 from collections.abc import Sequence
-from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from mdw_jax.config.presets import CORESETS, DISTILLED, LABELS, WITHOUT_EXPERTS
-from mdw_jax.config.sections import config_digest, differences, flat, half_interval, refuse_sweep, text
+from mdw_jax.config.sections import differences, flat
 from mdw_jax.errors import UserError
-from mdw_jax.io import image_history
-from mdw_jax.io.distilled_set import DistilledSet, load_distilled
-from mdw_jax.io.files import write_json
 from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.retrieval import METRICS
-from mdw_jax.method.students import summary
-from mdw_jax.pipeline.distill import read_captions, set_folder
-from mdw_jax.pipeline.prepared import Prepared
-from mdw_jax.pipeline.preset_run import Preset, division_of
-from mdw_jax.reporting import audio, figures, html, svg
+from mdw_jax.reporting import figures, html, svg
+from mdw_jax.reporting.run_files import EDGES, Part, Run, _csv, _image
+from mdw_jax.reporting.stats import interval, summary
+from mdw_jax.reporting.text import text
 
-ABOUT, SCORES = "report.json", "scores.csv"
-SOUNDS = 2  # pairs of each distilled set of sounds that are written as WAV files too
 PAIRS, FEWER = 24, 12  # pairs shown of the main set of a run, and of each other
 CHANGING, MATCHES, WEIGHED = 8, 9, 12  # images in strips over time; entries of P; maps of CEO
 MEASURES = {"excess_bound_open": "cost of noise at most", "excess": "cost measured", "clean_risk": "clean risk",
             "upper_bound": "clean risk at most"}  # of certificate.csv, those of a page
 _GLUE = "\N{NO-BREAK SPACE}"
-EDGES = [k / 10 for k in range(11)]  # of the histogram of clean probabilities
 
 
 # What a run notes down for its page
 
 
-def note(folder: Path, config: ConfigDict, prepared: Prepared, presets: Sequence[Preset]) -> None:
-    """Write report.json: of which config the scores are, where the sets and experts of this run lie, and what only the
-    data can tell. config: the run's own, resolved."""
-    write_json(folder / ABOUT, {
-        "config": config_digest(config.to_dict()), "data": prepared.pairs.name, "fingerprint": prepared.fingerprint,
-        "images": len(prepared.pairs.train.images), "captions": len(prepared.pairs.train.captions),
-        "presets": [_about(folder, preset) for preset in presets]})
-
-
-def _about(folder: Path, preset: Preset) -> dict:
-    said = {"name": preset.name, "pairs": preset.config.distill.pairs,
-            "sets": [set_folder(preset, index).relative_to(folder).as_posix()
-                     for index in range(preset.config.distill.sets if preset.name in DISTILLED else 0)],
-            "noise": {"label": preset.noise.label, "protocol": preset.noise.protocol, "rate": preset.noise.true_rate,
-                      "sha256": preset.noise.sha256}}
-    if preset.name not in WITHOUT_EXPERTS:
-        clean, wrong = division_of(preset), preset.noise.mismatched
-        sides = {"all pairs": np.ones(len(clean), bool)} if wrong is None else {
-            "rightly paired": ~wrong, "mismatched": wrong}
-        said |= {"experts": preset.experts.relative_to(folder).as_posix(), "recipe": preset.config.experts.recipe,
-                 "division": {side: np.histogram(clean[of], EDGES)[0].tolist() for side, of in sides.items()}}
-    return said
-
-
-def write_sounds(folder: Path, prepared: Prepared, presets: Sequence[Preset]) -> None:
-    """Of sets of sounds the first pairs as `<run>/pictures/<preset>-<n>.wav`, to listen to; needs librosa."""
-    log_mel = prepared.pairs.log_mel
-    if log_mel is None or not audio.can_sound():
-        return
-    for preset in presets:
-        if preset.name in DISTILLED:
-            distilled, _ = load_distilled(set_folder(preset, 0))
-            for index, picture in enumerate(distilled.images[:SOUNDS]):
-                audio.write_wav(folder / "pictures" / f"{preset.name}-{index}.wav", audio.griffin_lim(picture, log_mel),
-                                log_mel.rate)
-
-
 # A run, read back
-
-
-class Part:
-    """One preset of a run, with what its folders hold; files are read when they are asked for."""
-
-    def __init__(self, folder: Path, said: dict):
-        self.folder, self.said = folder, said
-        self.name, self.label = said["name"], LABELS.get(said["name"], said["name"])
-        self.distils = bool(said["sets"])
-        self.coreset = self.name in CORESETS
-
-    @cached_property
-    def set(self) -> tuple[DistilledSet, dict]:
-        """The first set and its card."""
-        return load_distilled(self.folder / self.said["sets"][0])
-
-    @cached_property
-    def captions(self) -> list[str]:
-        found = read_captions(self.folder / self.said["sets"][0], self.set[1]["sha256"])
-        return found or ["(nearest caption unknown)"] * len(self.set[0].images)
-
-    @cached_property
-    def spectrogram(self) -> bool:
-        return bool(self.set[1].get("log_mel"))
-
-    @cached_property
-    def metrics(self) -> list[dict]:
-        return _lines(self.folder / self.said["sets"][0] / "metrics.jsonl")
-
-    @cached_property
-    def seen(self) -> dict | None:
-        return image_history.load(self.folder / self.said["sets"][0])
-
-    @cached_property
-    def experts(self) -> dict | None:
-        """The record of the experts, with their log; None where there are none."""
-        if "experts" not in self.said:
-            return None
-        path = self.folder / self.said["experts"]
-        return {**_json(path / "experts.json"), "log": _lines(path / "log.jsonl")}
-
-    @cached_property
-    def colours(self) -> np.ndarray:
-        return figures.coloured(self.set[0].images, self.spectrogram)
-
-    def picture(self, index: int, alternative: str) -> str:
-        return _image(self.colours[index], alternative)
-
-
-class Run:
-    """A finished run folder. label: its name on a page of several. Raises UserError for what is no finished run."""
-
-    def __init__(self, folder, label: str = ""):
-        self.folder = Path(folder)
-        self.label = label or self.folder.name
-        if not self.folder.is_dir():
-            raise UserError(f"there is no run folder '{folder}'; check the path.")
-        if not (self.folder / "config.json").exists():
-            refuse_sweep(self.folder)
-        missing = [name for name in ("config.json", "environment.json", SCORES, ABOUT)
-                   if not (self.folder / name).exists()]
-        if "config.json" in missing:
-            raise UserError(f"'{folder}' is no run folder (it has no config.json); give the folder of a finished run.")
-        if missing:
-            raise UserError(f"the run in '{folder}' has no scores for a page yet ({missing[0]} is missing); give its "
-                            "mdw run or mdw evaluate again: what is done is not done twice.")
-        self.config = _json(self.folder / "config.json")
-        self.environment = _json(self.folder / "environment.json")
-        self.about = _json(self.folder / ABOUT)
-        self.rows = _csv(self.folder / SCORES)
-        try:
-            self.parts = [Part(self.folder, said) for said in self.about["presets"]]
-            self.scores = {part.name: [[float(row[name]) for name in METRICS] for row in self.of(part)]
-                           for part in self.parts}
-            if not self.parts or not all(self.scores.values()):
-                raise ValueError("presets without scores")
-            of_this = config_digest(self.config)
-            if self.about.get("config", of_this) != of_this:
-                raise UserError(f"the scores in '{folder}' are of another config than its config.json; give mdw "
-                                "evaluate with the config that you mean: what is done is not done twice.")
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{SCORES} and {ABOUT} in '{folder}' do not fit together or are damaged; give mdw evaluate "
-                            "again.") from None
-        # What the page leads with: the method, else whatever else is distilled, else anything.
-        order = [part for part in self.parts if part.distils and not part.coreset] or self.parts
-        self.main = next((part for part in order if part.name == "mdw"), order[0])
-
-    def of(self, part: Part) -> list[dict]:
-        return [row for row in self.rows if row["preset"] == part.name]
-
-    @property
-    def distilled(self) -> list[Part]:
-        """Presets that end in a small set, the main one first."""
-        return sorted((part for part in self.parts if part.distils), key=lambda part: part is not self.main)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); give the run's command again.") from None
-
-
-def _csv(path: Path) -> list[dict]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); give the run's command again.") from None
-
-
-def _lines(path: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); give the run's command again.") from None
 
 
 # The table
@@ -221,15 +55,6 @@ def table(run: Run) -> list[dict]:
         entry["of"] = (f"{sets} sets x {len(own) // sets} students" if part.distils else f"{len(own)} networks")
         result.append(entry)
     return result
-
-
-def interval(rows: Sequence[dict]) -> float | None:
-    """Half the 95 % t-interval of the mean r_mean: over sets where there are several, else over students (networks)."""
-    by_set = {}
-    for row in rows:
-        by_set.setdefault(row["set"], []).append(float(row["r_mean"]))
-    return half_interval([float(np.mean(values)) for values in by_set.values()] if len(by_set) > 1 else
-                         next(iter(by_set.values())))
 
 
 # The page
@@ -336,10 +161,6 @@ def _each(runs: Sequence[Run], show) -> str:
                     key=lambda place: place[1] is not place[0].main)
     return html.folded([(f"{run.label}: {part.label}" if len(runs) > 1 else part.label, show(run, part))
                         for run, part in places], opened=len(runs))
-
-
-def _image(picture, alternative: str, side: int = 112) -> str:
-    return html.image(figures.data_uri(picture, side), alternative, small=min(picture.shape[:2]) < 96)
 
 
 def _beside(images) -> np.ndarray:

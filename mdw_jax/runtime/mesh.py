@@ -10,7 +10,6 @@ writes, and says what is already there (`agree`).
 """
 
 import functools
-import json
 import math
 
 import jax
@@ -19,7 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mdw_jax.errors import UserError
+from mdw_jax.runtime.processes import several_processes
+from mdw_jax.runtime.pytree import stack, unstack
 
 EACH, DATA = "each", "data"
 
@@ -100,62 +100,3 @@ def local(tree):
     return jax.tree.map(fetch, tree)
 
 
-def stack(trees):
-    """A list of pytrees -> one pytree with a new leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def unstack(tree, count: int):
-    """The inverse of `stack`."""
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
-
-
-def several_processes() -> bool:
-    """Whether there is more than one; asks no device, where there cannot be."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def is_main() -> bool:
-    """Whether this process writes files and talks to the terminal."""
-    return not several_processes() or jax.process_index() == 0
-
-
-def wait() -> None:
-    """Until all processes are here: what process 0 wrote before is there for all after it."""
-    agree(lambda: None)
-
-
-def all_well(error: UserError | None) -> None:
-    """Raises in all processes if any of them comes with an error: its own, or a word of another's."""
-    failed = [error is not None]
-    if several_processes():
-        failed = multihost_utils.process_allgather(np.array(error is not None)).ravel().tolist()
-    if error is not None:
-        raise error
-    if any(failed):
-        raise UserError(f"process {failed.index(True)} stopped, and all others with it; see what it says.")
-
-
-def agree(decide):
-    """What `decide()` (JSON, or None) says in process 0, in all processes.
-
-    Whatever process 0 wrote before it is there for the others after it. If process 0 raises, all do.
-    """
-    if not several_processes():
-        return decide()
-    error, said = None, b""
-    if is_main():
-        try:
-            said = json.dumps([decide()]).encode()
-        except Exception as caught:  # the others must not wait for a process that is gone
-            error, said = caught, json.dumps(str(caught)).encode()
-    size = int(multihost_utils.broadcast_one_to_all(np.array(len(said))))
-    buffer = np.zeros(size, np.uint8)
-    if is_main():
-        buffer[:] = np.frombuffer(said, np.uint8)
-    heard = json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer)))
-    if error is not None:
-        raise error
-    if isinstance(heard, str):
-        raise UserError(heard)
-    return heard[0]

@@ -6,7 +6,11 @@ MDW_DISTRIBUTED=1
     jax finds all that out itself: under SLURM's srun, on the hosts of a TPU slice, under Open MPI
 """
 
+import json
 import os
+import sys
+
+import numpy as np
 
 from mdw_jax.errors import UserError
 
@@ -64,3 +68,59 @@ def _by_hand(found: dict[str, str]) -> dict:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def several_processes() -> bool:
+    """Whether there is more than one. Imports no jax: without it a process has not joined any other."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the terminal."""
+    return not several_processes() or sys.modules["jax"].process_index() == 0
+
+
+def wait() -> None:
+    """Until all processes are here: what process 0 wrote before is there for all after it."""
+    agree(lambda: None)
+
+
+def all_well(error: UserError | None) -> None:
+    """Raises in all processes if any of them comes with an error: its own, or a word of another's."""
+    failed = [error is not None]
+    if several_processes():
+        from jax.experimental import multihost_utils
+
+        failed = multihost_utils.process_allgather(np.array(error is not None)).ravel().tolist()
+    if error is not None:
+        raise error
+    if any(failed):
+        raise UserError(f"process {failed.index(True)} stopped, and all others with it; see what it says.")
+
+
+def agree(decide):
+    """What `decide()` (JSON, or None) says in process 0, in all processes.
+
+    Whatever process 0 wrote before it is there for the others after it. If process 0 raises, all do.
+    """
+    if not several_processes():
+        return decide()
+    from jax.experimental import multihost_utils
+
+    error, said = None, b""
+    if is_main():
+        try:
+            said = json.dumps([decide()]).encode()
+        except Exception as caught:  # the others must not wait for a process that is gone
+            error, said = caught, json.dumps(str(caught)).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(said))))
+    buffer = np.zeros(size, np.uint8)
+    if is_main():
+        buffer[:] = np.frombuffer(said, np.uint8)
+    heard = json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer)))
+    if error is not None:
+        raise error
+    if isinstance(heard, str):
+        raise UserError(heard)
+    return heard[0]

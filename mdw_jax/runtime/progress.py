@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mdw_jax.runtime.mesh import is_main
+from mdw_jax.runtime.processes import is_main
 
 LOG_EVERY = 60.0  # seconds between lines where there is no terminal
 REDRAW_EVERY = 0.5  # seconds between looks at the metrics on a terminal: each look waits for the device

@@ -7,48 +7,49 @@ for the same computation (`torch_reference.py`; CPU only, and only if torch is i
 where they differ, there is no ratio.
 """
 
-import contextlib
 import dataclasses
 import functools
-import importlib.util
-import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from mdw_jax.analysis.cost.collectives import collective_bytes
+from mdw_jax.analysis.benchmark.case import Case, make_case
+from mdw_jax.analysis.benchmark.timing import (
+    Program,
+    _compile,
+    _flat,
+    compiled,
+    medians,
+    threads,
+    without_compilation_cache,
+)
+from mdw_jax.analysis.benchmark.torch_problem import find_reference, torch_memory, torch_problem, torch_settings
 from mdw_jax.analysis.cost.flops import count_flops
 from mdw_jax.config.presets import preset_config
+from mdw_jax.config.sections import fields
 from mdw_jax.data.registry import image_shape
-from mdw_jax.errors import UserError
+from mdw_jax.io.files import write_csv
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot, save_trajectory
 from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.distill import Method, init_state, make_outer_step, objective
-from mdw_jax.method.experts import Recipe, passes, plan_epoch
+from mdw_jax.method.expert_step import Recipe, passes, plan_epoch
 from mdw_jax.method.losses import soft_loss
-from mdw_jax.method.matching import GRADIENTS, matching_loss, minibatches, unroll
+from mdw_jax.method.matching import GRADIENTS, matching_loss, unroll
 from mdw_jax.method.students import Protocol, make_trainer
-from mdw_jax.models.dual_encoder import DualEncoder, JitWith, dual_encoder
-from mdw_jax.models.image.tower import Tower
-from mdw_jax.pipeline.prepared import compiled_inputs, tower_without_weights
-from mdw_jax.pipeline.preset_run import fields, snapshots_kept
-from mdw_jax.pipeline.run import run_folder, write_csv
-from mdw_jax.reporting.html import markdown_table
-from mdw_jax.runtime.mesh import stack
+from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.embedding import compiled_inputs
+from mdw_jax.models.jit import JitWith
+from mdw_jax.pipeline.preset_run import snapshots_kept
+from mdw_jax.pipeline.run_folder import run_folder
+from mdw_jax.reporting.text import markdown_table
 from mdw_jax.runtime.progress import progress
 from mdw_jax.runtime.rng import named_generator, named_key
 
@@ -102,47 +103,6 @@ def bench(c: ConfigDict, folder: Path, repeats: int) -> tuple[list[dict], list[s
 # ---- what is measured ------------------------------------------------------------------------------------------------
 
 
-class Case(NamedTuple):
-    """A config's computations, and random tensors for them: snapshots of R trajectories, stacked; batches (R, S, b)."""
-
-    c: ConfigDict
-    tower: Tower
-    backbone: Any
-    model: DualEncoder
-    method: Method
-    learned: dict
-    starts: Any
-    targets: Any
-    batches: Any
-
-
-def make_case(c: ConfigDict) -> Case:
-    """Raises UserError for a text encoder that is trained: what is measured starts from frozen features."""
-    if c.text.train:
-        raise UserError("mdw bench measures distillation of frozen text features; set text.train to false.")
-    d, m, seed = c.distill, c.model, c.run.seed
-    text_dim = c.plan.text_dim or c.text.dim
-    tower = tower_without_weights(m, image_shape(c.data))
-    backbone = tower.init(named_key(seed, "backbone"))
-    model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
-                         dtype=m.dtype)
-    method = dataclasses.replace(fields(Method, d), augment="none", mix=False)
-    generator = named_generator(seed, "bench")
-    images = generator.uniform(size=(d.pairs, *image_shape(c.data)))
-    learned = init_state(named_key(seed, "bench"), method, images, generator.normal(size=(d.pairs, text_dim))).learned
-    # At its start half of a low-rank P has no gradient: move it a little.
-    learned["correspondence"] = _moved(generator, learned["correspondence"], 0.1)
-    starts = stack([model.init(named_key(seed, "bench", r)) for r in range(d.trajectories)])
-    batches = jnp.stack([minibatches(named_key(seed, "bench", "rows", r), d.pairs, d.batch, d.inner_steps)
-                         for r in range(d.trajectories)])
-    return Case(c, tower, backbone, model, method, learned, starts, _moved(generator, starts, 0.01), batches)
-
-
-def _moved(generator, tree, distance: float):
-    """Every number a normal step of that size away."""
-    return jax.tree.map(lambda x: x + jnp.asarray(distance * generator.normal(size=x.shape), x.dtype), tree)
-
-
 def outer_gradient(model: DualEncoder, method: Method):
     """Ours: (learned, starts, targets, batches) -> (loss, gradient by all that is learned), jitted."""
     def matching(model, learned, starts, targets, batches):
@@ -175,22 +135,6 @@ def naive_outer_gradient(model: DualEncoder, method: Method):
 
 
 # ---- the parts of the bench: (case, PyTorch reference or None, repeats, folder) -> (rows, remarks) -------------------
-
-
-class Program(NamedTuple):
-    """A computation, ready to run.
-
-    run: does it once and waits. compiling: seconds to trace and compile. memory: bytes it needs beyond its inputs.
-    flops: see `flops.py`; what is rematerialised counts again. sent: of several devices, bytes of collectives on each
-    (`collectives.py`), and XLA's count of operations on each. None where there is no such number.
-    """
-
-    run: Callable[[], Any]
-    compiling: float | None = None
-    memory: int | None = None
-    flops: int | None = None
-    sent: int | None = None
-    xla_flops: float | None = None
 
 
 def matrix_product(case: Case, reference, repeats: int, folder: Path):
@@ -374,58 +318,6 @@ def students(case: Case, reference, repeats: int, folder: Path):
 # ---- measuring and comparing -----------------------------------------------------------------------------------------
 
 
-def medians(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
-    """Median seconds of each function. They take turns, there and back, after one call of each that does not count."""
-    for run in runs.values():
-        run()
-    seconds = {name: [] for name in runs}
-    for turn in range(repeats):
-        for name in list(runs)[:: -1 if turn % 2 else 1]:
-            begin = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: float(np.median(taken)) for name, taken in seconds.items()}
-
-
-def compiled(function, *arguments) -> Program:
-    """A jitted function, compiled for these arguments."""
-    costs = _compile(function, *arguments)
-    return Program(lambda: jax.block_until_ready(function(*arguments)), *costs)
-
-
-def _compile(function, *arguments):
-    """Of a `Program` all but `run`; the function's next call finds it compiled."""
-    with without_compilation_cache():
-        begin = time.perf_counter()
-        call = function.lower(*arguments).compile()
-        seconds = time.perf_counter() - begin
-    found = call.memory_analysis()
-    memory = found and found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    flops = count_flops(function, *arguments)
-    if len(jax.devices()) == 1:
-        return seconds, memory, flops
-    return seconds, memory, flops, sum(collective_bytes(call.as_text()).values()), _xla_flops(call)
-
-
-def _xla_flops(call) -> float | None:
-    """XLA's own count for one device. It counts what is in a loop once: good for comparing devices, not for rates."""
-    found = call.cost_analysis()
-    return found and found.get("flops")
-
-
-@contextlib.contextmanager
-def without_compilation_cache():
-    """Within it nothing compiled is read from or written to a disk: compile times are what they say."""
-    wanted = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", wanted)
-        compilation_cache.reset_cache()
-
-
 def difference(ours: dict, other: dict) -> tuple[float, str]:
     """The largest `|a - b| / |b|` (Euclidean norms) of two dicts of arrays or tensors, and the name of it.
 
@@ -496,11 +388,6 @@ def _memory(what: str) -> str:
     return f"memory beyond inputs of {what}"
 
 
-def _flat(tree) -> dict:
-    """Leaves of nested dicts by their path, joined by "/"."""
-    return flatten_dict(tree, sep="/")
-
-
 def _moves(begin, end, name: str) -> dict:
     """{name/path: end - begin} for nested dicts of arrays, or `end` a flat dict of tensors."""
     begin, end = _flat(begin), _flat(end)
@@ -527,60 +414,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def threads() -> int:
-    """Cores that this process may use: what both JAX and PyTorch are given."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 # ---- PyTorch ---------------------------------------------------------------------------------------------------------
-
-
-def find_reference(c: ConfigDict):
-    """The module `torch_reference`, or None; and in that case a sentence that says why."""
-    if importlib.util.find_spec("torch") is None:
-        return None, "no comparison with PyTorch: it is not installed (pip install torch)."
-    if jax.default_backend() != "cpu":
-        return None, "no comparison with PyTorch: the reference runs on CPUs only."
-    from mdw_jax.analysis.benchmark import torch_reference
-
-    if c.model.tower not in torch_reference.TOWERS:
-        return None, f"no comparison with PyTorch: the reference has no tower '{c.model.tower}'."
-    torch_reference.torch.set_num_threads(threads())
-    return torch_reference, None
-
-
-def torch_settings(case: Case, reference, gradient: str):
-    """What the reference has to know of a case."""
-    m, method = case.c.model, case.method
-    graph = mobilenet_graph(m.weights) if m.tower == "mobilenet" else ()
-    return reference.Settings(m.mode, m.tau, method.loss, method.alpha, gradient, method.merge, m.tower,
-                              tuple(m.patches), graph)
-
-
-def mobilenet_graph(path) -> tuple:
-    """The operations of a mobilenet file that `mobilenet` reads, up to its average pooling."""
-    with np.load(path, allow_pickle=False) as file:
-        ops = json.loads(str(file["ops_json"]))["ops"]
-    return tuple(ops[: next(i for i, op in enumerate(ops) if op["op"] == "AVERAGE_POOL_2D")])
-
-
-def torch_problem(case: Case, reference):
-    """The outer step of a case as flat dicts of numpy arrays."""
-    backbone = case.backbone if case.model.mode == "projection" else {}
-    trees = (case.learned, case.starts, case.targets, backbone, {"rows": case.batches})
-    return reference.Problem(*({name: np.asarray(x) for name, x in _flat(tree).items()} for tree in trees))
-
-
-def torch_memory(reference, problem, settings) -> int | None:
-    """Bytes by which a process of its own grows while it computes one outer gradient; None where it cannot be told."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "problem.npz"
-        reference.save_problem(path, problem, settings)
-        # glibc would keep what is freed, and hide that it is used again: hand back all but the smallest pieces.
-        own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MALLOC_MMAP_THRESHOLD_": "65536"}
-        done = subprocess.run([sys.executable, "-m", "mdw_jax.analysis.benchmark.torch_reference", str(path), str(threads())],
-                              env={**os.environ, **own}, capture_output=True, text=True)
-    return int(done.stdout) if done.returncode == 0 else None
 
 
 def _digits(value):

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mdw_jax.export.torch_tensors import _part, correspondence, to_torch
+
 SOFT_LOSSES = ("nce", "wbce", "probability")
 LABEL_LOSSES = ("infonce", "gce")
 TOWERS = ("convnet", "mobilenet")
@@ -52,16 +54,7 @@ class Problem(NamedTuple):
     batches: dict[str, Any]
 
 
-def to_torch(arrays: dict) -> dict:
-    """Arrays as tensors of their own."""
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-
-
 # ---- towers ----------------------------------------------------------------------------------------------------------
-
-
-def _part(params: dict, prefix: str) -> dict:
-    return {name.removeprefix(f"{prefix}/"): x for name, x in params.items() if name.startswith(f"{prefix}/")}
 
 
 def _dense(params, name, x):
@@ -154,17 +147,6 @@ def pair_losses(name: str, q: float, logits):
     """InfoNCE or GCE of each pair of a batch, both directions averaged: (B, B) -> (B,)."""
     own = [F.log_softmax(x, 1).diagonal() for x in (logits, logits.T)]
     return sum(-x if name == "infonce" else (1 - torch.exp(q * x)) / q for x in own) / 2
-
-
-def correspondence(learned, rows, alpha: float):
-    """The block of P at `rows` x `rows`: (b,) -> (b, b)."""
-    p = _part(learned, "correspondence")
-    if not p:
-        return torch.eye(len(rows))
-    if "matrix" in p:
-        return p["matrix"][rows][:, rows]
-    left, right = p["left"][rows], p["right"][rows]
-    return torch.diag(p["diag"][rows]) + alpha / left.shape[1] * left @ right.T
 
 
 # ---- the outer step --------------------------------------------------------------------------------------------------

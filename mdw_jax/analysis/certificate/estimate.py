@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.errors import UserError
-from mdw_jax.method import certificate
+from mdw_jax.method import losses
 from mdw_jax.method.losses import label_loss
 
 
@@ -120,7 +120,7 @@ def upper_bound(noisy, shuffled, shuffled_units: int, eta: tuple[float, float], 
 def _debiased_or_inf(up: float, down: float, rate: float) -> float:
     """Fact D, and its limit where nothing is left to see."""
     if rate < 1:
-        return certificate.debiased(up, down, rate)
+        return losses.debiased(up, down, rate)
     return -math.inf if up < down else math.inf
 
 

@@ -10,16 +10,17 @@ from ml_collections import ConfigDict
 
 from mdw_jax.analysis.cost.flops import count_flops
 from mdw_jax.config.presets import CORESETS, DISTILLED, WITHOUT_EXPERTS, preset_config
+from mdw_jax.config.sections import fields
 from mdw_jax.data.registry import image_shape
 from mdw_jax.errors import UserError
 from mdw_jax.method.distill import Method, make_outer_step, outer_shapes
-from mdw_jax.method.experts import Plan, Recipe, passes
+from mdw_jax.method.expert_step import Plan, Recipe, passes
 from mdw_jax.method.grad_cam import pixel_weights
+from mdw_jax.models.build import tower_without_weights
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.image.conv import as_on_accelerator
-from mdw_jax.pipeline.prepared import tower_without_weights
-from mdw_jax.pipeline.preset_run import fields, snapshots_kept
-from mdw_jax.reporting.html import markdown_table
+from mdw_jax.pipeline.preset_run import snapshots_kept
+from mdw_jax.reporting.text import markdown_table
 
 
 class Device(NamedTuple):

@@ -10,39 +10,37 @@ In the run folder:
 
 import dataclasses
 import io
-import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from mdw_jax.analysis.fairness import metrics
+from mdw_jax.analysis.fairness.attributes import ALL, LEAST, REST, Attribute, choose_attributes, read_word_lists
 from mdw_jax.analysis.fairness.metrics import Gap, Interval
+from mdw_jax.analysis.fairness.report import draw_shares, report
 from mdw_jax.config import resolve
 from mdw_jax.config.presets import DISTILLED
-from mdw_jax.data.pairs import Pairs
+from mdw_jax.config.sections import fields
 from mdw_jax.data.streaming import in_chunks
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import load_distilled
-from mdw_jax.io.files import digest, write_atomically
+from mdw_jax.io.files import digest, write_atomically, write_csv
 from mdw_jax.io.trajectory import is_finished, open_trajectory, read_snapshot
-from mdw_jax.method.experts import Inputs, similarities
 from mdw_jax.method.retrieval import METRICS
 from mdw_jax.method.students import Protocol, evaluate
+from mdw_jax.models import embedding
 from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.embedding import Inputs, similarities
 from mdw_jax.pipeline.distill import distill_stage, lesson_of
 from mdw_jax.pipeline.evaluate import evaluate_stage, named_seed
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared, backbone_features, prepare, student_model
-from mdw_jax.pipeline.preset_run import Preset, fields, open_preset
-from mdw_jax.pipeline.run import run_folder, write_csv
-from mdw_jax.reporting.html import markdown_table
+from mdw_jax.pipeline.preset_run import Preset, open_preset
+from mdw_jax.pipeline.run_folder import run_folder
 from mdw_jax.runtime.progress import progress
 from mdw_jax.runtime.rng import named_generator
 
@@ -50,46 +48,6 @@ COLUMNS = ("attribute", "group", "of", "side", "measure", "value", "low", "high"
 """of: "real", "real, 40% mismatched", "val" (real pairs, counted as distilled ones are) or a preset. side:
 "image" or "text" of a share. count: images, captions or pairs that a share is of; test images of a group. chance: what
 an agreement or a gap has to exceed: see `fairness.agreement`, `fairness.gap`."""
-SHOWN = 6  # attributes of a report, unless they are named
-MOST_VALUES = 12  # a column with more is no category
-LEAST = 10  # test images that a group needs for its recall to enter a gap
-REST, ALL = "(none)", "(all)"  # the group of images without a value; what stands for all of them
-_WORDS = "words:"
-
-LIMITS = (
-    "A distilled pair counts by its nearest real image and caption. These are look-alikes: a distilled picture shows "
-    "nobody, and one that blends two groups counts for whichever is a little nearer.",
-    "Neighbours are those of the frozen encoders (where the backbone is trained, of its first weights), which may be "
-    "blind to a group or favour one. Rows 'val' count held-out real pairs in the same way and compare them with what "
-    "they truly are: where these ratios are off 1, it is the method's doing. Where nearest neighbours hardly agree "
-    "more than random ones, ratios near 1 mean nothing.",
-    "A ratio of 1 is the real data's share. Whether that share was fair to begin with it does not say.",
-    "Recall differs between groups for reasons other than bias too: some scenes are easier, some captions say more. A "
-    "group is compared within its own test images, all images being candidates.",
-    f"A model that finds nothing has no gap: read a gap beside the recalls. Groups of less than {LEAST} test images "
-    "are in no gap.",
-    "Intervals are over distilled pairs and sets, or over test images; they hold none of the chance in training "
-    "experts and students, and many are printed: of those without any effect one in twenty leaves out parity.",
-)
-LIMITS_OF_WORDS = (
-    "Words in captions are what writers called people: no identity, and a guess from looks. The lists are short, in "
-    "English, and know only the two genders and three ages that they name.",
-    "Who goes unmentioned is in no group, and writers mention some groups more readily than others. One caption that "
-    "names a group decides where the others name none.",
-    'Words mislead: "girl" is said of women, "he" of dogs, and "baby" of a stroller. Edit the lists (fairness.words).',
-)
-
-
-class Attribute(NamedTuple):
-    """train: (N, G) bool, the groups of the training images; val, test: likewise. said: (K, G) bool, which training
-    caption mentions which value, where the groups come from words, else None."""
-
-    name: str
-    values: tuple[str, ...]
-    train: np.ndarray
-    val: np.ndarray
-    test: np.ndarray
-    said: np.ndarray | None
 
 
 def fairness_command(config: ConfigDict) -> None:
@@ -121,82 +79,6 @@ def fairness_command(config: ConfigDict) -> None:
 
 
 # Attributes
-
-
-def read_word_lists(path: str) -> dict[str, dict[str, list[str]]]:
-    """{attribute: {value: words}} of a TOML file; "" is the one that comes with the package.
-
-    Raises UserError for a file that cannot be read, is no such table, or gives one word two values.
-    """
-    file = Path(path) if path else resources.files("mdw_jax") / "words" / "attributes.toml"
-    try:
-        lists = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the word lists '{file}' cannot be read ({error.strerror}); check fairness.words.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"the word lists '{file}' are not TOML ({error}); mend the file.") from None
-    for attribute, values in lists.items():
-        if not isinstance(values, dict) or not all(
-                isinstance(words, list) and words and all(isinstance(word, str) and word.strip() for word in words)
-                for words in values.values()):
-            raise UserError(f"'{attribute}' in the word lists '{file}' must be a table of lists of words, such as "
-                            '[gender] with female = ["woman", "women"].')
-        words = [word for value in values.values() for word in sorted({metrics.plain(word) for word in value})]
-        twice = [word for word in words if words.count(word) > 1]
-        if twice:
-            raise UserError(f"'{twice[0]}' stands for two values of '{attribute}' in the word lists '{file}'; keep it "
-                            "once.")
-    return lists
-
-
-def choose_attributes(pairs: Pairs, wanted: Sequence[str], lists: Mapping) -> tuple[list[Attribute], list[str]]:
-    """The attributes of a report and the names of those that would fit too.
-
-    wanted: columns of the data set by name, word lists as "words:NAME". Without any, the first six that fit: word lists
-    that training captions mention, then columns of 2 to 12 values. Raises UserError for a name that does not fit.
-    """
-    columns = {name: metrics.values_of(column) for name, column in pairs.train.attributes.items()
-               if name in pairs.val.attributes and name in pairs.test.attributes}
-    fitting = [name for name, values in columns.items() if 2 <= len(values) <= MOST_VALUES]
-    by_words = {}
-    for name, words in lists.items():
-        if wanted and _WORDS + name not in wanted:
-            continue
-        attribute = _by_words(_WORDS + name, words, pairs)
-        if attribute.train.any():
-            by_words[attribute.name] = attribute
-    for name in wanted:
-        if name not in by_words and name not in fitting:
-            raise UserError(f"fairness.attributes names '{name}', {_unfit(name, columns, lists)}; choose from "
-                            f"{', '.join([*(_WORDS + name for name in lists), *fitting])}.")
-    names = list(wanted) or [*by_words, *fitting][:SHOWN]
-    if not names:
-        raise UserError(f"the data set has no column of 2 to {MOST_VALUES} values and no caption holds a word of the "
-                        "lists; name columns in data.attribute_columns, or other lists in fairness.words.")
-    chosen = [by_words[name] if name in by_words else _by_column(name, columns[name], pairs) for name in names]
-    return chosen, [] if wanted else [name for name in [*by_words, *fitting] if name not in names]
-
-
-def _unfit(name: str, columns: Mapping, lists: Mapping) -> str:
-    if name.removeprefix(_WORDS) in lists and name.startswith(_WORDS):
-        return "whose words no training caption holds"
-    if name in columns:
-        return f"a column of {len(columns[name])} values where 2 to {MOST_VALUES} make groups"
-    return "which is no column of the data and no word list"
-
-
-def _by_column(name: str, values: tuple[str, ...], pairs: Pairs) -> Attribute:
-    train, val, test = (metrics.members_by_column(split.attributes[name], values)
-                        for split in (pairs.train, pairs.val, pairs.test))
-    return Attribute(name, values, train, val, test, None)
-
-
-def _by_words(name: str, words: Mapping[str, Sequence[str]], pairs: Pairs) -> Attribute:
-    splits = (pairs.train, pairs.val, pairs.test)
-    said = [metrics.mentions(split.captions, words) for split in splits]
-    train, val, test = (metrics.members_by_words(mentioned, split.image_of, len(split.images))
-                        for mentioned, split in zip(said, splits, strict=True))
-    return Attribute(name, tuple(words), train, val, test, said[0])
 
 
 # Representation
@@ -269,8 +151,8 @@ def _representation(attributes, presets, prepared: Prepared, settings: ConfigDic
     """The rows of real data, of val as a control, and of every preset's sets."""
     train, val = prepared.pairs.train, prepared.pairs.val
     forward, real = backbone_features(prepared)
-    near_images = lambda features: metrics.nearest(features, real, settings.neighbours)
-    near_texts = lambda features: metrics.nearest(features, prepared.texts.train, settings.neighbours)
+    near_images = lambda features: embedding.nearest(features, real, settings.neighbours)
+    near_texts = lambda features: embedding.nearest(features, prepared.texts.train, settings.neighbours)
     held_out = prepared.val.images if prepared.model.mode == "projection" else in_chunks(
         forward, prepared.val.images, 100)
     captioned, caption = np.unique(val.image_of, return_index=True)
@@ -416,97 +298,3 @@ def _gap_rows(attribute: Attribute, groups: Sequence[str], name: str, found: Gap
 # What is shown
 
 
-def report(rows: list[dict], reference: str | None, left_out: Sequence[str]) -> str:
-    """The tables in Markdown, how many findings chance alone would make, and what the numbers do not show."""
-    found = {(row["attribute"], row["group"], row["of"], row.get("side"), row["measure"]): row for row in rows}
-    places = {}  # rows of a group stand together, groups in the order of their attribute
-    for row in rows:
-        places.setdefault(row["attribute"], {}).setdefault(row["group"], {})[row["of"]] = None
-    groups, gaps, agreements = [], [], []
-    for attribute, group, of in ((a, g, of) for a, of_a in places.items() for g, of_g in of_a.items() for of in of_g):
-        get = lambda measure, side=None: found.get((attribute, group, of, side, measure))
-        if get("gap"):
-            gaps.append({"attribute": attribute, "of": of, "best - worst": group, "gap in r_mean": _shown(get("gap")),
-                         "by chance below": f"{get('gap')['chance']:.1f}",
-                         f"ratio to {reference}": _shown(get("gap_ratio"), 2)})
-            continue
-        if get("agreement", "image"):
-            agreements.append({"attribute": attribute, **{
-                f"{name} {side}": f"{100 * get('agreement', side)[value]:.1f}%"
-                for side in ("image", "text") for name, value in (("nearest", "value"), ("random", "chance"))}})
-            continue
-        shares, recall = [get("share", side) for side in ("image", "text")], get("r_mean")
-        if recall is None and not any(row["value"] for row in shares):
-            continue  # no real image, and none of this set
-        groups.append({
-            "attribute": attribute, "group": group, "of": of, "images": _share(shares[0]),
-            "ratio": _ratio(get("ratio", "image")), "texts": _share(shares[1]),
-            "ratio of texts": _ratio(get("ratio", "text")), "test images": str(recall["count"]) if recall else "-",
-            "r_mean": _shown(recall)})
-    if reference is None:
-        gaps = [{name: value for name, value in row.items() if not name.startswith("ratio")} for row in gaps]
-    ratios = [row for row in rows if row["measure"] == "ratio" and row["of"] != "val" and np.isfinite(row["value"])]
-    told = [row for row in rows if row["measure"] == "gap"]
-    lines = [markdown_table(groups), markdown_table(gaps)] if gaps else [markdown_table(groups)]
-    if agreements:
-        lines += ["How often a real val image, and its caption, has the group of the nearest training one, and of a "
-                  "random one:\n", markdown_table(agreements)]
-    lines.append(f"{sum(map(_off_parity, ratios))} of {len(ratios)} ratios have 95 % intervals that leave out 1 (*); "
-                 f"about {(1 - fairness.LEVEL) * len(ratios):.0f} would by chance alone ('val' apart). "
-                 f"{sum(row['value'] > row['chance'] for row in told)} of {len(told)} gaps are larger than chance "
-                 "makes them 95 times in 100.\n")
-    lines.append("What these numbers do not show:\n")
-    by_words = any(row["attribute"].startswith(_WORDS) for row in rows)
-    lines += [f"* {line}" for line in (*LIMITS, *(LIMITS_OF_WORDS if by_words else ()))]
-    if left_out:
-        lines.append(f"\nNot shown: {', '.join(left_out)}. Name what is wanted in fairness.attributes.")
-    return "\n".join(lines) + "\n"
-
-
-def _off_parity(row: dict) -> bool:
-    return row["low"] > 1 or row["high"] < 1
-
-
-def _shown(row: dict | None, digits: int = 1) -> str:
-    if row is None or np.isnan(row["value"]):
-        return "-"
-    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-
-
-def _ratio(row: dict | None) -> str:
-    return _shown(row, 2) + " *" * (row is not None and _off_parity(row))
-
-
-def _share(row: dict | None) -> str:
-    return "-" if row is None else f"{100 * row['value']:.1f}%"
-
-
-def draw_shares(attributes: Sequence[Attribute], rows: list[dict], path) -> None:
-    """A PNG: for each attribute, by images and by texts, the real shares as bars and each preset's with intervals."""
-    shares = {(row["attribute"], row["group"], row["of"], row["side"]): row for row in rows
-              if row["measure"] == "share"}
-    names = list(dict.fromkeys(of for _, _, of, _ in shares if not of.startswith("real")))
-    figure = Figure(figsize=(11, 0.6 + 2.5 * len(attributes)), layout="constrained")
-    for place, attribute in zip(figure.subplots(len(attributes), 2, squeeze=False), attributes, strict=True):
-        groups = [group for group in (*attribute.values, REST)
-                  if shares[attribute.name, group, "real", "image"]["value"]]
-        for axes, side in zip(place, ("image", "text"), strict=True):
-            real = [100 * shares[attribute.name, group, "real", side]["value"] for group in groups]
-            axes.bar(range(len(groups)), real, color="0.85", width=0.9, label="real")
-            for n, name in enumerate(names):
-                value, low, high = (np.array([100 * shares[attribute.name, group, name, side][end] for group in groups])
-                                    for end in ("value", "low", "high"))
-                at = np.arange(len(groups)) + 0.8 * ((n + 0.5) / len(names) - 0.5)
-                axes.errorbar(at, value, (value - low, high - value), fmt="o", markersize=3.5, capsize=2,
-                              elinewidth=1, color=f"C{n}", label=name)
-            axes.set_xticks(range(len(groups)), groups, fontsize=8, rotation=20 if len(groups) > 5 else 0)
-            axes.set_ylabel("share, %")
-            axes.set_title(f"{attribute.name}, by {side}s", fontsize=10)
-            axes.spines[["top", "right"]].set_visible(False)
-            for text in (axes.title, *axes.get_xticklabels()):
-                text.set_parse_math(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, facecolor="white")
-    write_atomically(path, buffer.getvalue())

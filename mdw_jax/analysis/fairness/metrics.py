@@ -89,22 +89,6 @@ def with_rest(members) -> np.ndarray:
 # Representation
 
 
-def nearest(rows, real, count: int = 1, chunk: int = 16384) -> np.ndarray:
-    """(M, count) the real rows of largest cosine with each row, nearest first. rows: (M, d); real: (K, d)."""
-    rows, values, found = np.asarray(rows, np.float32), None, None
-    count = min(count, len(real))
-    for start in range(0, len(real), chunk):  # a data set's similarities to all rows do not fit into memory
-        part = np.asarray(real[start:start + chunk], np.float32)
-        lengths = np.maximum(np.linalg.norm(part, axis=1), 1e-12)  # a row's own length changes no order
-        new = rows @ part.T / lengths
-        numbers = np.broadcast_to(np.arange(start, start + len(part)), new.shape)
-        if values is not None:
-            new, numbers = np.concatenate([values, new], 1), np.concatenate([found, numbers], 1)
-        best = np.argsort(-new, axis=1, kind="stable")[:, :count]
-        values, found = np.take_along_axis(new, best, 1), np.take_along_axis(numbers, best, 1)
-    return found
-
-
 def share(members) -> Interval:
     """Share of each group of (N, G) memberships, with the interval of N independent draws (Jeffreys'): (G,) each.
 

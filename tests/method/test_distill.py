@@ -1,0 +1,208 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdw_jax.method.correspondence import correspondence
+from mdw_jax.method.distill import Method, init_state, make_outer_step, objective, outer_shapes, schedule
+from mdw_jax.method.losses import soft_loss
+from mdw_jax.method.matching import minibatches
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.image.convnet import convnet
+from mdw_jax.runtime.pytree import stack
+
+METHOD = Method(inner_steps=2, batch=4, gradient="exact", merge="separate", loss="wbce", correspondence="lowrank",
+                rank=2, alpha=3.0, optimizer="adam", decay="none", steps=20, lr_images=0.02, lr_texts=0.05,
+                lr_correspondence=0.01, lr_steps=1.0, step_image=0.1, step_text=0.2, clip_images=False,
+                augment="none", mix=False, ema=0.8, ceo=False, ceo_every=1, ceo_top_k=1, ceo_beta=0.0)
+# Everything that differs from METHOD, in one: compiling is what takes the time here.
+OTHER = dataclasses.replace(METHOD, ema=0.0, correspondence="identity", clip_images=True, lr_images=2.0)
+SHAPE, PAIRS, WIDTH = (8, 8, 3), 6, 10
+TOWER = convnet(SHAPE, (4,), (12,))
+BACKBONE = TOWER.init(jax.random.key(9))
+IMAGES = np.random.default_rng(0).uniform(size=(PAIRS, *SHAPE)).astype(np.float32)
+TEXTS = np.random.default_rng(1).normal(size=(PAIRS, WIDTH)).astype(np.float32)
+ONES = jnp.ones((PAIRS, *SHAPE[:2], 1))
+MODELS = {mode: dual_encoder(TOWER, BACKBONE, WIDTH, mode=mode, dim=7) for mode in ("projection", "full")}
+
+
+def ends(model, distance=0.05):
+    """Two trajectories: starts, and targets a random way off."""
+    starts = [model.init(jax.random.key(i)) for i in range(2)]
+    away = [jax.tree.map(lambda x: x + distance * jax.random.normal(jax.random.key(5), x.shape), s) for s in starts]
+    return stack(starts), stack(away)
+
+
+@functools.lru_cache
+def outer_step(method, mode):
+    return make_outer_step(MODELS[mode], method)
+
+
+def start(method=METHOD):
+    return init_state(jax.random.key(3), method, IMAGES, TEXTS)
+
+
+def run(steps, method=METHOD, mode="projection", weights=ONES, state=None):
+    """State and metrics of each step, the same minibatches every time."""
+    begin, target = ends(MODELS[mode])
+    state, metrics = state or start(method), []
+    for _ in range(steps):
+        state, measured = outer_step(method, mode)(state, begin, target, weights, jax.random.key(4))
+        metrics.append(measured)
+    return state, metrics
+
+
+@pytest.mark.parametrize("mode, gradient", [("projection", "exact"), ("full", "detached")])
+def test_gradient_is_that_of_the_plain_loop_over_images(mode, gradient):
+    """The plain loop sends images through the backbone in every inner step, and stores all it meets."""
+    model, method = MODELS[mode], dataclasses.replace(METHOD, gradient=gradient)
+    begin, target = ends(model)
+    learned = start().learned
+    learned["correspondence"]["right"] = jax.random.normal(jax.random.key(6), (PAIRS, 2))
+    batches = jnp.stack([minibatches(jax.random.key(i), PAIRS, 4, 2) for i in (7, 8)])
+
+    def embed(image, pixels):
+        if mode == "full":
+            return model.embed_image(image, pixels)
+        return model.embed_image(image, TOWER.features(BACKBONE, pixels))
+
+    def naive(learned):
+        total = 0.0
+        for r in range(2):
+            first, goal = (jax.tree.map(lambda x, r=r: x[r], tree) for tree in (begin, target))
+            params = first
+            for rows in batches[r]:
+                def loss(at, rows=rows):
+                    v = embed(at["image"], learned["images"][rows])
+                    logits = v @ model.embed_text(at["text"], learned["texts"][rows]).T / model.tau
+                    return soft_loss("wbce")(logits, correspondence(learned["correspondence"], rows, 3.0))
+
+                grads = jax.grad(loss)(jax.lax.stop_gradient(params) if gradient == "detached" else params)
+                params = {branch: jax.tree.map(lambda p, g, b=branch: p - jnp.exp(learned["log_steps"][b]) * g,
+                                               params[branch], grads[branch]) for branch in params}
+            square = lambda a, b: sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)))
+            total += sum(square(params[b], goal[b]) / square(first[b], goal[b]) for b in params)
+        return total / 2
+
+    (loss, _), grads = jax.jit(jax.value_and_grad(
+        lambda learned: objective(model, method, learned, begin, target, batches, jax.random.key(0)), has_aux=True
+    ))(learned)
+    wanted, naive_grads = jax.jit(jax.value_and_grad(naive))(learned)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-4)
+    for found, other in zip(jax.tree.leaves(grads), jax.tree.leaves(naive_grads), strict=True):
+        scale = float(jnp.abs(other).max())
+        assert scale > 0
+        np.testing.assert_allclose(found / scale, other / scale, atol=2e-3)
+
+
+@pytest.mark.parametrize("mode", ["projection", "full"])
+def test_matching_loss_falls_and_step_sizes_stay_positive(mode):
+    state, metrics = run(25, METHOD, mode)
+    assert min(float(m["loss"]) for m in metrics[-3:]) < 0.98 * float(metrics[0]["loss"])
+    assert all(float(m[name]) > 0 for m in metrics for name in ("step_image", "step_text"))
+    assert int(state.step) == 25
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    begin, target = ends(MODELS["projection"])
+    state = start()
+    state.learned["texts"] = state.learned["texts"].at[0, 0].set(jnp.nan)
+    before = jax.tree.map(np.array, state)
+    after, metrics = outer_step(METHOD, "projection")(state, begin, target, ONES, jax.random.key(4))
+    assert not np.isfinite(float(metrics["gradient"]))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, after))
+
+
+def test_what_is_compiled_ahead_is_what_a_run_calls(caplog):
+    model = MODELS["projection"]
+    step, (begin, target) = make_outer_step(model, OTHER), ends(model)
+    with jax.log_compiles(True), caplog.at_level("WARNING"):
+        step.lower(*outer_shapes(model, OTHER, 2, IMAGES.shape, TEXTS.shape)).compile()
+        assert "Finished XLA compilation" in caplog.text
+        caplog.clear()
+        state, key = start(OTHER), jax.random.key(4)
+        caplog.clear()
+        for _ in range(2):
+            state, _ = step(state, begin, target, ONES, key)
+        assert "Compiling" not in caplog.text and "XLA compilation" not in caplog.text
+    assert int(state.step) == 2
+
+
+def test_pixels_are_clipped_where_asked():
+    images = np.asarray(run(2, OTHER)[0].learned["images"])
+    assert images.min() == 0 and images.max() == 1  # the step size of 2 would carry them far out
+
+
+@pytest.mark.parametrize("method", [METHOD, OTHER])
+def test_average_is_the_exponential_one(method):
+    average = jax.tree.map(np.array, start(method).learned)
+    state = None
+    for _ in range(3):
+        state, _ = run(1, method, state=state)
+        average = jax.tree.map(lambda a, x: method.ema * a + (1 - method.ema) * np.asarray(x), average, state.learned)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, state.average)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_pixel_weights_of_zero_freeze_those_pixels_only(optimizer):
+    method = dataclasses.replace(METHOD, optimizer=optimizer)
+    weights = ONES.at[:, :, :4].set(0)
+    state, _ = run(2, method, weights=weights)
+    moved = np.asarray(state.learned["images"]) - IMAGES
+    np.testing.assert_array_equal(moved[:, :, :4], 0)
+    assert np.abs(moved[:, :, 4:]).max() > 0
+    half = run(1, method, weights=ONES / 2)[0].learned
+    whole = run(1, method)[0].learned
+    # Half the weight is half the first update, under Adam as under SGD; nothing else is scaled.
+    np.testing.assert_allclose(2 * (half["images"] - IMAGES), whole["images"] - IMAGES, rtol=1e-2, atol=1e-6)
+    np.testing.assert_allclose(half["texts"], whole["texts"], atol=1e-7)
+
+
+def test_start():
+    state = start()
+    np.testing.assert_array_equal(state.learned["images"], IMAGES)
+    np.testing.assert_allclose(jnp.exp(state.learned["log_steps"]["text"]), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(correspondence(state.learned["correspondence"], jnp.arange(PAIRS), 3.0), np.eye(PAIRS))
+
+
+def test_learning_rates_fall_to_nothing_by_the_last_step():
+    method = dataclasses.replace(METHOD, decay="cosine", steps=4)
+    before = [start(method)]
+    for _ in range(4):
+        state, _ = run(1, method, state=jax.tree.map(jnp.copy, before[-1]))
+        before.append(state)
+    moved = [float(jnp.abs(b.learned["texts"] - a.learned["texts"]).max()) for a, b in zip(before, before[1:])]
+    assert moved[0] == pytest.approx(0.05, rel=1e-3) and moved[3] < 0.4 * moved[0]
+
+
+def test_schedule_depends_on_the_step_alone_and_covers_all():
+    drawn = [schedule(0, 0, step, 3, 4, 2) for step in range(40)]
+    assert drawn[7] == schedule(0, 0, 7, 3, 4, 2)
+    assert all(len(set(networks)) == 3 for networks, _ in drawn)  # no network twice where there are enough
+    assert {n for networks, _ in drawn for n in networks} == {0, 1, 2, 3}
+    assert {s for _, starts in drawn for s in starts} == {0, 1}
+    assert [schedule(0, 1, step, 3, 4, 2) for step in range(40)] != drawn
+    assert sorted(schedule(0, 0, 0, 4, 2, 1)[0]) == [0, 0, 1, 1]
+
+
+def test_mixing_blends_images_and_texts_alike_and_leaves_the_targets():
+    """RepBlend, by hand: one inner step on blended rows."""
+    model, method = MODELS["projection"], dataclasses.replace(METHOD, mix=True, inner_steps=1, batch=PAIRS)
+    begin, target = ends(model)
+    learned, batches, key = start().learned, jnp.stack([jnp.arange(PAIRS)[None]] * 2), jax.random.key(8)
+    loss, inner = objective(model, method, learned, begin, target, batches, key)
+    plain, _ = objective(model, dataclasses.replace(method, mix=False), learned, begin, target, batches, key)
+    assert abs(float(loss - plain)) > 1e-6
+    found = []
+    for r, k in enumerate(jax.random.split(key, 2)):
+        by_weight, by_order = jax.random.split(k)
+        weight = jax.random.uniform(by_weight, (1,))[0]
+        order = jax.random.permutation(jax.random.split(by_order, 1)[0], PAIRS)
+        blend = lambda x: weight * x + (1 - weight) * x[order]
+        params = jax.tree.map(lambda x: x[r], begin)
+        logits = model.logits(params, blend(model.inputs(jnp.asarray(IMAGES))), blend(jnp.asarray(TEXTS)))
+        found.append(soft_loss("wbce")(logits, correspondence(learned["correspondence"], jnp.arange(PAIRS), 3.0)))
+    np.testing.assert_allclose(inner[0], np.mean(found), rtol=1e-4)

@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdw_jax.method import students as module
+from mdw_jax.method.retrieval import METRICS
+from mdw_jax.method.students import Lesson, Protocol, evaluate
+from mdw_jax.models.dual_encoder import dual_encoder
+from mdw_jax.models.embedding import Inputs
+from mdw_jax.models.image.tower import Tower
+from mdw_jax.reporting.stats import summary
+
+WIDTH, LATENT, COUNT = 16, 6, 60
+MODEL = dual_encoder(Tower("stub", lambda key: {}, lambda params, x: x, WIDTH), {}, WIDTH, mode="projection", dim=8)
+CHANCE = 100 * 16 / 3 / COUNT  # mean of 1, 5 and 10 out of COUNT
+
+
+def planted():
+    generator = np.random.default_rng(0)
+    by_image, by_text = generator.normal(size=(2, LATENT, WIDTH))
+    splits = []
+    for _ in range(3):
+        latent = generator.normal(size=(COUNT, LATENT))
+        splits.append(Inputs(jnp.asarray(latent @ by_image, jnp.float32), jnp.asarray(latent @ by_text, jnp.float32),
+                             jnp.arange(COUNT)))
+    return splits
+
+
+TRAIN, VAL, TEST = planted()
+LESSON = Lesson(TRAIN.images, TRAIN.texts, {}, {}, "nce", 1.0)
+
+
+def protocol(kind="honest", **changes):
+    return Protocol(**{"protocol": kind, "students": 2, "steps": 60, "every": 20, "batch": 30, "momentum": 0.9,
+                       "weight_decay": 1e-4, "lr_scales": (1e-6, 0.3, 1.0), "lr": 0.1, **changes})
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Which split each call of `scores` read, and what it found: an entry a student."""
+    seen, scores = [], module.scores
+
+    def counted(model, networks, data):
+        found = scores(model, networks, data)
+        seen.extend(("test" if data is TEST else "val", one) for one in found)
+        return found
+
+    monkeypatch.setattr(module, "scores", counted)
+    return seen
+
+
+def test_honest_students_learn_and_test_is_read_once_at_the_end(reads):
+    outcome = evaluate(MODEL, LESSON, VAL, TEST, protocol(), seed=1)
+    assert outcome.scores.shape == outcome.val.shape == (2, 7) and outcome.protocol == "honest"
+    assert outcome.scores[:, -1].min() > 4 * CHANCE
+    # 3 scales, 3 stops, 2 students on val; then each student once on test.
+    assert [split for split, _ in reads] == ["val"] * 18 + ["test"] * 2
+    on_val = np.stack([found for split, found in reads if split == "val"]).reshape(3, 3, 2, 7)
+    means = on_val[..., -1].mean(-1)
+    scale, stop = np.unravel_index(means.argmax(), means.shape)
+    assert (outcome.lr_scale, outcome.steps) == ((1e-6, 0.3, 1.0)[scale], (20, 40, 60)[stop])
+    assert scale > 0  # a step size of nothing is not chosen
+    np.testing.assert_array_equal(outcome.val, on_val[scale, stop])
+    assert not np.array_equal(outcome.scores[0], outcome.scores[1])
+
+
+def test_without_test_nothing_of_it_is_read(reads):
+    outcome = evaluate(MODEL, LESSON, VAL, None, protocol(), seed=1, students=1)
+    assert {split for split, _ in reads} == {"val"} and outcome.scores.shape == (1, 7)
+    np.testing.assert_array_equal(outcome.scores, outcome.val)
+
+
+def test_the_peers_protocol_is_optimistic_and_says_so(reads):
+    outcome = evaluate(MODEL, LESSON, VAL, TEST, protocol("peer", lr_scales=(0.3,)), seed=1)
+    assert outcome.protocol == "peer" and outcome.lr_scale == 1.0
+    on_test = np.stack([found for split, found in reads if split == "test"]).reshape(3, 2, 7)
+    on_val = np.stack([found for split, found in reads if split == "val"]).reshape(3, 2, 7)
+    best = on_test[..., -1].argmax(0)
+    np.testing.assert_array_equal(outcome.scores, on_test[best, np.arange(2)])
+    np.testing.assert_array_equal(outcome.val, on_val[best, np.arange(2)])
+    honest = evaluate(MODEL, LESSON, VAL, TEST, protocol(lr_scales=(1.0,)), seed=1)
+    assert (outcome.scores[:, -1] >= honest.scores[:, -1]).all()
+
+
+def test_learned_step_sizes_are_used_instead_of_the_default():
+    one = protocol(lr_scales=(1.0,), steps=20)
+    learned = LESSON._replace(step_sizes={"image": 0.2, "text": 0.2})
+    as_default = evaluate(MODEL, LESSON, VAL, None, protocol(lr_scales=(1.0,), steps=20, lr=0.2), seed=1)
+    np.testing.assert_array_equal(evaluate(MODEL, learned, VAL, None, one, seed=1).val, as_default.val)
+
+
+def test_trainer_is_plain_sgd_with_momentum():
+    """Two steps on the whole set, by hand."""
+    from mdw_jax.method.losses import soft_loss
+
+    p = protocol(steps=2, every=2, batch=COUNT)
+    start, advance = module.make_trainer(MODEL, p, "nce", 1.0)
+    steps = {"image": jnp.float32(0.05), "text": jnp.float32(0.1)}
+    student = start(jax.random.key(0))
+    after = advance([student], TRAIN.images, TRAIN.texts, {}, steps)[0][0]
+    params, velocity = student[0], jax.tree.map(jnp.zeros_like, student[0])
+    for _ in range(2):
+        grads = jax.grad(lambda w: soft_loss("nce")(MODEL.logits(w, TRAIN.images, TRAIN.texts), jnp.eye(COUNT)))(params)
+        velocity = jax.tree.map(lambda v, g, w: 0.9 * v + g + 1e-4 * w, velocity, grads, params)
+        params = {b: jax.tree.map(lambda w, v, b=b: w - steps[b] * v, params[b], velocity[b]) for b in params}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, params)
+
+
+def test_summary_by_hand():
+    row = summary([[1.0] * 7, [3.0] * 7])
+    assert set(row) == {f"{name}{part}" for name in METRICS for part in ("", "_std")}
+    assert row["r_mean"] == 2 and row["r_mean_std"] == pytest.approx(2**0.5)
+    assert summary([[5.0] * 7])["TR@5_std"] == 0

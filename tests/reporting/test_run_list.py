@@ -1,0 +1,215 @@
+"""`mdw runs` tells from files where a run stands; `mdw diff` what differs, with the interval a textbook gives."""
+
+import csv
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_ind
+
+from mdw_jax.cli import main
+from mdw_jax.config import base, resolve
+from mdw_jax.config.sections import config_digest
+from mdw_jax.io.files import run_folder_held
+from mdw_jax.reporting.run_list import described, run_folders, state
+from mdw_jax.reporting.stats import welch
+
+RNG = np.random.default_rng(0)
+LOCK = "process 7 on host\n"
+MDW, VLD = RNG.normal(20, 1, (2, 3, 5))  # r_mean of 3 sets x 5 students
+
+
+def begun(folder, **changes):
+    """A run folder right after `mdw prepare`."""
+    c = base()
+    c.update_from_flattened_dict({"run.dir": str(folder), "run.presets": ("random", "mdw")})
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    write(folder / ".lock", LOCK)
+    write(folder / "config.json", json.dumps(resolve(c).to_dict()))
+    return folder
+
+
+def write(path, text="{}"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def finished(folder, scores, protocol="honest", **changes):
+    """scores: {preset: (sets, students) r_mean}."""
+    begun(folder, run__presets=tuple(scores), **changes)
+    with open(folder / "scores.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("preset", "set", "student", "protocol", "r_mean"))
+        rows.writerows((preset, i, n, protocol, value) for preset, sets in scores.items()
+                       for i, students in enumerate(sets) for n, value in enumerate(students))
+    return folder
+
+
+def test_states_follow_the_files_of_a_run(tmp_path):
+    folder = tmp_path / "a" / "b"
+    texts = {".lock": LOCK, "scores.csv": "preset,set,protocol,r_mean\nmdw,0,honest,1\n"}
+    steps = [
+        (".lock", "never begun"), ("cache/images.safetensors", "stopped at prepare"),
+        ("config.json", "stopped at experts"), ("experts/dtcl-1.lock", "stopped at experts"),
+        ("experts/dtcl-1/state-experts.safetensors", "stopped at experts"),
+        ("experts/dtcl-1/experts.json", "stopped at distill"),
+        ("distilled/random-2/set_0/card.json", "stopped at distill"),
+        ("distilled/mdw-3/set_0/history.jsonl", "stopped at distill"),
+        ("distilled/mdw-3/set_0/card.json", "stopped at evaluate"), ("scores.csv", "finished"),
+    ]
+    for name, expected in steps:
+        if name == "config.json":
+            begun(folder)
+        else:
+            write(folder / name, texts.get(name, ""))
+        assert state(folder) == expected, name
+        assert list(run_folders(tmp_path)) == [folder]
+        with run_folder_held(folder):
+            stage = expected.removeprefix("stopped at ")
+            stage = {"never begun": "prepare", "finished": "evaluate"}.get(stage, stage)
+            assert state(folder) == f"running, {stage}"
+        assert state(folder) == expected
+    older = (folder / "config.json").stat().st_mtime_ns - 1  # the config has changed since
+    os.utime(folder / "scores.csv", ns=(older, older))
+    assert state(folder) == "stopped at evaluate"
+    (folder / "config.json").write_text("{")
+    assert state(folder) == "damaged config.json"
+
+
+def test_scores_are_of_the_config_that_they_are_noted_for(tmp_path):
+    folder = finished(tmp_path / "run", {"mdw": MDW})
+    config = json.loads((folder / "config.json").read_text())
+    write(folder / "report.json", json.dumps({"config": config_digest(config)}))
+    os.utime(folder / "scores.csv", ns=(1, 1))  # as copied, or after another mdw prepare
+    assert state(folder) == "finished"
+    for changes, expected in (({"run.dir": "elsewhere", "watch.project": "p", "plan.images": 7}, "finished"),
+                              ({"noise.rate": 0.3}, "stopped at experts")):
+        c = resolve(base())
+        with c.unlocked():
+            c.update_from_flattened_dict({"run.presets": ("mdw",)} | changes)
+        assert c.to_dict() != config
+        write(folder / "config.json", json.dumps(c.to_dict()))
+        os.utime(folder / "config.json", ns=(0, 0))
+        assert state(folder) == expected
+
+
+@pytest.mark.parametrize("text", ["", "preset,set\nmdw,0\n", "preset,set,protocol,r_mean\nmdw,0,honest,no\n",
+                                  "preset,set,protocol,r_mean\n", "r_mean,preset,set,protocol\n1,mdw\n", "\udcff"])
+def test_damaged_scores_are_said_so(tmp_path, capsys, text):
+    folder = finished(tmp_path / "run", {"mdw": MDW})
+    (folder / "scores.csv").write_bytes(text.encode(errors="surrogateescape"))
+    assert described(folder)["state"] == "damaged scores.csv" and described(folder)["r_mean"] == "-"
+    assert main(["diff", str(folder), str(finished(tmp_path / "b", {"mdw": MDW}))]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err == f"mdw: '{folder / 'scores.csv'}' is damaged; give mdw evaluate again.\n"
+
+
+def test_what_other_commands_did_without_a_run(tmp_path):
+    write(tmp_path / ".lock", LOCK)
+    for name, expected in (
+            ("experts/dtcl-1/log.jsonl", "stopped at experts"), ("certificate.csv", "certified"),
+            ("fairness.csv", "certified, fairness measured"), ("export/mdw-0/data.parquet", "certified, fairness measured"),
+            ("export/mdw-0/card.json", "certified, fairness measured, 1 set exported")):
+        write(tmp_path / name)
+        assert state(tmp_path) == expected
+    begun(tmp_path)
+    assert state(tmp_path) == "stopped at experts"
+
+
+def test_one_who_looks_is_not_at_work(tmp_path):
+    with open(begun(tmp_path) / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert state(tmp_path) == "stopped at experts"
+
+
+@pytest.mark.parametrize("foreign", [
+    {"run": {"presets": None}, "distill": {}}, {"run": {"presets": ["a"]}, "distill": {"sets": 1}}, [],
+    {"run": {"presets": [1]}, "distill": {"sets": 1}, "noise": {"rate": "x", "protocol": ""}, "data": {"name": 1}}])
+def test_what_is_another_programs_hides_no_run(tmp_path, capsys, foreign):
+    folder = begun(tmp_path / "a" / "b")
+    write(tmp_path / "a" / "config.json", json.dumps(foreign))
+    write(tmp_path / "a" / ".lock", "12345")
+    write(tmp_path / ".lock", "")
+    assert main(["runs", str(tmp_path)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", str(folder)]
+
+
+def test_a_sweep_says_how_many_cells_are_done(tmp_path):
+    for name in (".lock", "sweep/1.json", "sweep/2.json", "sweep/3.failed.json"):
+        write(tmp_path / name, LOCK)
+    assert described(tmp_path)["state"] == "sweep, 2 cells done, 1 failed"
+    with run_folder_held(tmp_path, shared=True):
+        assert state(tmp_path) == "running, sweep, 2 cells done, 1 failed"
+
+
+def test_the_headline_is_mdw_or_the_best_that_is_distilled(tmp_path):
+    low, high, full = np.array([[1.0, 3.0]]), np.array([[4.0, 6.0]]), np.array([[90.0, 90.0]])
+    runs = {"mdw": {"vld": high, "mdw": low, "full": full}, "best": {"vld": low, "lors": high, "full": full},
+            "none": {"full": full}}
+    said = {name: described(finished(tmp_path / name, scores))["r_mean"] for name, scores in runs.items()}
+    assert said == {"mdw": "2.00 +- 1.41 mdw", "best": "5.00 +- 1.41 lors", "none": "-"}
+    peer = described(finished(tmp_path / "peer", {"vld": high}, protocol="peer", noise__rate=0.25))
+    assert peer["r_mean"] == "5.00 +- 1.41 vld (optimistic)" and peer["noise"] == "image 0.25"
+
+
+def test_the_list_needs_no_jax_and_finds_runs_below(tmp_path):
+    finished(tmp_path / "runs" / "one", {"mdw": MDW})
+    finished(tmp_path / "runs" / "deep" / "two", {"vld": VLD})
+    write(tmp_path / "runs" / "model" / "config.json", '{"model_type": "bert"}')
+    program = "import sys\nfrom mdw_jax.cli import main\nstatus = main(['runs'])\nprint('jax' in sys.modules, status)"
+    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True,
+                           env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}).stdout.splitlines()
+    assert len(found) == 4 and found[0].split()[:2] == ["run", "state"] and found[3] == "False 0"
+    assert {line.split()[0] for line in found[1:3]} == {"runs/one", "runs/deep/two"}
+    assert all(" finished " in line and " scenes " in line for line in found[1:3])
+
+
+def test_the_interval_is_welchs():
+    for a, b in ((MDW[0], VLD[0]), (MDW[0, :2], 5 * VLD[1]), (MDW[:, 0], VLD[0])):
+        expected = ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+        np.testing.assert_allclose(welch(a, b), (b.mean() - a.mean(), *expected))
+    assert welch([1.0, 1.0], [3.0, 3.0]) == (2.0, 2.0, 2.0)
+    assert np.isnan(welch([1.0], [3.0, 4.0])[1:]).all()
+
+
+def test_differences(tmp_path, capsys):
+    a = finished(tmp_path / "a", {"mdw": MDW, "vld": VLD, "full": VLD[:1]})
+    b = finished(tmp_path / "b", {"mdw": MDW + 2, "vld": VLD[:1] - 1, "lors": VLD}, noise__rate=0.2, text__path="x y")
+    assert main(["diff", str(a), str(b)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[4:7]] == [
+        ["noise.rate", "0.4", "0.2"], ["run.presets", "mdw,vld,full", "mdw,vld,lors"], ["text.path", '""', "x", "y"]]
+    rows = {line[: line.index("  ")]: line for line in lines[9:]}
+    low, high = ttest_ind(MDW.mean(1) + 2, MDW.mean(1), equal_var=False).confidence_interval(0.95)
+    assert rows["MDW"].split("  ")[-2:] == [f"+2.00 [{low:+.2f}, {high:+.2f}]", "3 and 3 sets"]
+    assert rows["VLD"].endswith("15 and 5 students") and rows["LoRS"].split()[1] == "-" == rows["LoRS"].split()[-1]
+    assert main(["diff", str(a), str(a)]) == 0
+    assert "The configs are the same." in capsys.readouterr().out
+    assert main(["diff", str(a), str(begun(tmp_path / "c"))]) == 0
+    assert f"'{tmp_path / 'c'}' has no scores of this config: stopped at experts." in capsys.readouterr().out
+    assert main(["diff", str(a), str(finished(tmp_path / "d", {"mdw": MDW}, protocol="peer"))]) == 0
+    assert "A was scored under the protocol honest, B under peer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["runs", "nowhere"], "there is no folder 'nowhere'"),
+    (["runs", "empty"], "there are no runs in 'empty'"),
+    (["diff", "nowhere", "empty"], "there is no folder 'nowhere'"),
+    (["diff", "empty", "empty"], "'empty' holds no config of a run (no run)"),
+    (["diff", "new", "new"], "'new' holds no config of a run (never begun)"),
+    (["diff", "grid", "grid"], "'grid' holds a sweep"),
+    (["diff", "empty"], "mdw diff compares two runs, not 1"),
+    (["runs", "--config=x.py"], "mdw runs reads no config"),
+])
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "new" / ".lock", LOCK)
+    write(tmp_path / "grid" / "sweep" / "1.json")
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"mdw: {sentence}") and err.count("\n") == 1

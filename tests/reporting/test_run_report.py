@@ -1,0 +1,263 @@
+"""The page of runs, made from folders written here: nothing is trained."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_html import NASTY, Reader
+
+from mdw_jax import cli
+from mdw_jax.config import base, resolve
+from mdw_jax.config.sections import config_digest
+from mdw_jax.errors import UserError
+from mdw_jax.io import image_history
+from mdw_jax.io.distilled_set import CARD, TENSORS, DistilledSet, save_distilled
+from mdw_jax.method.retrieval import METRICS
+from mdw_jax.reporting.run_files import Run
+from mdw_jax.reporting.run_report import report_command, table
+from mdw_jax.reporting.stats import interval
+
+STEPS = 12
+SECTIONS = ["Results", "Distilled pairs", "How the images changed", "Learned correspondence",
+            "Where updates were strongest", "Experts", "Distillation", "Certificate", "Byte budget", "Repeat it"]
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_run(folder, pairs=30, side=16, sets=1, restart=False, caption=NASTY, **changes):
+    """A finished run folder of presets random, mdw and experts; mdw's P has its largest change at image 2, text 5."""
+    generator = np.random.default_rng(pairs)
+    config = base()
+    config.update_from_flattened_dict({"distill.pairs": pairs, "distill.steps": STEPS, "distill.sets": sets,
+                                       "distill.batch": 10}
+                                      | {name.replace("__", "."): value for name, value in changes.items()})
+    folder.mkdir()
+    resolved = resolve(config).to_dict()
+    (folder / "config.json").write_text(json.dumps(resolved))
+    (folder / "environment.json").write_text(json.dumps({
+        "python": "3.11", "packages": {"jax": "0.10", "flax": None}, "devices": ["cpu:0"], "commit": "abc"}))
+    noise = {"label": "40%", "protocol": "image", "rate": 0.4, "sha256": "f" * 64}
+    experts = {"experts": "experts/dtcl", "recipe": "dtcl",
+               "division": {"rightly paired": [0, 0, 0, 0, 1, 2, 3, 4, 5, 6],
+                            "mismatched": [6, 5, 4, 3, 2, 1, 0, 0, 0, 0]}}
+    presets = []
+    for name, built in (("random", {}), ("mdw", experts), ("experts", experts)):
+        presets.append({"name": name, "pairs": pairs, "noise": noise, **built,
+                        "sets": [f"distilled/{name}/set_{n}" for n in range(sets if name != "experts" else 0)]})
+    (folder / "report.json").write_text(json.dumps({
+        "config": config_digest(resolved), "data": "scenes", "fingerprint": "e" * 64, "images": 200, "captions": 1000,
+        "presets": presets}))
+    (folder / "experts" / "dtcl").mkdir(parents=True)
+    (folder / "experts" / "dtcl" / "experts.json").write_text(json.dumps({"certificate_inputs": {
+        "eta": 0.4, "tracks": {"clean": {"loss": "gce", "q": 0.7, "excess_risk_bound": 0.0243}}}}))
+    lines(folder / "experts" / "dtcl" / "log.jsonl", [
+        {"generation": "experts", "epoch": epoch, "val_r_mean": 10.0 * epoch + n,
+         **({"precision": 0.9, "recall": 0.5} if epoch > 1 else {})} for epoch in (1, 2, 3) for n in range(4)])
+    with open(folder / "scores.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["preset", "set", "student", "protocol", *METRICS])
+        writer.writeheader()
+        for name, level in (("random", 10), ("mdw", 40), ("experts", 50)):
+            for index in range(sets if name != "experts" else 1):
+                for n in range(3):
+                    writer.writerow({"preset": name, "set": index, "student": n, "protocol": "honest",
+                                     **dict.fromkeys(METRICS, level + n + 3 * index)})
+    for preset in presets:
+        for place in preset["sets"]:
+            made = preset["name"] == "mdw"
+            images = generator.uniform(size=(pairs, side, side, 3)).astype(np.float32)
+            matrix = np.eye(pairs, dtype=np.float32)
+            matrix[2, 5], matrix[3, 1] = 0.75, 0.5
+            found = DistilledSet(images, generator.normal(size=(pairs, 24)).astype(np.float32),
+                                 {"matrix": matrix} if made else {}, {"image": 0.1, "text": 0.2} if made else {},
+                                 1.0, "nce")
+            save_distilled(folder / place, found, {"log_mel": None})
+            sha256 = json.loads((folder / place / CARD).read_text())["sha256"]
+            (folder / place / "nearest.json").write_text(json.dumps({
+                "sha256": sha256, "captions": [f"{caption} {n}" for n in range(pairs)]}))
+            rows = [{"step": step, "loss": 2 - step / STEPS, "step_image": 0.1, "step_text": 0.2}
+                    for step in range(STEPS)]
+            rows[5] |= {"val_r_mean": 41.0, **({"restart": 1} if restart else {})}
+            rows[-1]["val_r_mean"] = 39.0
+            lines(folder / place / "metrics.jsonl", rows if made else [])
+            if made:
+                seen = image_history.begin(images, STEPS)
+                for n in range(1, len(seen)):
+                    seen[n] = np.clip(seen[0].astype(int) + 5 * n, 0, 255)
+                weights = generator.uniform(0.5, 2, size=(pairs, side, side, 1))
+                image_history.save(folder / place, {"steps": np.int32(image_history.moments(STEPS)), "images": seen,
+                                             "weights": image_history.weight_maps(weights)})
+    return folder
+
+
+def change_report(folder, change):
+    """Apply `change` to what report.json says of the presets."""
+    about = json.loads((folder / "report.json").read_text())
+    change(about["presets"])
+    (folder / "report.json").write_text(json.dumps(about))
+
+
+def page_of(*folders, out=None):
+    report_command([str(folder) for folder in folders], out and str(out))
+    text = (out or folders[0] / "report.html").read_text()
+    return text, Reader(text)
+
+
+def test_a_page_has_every_section_and_needs_nothing_else(tmp_path, capsys):
+    text, reader = page_of(make_run(tmp_path / "run", restart=True))
+    assert reader.text["h2"] == SECTIONS
+    assert str(tmp_path / "run" / "report.html") in capsys.readouterr().out
+    assert "://" not in text and {tag for tag, _ in reader.found}.isdisjoint({"script", "iframe", "audio"})
+    assert all(image["src"].startswith("data:image/") and image["alt"].strip() for image in reader.attributes("img"))
+    assert len(reader.attributes("img")) == 24 + 12 + 8 + 2 + 1 + 12  # pairs, strips, entries of P, its map, weights
+    assert f"{NASTY} 3" in reader.text["figcaption"]  # a stranger's caption is text, as it stands
+    assert reader.text["strong"][:5] == ["41.0 %", "11.0 %", "51.0 %", "30 pairs", "40%"]
+    assert [word for word in reader.text["strong"] if word.startswith("+")] == ["+0.750", "+0.500"]
+    spans = [words.replace("\N{NO-BREAK SPACE}", " ") for words in reader.text["span"]]
+    assert "r_mean of MDW, ± 2.5 (95 %)" in spans  # 4.303 / sqrt 3: t of 2 degrees, a deviation of 1 over 3 students
+    assert "step 6, with 41.0 %" in text and "mdw certify" in text and "restarts of MDW" in text
+    charts = [one["aria-label"] for one in reader.attributes("svg") if one.get("role") == "img"]
+    assert any("epoch. dtcl, noise 40%: 11.5 to 31.5" in label for label in charts) and len(charts) == 7
+    assert any("rightly paired: 95% in the upper half" in label for label in charts)
+    assert "distill.restart_factor" in reader.text["dt"] and "commit" in reader.text["dt"]
+    assert {"step sizes", "correspondence"} <= set(reader.text["th"])
+
+
+def test_several_runs_are_side_by_side(tmp_path):
+    first = make_run(tmp_path / "first", caption="one")
+    second = make_run(tmp_path / "second", pairs=10, caption="two", distill__lr_texts=0.5, distill__rank=5)
+    _, reader = page_of(first, second, out=tmp_path / "both.html")
+    assert [name for name in reader.text["h2"] if name in SECTIONS] == SECTIONS
+    assert "What differs" in reader.text["h2"] and {"first", "second"} <= set(reader.text["h2"])
+    cells = reader.text["th"]
+    assert cells[:2] == ["run", "preset"] and cells.count("first") == 3 + 1 + 2  # scores, differences, bytes
+    differing = cells[cells.index("key"):][:6]
+    assert differing[:3] == ["key", "first", "second"]
+    assert set(differing[3:]) == {"distill.pairs", "distill.rank", "distill.lr_texts"}
+    keys = [entry for entry in reader.text["li"] if entry in ("first: MDW", "second: MDW")]
+    assert keys.count("first: MDW") == keys.count("second: MDW") == 2  # matching loss, score on val
+    assert {"one 0", "two 0"} <= set(reader.text["figcaption"])
+    third = tmp_path / "deeper" / "first"  # of the same name: told apart by their paths
+    third.parent.mkdir()
+    shutil.copytree(first, third)
+    _, reader = page_of(first, third, out=tmp_path / "both.html")
+    assert {str(first), str(third)} <= set(reader.text["h2"])
+
+
+def test_the_interval_is_over_sets_where_there_are_several(tmp_path):
+    rows = [{"set": str(n), "r_mean": str(value)} for n, value in ((0, 1), (0, 3), (1, 5), (1, 7))]
+    assert interval(rows) == pytest.approx(12.706 * 2 * 2**0.5 / 2**0.5, rel=1e-3)  # means 2 and 6, t with 1 degree
+    assert interval(rows[:1]) is None
+    entry = table(Run(make_run(tmp_path / "run", sets=2)))[1]
+    assert entry["95 %"].startswith("+- 19.0") and entry["of"] == "2 sets x 3 students" and entry["pairs"] == "30"
+
+
+def test_the_certificate_of_certify_is_shown(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "certificate.csv").write_text(
+        "preset,eta,source,loss,measure,value,trivial\nmdw,0.4,known,gce 0.7,clean_risk,0.123,1.38\n"
+        "mdw,0.4,known,gce 0.7,noisy_risk,9,1.38\nmdw,0.4,known,gce 0.7,excess_bound_open,0.5,\n")
+    _, reader = page_of(folder)
+    assert {"clean risk", "cost of noise at most", "guessing"} <= set(reader.text["th"])
+    assert {"0.123", "0.5", "1.38", "40% (known)"} <= set(reader.text["td"])
+    assert "9" not in reader.text["td"]
+    (folder / "certificate.csv").write_text("preset,eta,source,loss,measure,value,trivial\nmdw,,,,clean_risk,,\n")
+    with pytest.raises(UserError, match="certificate.csv' is damaged"):
+        page_of(folder)
+
+
+def test_coresets_alone_and_sets_without_record_make_a_page(tmp_path):
+    folder = make_run(tmp_path / "run")
+    change_report(folder, lambda presets: presets.__delitem__(slice(1, None)))
+    _, reader = page_of(folder)
+    assert reader.text["h2"] == ["Results", "Distilled pairs", "Certificate", "Byte budget", "Repeat it"]
+    (folder / "distilled" / "random" / "set_0" / "nearest.json").unlink()
+    _, reader = page_of(folder)
+    assert reader.text["figcaption"][0] == "(nearest caption unknown)"
+
+
+def test_experts_of_one_recipe_are_told_apart_by_their_presets(tmp_path):
+    folder = make_run(tmp_path / "run", pairs=12)
+    shutil.copytree(folder / "experts" / "dtcl", folder / "experts" / "other")
+    change_report(folder, lambda presets: presets[2].update(experts="experts/other"))
+    text, reader = page_of(folder)
+    keys = [entry for entry in reader.text["li"] if entry.startswith("dtcl of ")]
+    assert sorted(set(keys)) == ["dtcl of experts, noise 40%", "dtcl of mdw, noise 40%"] and len(keys) == 2 * 3
+    assert {"Last division: dtcl of mdw", "Last division: dtcl of experts"} <= set(reader.text["b"])
+    assert {"dtcl of mdw", "dtcl of experts"} <= set(reader.text["th"])  # bounds
+
+
+def test_the_title_says_what_there_is(tmp_path):
+    folder = make_run(tmp_path / "run", pairs=12)
+    titles = [page_of(folder)[1].text["h1"]]
+    for changes in ({"rate": None}, {"rate": 0.0}):
+        change_report(folder, lambda presets, changes=changes: [one["noise"].update(changes) for one in presets])
+        titles.append(page_of(folder)[1].text["h1"])
+    change_report(folder, lambda presets: presets.__delitem__(slice(2)))
+    titles.append(page_of(folder)[1].text["h1"])
+    assert sum(titles, []) == ["scenes: 12 pairs from 1000 noisy ones", "scenes: 12 pairs from 1000 noisy ones",
+                               "scenes: 12 pairs from 1000", "scenes: experts on 1000 pairs"]
+
+
+def test_files_are_read_as_utf_8_whatever_the_locale(tmp_path):
+    folder = make_run(tmp_path / "run", pairs=12)
+    about = json.loads((folder / "report.json").read_text()) | {"data": "犬"}
+    (folder / "report.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+    program = "import sys\nfrom mdw_jax.reporting.run_report import Run\nassert Run(sys.argv[1]).about['data'] == '\\u72ac'"
+    subprocess.run([sys.executable, "-X", "utf8=0", "-c", program, folder], check=True, env=os.environ | {
+        "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda run: shutil.rmtree(run), "there is no run folder"),
+    (lambda run: (run / "config.json").unlink(), "no config.json"),
+    (lambda run: (run / "scores.csv").unlink(), "scores.csv is missing"),
+    (lambda run: (run / "report.json").write_text("{"), "report.json' cannot be read"),
+    (lambda run: (run / "report.json").write_text("{}"), "do not fit together"),
+    (lambda run: (run / "report.json").write_text('{"presets": []}'), "do not fit together"),
+    (lambda run: (run / "scores.csv").write_text("preset,set\nmdw,0\n"), "do not fit together"),
+    (lambda run: (run / "scores.csv").write_text(",".join(["preset", "set", "protocol", *METRICS])),
+     "do not fit together"),
+    (lambda run: (run / "config.json").write_text(json.dumps(resolve(base()).to_dict())), "are of another config"),
+    (lambda run: (run / "distilled/mdw/set_0" / CARD).write_text("{}"), "sha256 differs"),
+    (lambda run: (run / "distilled/mdw/set_0" / CARD).write_text("no"), "cannot be read"),
+    (lambda run: (run / "distilled/mdw/set_0" / TENSORS).unlink(), "no finished distilled set"),
+    (lambda run: (run / "distilled/mdw/set_0/record.safetensors").write_bytes(b"no"), "record .* is damaged"),
+    (lambda run: image_history.save(run / "distilled/mdw/set_0", {"steps": np.int32([0])}), "record .* is damaged"),
+    (lambda run: (run / "experts/dtcl/log.jsonl").unlink(), "log.jsonl' cannot be read"),
+])
+def test_what_is_no_finished_run_is_one_clear_sentence(tmp_path, spoil, words):
+    run = make_run(tmp_path / "run", pairs=12)
+    spoil(run)
+    with pytest.raises(UserError, match=words) as said:
+        page_of(run)
+    assert str(tmp_path) in str(said.value)
+
+
+def test_the_command(tmp_path, capsys):
+    run = make_run(tmp_path / "run", pairs=12)
+    assert cli.main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").exists() and str(tmp_path / "page.html") in capsys.readouterr().out
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "sweep.csv").touch()
+    for words, sentence in ((["report"], "no run folder given"), (["report", str(tmp_path)], "no config.json"),
+                            (["report", str(run), "--config=x.py"], "reads no config"),
+                            (["report", str(run), str(tmp_path / "grid" / ".." / "run")], "is given twice"),
+                            (["report", str(tmp_path / "grid")], "compare them with mdw table"),
+                            (["report", str(run), "--out", str(tmp_path)], f"cannot write '{tmp_path}' (Is a directory)"),
+                            (["report", str(run), "--out", str(run / "scores.csv" / "x")], "cannot write")):
+        assert cli.main(words) == 2 and sentence in capsys.readouterr().err
+    assert cli.main(["report", "--help"]) == 0 and "usage: mdw report RUN" in capsys.readouterr().out
+
+
+def test_a_page_of_large_images_stays_small(tmp_path):
+    run = make_run(tmp_path / "run", pairs=50, side=224)
+    page_of(run)
+    assert (run / "report.html").stat().st_size < 2e6
+    assert (run / "distilled/mdw/set_0/record.safetensors").stat().st_size < 10e6
