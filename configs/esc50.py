@@ -16,11 +16,11 @@ def get_config():
     c.model.mode = "projection"
     c.experts.count = 2
     c.experts.epochs = 5
-    c.experts.scouts = 2
-    c.experts.scout_epochs = 6
+    c.experts.teacher_count = 2
+    c.experts.teacher_epochs = 6
     c.experts.batch = 64
     c.experts.lr = 1.0
-    c.experts.lr_taught = 0.1
+    c.experts.lr_with_teachers = 0.1
     c.distill.pairs = 100
     c.distill.match_epochs = 3
     c.distill.steps = 100

@@ -13,7 +13,7 @@ def get_config():
     c.run.dir = "runs/flickr8k"
     c.run.presets = ("random", "vld", "infonce", "mdw", "experts", "full")
     # VLD's constants are for another tower: these are what won the search of configs/studies/bench.md.
-    c.run.tuned = ("vld:distill.optimizer=adam", "vld:distill.decay=cosine", "vld:distill.lr_steps=0.03",
+    c.run.preset_overrides = ("vld:distill.optimizer=adam", "vld:distill.decay=cosine", "vld:distill.lr_inner_lr=0.03",
                    "vld:distill.lr_images=0.004", "vld:distill.lr_texts=0.02")
     c.data.name = "karpathy"
     c.data.size = 128
@@ -22,10 +22,10 @@ def get_config():
     c.model.mode = "projection"
     c.experts.count = 4
     c.experts.epochs = 3
-    c.experts.scouts = 4
-    c.experts.scout_epochs = 4
+    c.experts.teacher_count = 4
+    c.experts.teacher_epochs = 4
     c.experts.lr = 1.0
-    c.experts.lr_taught = 0.1
+    c.experts.lr_with_teachers = 0.1
     c.distill.pairs = 100
     c.distill.sets = 3
     c.distill.steps = 160

@@ -14,12 +14,12 @@ def get_config():
     c.model.patches = (4, 4, 2)  # the conv net moves; captions tell what comes first, so no shift of time
     c.experts.count = 1
     c.experts.epochs = 4
-    c.experts.scouts = 1
-    c.experts.scout_epochs = 8
-    c.experts.lr_taught = 0.02
+    c.experts.teacher_count = 1
+    c.experts.teacher_epochs = 8
+    c.experts.lr_with_teachers = 0.02
     c.distill.pairs = 50
     c.distill.steps = 40
-    c.distill.step_image = c.distill.step_text = 0.02
+    c.distill.inner_lr_image = c.distill.inner_lr_text = 0.02
     c.distill.checkpoint_every = 40
     c.evaluate.students = 3
     c.evaluate.lr_scales = (0.1, 1.0)

@@ -22,7 +22,7 @@ from mdw_jax.method.distill import Method, init_state, make_outer_step, schedule
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.experts import train_experts
 from mdw_jax.method.retrieval import scores
-from mdw_jax.method.students import Lesson, Protocol, evaluate
+from mdw_jax.method.students import Protocol, StudentData, evaluate
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.embedding import Inputs, to_float
 from mdw_jax.models.image.convnet import convnet
@@ -90,7 +90,7 @@ print(f"distillation: matching loss {losses[0]:.2f} -> {losses[-1]:.2f} in {meth
 for name, made in (("real", first.learned), ("distilled", state.average)):
     sizes = {branch: float(jnp.exp(size)) for branch, size in made["log_steps"].items()}
     inputs = model.inputs(made["images"])
-    lesson = Lesson(inputs, made["texts"], made["correspondence"], sizes, method.loss, method.alpha)
+    lesson = StudentData(inputs, made["texts"], made["correspondence"], sizes, method.loss, method.alpha)
     on_test = evaluate(model, lesson, data["val"], data["test"], fields(Protocol, c.evaluate), seed=SEED).scores[:, -1]
     print(f"students of {PAIRS} {name} pairs: r_mean {on_test.mean():.1f} +- {on_test.std(ddof=1):.1f}")
 

@@ -21,7 +21,7 @@ from mdw_jax.config.sections import flat
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import run_folder_held
 from mdw_jax.runtime import processes
-from mdw_jax.runtime.preemption import Interrupted, exit_status, listening
+from mdw_jax.runtime.preemption import Interrupted, exit_status, handle_signals
 
 COMMANDS = {
     "run": "all stages in order: prepare, experts, distill, evaluate",
@@ -43,9 +43,9 @@ COMMANDS = {
     "config": "print the config in full, as the other commands would see it; without a file, the defaults",
 }
 OWN_FLAGS = {  # flags of one command alone, and whether a value follows
-    "sweep": {"--over": True, "--seeds": True, "--part": True, "--dry": False},
-    "table": {"--rows": True, "--columns": True, "--metric": True, "--interval": False, "--out": True,
-              "--picture": True},
+    "sweep": {"--grid": True, "--seeds": True, "--shard": True, "--dry-run": False},
+    "table": {"--rows": True, "--columns": True, "--metric": True, "--ci": False, "--out": True,
+              "--plot": True},
     "report": {"--out": True},
 }
 OF_A_CONFIG = {  # commands that are a function of the config, beside the stages of `run`
@@ -72,26 +72,26 @@ A command does only what is not done yet: after an interruption, give it again. 
 their defaults; `mdw COMMAND --help` says what sweep, table, report, runs, diff and weights take.
 """
 SWEEP_HELP = """
-  --over KEY=VALUE,VALUE      an axis of the grid, the last one given varying fastest; KEY is any SECTION.KEY of the
-                              config, or preset (run.presets, if not given): --over noise.rate=0,0.2 --over preset=mdw
+  --grid KEY=VALUE,VALUE      an axis of the grid, the last one given varying fastest; KEY is any SECTION.KEY of the
+                              config, or preset (run.presets, if not given): --grid noise.rate=0,0.2 --grid preset=mdw
                               values that are lists themselves go apart by semicolons, quoted from the shell:
-                              --over "model.widths=32,64;64,128"
+                              --grid "model.widths=32,64;64,128"
   --seeds N                   distilled sets of different seeds for each cell: --config.distill.sets=N
-  --part I/N                  do only every N-th cell, from the I-th (0 to N - 1): N processes share one folder
-  --dry                       list the cells and which of them are done
+  --shard I/N                  do only every N-th cell, from the I-th (0 to N - 1): N processes share one folder
+  --dry-run                       list the cells and which of them are done
 
 Writes sweep.csv in config.run.dir, one row a student. Finished cells are skipped, failed ones tried again.
 """
 TABLE_HELP = """\
-usage: mdw table FILE.csv [FILE.csv ...] [--rows KEYS] [--columns KEYS] [--metric NAME] [--interval] [--out FILE.md]
-                 [--picture FILE.png]
+usage: mdw table FILE.csv [FILE.csv ...] [--rows KEYS] [--columns KEYS] [--metric NAME] [--ci] [--out FILE.md]
+                 [--plot FILE.png]
 
   --rows KEYS                 columns of the CSV that tell the table's rows apart (preset), such as preset,distill.pairs
   --columns KEYS              likewise for its columns (noise.rate); nothing, --columns=, for a single one
   --metric NAME               the number to show (r_mean)
-  --interval                  half the 95 % interval of the mean over distilled sets, not the standard deviation
+  --ci                  half the 95 % interval of the mean over distilled sets, not the standard deviation
   --out FILE.md               write there and not to the terminal
-  --picture FILE.png          draw it too: a line a row over the one column, with intervals
+  --plot FILE.png          draw it too: a line a row over the one column, with intervals
 """
 
 
@@ -204,8 +204,8 @@ def _main(argv: list[str]) -> int:
         keys = ([key for key in own.get(flag, default).split(",") if key]
                 for flag, default in (("--rows", "preset"), ("--columns", "noise.rate")))
         importlib.import_module("mdw_jax.reporting.result_table").table_command(
-            files, *keys, own.get("--metric", "r_mean"), "--interval" in own, own.get("--out"),
-            own.get("--picture"))
+            files, *keys, own.get("--metric", "r_mean"), "--ci" in own, own.get("--out"),
+            own.get("--plot"))
         return 0
     if command == "report":
         importlib.import_module("mdw_jax.reporting.run_report").report_command(files, own.get("--out"))
@@ -223,11 +223,11 @@ def _main(argv: list[str]) -> int:
         return 0
     config = load_config(path, overrides)
     if command == "sweep":
-        axes, part = _axes(own.get("--over", [])), _part(own.get("--part", "0/1"))
+        axes, part = _axes(own.get("--grid", [])), _part(own.get("--shard", "0/1"))
         use_compilation_cache()
-        # A grid of one process has its folder to itself; parts, also `--part 0/1`, let others in.
-        with contextlib.nullcontext() if "--dry" in own else _at_work(config.run.dir, shared="--part" in own):
-            importlib.import_module("mdw_jax.pipeline.sweep").sweep(config, axes, part, "--dry" in own)
+        # A grid of one process has its folder to itself; parts, also `--shard 0/1`, let others in.
+        with contextlib.nullcontext() if "--dry-run" in own else _at_work(config.run.dir, shared="--shard" in own):
+            importlib.import_module("mdw_jax.pipeline.sweep").sweep(config, axes, part, "--dry-run" in own)
         return 0
     resolved = resolve(config)
     if command == "config":
@@ -258,7 +258,7 @@ def _at_work(folder: str, shared: bool = False):
             stack.enter_context(run_folder_held(folder, shared))
         else:  # what it would print the first one says; mistakes go to stderr
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        stack.enter_context(listening())
+        stack.enter_context(handle_signals())
         yield
 
 
@@ -311,7 +311,7 @@ def _parse(argv: list[str]) -> tuple[str, str | None, list[tuple[str, str | None
         elif name in takes_value:
             if takes_value[name] == (value is None):
                 raise UserError(f"{name} {'needs a value' if value is None else 'takes no value'}; see mdw --help.")
-            if name == "--over":
+            if name == "--grid":
                 own.setdefault(name, []).append(value)
             elif name in own:
                 raise UserError(f"{name} is given twice; keep one.")
@@ -351,29 +351,29 @@ def _parse(argv: list[str]) -> tuple[str, str | None, list[tuple[str, str | None
 
 
 def _axes(texts: list[str]) -> dict[str, tuple]:
-    """{dotted key, or "preset": values} of every --over, in order. Raises UserError as for an override."""
+    """{dotted key, or "preset": values} of every --grid, in order. Raises UserError as for an override."""
     known, axes = flat(base()), {}
     for text in texts:
         key, _, values = text.partition("=")
         if not values.strip():
-            raise UserError(f"--over {text} has no values; write --over KEY=VALUE,VALUE.")
+            raise UserError(f"--grid {text} has no values; write --grid KEY=VALUE,VALUE.")
         if key in axes:
-            raise UserError(f"--over {key} is given twice; give all its values in one.")
+            raise UserError(f"--grid {key} is given twice; give all its values in one.")
         if key in ("run.dir", "run.presets"):
-            raise UserError(f"--over {key}: all cells share one folder; write --config.run.dir=FOLDER."
-                            if key == "run.dir" else f"--over {key}: write --over preset={values}.")
+            raise UserError(f"--grid {key}: all cells share one folder; write --config.run.dir=FOLDER."
+                            if key == "run.dir" else f"--grid {key}: write --grid preset={values}.")
         items = [item.strip() for item in values.split(";" if isinstance(known.get(key), tuple) else ",")]
         axes[key] = tuple(_preset(item) if key == "preset" else _value(known, key, item) for item in items)
         twice = [item for item, value in zip(items, axes[key], strict=True) if axes[key].count(value) > 1]
         if twice:
-            raise UserError(f"--over {key} has {twice[-1]} twice; give each value once.")
+            raise UserError(f"--grid {key} has {twice[-1]} twice; give each value once.")
     return axes
 
 
 def _preset(name: str) -> str:
     if name not in PRESETS:
         choose = f"; choose some of {', '.join(PRESETS)}."
-        raise UserError(f"--over preset: there is no preset '{name}'{_meant(name, PRESETS) or choose}")
+        raise UserError(f"--grid preset: there is no preset '{name}'{_meant(name, PRESETS) or choose}")
     return name
 
 
@@ -389,7 +389,7 @@ def _part(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     part = (int(found[1]), int(found[2])) if found else (0, 0)
     if part[0] >= part[1]:
-        raise UserError(f"--part must be I/N with I from 0 to N - 1, such as 0/2 and 1/2, not '{text}'.")
+        raise UserError(f"--shard must be I/N with I from 0 to N - 1, such as 0/2 and 1/2, not '{text}'.")
     return part
 
 

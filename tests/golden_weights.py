@@ -11,7 +11,7 @@ from goldens import assert_close
 
 from mdw_jax.models.image.pretrained import tower_of
 
-# Nearly all of these tests' time is compiling, and optimising gains them nothing.
+# Nearly all of these tests' time is compiling, and optimizing gains them nothing.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -49,7 +49,7 @@ def compare(path, name, recipe):
         return jnp.sum(pooled * jnp.linspace(-1, 1, tower.width)), (features, pooled)
 
     gradient = jit(jax.grad(objective, has_aux=True))
-    # The files' inputs are normalised already, and so are what their gradients are by: pixel = input * std + mean.
+    # The files' inputs are normalized already, and so are what their gradients are by: pixel = input * std + mean.
     by_pixels, (features, pooled) = gradient(raw * std + np.float32(recipe.mean), tower.init(None))
     assert_close(features, golden["features"], 1e-4)
     assert_close(pooled, golden["pooled"], 1e-4)

@@ -26,7 +26,7 @@ from mdw_jax.errors import UserError  # noqa: E402
 from mdw_jax.method.distill import Method, init_state, make_outer_step, outer_shapes  # noqa: E402
 from mdw_jax.method.expert_step import Recipe  # noqa: E402
 from mdw_jax.method.experts import train_experts  # noqa: E402
-from mdw_jax.method.students import Lesson, Protocol, evaluate  # noqa: E402
+from mdw_jax.method.students import Protocol, StudentData, evaluate  # noqa: E402
 from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
 from mdw_jax.models.embedding import Inputs  # noqa: E402
 from mdw_jax.models.image.convnet import convnet  # noqa: E402
@@ -36,7 +36,7 @@ from mdw_jax.runtime import mesh  # noqa: E402
 def main(mode):
     c = base()
     c.update_from_flattened_dict({
-        "experts.count": 1, "experts.epochs": 3, "experts.batch": 16, "experts.warmup": 1, "experts.scouts": 0,
+        "experts.count": 1, "experts.epochs": 3, "experts.batch": 16, "experts.warmup": 1, "experts.teacher_count": 0,
         "experts.recovery_start": 1, "distill.pairs": 8, "distill.inner_steps": 2, "distill.batch": 4,
         "distill.trajectories": 2, "distill.rank": 2, "distill.ceo": False, "distill.optimizer": "sgd",
         "evaluate.steps": 4, "evaluate.every": 2, "evaluate.batch": 8, "evaluate.lr_scales": (1.0,),
@@ -66,7 +66,7 @@ def main(mode):
     assert processes > 1 or not any("outer_step" in line for line in compiled), compiled
     learned = jax.tree.map(np.asarray, state.learned)
     inputs = jnp.asarray(learned["images"]) if mode == "full" else jax.jit(model.inputs)(learned["images"])
-    lesson = Lesson(inputs, jnp.asarray(learned["texts"]), learned["correspondence"],
+    lesson = StudentData(inputs, jnp.asarray(learned["texts"]), learned["correspondence"],
                     {"image": 0.1, "text": 0.1}, method.loss, method.alpha)
     scored = evaluate(model, lesson, val, val, fields(Protocol, c.evaluate), seed=3)
     return {"experts": trained.snapshots[1][3], "learned": learned, "losses": losses,
@@ -88,7 +88,7 @@ def streamed():
     """Experts of pictures that are decoded when asked for, and how many of them this process decoded."""
     c = base()
     c.update_from_flattened_dict({
-        "experts.count": 1, "experts.epochs": 2, "experts.batch": 18, "experts.warmup": 1, "experts.scouts": 0,
+        "experts.count": 1, "experts.epochs": 2, "experts.batch": 18, "experts.warmup": 1, "experts.teacher_count": 0,
         "experts.recovery_start": 1})
     c = preset_config(c, "mdw")
     generator = np.random.default_rng(0)
@@ -123,14 +123,14 @@ def streamed():
 
 def agreeing():
     """What only process 0 decides is heard by all, its mistakes too."""
-    assert mesh.agree(lambda: {"who": jax.process_index(), "word": "ä"}) == {"who": 0, "word": "ä"}
-    assert mesh.agree(lambda: None) is None
+    assert mesh.broadcast_from_main(lambda: {"who": jax.process_index(), "word": "ä"}) == {"who": 0, "word": "ä"}
+    assert mesh.broadcast_from_main(lambda: None) is None
 
-    def complain():
+    def raise_decode_errors():
         raise UserError(f"process {jax.process_index()} complains")
 
     try:
-        mesh.agree(complain)
+        mesh.broadcast_from_main(raise_decode_errors)
     except UserError as error:
         assert str(error) == "process 0 complains", error
     else:

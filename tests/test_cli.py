@@ -89,7 +89,7 @@ def test_a_command_gets_the_unresolved_config(file, calls, command):
     (["--config.model.patches=4,4"], "model.patches", (4, 4)),
     (["--config.run.presets=random,full"], "run.presets", ("random", "full")),
     (["--config.run.presets=('random', 'full')"], "run.presets", ("random", "full")),
-    (["--config.run.tuned=()"], "run.tuned", ()),
+    (["--config.run.preset_overrides=()"], "run.preset_overrides", ()),
 ])
 def test_overrides(file, calls, words, key, value):
     assert main(["run", "--config", file(), *words]) == 0
@@ -185,8 +185,8 @@ def test_mistakes_in_the_file(tmp_path, calls, capsys, text, sentence):
 
 
 def test_a_sweep_gets_typed_axes_in_order(file, calls):
-    words = ["--over", "noise.rate=0, 0.4", "--over=preset=random,mdw", "--over", "model.widths=32,64;(64,)",
-             "--over", "experts.dual=false", "--seeds", "3", "--part=1/2", "--dry", "--config.run.seed=5"]
+    words = ["--grid", "noise.rate=0, 0.4", "--grid=preset=random,mdw", "--grid", "model.widths=32,64;(64,)",
+             "--grid", "experts.dual=false", "--seeds", "3", "--shard=1/2", "--dry-run", "--config.run.seed=5"]
     assert main(["sweep", "--config", file("c.distill.batch = 5000"), *words]) == 0  # impossible, but not a cell
     (_, config, axes, part, dry), = calls
     assert list(axes.items()) == [("noise.rate", (0.0, 0.4)), ("preset", ("random", "mdw")),
@@ -198,24 +198,24 @@ def test_a_sweep_gets_typed_axes_in_order(file, calls):
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["--over", "noise.rat=0"], "there is no config.noise.rat; did you mean config.noise.rate?"),
-    (["--over", "noise=0"], "config.noise is a section; set one of its keys"),
-    (["--over", "noise.rate=0,x"], "config.noise.rate must be a number, not 'x'."),
-    (["--over", "noise.rate=0,,1"], "config.noise.rate must be a number, not ''."),
-    (["--over", "preset=random,mwd"], "there is no preset 'mwd'; did you mean mdw?"),
-    (["--over", "preset=random,qqqq"], "there is no preset 'qqqq'; choose some of random, "),
-    (["--over", "noise.rate=0", "--over", "noise.rate=0.2"], "--over noise.rate is given twice; give all its values"),
-    (["--over", "noise.rate=0,0.0"], "--over noise.rate has 0.0 twice"),
-    (["--over", "noise.rate="], "--over noise.rate= has no values"),
-    (["--over", "noise.rate"], "--over noise.rate has no values"),
-    (["--over"], "--over needs a value"),
-    (["--over", "run.dir=a,b"], "all cells share one folder"),
-    (["--over", "run.presets=mdw;random"], "write --over preset="),
+    (["--grid", "noise.rat=0"], "there is no config.noise.rat; did you mean config.noise.rate?"),
+    (["--grid", "noise=0"], "config.noise is a section; set one of its keys"),
+    (["--grid", "noise.rate=0,x"], "config.noise.rate must be a number, not 'x'."),
+    (["--grid", "noise.rate=0,,1"], "config.noise.rate must be a number, not ''."),
+    (["--grid", "preset=random,mwd"], "there is no preset 'mwd'; did you mean mdw?"),
+    (["--grid", "preset=random,qqqq"], "there is no preset 'qqqq'; choose some of random, "),
+    (["--grid", "noise.rate=0", "--grid", "noise.rate=0.2"], "--grid noise.rate is given twice; give all its values"),
+    (["--grid", "noise.rate=0,0.0"], "--grid noise.rate has 0.0 twice"),
+    (["--grid", "noise.rate="], "--grid noise.rate= has no values"),
+    (["--grid", "noise.rate"], "--grid noise.rate has no values"),
+    (["--grid"], "--grid needs a value"),
+    (["--grid", "run.dir=a,b"], "all cells share one folder"),
+    (["--grid", "run.presets=mdw;random"], "write --grid preset="),
     (["--seeds", "two"], "config.distill.sets must be a whole number, not 'two'."),
     (["--seeds=1", "--seeds=2"], "--seeds is given twice; keep one."),
-    (["--part", "2/2"], "--part must be I/N"),
-    (["--part", "half"], "--part must be I/N"),
-    (["--dry=yes"], "--dry takes no value"),
+    (["--shard", "2/2"], "--shard must be I/N"),
+    (["--shard", "half"], "--shard must be I/N"),
+    (["--dry-run=yes"], "--dry-run takes no value"),
     (["--rows=preset"], "mdw sweep has no flag --rows; see mdw sweep --help."),
     (["table.csv"], "one command at a time: 'table.csv' follows 'sweep'."),
 ])
@@ -225,8 +225,8 @@ def test_mistakes_of_a_sweep(file, calls, capsys, words, sentence):
 
 
 def test_a_table_needs_no_config(calls):
-    assert main(["table", "a.csv", "--interval", "b.csv"]) == 0
-    words = ["--rows", "preset,distill.pairs", "--columns=", "--metric=IR@1", "--out", "t.md", "--picture=t.png"]
+    assert main(["table", "a.csv", "--ci", "b.csv"]) == 0
+    words = ["--rows", "preset,distill.pairs", "--columns=", "--metric=IR@1", "--out", "t.md", "--plot=t.png"]
     assert main(["table", "a.csv", *words]) == 0
     assert calls == [("table", ["a.csv", "b.csv"], ["preset"], ["noise.rate"], "r_mean", True, None, None),
                      ("table", ["a.csv"], ["preset", "distill.pairs"], [], "IR@1", False, "t.md", "t.png")]
@@ -236,7 +236,7 @@ def test_a_table_needs_no_config(calls):
     ([], "no CSV given; write mdw table FILE.csv."),
     (["a.csv", "--config=c.py"], "mdw table reads no config; leave --config out."),
     (["a.csv", "--rows"], "--rows needs a value"),
-    (["a.csv", "--dry"], "mdw table has no flag --dry; see mdw table --help."),
+    (["a.csv", "--dry-run"], "mdw table has no flag --dry-run; see mdw table --help."),
     (["a.csv", "--row=preset"], "there is no flag --row; did you mean --rows?"),
 ])
 def test_mistakes_of_a_table(calls, capsys, words, sentence):
@@ -277,7 +277,7 @@ def test_help_and_version(capsys):
     assert main(["run", "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: mdw run") and "lr_scales=0.1,0.3" in out and "train the experts" not in out
-    for command, word in (("sweep", "--over KEY=VALUE"), ("table", "usage: mdw table FILE.csv")):
+    for command, word in (("sweep", "--grid KEY=VALUE"), ("table", "usage: mdw table FILE.csv")):
         assert main([command, "--help"]) == 0 and word in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("mdw ")

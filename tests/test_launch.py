@@ -54,7 +54,7 @@ def test_every_line_of_the_grid_is_a_sweep_that_resolves(tmp_path, capsys, stub,
     subprocess.run([LAUNCH / "grid.sh", CONFIG, tmp_path / "run", "--config.distill.pairs=100"], check=True)
     assert len(commands()) >= 10
     for words in commands():
-        assert main([*words, "--dry"]) == 0, (words, capsys.readouterr().err)
+        assert main([*words, "--dry-run"]) == 0, (words, capsys.readouterr().err)
 
 
 def _resolves(words, capsys):

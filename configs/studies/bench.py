@@ -8,7 +8,7 @@ from mdw_jax.config import base
 
 # Peers make more outer steps than we do, for comparable seconds: their 8 inner steps of one trajectory are cheaper than
 # our 32 of two (VLD's, exact and of 100 pairs, are not). Learning rates: the best of the search in bench.md.
-ADAM = {"optimizer": "adam", "decay": "cosine", "lr_steps": 0.03, "lr_correspondence": 0.003, "steps": 150}
+ADAM = {"optimizer": "adam", "decay": "cosine", "lr_inner_lr": 0.03, "lr_correspondence": 0.003, "steps": 150}
 PEERS = {"vld": (0.004, 0.02), "tesla": (0.004, 0.02), "lors": (0.004, 0.02), "repblend": (0.004, 0.02)}
 
 
@@ -22,10 +22,10 @@ def get_config():
     c.model.mode = "projection"
     c.experts.count = 4
     c.experts.epochs = 3
-    c.experts.scouts = 4
-    c.experts.scout_epochs = 4
+    c.experts.teacher_count = 4
+    c.experts.teacher_epochs = 4
     c.experts.lr = 1.0
-    c.experts.lr_taught = 0.1
+    c.experts.lr_with_teachers = 0.1
     c.distill.steps = 120
     c.distill.inner_steps = 32
     c.distill.checkpoint_every = 1000  # no candidates: the last step's average is the set
@@ -35,5 +35,5 @@ def get_config():
     for peer, (lr_images, lr_texts) in PEERS.items():
         settings = {**ADAM, "lr_images": lr_images, "lr_texts": lr_texts}
         tuned += [f"{name}:distill.{key}={value}" for name in (peer, f"{peer}_dtcl") for key, value in settings.items()]
-    c.run.tuned = tuple(tuned)
+    c.run.preset_overrides = tuple(tuned)
     return c

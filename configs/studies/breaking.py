@@ -25,7 +25,7 @@ def cells(rows, kind, rate):
     return {(name, of): {**scores, 0.0: clean[name]} for (name, of), scores in found.items() if name in clean}
 
 
-def breaking_point(rates, scores, share):
+def max_informative_rate(rates, scores, share):
     """The first rate, by interpolation, at which scores fall below share * scores[0]; inf if they never do."""
     below = np.flatnonzero(np.asarray(scores) < share * scores[0])
     if not len(below):
@@ -38,9 +38,9 @@ def with_interval(by_rate, share, generator):
     """The breaking point of the means, and the 2.5 % and 97.5 % quantiles of the bootstrap's."""
     rates = sorted(by_rate)
     means = [np.mean(by_rate[rate]) for rate in rates]
-    draws = [breaking_point(rates, [generator.choice(by_rate[rate], len(by_rate[rate])).mean() for rate in rates], share)
+    draws = [max_informative_rate(rates, [generator.choice(by_rate[rate], len(by_rate[rate])).mean() for rate in rates], share)
              for _ in range(SAMPLES)]
-    return breaking_point(rates, means, share), *np.quantile(draws, [0.025, 0.975], method="nearest"), rates[-1]
+    return max_informative_rate(rates, means, share), *np.quantile(draws, [0.025, 0.975], method="nearest"), rates[-1]
 
 
 def shown(point, low, high, last):
@@ -51,13 +51,13 @@ def shown(point, low, high, last):
 
 def main(paths):
     rows = [row for path in paths for row in csv.DictReader(open(path, newline=""))]
-    dulled = [row for row in rows if row.get("data.captions")]
+    degrade_captions = [row for row in rows if row.get("data.captions")]
     paired = [row for row in rows if not row.get("data.captions")]
     clean = [row for row in paired if float(row["noise.rate"]) == 0]
     for row in clean:
         row["data.captions_rate"] = "0"
     found = cells(paired, "noise.protocol", "noise.rate") | cells(
-        [{**row, "data.captions": of} for of in {r["data.captions"] for r in dulled} for row in clean] + dulled,
+        [{**row, "data.captions": of} for of in {r["data.captions"] for r in degrade_captions} for row in clean] + degrade_captions,
         "data.captions", "data.captions_rate")
     generator = np.random.default_rng(0)
     print("| method | noise | " + " | ".join(f"keeps {share:.0%} up to" for share in SHARES) + " |")

@@ -19,8 +19,8 @@ from mdw_jax.config.presets import DISTILLED, LABELS
 from mdw_jax.config.sections import fields
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.method.students import Protocol, evaluate
-from mdw_jax.pipeline.distill import lesson_of, set_folder
-from mdw_jax.pipeline.evaluate import named_seed
+from mdw_jax.pipeline.distill import set_folder, student_data
+from mdw_jax.pipeline.evaluate import student_seed
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.preset_run import open_preset
 
@@ -44,8 +44,8 @@ def main(folder):
             preset, found = open_preset(config, prepared, name), []
             for index in range(config.distill.sets):
                 distilled, _ = load_distilled(set_folder(preset, index))
-                students = evaluate(prepared.model, lesson_of(prepared.model, distilled), prepared.val, prepared.test,
-                                    fields(Protocol, preset.config.evaluate), seed=named_seed(preset, index))
+                students = evaluate(prepared.model, student_data(prepared.model, distilled), prepared.val, prepared.test,
+                                    fields(Protocol, preset.config.evaluate), seed=student_seed(preset, index))
                 found += [accuracy(prepared.model, params, prepared.pairs.test, prepared.test.images,
                                    prepared.texts.test) for params in students.params]
             print(f"{LABELS[name]}: {np.mean(found):.1f} +- {np.std(found, ddof=1):.1f} % of {len(found)} students")

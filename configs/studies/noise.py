@@ -1,10 +1,10 @@
 r"""How much noise each method takes, and of which kind: the quickstart's data, cheaper in places. See noise.md.
 
     C="--config configs/studies/noise.py"
-    mdw sweep $C --over noise.protocol=image --over noise.rate=0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8
-    mdw sweep $C --over noise.protocol=caption,similar --over noise.rate=0.2,0.4,0.6,0.8 --over preset=vld,infonce,mdw
-    mdw sweep $C --over noise.rate=0 --over data.captions=truncated,generic --over data.captions_rate=0.2,0.4,0.6,0.8 \
-        --over preset=vld,infonce,mdw
+    mdw sweep $C --grid noise.protocol=image --grid noise.rate=0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8
+    mdw sweep $C --grid noise.protocol=caption,similar --grid noise.rate=0.2,0.4,0.6,0.8 --grid preset=vld,infonce,mdw
+    mdw sweep $C --grid noise.rate=0 --grid data.captions=truncated,generic --grid data.captions_rate=0.2,0.4,0.6,0.8 \
+        --grid preset=vld,infonce,mdw
 
 Learning rates of the peers: the best of the search in noise.md, on val at 40 % image-level noise.
 """
@@ -13,7 +13,7 @@ from mdw_jax.config import base
 
 PEERS = {"vld": 0.005, "lors": 0.005, "repblend": 0.02}  # learning rate of images and texts
 # More steps than ours: 8 inner steps of one trajectory are cheaper than 16 of two.
-ADAM = {"optimizer": "adam", "decay": "cosine", "lr_steps": 0.03, "lr_correspondence": 0.003, "steps": 80}
+ADAM = {"optimizer": "adam", "decay": "cosine", "lr_inner_lr": 0.03, "lr_correspondence": 0.003, "steps": 80}
 
 
 def get_config():
@@ -31,6 +31,6 @@ def get_config():
     c.distill.lr_images = 0.02
     c.distill.checkpoint_every = 1000
     c.evaluate.students = 3
-    c.run.tuned = tuple(f"{peer}:distill.{key}={value}" for peer, lr in PEERS.items()
+    c.run.preset_overrides = tuple(f"{peer}:distill.{key}={value}" for peer, lr in PEERS.items()
                         for key, value in {**ADAM, "lr_images": lr, "lr_texts": lr}.items())
     return c

@@ -14,7 +14,7 @@ def base() -> ConfigDict:
     c.run.presets = ("random", "infonce", "mdw", "full")  # rows of the table: see mdw_jax/presets.py
 
     # Settings of single presets, over all else: "lors:distill.lr_images=0.03", "lors@200:..." from 200 pairs up.
-    c.run.tuned = ()
+    c.run.preset_overrides = ()
 
     c.data = ConfigDict()
     # Of these a reader takes what it knows; "", () and 0 stand for its own defaults: see mdw_jax/data/.
@@ -31,7 +31,7 @@ def base() -> ConfigDict:
     c.data.test_annotations = ""
     c.data.images = ""  # karpathy, folder, audio: folder, zip file or glob of them (of the sounds)
     c.data.file_pattern = ""  # folder, audio: file names, {} the image column: "Y{}.wav"
-    c.data.rate = 0  # audio, esc50: samples a second of the log-mels
+    c.data.sample_rate = 0  # audio, esc50: samples a second of the log-mels
     c.data.seconds = 0.0  # audio, esc50, tones: of a clip
     c.data.mels = 0  # audio, esc50, tones: height of a log-mel
     c.data.frames = 0  # audio, esc50, tones: its width
@@ -97,11 +97,11 @@ def base() -> ConfigDict:
     c.experts.recipe = "dtcl"  # one word for the choices below: see RECIPES in mdw_jax/config.py
     c.experts.count = 4  # experts; each is two networks, so twice as many trajectories
     c.experts.epochs = 6
-    c.experts.scouts = 0  # experts of a first generation that teaches the others from their first step; 0: none
-    c.experts.scout_epochs = 6
+    c.experts.teacher_count = 0  # experts of a first generation that teaches the others from their first step; 0: none
+    c.experts.teacher_epochs = 6
     c.experts.batch = 128
     c.experts.lr = 0.5  # SGD
-    c.experts.lr_taught = 0.15  # of experts that scouts teach: guidance is as steep as InfoNCE
+    c.experts.lr_with_teachers = 0.15  # of experts that scouts teach: guidance is as steep as InfoNCE
     c.experts.lr_infonce = 0.1  # used instead by recipes that are InfoNCE on all pairs: its gradient is far steeper
     c.experts.momentum = 0.0
     c.experts.weight_decay = 0.0
@@ -119,8 +119,8 @@ def base() -> ConfigDict:
     c.experts.recovery_start = 2  # first epoch (from 0) that recovers
     c.experts.guidance_weight = 1.0  # nu: all pairs learn the teacher's matching probabilities, from recovery_start on
     c.experts.guidance_tau = 0.07  # temperature of what the teacher says
-    c.experts.teachers = 3  # other networks that divide, recover and guide together (1: the peer alone)
-    c.experts.average = 0.99  # weights are averaged over steps, and the average is the expert; 0: the last weights
+    c.experts.peers = 3  # other networks that divide, recover and guide together (1: the peer alone)
+    c.experts.ema_decay = 0.99  # weights are averaged over steps, and the average is the expert; 0: the last weights
     c.experts.debias = False  # Fact D: subtract eta times the loss under re-shuffled captions, divide by 1 - eta
     c.experts.rescale_step = False  # Fact B: step size lr / (1 - eta)
     c.experts.store_dtype = "float32"  # of the snapshots: float32 or bfloat16
@@ -135,7 +135,7 @@ def base() -> ConfigDict:
     c.distill.max_start_epoch = 1  # start ~ U{0 .. max_start_epoch - 1}
     c.distill.match_epochs = 2  # m: the target is this many epochs after the start
     c.distill.gradient = "exact"  # exact or detached (TESLA)
-    c.distill.merge = "separate"  # separate or merged branch losses
+    c.distill.loss_merge = "separate"  # separate or merged branch losses
     c.distill.loss = "probability"  # probability (P as matching probabilities), wbce, bce, nce, cwcl, kl, mse
     c.distill.correspondence = "lowrank"  # identity, full or lowrank
     c.distill.rank = 10
@@ -146,13 +146,13 @@ def base() -> ConfigDict:
     c.distill.lr_images = 0.006
     c.distill.lr_texts = 0.02
     c.distill.lr_correspondence = 0.003
-    c.distill.lr_steps = 0.03  # on the logarithm of the student step sizes
-    c.distill.step_image = 0.12  # initial student step sizes a_v, a_t: too large, and the first students diverge
-    c.distill.step_text = 0.12
+    c.distill.lr_inner_lr = 0.03  # on the logarithm of the student step sizes
+    c.distill.inner_lr_image = 0.12  # initial student step sizes a_v, a_t: too large, and the first students diverge
+    c.distill.inner_lr_text = 0.12
     c.distill.clip_images = True  # keep pixels in [0, 1]
-    c.distill.mix = False  # RepBlend: mix image representations and texts of a mini-batch, weight ~ Beta(1, 1)
+    c.distill.mixup = False  # RepBlend: mix image representations and texts of a mini-batch, weight ~ Beta(1, 1)
     c.distill.augment = "none"  # as for experts: one draw an outer step
-    c.distill.ema = 0.9  # of the distilled set; 0 turns it off
+    c.distill.ema_decay = 0.9  # of the distilled set; 0 turns it off
     c.distill.ceo = True  # Grad-CAM weights on the pixel updates
     c.distill.ceo_every = 10  # outer steps between refreshes
     c.distill.ceo_top_k = 3
@@ -162,7 +162,7 @@ def base() -> ConfigDict:
     c.distill.restart_factor = 0.3  # by which each restart multiplies the four learning rates
 
     c.evaluate = ConfigDict()
-    c.evaluate.protocol = "honest"  # honest (all choices on val) or peer (best of the test evaluations: optimistic)
+    c.evaluate.select_on = "val"  # honest (all choices on val) or peer (best of the test evaluations: optimistic)
     c.evaluate.students = 5
     c.evaluate.steps = 200
     c.evaluate.every = 20  # steps between evaluations
@@ -183,7 +183,7 @@ def base() -> ConfigDict:
     c.fairness = ConfigDict()  # for mdw fairness
     c.fairness.attributes = ()  # columns of the data set, and words:NAME of the lists; none: the first six that fit
     c.fairness.words = ""  # a TOML file of word lists (default: mdw_jax/words/attributes.toml)
-    c.fairness.neighbours = 1  # real images (captions) that say of which group a distilled one is
+    c.fairness.neighbors = 1  # real images (captions) that say of which group a distilled one is
     c.fairness.resamples = 2000  # of the bootstrap
 
     c.certify = ConfigDict()  # for mdw certify
@@ -194,15 +194,15 @@ def base() -> ConfigDict:
 
     c.export = ConfigDict()  # for mdw export
     c.export.formats = ("safetensors", "folder", "webdataset")  # and parquet
-    c.export.licence = ""  # of the source data, as cc-by-4.0 or unknown: must be given, and stands on the dataset cards
-    c.export.neighbours = 1  # real training captions that are written beside each distilled text
+    c.export.license = ""  # of the source data, as cc-by-4.0 or unknown: must be given, and stands on the dataset cards
+    c.export.neighbors = 1  # real training captions that are written beside each distilled text
 
     c.plan = ConfigDict()  # for mdw plan alone, which opens no data and no weights
     c.plan.images = 0  # training images
     c.plan.captions = 0  # training captions
     c.plan.text_dim = 0  # width of the text features
     c.plan.device = "h200"  # one of DEVICES in mdw_jax/plan.py
-    c.plan.utilisation = 0.3  # share of the device's peak to reckon with
+    c.plan.utilization = 0.3  # share of the device's peak to reckon with
     c.plan.compile = True  # compile both steps, for their peak memory
     return c
 
@@ -224,7 +224,7 @@ def published() -> ConfigDict:
     c.experts.store_dtype = "bfloat16"
     c.distill.steps = 3000
     c.distill.inner_steps, c.distill.batch, c.distill.trajectories = 8, 20, 1
-    c.distill.step_image = c.distill.step_text = 0.1
+    c.distill.inner_lr_image = c.distill.inner_lr_text = 0.1
     c.distill.augment = "crop_flip"
     c.plan.text_dim = 768
     return c

@@ -9,7 +9,7 @@ TOWERS = ("convnet", "vit", "mobilenet", *PRETRAINED)
 
 DATA = ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50")
 
-DULL = ("generic", "truncated")  # what training captions can be made: mdw_jax/data/structured.py
+DEGRADATIONS = ("generic", "truncated")  # what training captions can be made: mdw_jax/data/structured.py
 
 WRITERS = ("tensorboard", "wandb")  # beside metrics.csv: see mdw_jax/watch.py
 

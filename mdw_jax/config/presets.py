@@ -2,7 +2,7 @@
 
 A preset says everything that makes it what it is and takes the rest (data, experts' length, outer steps, evaluation)
 from the config, so that all presets of a table get the same. `mdw` is the config itself. The peers' constants are those
-of their own code (Flickr30K, NFNet-L0); other data wants other learning rates, which `run.tuned` sets preset by preset.
+of their own code (Flickr30K, NFNet-L0); other data wants other learning rates, which `run.preset_overrides` sets preset by preset.
 Where a peer's code departs from its own method by mistake, the method is what stands here, with a comment.
 """
 
@@ -17,12 +17,12 @@ from mdw_jax.errors import UserError
 _MTT = {
     "experts.recipe": "infonce",
     "distill.trajectories": 1, "distill.inner_steps": 8, "distill.match_epochs": 1, "distill.max_start_epoch": 2,
-    "distill.merge": "separate", "distill.init": "random", "distill.correspondence": "identity", "distill.loss": "nce",
-    "distill.optimizer": "sgd", "distill.decay": "none", "distill.lr_steps": 1.0,
-    "distill.step_image": 0.1, "distill.step_text": 0.1,
-    "distill.mix": False, "distill.ema": 0.0, "distill.ceo": False, "distill.augment": "none",
+    "distill.loss_merge": "separate", "distill.init": "random", "distill.correspondence": "identity", "distill.loss": "nce",
+    "distill.optimizer": "sgd", "distill.decay": "none", "distill.lr_inner_lr": 1.0,
+    "distill.inner_lr_image": 0.1, "distill.inner_lr_text": 0.1,
+    "distill.mixup": False, "distill.ema_decay": 0.0, "distill.ceo": False, "distill.augment": "none",
 }
-# Learning rates are per pixel of the normalised image; ours are in [0, 1], where 0.073 of one is the same step.
+# Learning rates are per pixel of the normalized image; ours are in [0, 1], where 0.073 of one is the same step.
 _PIXEL = 0.073
 _VLD = _MTT | {
     # VLD's student has logit scale 2.66 in the unroll and 14.29 everywhere else: here it is 14.29 throughout.
@@ -40,7 +40,7 @@ _LORS_AT = {  # constants by budget: the largest M that is not above the one ask
           "distill.rank": 20, "distill.alpha": 0.01, "distill.batch": 40, "distill.max_start_epoch": 3},
 }
 
-PEERS = {"vld": _VLD, "tesla": _TESLA, "lors": _LORS, "repblend": _LORS | {"distill.mix": True}}
+PEERS = {"vld": _VLD, "tesla": _TESLA, "lors": _LORS, "repblend": _LORS | {"distill.mixup": True}}
 _BY_BUDGET = {"lors": _LORS_AT, "repblend": {m: {k: v for k, v in at.items() if k != "distill.batch"}
                                              for m, at in _LORS_AT.items()}}
 _ON_INFONCE = {"experts.recipe": "infonce"}
@@ -71,9 +71,9 @@ LABELS = {
 
 
 def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
-    """The resolved config of one preset: the config, what the preset says, then what `run.tuned` says of it.
+    """The resolved config of one preset: the config, what the preset says, then what `run.preset_overrides` says of it.
 
-    Raises UserError for an unknown preset, or a `run.tuned` entry that is not `preset:key=value` or
+    Raises UserError for an unknown preset, or a `run.preset_overrides` entry that is not `preset:key=value` or
     `preset@budget:key=value`, which holds from that budget up.
     """
     if preset not in PRESETS:
@@ -87,7 +87,7 @@ def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
         said["distill.batch"] = min(said["distill.batch"], pairs)
         said["distill.rank"] = min(said.get("distill.rank", 1), pairs)
     changed.update_from_flattened_dict(said)
-    for entry in config.run.tuned:
+    for entry in config.run.preset_overrides:
         name, budget, key, value = _tuned(entry)
         if name == preset and pairs >= budget:
             changed.update_from_flattened_dict({key: value})
@@ -107,6 +107,6 @@ def _tuned(entry: str):
         if name not in PRESETS or isinstance(default, tuple):
             raise KeyError(name)
     except (KeyError, ValueError, AttributeError):
-        raise UserError(f"run.tuned holds '{entry}'; write preset:section.key=value, such as "
+        raise UserError(f"run.preset_overrides holds '{entry}'; write preset:section.key=value, such as "
                         "lors:distill.lr_images=0.03, or lors@200:... for what holds from 200 pairs up.") from None
     return name, least, key, value

@@ -4,7 +4,7 @@ import math
 
 from ml_collections import ConfigDict, config_dict
 
-from mdw_jax.config.options import AUGMENTS, DATA, DULL, TOWERS, WRITERS
+from mdw_jax.config.options import AUGMENTS, DATA, DEGRADATIONS, TOWERS, WRITERS
 from mdw_jax.config.plugins import is_path
 from mdw_jax.config.recipes import RECIPES
 from mdw_jax.errors import UserError
@@ -14,22 +14,22 @@ _RANGES = (
     ("be at least 1", lambda x: x >= 1, (
         "data.size", "text.dim", "text.max_tokens", "model.dim", "model.patches", "model.widths", "model.vit_patch",
         "model.vit_width", "model.vit_depth", "model.vit_heads", "model.pretrain_images", "experts.count",
-        "experts.epochs", "experts.scout_epochs", "experts.batch", "experts.recovery_top_k", "experts.teachers",
+        "experts.epochs", "experts.teacher_epochs", "experts.batch", "experts.recovery_top_k", "experts.peers",
         "distill.pairs", "distill.sets", "distill.steps", "distill.inner_steps", "distill.batch",
         "distill.trajectories", "distill.match_epochs", "distill.ceo_every", "distill.ceo_top_k",
         "distill.checkpoint_every", "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch")),
     ("be at least 0", lambda x: x >= 0, (
-        "data.train", "data.val", "data.test", "data.rate", "data.seconds", "data.mels", "data.frames", "data.limit",
-        "data.holdout_val", "data.holdout_test", "model.pretrain_epochs", "experts.scouts", "experts.weight_decay",
+        "data.train", "data.val", "data.test", "data.sample_rate", "data.seconds", "data.mels", "data.frames", "data.limit",
+        "data.holdout_val", "data.holdout_test", "model.pretrain_epochs", "experts.teacher_count", "experts.weight_decay",
         "experts.warmup", "experts.tolerant_weight", "experts.recovery_weight", "experts.recovery_start",
         "experts.guidance_weight", "distill.lr_images", "distill.lr_texts", "distill.lr_correspondence",
-        "distill.lr_steps", "distill.ceo_beta", "evaluate.weight_decay")),
+        "distill.lr_inner_lr", "distill.ceo_beta", "evaluate.weight_decay")),
     ("exceed 0", lambda x: x > 0, (
-        "model.tau", "experts.lr", "experts.lr_taught", "experts.lr_infonce", "experts.guidance_tau",
-        "distill.step_image", "distill.step_text", "evaluate.lr", "evaluate.lr_scales", "evaluate.tower_lr_scales")),
+        "model.tau", "experts.lr", "experts.lr_with_teachers", "experts.lr_infonce", "experts.guidance_tau",
+        "distill.inner_lr_image", "distill.inner_lr_text", "evaluate.lr", "evaluate.lr_scales", "evaluate.tower_lr_scales")),
     ("lie in [0, 1)", lambda x: 0 <= x < 1, (
-        "noise.rate", "experts.momentum", "experts.average", "distill.ema", "evaluate.momentum")),
-    ("lie in (0, 1]", lambda x: 0 < x <= 1, ("experts.clean_q", "experts.tolerant_q", "plan.utilisation")),
+        "noise.rate", "experts.momentum", "experts.ema_decay", "distill.ema_decay", "evaluate.momentum")),
+    ("lie in (0, 1]", lambda x: 0 < x <= 1, ("experts.clean_q", "experts.tolerant_q", "plan.utilization")),
     ("lie in [0, 1]", lambda x: 0 <= x <= 1, ("data.skew", "data.captions_rate")),
     ("lie in 0..2**32 - 1", lambda x: 0 <= x < 2**32, (
         "run.seed", "data.seed", "data.holdout_seed", "noise.seed", "text.seed")),
@@ -59,7 +59,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "experts.division": (e.division, ("gmm", "oracle", "tolerant", "clean", "both")),
         "distill.init": (d.init, ("random", "division")),
         "distill.optimizer": (d.optimizer, ("adam", "sgd")),
-        "evaluate.protocol": (config.evaluate.protocol, ("honest", "peer")),
+        "evaluate.select_on": (config.evaluate.select_on, ("val", "test")),
         "data.name": (config.data.name, DATA),
         "model.tower": (config.model.tower, TOWERS),
         "evaluate.tower": (config.evaluate.tower, ("", *TOWERS)),
@@ -68,14 +68,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
         "distill.decay": (d.decay, ("cosine", "none")),
         "distill.gradient": (d.gradient, ("exact", "detached")),
-        "distill.merge": (d.merge, ("separate", "merged")),
+        "distill.loss_merge": (d.loss_merge, ("separate", "merged")),
         "distill.loss": (d.loss, ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")),
         "distill.correspondence": (d.correspondence, ("identity", "full", "lowrank")),
         "experts.clean_loss": (e.clean_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
         "experts.tolerant_loss": (e.tolerant_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
         "experts.store_dtype": (e.store_dtype, ("float32", "bfloat16")),
         "noise.protocol": (config.noise.protocol, ("image", "caption", "similar", "none", "natural")),
-        "data.captions": (config.data.captions, ("", *DULL)),
+        "data.captions": (config.data.captions, ("", *DEGRADATIONS)),
         "text.pooling": (config.text.pooling, ("mean", "cls", "native")),
         "text.encoder": (config.text.encoder, ("bow", "precomputed", "transformer")),
         "experts.augment": (e.augment, AUGMENTS),
@@ -100,9 +100,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
              f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
     _require(not config.data.captions or config.text.encoder != "precomputed", "data.captions changes what captions say, "
              "and features from a file would not follow; set text.encoder to bow or transformer.")
-    _require(not config.text.train or (config.text.encoder == "transformer" and not d.mix),
-             "text.train needs text.encoder=transformer, and distill.mix (RepBlend) fixed text features; change one.")
-    _require(config.model.mode == "projection" or not d.mix, "distill.mix (RepBlend) blends the features of a frozen "
+    _require(not config.text.train or (config.text.encoder == "transformer" and not d.mixup),
+             "text.train needs text.encoder=transformer, and distill.mixup (RepBlend) fixed text features; change one.")
+    _require(config.model.mode == "projection" or not d.mixup, "distill.mixup (RepBlend) blends the features of a frozen "
              "backbone; set model.mode to projection.")
     _require(min(len(config.evaluate.lr_scales), len(config.evaluate.tower_lr_scales)) > 0,
              "evaluate.lr_scales or evaluate.tower_lr_scales is empty; give at least one, such as (1.0,).")

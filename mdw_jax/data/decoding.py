@@ -1,6 +1,6 @@
 """From the bytes of an image file to pixels: the one place where pictures are decoded.
 
-What bytes become is a `Form`: pictures (`rgb`) here, log-mels of sounds in `audio.py`.
+What bytes become is a `Decoder`: pictures (`rgb`) here, log-mels of sounds in `audio.py`.
 """
 
 import io
@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
     sum: tuple[int, int] | None = None
 
 
-class Form(NamedTuple):
+class Decoder(NamedTuple):
     """What stored bytes become.
 
     shape: (H, W, C) of one image. decode: bytes -> uint8 pixels of that shape. check: bytes -> anything, raises what
@@ -53,9 +53,9 @@ class Form(NamedTuple):
     settings: str = ""
 
 
-def rgb(size: int) -> Form:
+def rgb(size: int) -> Decoder:
     """Pictures of (size, size, 3): `decode`."""
-    return Form((size, size, 3), partial(decode, size=size), partial(decode, size=_CHECK_SIZE))
+    return Decoder((size, size, 3), partial(decode, size=size), partial(decode, size=_CHECK_SIZE))
 
 
 def check_length(length: int) -> None:
@@ -96,7 +96,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def decode_into(out: np.ndarray, images: Sequence[Encoded], pool: ThreadPoolExecutor, form: Form) -> list[str | None]:
+def decode_into(out: np.ndarray, images: Sequence[Encoded], pool: ThreadPoolExecutor, form: Decoder) -> list[str | None]:
     """Fill `out` (B, *form.shape) with B images; for each None, or why it could not be done.
 
     Pillow decodes and resizes without the interpreter lock, so threads are enough.
@@ -118,8 +118,8 @@ def _fill(image: Encoded, out: np.ndarray, decode: Callable[[bytes], np.ndarray]
     return None
 
 
-def survey(images: Sequence[Encoded], check: bool, pool: ThreadPoolExecutor,
-           form: Form = rgb(_CHECK_SIZE)) -> tuple[list[Encoded], list[str | None]]:
+def validate_images(images: Sequence[Encoded], check: bool, pool: ThreadPoolExecutor,
+           form: Decoder = rgb(_CHECK_SIZE)) -> tuple[list[Encoded], list[str | None]]:
     """The images with their sums, and for each None or why it cannot be used.
 
     check: also decode each image once (a JPEG at reduced scale), so that a training run does not meet a broken one
@@ -148,7 +148,7 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def complain(images: Sequence[Encoded], failures: Sequence[str | None], remedy: str = "replace them",
+def raise_decode_errors(images: Sequence[Encoded], failures: Sequence[str | None], remedy: str = "replace them",
              unit: str = "images") -> None:
     """Raises a UserError that counts the failures and names the first, if there are any."""
     bad = [(image.key, failure) for image, failure in zip(images, failures) if failure]

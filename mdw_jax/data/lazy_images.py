@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from mdw_jax.data import decoding
-from mdw_jax.data.decoding import Encoded, Form, complain, decode_into, rgb, survey
+from mdw_jax.data.decoding import Decoder, Encoded, decode_into, raise_decode_errors, rgb, validate_images
 from mdw_jax.io.files import digest
 
 
@@ -24,7 +24,7 @@ class LazyImages:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, images: Sequence[Encoded], size: int, threads: int | None = None, form: Form | None = None):
+    def __init__(self, images: Sequence[Encoded], size: int, threads: int | None = None, form: Decoder | None = None):
         self._images, self._form = images, form or rgb(size)
         self._pool = ThreadPoolExecutor(threads or decoding.threads())  # starts no thread before it has work
         self.shape = (len(images), *self._form.shape)
@@ -41,7 +41,7 @@ class LazyImages:
         rows, place = np.unique(rows, return_inverse=True)  # captions of one image ask for it several times
         images = [self._images[row] for row in rows]
         pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        complain(images, decode_into(pixels, images, self._pool, self._form), unit=self._form.unit)
+        raise_decode_errors(images, decode_into(pixels, images, self._pool, self._form), unit=self._form.unit)
         return pixels if np.array_equal(place, np.arange(len(rows))) else pixels[place]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -54,7 +54,7 @@ class LazyImages:
         Not the fingerprint of the same pixels in memory: it is had without decoding. Zip files and indexed shards
         know these sums; other files are read once for it.
         """
-        images, failures = survey(self._images, False, self._pool, self._form)
-        complain(images, failures, unit=self._form.unit)
+        images, failures = validate_images(self._images, False, self._pool, self._form)
+        raise_decode_errors(images, failures, unit=self._form.unit)
         settings = [self._form.settings] if self._form.settings else []
         return digest("lazy images", self.shape[1], *settings, *(f"{image.sum} {image.key}" for image in images))

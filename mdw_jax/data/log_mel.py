@@ -21,29 +21,29 @@ FLOOR = -80.0
 class LogMel:
     """A log-mel picture of a clip: (mels, frames, 1) uint8, row 0 the lowest band.
 
-    rate: samples a second. seconds: of the clip; longer sounds are cut, shorter ones end in silence. mels: bands from 0
+    sample_rate: samples a second. seconds: of the clip; longer sounds are cut, shorter ones end in silence. mels: bands from 0
     to rate / 2 Hz, on Slaney's mel scale, their triangles of equal area. frames: columns, evenly spaced over the clip,
     the first centred on its start.
     Raises UserError for settings that leave nothing to hear.
     """
 
-    rate: int = 16000
+    sample_rate: int = 16000
     seconds: float = 10.0
     mels: int = 64
     frames: int = 128
 
     def __post_init__(self):
-        if self.rate < 1 or self.mels < 1 or self.frames < 1 or self.samples < self.frames:
-            raise UserError(f"log-mels of {self.seconds} s at {self.rate} Hz cannot be {self.mels} bands x "
-                            f"{self.frames} frames; set data.rate, data.seconds, data.mels and data.frames above 0.")
-        if not filters(self.rate, self.window, self.mels).any(1).all():
-            raise UserError(f"{self.mels} mel bands are too fine for windows of {self.window} samples at {self.rate} "
+        if self.sample_rate < 1 or self.mels < 1 or self.frames < 1 or self.samples < self.frames:
+            raise UserError(f"log-mels of {self.seconds} s at {self.sample_rate} Hz cannot be {self.mels} bands x "
+                            f"{self.frames} frames; set data.sample_rate, data.seconds, data.mels and data.frames above 0.")
+        if not filters(self.sample_rate, self.window, self.mels).any(1).all():
+            raise UserError(f"{self.mels} mel bands are too fine for windows of {self.window} samples at {self.sample_rate} "
                             "Hz: some would hear nothing; lower data.mels or data.frames.")
 
     @property
     def samples(self) -> int:
         """How many samples a clip has."""
-        return round(self.rate * self.seconds)
+        return round(self.sample_rate * self.seconds)
 
     @property
     def hop(self) -> int:
@@ -69,7 +69,7 @@ class LogMel:
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.window)[:: self.hop][: self.frames]
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
         power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
-        bands = filters(self.rate, self.window, self.mels) @ power.T
+        bands = filters(self.sample_rate, self.window, self.mels) @ power.T
         loudest = bands.max()
         level = 10 * np.log10(np.maximum(bands / loudest, 1e-30)) if loudest > 0 else np.full(bands.shape, FLOOR)
         return np.round(255 * np.clip(1 - level / FLOOR, 0, 1)).astype(np.uint8)[..., None]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mdw_jax.data.pairs import Pairs
-from mdw_jax.data.structured_noise import swapped
+from mdw_jax.data.structured_noise import swap_similar
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest, write_atomically
 from mdw_jax.runtime.rng import named_generator
@@ -89,7 +89,7 @@ def draw(pairs: Pairs, protocol: str, rate: float, seed: int) -> Noise:
     if protocol == "natural":
         image_of = true
     elif protocol == "similar":
-        image_of = swapped(pairs.train, rate, generator)[true]
+        image_of = swap_similar(pairs.train, rate, generator)[true]
     elif protocol == "image":
         image_of = _shuffled(np.arange(len(pairs.train.images), dtype=np.int64), rate, generator)[true]
     else:

@@ -14,7 +14,7 @@ LONGEST_CAPTION = 100_000
 """Characters; more is a broken file or an attack, and would hold up every tokenizer."""
 
 
-def unfit(caption) -> str | None:
+def caption_error(caption) -> str | None:
     """Why something cannot be a caption, in words; None for one that can."""
     if not isinstance(caption, str) or not caption.strip():
         return "empty or not text"
@@ -49,7 +49,7 @@ class Split:
         n, k = len(self.images), len(self.captions)
         if n == 0 or k == 0:
             raise UserError(f"a split has {n} images and {k} captions; every split needs at least one of each.")
-        if wrong := [(row, why) for row, caption in enumerate(self.captions) if (why := unfit(caption))]:
+        if wrong := [(row, why) for row, caption in enumerate(self.captions) if (why := caption_error(caption))]:
             raise UserError(f"{len(wrong)} captions of a split are {wrong[0][1]}, the first is number {wrong[0][0]}; "
                             "mend or remove them.")
         if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):

@@ -20,7 +20,7 @@ from mdw_jax.errors import UserError
 
 
 @dataclasses.dataclass
-class Meter:
+class LoaderStats:
     """What `batches` measures, in seconds from the first request on.
 
     pairs: rows handed over. elapsed: until the latest request ended, the consumer's own work included. waited: of that,
@@ -43,7 +43,7 @@ class Meter:
 
 
 def batches(images, index_batches: Iterable[np.ndarray], *, prefetch: int = 2,
-            to_device: Callable[[np.ndarray], Any] = jax.device_put, meter: Meter | None = None) -> Iterator[Any]:
+            to_device: Callable[[np.ndarray], Any] = jax.device_put, meter: LoaderStats | None = None) -> Iterator[Any]:
     """Yield `to_device(images[rows])` for each `rows` of `index_batches`, in that order.
 
     images: an array or `LazyImages`. index_batches: arrays of rows; may be endless.
@@ -56,7 +56,7 @@ def batches(images, index_batches: Iterable[np.ndarray], *, prefetch: int = 2,
     """
     if prefetch < 1:
         raise UserError(f"prefetch must be at least 1 batch, not {prefetch}.")
-    return _batches(images, index_batches, prefetch, to_device, meter or Meter())
+    return _batches(images, index_batches, prefetch, to_device, meter or LoaderStats())
 
 
 def _batches(images, index_batches, prefetch, to_device, meter):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdw_jax.data.decoding import Encoded, Form, complain, decode_into, rgb, survey, threads
+from mdw_jax.data.decoding import Decoder, Encoded, decode_into, raise_decode_errors, rgb, threads, validate_images
 from mdw_jax.data.lazy_images import LazyImages
-from mdw_jax.data.pairs import Pairs, Split, unfit
+from mdw_jax.data.pairs import Pairs, Split, caption_error
 from mdw_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -27,7 +27,7 @@ class Record(NamedTuple):
 def build(name: str, found: Mapping[str, Sequence[Record]], *, size: int = 128, stream: bool = False,
           limit: int | None = None, skip_broken: bool = False, check: bool = True, holdout_val: int = 0,
           holdout_test: int = 0, holdout_seed: int = 0, skipped: Mapping[str, int] | None = None,
-          form: Form | None = None) -> Pairs:
+          form: Decoder | None = None) -> Pairs:
     """The settings that readers share, and what they do to the records that a reader `found` in each split.
 
     size: pixels a side (`decoding.decode`). form: what the files become instead of pictures.
@@ -77,7 +77,7 @@ def _check_captions(name: str, records: Iterable[Record]) -> None:
     for record in records:
         if not record.captions:
             bare.append(record.image.key)
-        wrong += [(record.image.key, why) for caption in record.captions if (why := unfit(caption))]
+        wrong += [(record.image.key, why) for caption in record.captions if (why := caption_error(caption))]
     if bare:
         raise UserError(f"{len(bare)} images of '{name}' have no captions, the first is '{bare[0]}'; remove them.")
     if wrong:
@@ -110,18 +110,18 @@ def _hold_out(records: list[Record], held: Mapping[str, int], seed: int, name: s
 
 
 def assemble(name: str, splits: Mapping[str, Sequence[Record]], *, size: int, stream: bool, skip_broken: bool,
-             check: bool, skipped: Mapping[str, int] | None = None, form: Form | None = None) -> Pairs:
+             check: bool, skipped: Mapping[str, int] | None = None, form: Decoder | None = None) -> Pairs:
     """`Pairs` of the records of each split, as they are; the settings are those of `build`."""
     form = form or rgb(size)
     images = [record.image for split in SPLITS for record in splits[split]]
     with ThreadPoolExecutor(threads()) as pool:
         if stream:
-            images, failures = survey(images, check, pool, form)
+            images, failures = validate_images(images, check, pool, form)
         else:
             pixels = np.empty((len(images), *form.shape), np.uint8)
             failures = decode_into(pixels, images, pool, form)
     if not skip_broken:
-        complain(images, failures, "replace them, or set skip_broken to leave them out", form.unit)
+        raise_decode_errors(images, failures, "replace them, or set skip_broken to leave them out", form.unit)
     whole = np.array([failure is None for failure in failures])
     skipped = dict(skipped or {})
     if not whole.all():

@@ -12,16 +12,16 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mdw_jax.data.lazy_images import LazyImages
-from mdw_jax.data.prefetch import Meter, batches
+from mdw_jax.data.prefetch import LoaderStats, batches
 from mdw_jax.errors import UserError
-from mdw_jax.runtime.mesh import DATA, EACH, all_of, jitted, local, mesh_for, placed
-from mdw_jax.runtime.processes import all_well
+from mdw_jax.runtime.mesh import DATA, REPLICA, jitted, mesh_for, shard, to_host, vmapped_jit
+from mdw_jax.runtime.processes import raise_if_any_failed
 from mdw_jax.runtime.pytree import stack, unstack
 
-SLAB = 8  # steps of an epoch whose pixels are on the devices together
+STEPS_PER_TRANSFER = 8  # steps of an epoch whose pixels are on the devices together
 
 
-def chunks(function, rows, size: int = 500, start: int = 0):
+def map_batches(function, rows, size: int = 500, start: int = 0):
     """Yield `function` of the rows from `start` on, `size` at a time.
 
     function: jitted, or a few of them; its result is a pytree of arrays with a row for each of those that came. With
@@ -40,17 +40,17 @@ def chunks(function, rows, size: int = 500, start: int = 0):
         for part, pixels in zip(slices, batches(spread, full, to_device=_there), strict=True):
             spread.check()
             with jax.set_mesh(mesh):
-                found = local(function(pixels))
+                found = to_host(function(pixels))
             yield jax.tree.map(lambda x, n=len(part): x[:n], found)
 
 
-def in_chunks(function, rows, size: int = 500, start: int = 0):
-    """What `chunks` yields, put together."""
-    return jnp.concatenate(list(chunks(function, rows, size, start)))
+def concat_map(function, rows, size: int = 500, start: int = 0):
+    """What `map_batches` yields, put together."""
+    return jnp.concatenate(list(map_batches(function, rows, size, start)))
 
 
-def streamed_epochs(epoch, networks: list, images: LazyImages, texts, common_teacher) -> tuple[list, list[Meter]]:
-    """`epoch` of each network, as `experts.passes` has it, in slabs of a few steps, each with the pixels that it needs.
+def streamed_epochs(epoch, networks: list, images: LazyImages, texts, common_teacher) -> tuple[list, list[LoaderStats]]:
+    """`epoch` of each network, as `experts.make_expert_steps` has it, in slabs of a few steps, each with the pixels that it needs.
 
     networks: (carry, plan, keys, own teacher) each. The same steps on the same pairs as from memory: what is decoded
     ahead is a matter of time alone, which the meters measure. One device takes network after network; several take all
@@ -58,51 +58,51 @@ def streamed_epochs(epoch, networks: list, images: LazyImages, texts, common_tea
     each). Raises UserError in all processes where one of them cannot read its pictures.
     """
     if len(jax.devices()) == 1:
-        meters = [Meter() for _ in networks]
+        meters = [LoaderStats() for _ in networks]
         return [_alone(epoch, one, images, texts, common_teacher, meter)
                 for one, meter in zip(networks, meters, strict=True)], meters
-    meter = Meter()
+    meter = LoaderStats()
     return _together(epoch, networks, images, texts, common_teacher, meter), [meter] * len(networks)
 
 
-def _alone(epoch, one, images, texts, common_teacher, meter: Meter):
+def _alone(epoch, one, images, texts, common_teacher, meter: LoaderStats):
     carry, plan, keys, own_teacher = one
     wanted = np.asarray(plan.images)
-    starts = range(0, len(wanted), SLAB)
+    starts = range(0, len(wanted), STEPS_PER_TRANSFER)
     run = jitted(epoch)
     losses, right = [], []
-    for start, pixels in zip(starts, batches(images, (wanted[i : i + SLAB] for i in starts), meter=meter), strict=True):
-        part = jax.tree.map(lambda x: x[start : start + SLAB], plan)._replace(pixels=pixels)
-        carry, loss, found = run((carry, part, keys[start : start + SLAB], own_teacher), None, texts, common_teacher)
+    for start, pixels in zip(starts, batches(images, (wanted[i : i + STEPS_PER_TRANSFER] for i in starts), meter=meter), strict=True):
+        part = jax.tree.map(lambda x: x[start : start + STEPS_PER_TRANSFER], plan)._replace(pixels=pixels)
+        carry, loss, found = run((carry, part, keys[start : start + STEPS_PER_TRANSFER], own_teacher), None, texts, common_teacher)
         losses.append(np.asarray(loss))  # waits for the device, so that the meter tells whose time it is
         right.append(np.asarray(found))
     return carry, np.concatenate(losses), np.concatenate(right)
 
 
-def _together(epoch, networks, images, texts, common_teacher, meter: Meter):
+def _together(epoch, networks, images, texts, common_teacher, meter: LoaderStats):
     mesh = mesh_for(len(networks))
     carry, plan, keys, own_teacher = stack(networks)
     plan = jax.tree.map(np.asarray, plan)
-    carry, own_teacher = (placed(mesh, PartitionSpec(EACH), tree) for tree in (carry, own_teacher))
-    texts, common_teacher = (placed(mesh, PartitionSpec(), tree) for tree in (texts, common_teacher))
+    carry, own_teacher = (shard(mesh, PartitionSpec(REPLICA), tree) for tree in (carry, own_teacher))
+    texts, common_teacher = (shard(mesh, PartitionSpec(), tree) for tree in (texts, common_teacher))
     wanted = plan.images
-    starts = range(0, wanted.shape[1], SLAB)
-    shared = wanted.shape[2] % mesh.shape[DATA] == 0  # or each device has the whole batch, as `mesh.rows` has it
-    spread = _Spread(images, mesh, PartitionSpec(EACH, None, DATA if shared else None))
-    run = all_of(epoch, 3)
+    starts = range(0, wanted.shape[1], STEPS_PER_TRANSFER)
+    shared = wanted.shape[2] % mesh.shape[DATA] == 0  # or each device has the whole batch, as `mesh.shard_rows` has it
+    spread = _Spread(images, mesh, PartitionSpec(REPLICA, None, DATA if shared else None))
+    run = vmapped_jit(epoch, 3)
     losses, right = [], []
-    slabs = batches(spread, (wanted[:, i : i + SLAB] for i in starts), to_device=_there, meter=meter)
+    slabs = batches(spread, (wanted[:, i : i + STEPS_PER_TRANSFER] for i in starts), to_device=_there, meter=meter)
     for start, pixels in zip(starts, slabs, strict=True):
         spread.check()
-        part = jax.tree.map(lambda x: x[:, start : start + SLAB], plan)
-        part, now = (placed(mesh, PartitionSpec(EACH), tree) for tree in (part, keys[:, start : start + SLAB]))
+        part = jax.tree.map(lambda x: x[:, start : start + STEPS_PER_TRANSFER], plan)
+        part, now = (shard(mesh, PartitionSpec(REPLICA), tree) for tree in (part, keys[:, start : start + STEPS_PER_TRANSFER]))
         with jax.set_mesh(mesh):
             carry, loss, found = run((carry, part._replace(pixels=pixels), now, own_teacher), None, texts,
                                      common_teacher)
-        losses.append(np.asarray(local(loss)))
-        right.append(np.asarray(local(found)))
+        losses.append(np.asarray(to_host(loss)))
+        right.append(np.asarray(to_host(found)))
     losses, right = np.concatenate(losses, 1), np.concatenate(right, 1)
-    return list(zip(unstack(local(carry), len(networks)), losses, right, strict=True))
+    return list(zip(unstack(to_host(carry), len(networks)), losses, right, strict=True))
 
 
 def _there(array):
@@ -122,7 +122,7 @@ class _Spread:
 
     def check(self) -> None:
         """Raises UserError in all processes if a picture that was asked for could not be read in any of them."""
-        all_well(self._error)
+        raise_if_any_failed(self._error)
 
     def __getitem__(self, rows):
         @functools.cache  # for devices that hold the same rows

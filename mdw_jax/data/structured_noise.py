@@ -1,6 +1,6 @@
 """Structured noise, which is what the web has: captions of look-alikes swapped, captions that say little.
 
-`swapped` is a noise protocol (`noise.py`): it moves captions, and says which are mismatched. `dulled` changes what
+`swap_similar` is a noise protocol (`noise.py`): it moves captions, and says which are mismatched. `degrade_captions` changes what
 training captions say; their pairs stay right, so it belongs to the data (`data.captions`), not to a noise draw.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
-from mdw_jax.config.options import DULL
+from mdw_jax.config.options import DEGRADATIONS
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.errors import UserError
 from mdw_jax.runtime.rng import named_generator
@@ -20,7 +20,7 @@ GENERIC = ("a picture", "an image", "photo", "stock photo", "untitled", "a pictu
            "click to enlarge", "thumbnail", "no description")
 
 
-def swapped(split: Split, rate: float, generator: np.random.Generator) -> np.ndarray:
+def swap_similar(split: Split, rate: float, generator: np.random.Generator) -> np.ndarray:
     """(N,) int64: which image the captions of each image go to: round(rate * N) images swap in pairs of look-alikes.
 
     Of the chosen images those whose captions are alike (cosine of tf-idf word counts) swap theirs, the most alike
@@ -47,14 +47,14 @@ def swapped(split: Split, rate: float, generator: np.random.Generator) -> np.nda
     return index
 
 
-def dulled(pairs: Pairs, kind: str, rate: float, seed: int) -> Pairs:
+def degrade_captions(pairs: Pairs, kind: str, rate: float, seed: int) -> Pairs:
     """`pairs` with round(rate * K) of the K training captions saying less; val and test stay as they are.
 
     kind: "generic" (one of `GENERIC` instead) or "truncated" (the first words only, at most half of them).
     Raises UserError for another kind, or a rate outside [0, 1].
     """
-    if kind not in DULL:
-        raise UserError(f"data.captions is '{kind}'; choose one of {', '.join(DULL)}, or '' to leave captions alone.")
+    if kind not in DEGRADATIONS:
+        raise UserError(f"data.captions is '{kind}'; choose one of {', '.join(DEGRADATIONS)}, or '' to leave captions alone.")
     if not 0 <= rate <= 1:
         raise UserError(f"data.captions_rate must lie in [0, 1], not {rate}.")
     generator, captions = named_generator(seed, "captions", kind), list(pairs.train.captions)

@@ -22,24 +22,24 @@ def export_command(config: ConfigDict) -> None:
     """
     resolved = resolve(config)
     settings = resolved.export
-    check(settings.formats, settings.licence)
-    if settings.neighbours < 1:
-        raise UserError(f"export.neighbours must be at least 1, not {settings.neighbours}.")
+    check(settings.formats, settings.license)
+    if settings.neighbors < 1:
+        raise UserError(f"export.neighbors must be at least 1, not {settings.neighbors}.")
     names = [name for name in config.run.presets if name in DISTILLED]
     if not names:
         raise UserError(f"none of run.presets ({', '.join(config.run.presets)}) ends in a set of pairs; add one, such "
                         "as mdw.")
     folder = run_folder(config) / "export"
     prepared = prepare(resolved)
-    if settings.neighbours > (there := len(prepared.pairs.train.captions)):
-        raise UserError(f"export.neighbours is {settings.neighbours} but there are only {there} training captions; "
+    if settings.neighbors > (there := len(prepared.pairs.train.captions)):
+        raise UserError(f"export.neighbors is {settings.neighbors} but there are only {there} training captions; "
                         "lower it.")
     for preset in (open_preset(config, prepared, name) for name in names):
         for index, stored in enumerate(distill_stage(preset, prepared)):
             distilled, card = load_distilled(stored)
             to = folder / f"{preset.name}-{index}"
-            export_set(to, distilled, _near(distilled.texts, prepared, settings.neighbours),
-                       {**card, "data": prepared.pairs.name}, formats=settings.formats, licence=settings.licence,
+            export_set(to, distilled, _near(distilled.texts, prepared, settings.neighbors),
+                       {**card, "data": prepared.pairs.name}, formats=settings.formats, license=settings.license,
                        real=preset.name in CORESETS)
             print(f"{preset.name:8}  {to}")
 

@@ -61,7 +61,7 @@ for step in range(200):
 def dataset_card(distilled: DistilledSet, card: dict, real: bool) -> str:
     """The README.md of an export: front matter that the Hugging Face Hub reads, what the set is, how to use it.
 
-    card: as `export_set` writes it: of it config, preset, data, noise, log_mel, licence, formats and png are read.
+    card: as `export_set` writes it: of it config, preset, data, noise, log_mel, license, formats and png are read.
     """
     pairs, noise = len(distilled.images), card.get("noise", {})
     data = card.get("data") or card.get("config", {}).get("data", {}).get("name", "unknown data")
@@ -97,7 +97,7 @@ them in place of all of the data.{mismatched}
 ## Files
 
 {_bullets(_SHOWN[name] for name in card["formats"])}{recipe}
-## Limits and licence
+## Limits and license
 
 {_bullets(_limits(card, real))}"""
 
@@ -139,7 +139,7 @@ def _contents(distilled: DistilledSet, card: dict) -> list[str]:
 
 def _limits(card: dict, real: bool) -> list[str]:
     return [
-        f"Licence of the source data, as given by whoever exported this and not checked: {_licence(card)}. The "
+        f"License of the source data, as given by whoever exported this and not checked: {_license(card)}. The "
         f"captions are quoted from that data{', and so are the images' if real else ''}.",
         *([] if real else ["Images are synthetic, but they began as real ones and may resemble them."]),
         "What is wrong or unfair in the source may be so here; `mdw fairness` counts it.",
@@ -154,8 +154,8 @@ def _tau(card: dict) -> float:
     return card.get("config", {}).get("model", {}).get("tau", 0.07)
 
 
-def _licence(card: dict) -> str:
-    return " ".join(card["licence"].split())
+def _license(card: dict) -> str:
+    return " ".join(card["license"].split())
 
 
 def _counts(text: dict, name: str) -> bool:
@@ -165,13 +165,13 @@ def _counts(text: dict, name: str) -> bool:
 
 
 def _front_matter(card: dict, pairs: int, real: bool) -> dict:
-    """What the Hub reads. A licence that is none of its short names becomes "other", with its own name beside it."""
-    licence = _licence(card)
-    known = re.fullmatch(r"[a-z][a-z0-9]*([.-][a-z0-9]+)*", licence) is not None
+    """What the Hub reads. A license that is none of its short names becomes "other", with its own name beside it."""
+    license = _license(card)
+    known = re.fullmatch(r"[a-z][a-z0-9]*([.-][a-z0-9]+)*", license) is not None
     found = {"parquet": {"data_files": "data.parquet"}, "folder": {"data_dir": "images"},
              "webdataset": {"data_files": "shard-000000.tar"}}
     main = next((found[name] for name in found if name in card["formats"]), None)  # what the Hub's viewer shows
-    return {"license": licence if known else "other", **({} if known else {"license_name": licence}),
+    return {"license": license if known else "other", **({} if known else {"license_name": license}),
             "pretty_name": f"{pairs} {'chosen' if real else 'distilled'} image-text pairs",
             "size_categories": ["n<1K" if pairs < 1000 else "1K<n<10K" if pairs < 10000 else "10K<n<100K"],
             "tags": ["dataset-distillation", "image-text-retrieval", "mdw-jax", *([] if real else ["synthetic"])],

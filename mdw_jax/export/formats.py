@@ -49,23 +49,23 @@ class Near(NamedTuple):
     cosines: np.ndarray
 
 
-def export_set(folder, distilled: DistilledSet, near: Near, card: dict, *, formats: Sequence[str], licence: str,
+def export_set(folder, distilled: DistilledSet, near: Near, card: dict, *, formats: Sequence[str], license: str,
                real: bool = False) -> None:
     """Write a set into `folder`, in place of an earlier export; other files that lie there stay.
 
     card: what the set's own card says; absolute paths in it are cut to their last part. formats: some of `FORMATS`.
-    licence: of the data that the set comes from. real: the pairs are chosen real ones, not made.
+    license: of the data that the set comes from. real: the pairs are chosen real ones, not made.
     Raises UserError where `check` does, for a loss that is none of ours, and for pictures asked of what is none:
     clips, or other than 1 or 3 channels.
     """
-    check(formats, licence)
+    check(formats, license)
     soft_loss(distilled.loss)
     if not has_pictures(distilled) and (asked := [name for name in formats if name in _WITH_PICTURES]):
         raise UserError(f"distilled images of shape {distilled.images.shape[1:]} are no pictures for "
                         f"{' and '.join(asked)}; set export.formats to safetensors,parquet.")
     folder = Path(folder)
     numbers = {"step_sizes": dict(distilled.step_sizes), "alpha": float(distilled.alpha), "loss": distilled.loss}
-    told = {**_portable(card), **numbers, "licence": licence, "formats": list(formats),
+    told = {**_portable(card), **numbers, "license": license, "formats": list(formats),
             "png": png_loss(distilled.images) if has_pictures(distilled) else None}
     for name in ("file", "sha256", "shapes", "byte_budget"):  # of the tensor file, which sets them where it is written
         told.pop(name, None)
@@ -86,13 +86,13 @@ def export_set(folder, distilled: DistilledSet, near: Near, card: dict, *, forma
         write_json(folder / CARD, told)
 
 
-def check(formats: Sequence[str], licence: str) -> None:
-    """Raises UserError for no or unknown formats, one whose package is missing, and where no licence is given."""
+def check(formats: Sequence[str], license: str) -> None:
+    """Raises UserError for no or unknown formats, one whose package is missing, and where no license is given."""
     if not formats or (unknown := [name for name in formats if name not in FORMATS]):
         named = f"holds '{unknown[0]}'" if formats else "is empty"
         raise UserError(f"export.formats {named}; set it to some of {', '.join(FORMATS)}.")
-    if not licence.strip():
-        raise UserError("export.licence is not given; set it to the licence of the data that the sets come from, such "
+    if not license.strip():
+        raise UserError("export.license is not given; set it to the license of the data that the sets come from, such "
                         "as cc-by-4.0 (or to unknown): the dataset card tells users by it what they may do with them.")
     if "parquet" in formats:
         _pyarrow()

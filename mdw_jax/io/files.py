@@ -99,7 +99,7 @@ def run_folder_held(folder, shared: bool = False):
         if not _hold(file, shared, folder):
             file.seek(0)
             raise UserError(f"the run folder '{folder}' is in use by {file.read().strip() or 'another process'}; wait "
-                            "for it, or set run.dir to another folder (sweeps share one if all are given --part).")
+                            "for it, or set run.dir to another folder (sweeps share one if all are given --shard).")
         file.truncate(0)
         file.write(_HOLDER.format(os.getpid(), socket.gethostname()))
         file.flush()

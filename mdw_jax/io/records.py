@@ -8,7 +8,7 @@ import numpy as np
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically
-from mdw_jax.runtime.processes import agree
+from mdw_jax.runtime.processes import broadcast_from_main
 
 
 def complete(path: Path, key: str, *fields: str):
@@ -16,7 +16,7 @@ def complete(path: Path, key: str, *fields: str):
 
     With several processes it is there if process 0 finds it.
     """
-    return agree(lambda: _complete(path, key, fields))
+    return broadcast_from_main(lambda: _complete(path, key, fields))
 
 
 def _complete(path: Path, key: str, fields):

@@ -17,7 +17,7 @@ D  R = (R~ - rate R_shuf) / (1 - rate): `debiased`, any loss, no clean data.
 Training averages both directions, image to text and text to image. Each is a label loss over B candidates and obeys
 the same bounds, so their average does too.
 
-Not covered: parameters that memorised the permutation (late epochs), noise that is not uniform, several captions of
+Not covered: parameters that memorized the permutation (late epochs), noise that is not uniform, several captions of
 one image in a batch, and the sampling error of a finite training set.
 """
 
@@ -137,7 +137,7 @@ def chance_gap(loss: str, batch: int, q: float | None = None, tau: float = 0.07)
     }[loss]())
 
 
-def breaking_point(loss: str, batch: int, q: float | None = None, tau: float = 0.07, form: str = "open") -> float:
+def max_informative_rate(loss: str, batch: int, q: float | None = None, tau: float = 0.07, form: str = "open") -> float:
     """The noise rate up to which Fact C is informative: its bound is below `chance_gap`.
 
     Where the bound reaches that gap, it no longer excludes a model that guesses, however good the clean one is. The

@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mdw_jax.data.augment import augment
 from mdw_jax.method.correspondence import correspondence, init_correspondence
 from mdw_jax.method.losses import soft_loss
-from mdw_jax.method.matching import matching_loss, mean_of_each, minibatches, unroll
+from mdw_jax.method.matching import matching_loss, minibatches, scan_mean, unroll
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.jit import JitWith, side_by_side
+from mdw_jax.models.jit import jit_with_frozen, use_vmap
 from mdw_jax.runtime import mesh
 from mdw_jax.runtime.rng import named_key
 
@@ -30,7 +30,7 @@ class Method:
     inner_steps: int
     batch: int
     gradient: str
-    merge: str
+    loss_merge: str
     loss: str
     correspondence: str
     rank: int
@@ -41,13 +41,13 @@ class Method:
     lr_images: float
     lr_texts: float
     lr_correspondence: float
-    lr_steps: float
-    step_image: float
-    step_text: float
+    lr_inner_lr: float
+    inner_lr_image: float
+    inner_lr_text: float
     clip_images: bool
     augment: str
-    mix: bool
-    ema: float
+    mixup: bool
+    ema_decay: float
     ceo: bool
     ceo_every: int
     ceo_top_k: int
@@ -71,17 +71,17 @@ def init_state(key, method: Method, images, texts) -> State:
         "texts": jnp.asarray(texts, jnp.float32),
         "correspondence": init_correspondence(key, method.correspondence, len(texts), method.rank),
         # Logarithms keep the step sizes positive.
-        "log_steps": {"image": jnp.log(jnp.float32(method.step_image)), "text": jnp.log(jnp.float32(method.step_text))},
+        "log_steps": {"image": jnp.log(jnp.float32(method.inner_lr_image)), "text": jnp.log(jnp.float32(method.inner_lr_text))},
     }
     # The average must not share buffers with what is learned: both are donated.
     return State(learned, jax.tree.map(jnp.copy, learned), optimizer_of(method).init(learned), jnp.int32(0))
 
 
 def optimizer_of(method: Method):
-    """One optimiser a group of learned tensors: Adam, or SGD with momentum 0.5 (the peers'); cosine decay if asked."""
+    """One optimizer a group of learned tensors: Adam, or SGD with momentum 0.5 (the peers'); cosine decay if asked."""
     make = optax.adam if method.optimizer == "adam" else lambda lr: optax.sgd(lr, momentum=0.5)
     rates = {"images": method.lr_images, "texts": method.lr_texts, "correspondence": method.lr_correspondence,
-             "log_steps": method.lr_steps}
+             "log_steps": method.lr_inner_lr}
     if method.decay == "cosine":
         rates = {name: optax.cosine_decay_schedule(lr, method.steps) for name, lr in rates.items()}
     return optax.multi_transform({name: make(lr) for name, lr in rates.items()}, {name: name for name in rates})
@@ -93,24 +93,24 @@ def objective(model: DualEncoder, method: Method, learned, starts, targets, batc
     starts, targets: snapshots stacked on a leading axis R; batches: (R, S, b) rows. One augmentation is drawn for the
     whole outer step. Returns (loss, (S,) mean inner losses).
     """
-    inputs = model.inputs(mesh.rows(augment(key, learned["images"], method.augment), (mesh.EACH, mesh.DATA)))
+    inputs = model.inputs(mesh.shard_rows(augment(key, learned["images"], method.augment), (mesh.REPLICA, mesh.DATA)))
     steps = jax.tree.map(jnp.exp, learned["log_steps"])
     soft = soft_loss(method.loss)
 
     def inner_loss(params, batch):
         rows, blend = batch
-        logits = model.logits(params, mesh.rows(blend(inputs[rows])), mesh.rows(blend(learned["texts"][rows])))
+        logits = model.logits(params, mesh.shard_rows(blend(inputs[rows])), mesh.shard_rows(blend(learned["texts"][rows])))
         return soft(logits, correspondence(learned["correspondence"], rows, method.alpha))
 
     def trajectory(start, target, batches, key):
-        final, inner = unroll(inner_loss, start, (batches, _blends(key, batches, method.mix)), steps,
+        final, inner = unroll(inner_loss, start, (batches, _blends(key, batches, method.mixup)), steps,
                               gradient=method.gradient)
-        return matching_loss(final, start, target, method.merge), inner
+        return matching_loss(final, start, target, method.loss_merge), inner
 
     keys = jax.random.split(key, len(batches))
-    if not side_by_side(model):
-        return mean_of_each(lambda one: trajectory(*one), (starts, targets, batches, keys))
-    losses, inner = jax.vmap(trajectory, spmd_axis_name=mesh.EACH)(starts, targets, batches, keys)
+    if not use_vmap(model):
+        return scan_mean(lambda one: trajectory(*one), (starts, targets, batches, keys))
+    losses, inner = jax.vmap(trajectory, spmd_axis_name=mesh.REPLICA)(starts, targets, batches, keys)
     return losses.mean(), inner.mean(0)
 
 
@@ -140,7 +140,7 @@ def make_outer_step(model: DualEncoder, method: Method):
     """The jitted outer step: (state, starts, targets, pixel_weights, key) -> (state, metrics).
 
     It has `lower` and `trace`, as jitted functions do. The state's buffers are donated: use the returned one. Where a
-    value is not finite the state is left as it was, and `went_first` of the metrics is its place in `watched`; it is -1
+    value is not finite the state is left as it was, and `first_nonfinite` of the metrics is its place in `finite_checks`; it is -1
     where all are.
     """
     optimizer = optimizer_of(method)
@@ -163,7 +163,7 @@ def make_outer_step(model: DualEncoder, method: Method):
         learned = optax.apply_updates(state.learned, updates)
         if method.clip_images:
             learned["images"] = jnp.clip(learned["images"], 0, 1)
-        average = jax.tree.map(lambda a, x: method.ema * a + (1 - method.ema) * x, state.average, learned)
+        average = jax.tree.map(lambda a, x: method.ema_decay * a + (1 - method.ema_decay) * x, state.average, learned)
         new = State(learned, average, optimizer_state, state.step + 1)
         finite = jnp.stack([*_finite(state.learned), *jnp.isfinite(inner), jnp.isfinite(loss), *_finite(gradient),
                             jnp.isfinite(norm), *_finite(learned)])
@@ -171,13 +171,13 @@ def make_outer_step(model: DualEncoder, method: Method):
         new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
         steps = jax.tree.map(jnp.exp, new.learned["log_steps"])
         metrics = {"loss": loss, "gradient": norm, "inner_first": inner[0], "inner_last": inner[-1],
-                   "step_image": steps["image"], "step_text": steps["text"],
-                   "went_first": jnp.where(good, -1, jnp.argmin(finite))}
+                   "inner_lr_image": steps["image"], "inner_lr_text": steps["text"],
+                   "first_nonfinite": jnp.where(good, -1, jnp.argmin(finite))}
         return new, metrics
 
     if len(jax.devices()) == 1:
-        return JitWith(model, outer_step, donate_argnums=1)
-    return _OnAllDevices(model, outer_step)
+        return jit_with_frozen(model, outer_step, donate_argnums=1)
+    return ShardedOuterStep(model, outer_step)
 
 
 def outer_shapes(model: DualEncoder, method: Method, trajectories: int, images, texts):
@@ -198,7 +198,7 @@ def _finite(tree) -> list:
     return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
 
 
-def watched(learned, inner_steps: int) -> list[str]:
+def finite_checks(learned, inner_steps: int) -> list[str]:
     """Names of what an outer step checks to be finite, in the order in which one value comes of another."""
     names = [jax.tree_util.keystr(path, simple=True, separator=".")
              for path, _ in jax.tree_util.tree_leaves_with_path(learned)]
@@ -208,7 +208,7 @@ def watched(learned, inner_steps: int) -> list[str]:
             *(f"{name}, after the step" for name in names)]
 
 
-class _OnAllDevices:
+class ShardedOuterStep:
     """The jitted outer step with trajectories side by side and mini-batches over what is left; the state is on all."""
 
     def __init__(self, model: DualEncoder, outer_step):
@@ -228,17 +228,17 @@ class _OnAllDevices:
 
     def _through(self, what, state, starts, targets, *rest):
         devices, step = self._made(len(jax.tree.leaves(starts)[0]))
-        state = mesh.placed(devices, PartitionSpec(), state)
-        starts, targets = (mesh.placed(devices, PartitionSpec(mesh.EACH), tree) for tree in (starts, targets))
-        rest = mesh.placed(devices, PartitionSpec(), rest)
+        state = mesh.shard(devices, PartitionSpec(), state)
+        starts, targets = (mesh.shard(devices, PartitionSpec(mesh.REPLICA), tree) for tree in (starts, targets))
+        rest = mesh.shard(devices, PartitionSpec(), rest)
         with jax.set_mesh(devices):
             return what(step)(state, starts, targets, *rest)
 
     def _make(self, trajectories: int):
         devices = mesh.mesh_for(trajectories)
         # On all devices once, not at every step.
-        model = self._model.with_frozen(mesh.placed(devices, PartitionSpec(), self._model.frozen))
-        return devices, JitWith(model, self._outer_step, donate_argnums=1,
+        model = self._model.with_frozen(mesh.shard(devices, PartitionSpec(), self._model.frozen))
+        return devices, jit_with_frozen(model, self._outer_step, donate_argnums=1,
                                 out_shardings=NamedSharding(devices, PartitionSpec()))
 
 

@@ -11,23 +11,23 @@ import numpy as np
 import optax
 
 from mdw_jax.data.augment import augment
-from mdw_jax.method.losses import agreement, debiased, infonce, label_loss, pair_losses, shuffled_losses
+from mdw_jax.method.losses import debiased, infonce, label_loss, pair_losses, shuffled_losses, soft_cross_entropy
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import to_float
-from mdw_jax.models.jit import side_by_side
-from mdw_jax.runtime.mesh import for_each, jitted, rows
+from mdw_jax.models.jit import use_vmap
+from mdw_jax.runtime.mesh import jitted, map_replicas, shard_rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How experts are trained: the fields of `config.experts`, explained there."""
 
-    scouts: int
-    scout_epochs: int
+    teacher_count: int
+    teacher_epochs: int
     epochs: int
     batch: int
     lr: float
-    lr_taught: float
+    lr_with_teachers: float
     momentum: float
     weight_decay: float
     augment: str
@@ -44,13 +44,13 @@ class Recipe:
     recovery_start: int
     guidance_weight: float
     guidance_tau: float
-    teachers: int
-    average: float
+    peers: int
+    ema_decay: float
     debias: bool
     rescale_step: bool
 
 
-class Plan(NamedTuple):
+class EpochBatches(NamedTuple):
     """One epoch, each (steps, B).
 
     rows: which pair. images, captions: what it pairs. pixels: that image itself, (steps, B, ...), if they are
@@ -66,16 +66,16 @@ class Plan(NamedTuple):
     tolerant: Any
 
 
-class Passes(NamedTuple):
-    """The compiled functions of one model; `for_all` applies the per-network ones to a list of networks."""
+class ExpertSteps(NamedTuple):
+    """The compiled functions of one model; `map_networks` applies the per-network ones to a list of networks."""
 
     optimizer: Any
-    for_all: Callable
+    map_networks: Callable
     epoch: Callable
     pair_loss: Callable
 
 
-def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
+def make_expert_steps(model: DualEncoder, recipe: Recipe, rate: float) -> ExpertSteps:
     """Compile what an epoch needs. `rate` is eta, used by the debiased loss and the rescaled step size only."""
     clean_loss = label_loss(recipe.clean_loss, recipe.clean_q)
     tolerant_loss = label_loss(recipe.tolerant_loss, recipe.tolerant_q)
@@ -96,7 +96,7 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
 
         loss = (clean * track(clean_loss) + tolerant * track(tolerant_loss)).mean()
         if said is not None:
-            loss += recipe.guidance_weight * agreement(logits, said[0] @ said[1].T / recipe.guidance_tau)
+            loss += recipe.guidance_weight * soft_cross_entropy(logits, said[0] @ said[1].T / recipe.guidance_tau)
         own = jnp.arange(len(logits))
         return loss, (logits.argmax(0) == own) & (logits.argmax(1) == own)
 
@@ -106,28 +106,28 @@ def passes(model: DualEncoder, recipe: Recipe, rate: float) -> Passes:
         def step(carry, scanned):
             (params, state, (average, count)), (now, key) = carry, scanned
             pixels = images[now.images] if now.pixels is None else now.pixels
-            x = rows(augment(key, to_float(pixels), recipe.augment))
+            x = shard_rows(augment(key, to_float(pixels), recipe.augment))
             said = teacher and (teacher[0][now.images], teacher[1][now.captions])
             (loss, right), grads = jax.value_and_grad(batch_loss, has_aux=True)(
-                params, x, rows(texts[now.captions]), texts[now.unrelated], now.clean, now.tolerant, said
+                params, x, shard_rows(texts[now.captions]), texts[now.unrelated], now.clean, now.tolerant, said
             )
             updates, state = optimizer.update(grads, state, params)
             params = optax.apply_updates(params, updates)
-            decay = jnp.minimum(recipe.average, (1 + count) / (10 + count))  # short at first, or it would lag behind
+            decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))  # short at first, or it would lag behind
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
             return (params, state, (average, count + 1)), (loss, right)
 
         carry, (losses, right) = jax.lax.scan(step, carry, (plan, keys))
         return carry, losses, right
 
-    def for_all(function, mapped, *shared):
+    def map_networks(function, mapped, *shared):
         """Apply function(one network's, *shared) to each entry of the list `mapped`."""
-        if side_by_side(model):
-            return for_each(function, mapped, *shared)
+        if use_vmap(model):
+            return map_replicas(function, mapped, *shared)
         return [jitted(function)(one, *shared) for one in mapped]
 
-    return Passes(
-        optimizer, for_all,
+    return ExpertSteps(
+        optimizer, map_networks,
         lambda one, *shared: epoch(*one, *shared),
         jitted(_pair_loss(model.tau)),
     )
@@ -143,7 +143,7 @@ def _pair_loss(tau: float):
     return pair_loss
 
 
-def plan_epoch(generator, image_of, batch: int, clean, tolerant, captions) -> Plan:
+def make_epoch_batches(generator, image_of, batch: int, clean, tolerant, captions) -> EpochBatches:
     """Shuffle K pairs into batches (the last few that fill none are left for another epoch).
 
     image_of, captions: (K,) what each row pairs; clean, tolerant: (K,) weights of the two tracks.
@@ -153,7 +153,7 @@ def plan_epoch(generator, image_of, batch: int, clean, tolerant, captions) -> Pl
     order = generator.permutation(len(image_of))[: steps * batch].reshape(steps, batch)
     pick = lambda values, dtype: jnp.asarray(np.asarray(values)[order], dtype)
     images, captions = pick(image_of, jnp.int32), pick(captions, jnp.int32)
-    return Plan(jnp.asarray(order), images, None, captions, jnp.roll(captions, 1, axis=0), pick(clean, jnp.float32),
+    return EpochBatches(jnp.asarray(order), images, None, captions, jnp.roll(captions, 1, axis=0), pick(clean, jnp.float32),
                 pick(tolerant, jnp.float32))
 
 

@@ -26,20 +26,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.data.lazy_images import LazyImages
-from mdw_jax.data.streaming import in_chunks, streamed_epochs
+from mdw_jax.data.streaming import concat_map, streamed_epochs
 from mdw_jax.errors import UserError
 from mdw_jax.method.division import divide, division_quality
-from mdw_jax.method.expert_step import Recipe, _undivided, passes, plan_epoch, tracks
+from mdw_jax.method.expert_step import Recipe, _undivided, make_epoch_batches, make_expert_steps, tracks
 from mdw_jax.method.retrieval import METRICS, scores
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.embedding import Inputs, embeddings_of_all, together
+from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_embeddings
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.mesh import replicated
 from mdw_jax.runtime.pytree import restore
 from mdw_jax.runtime.rng import named_generator, named_key
 
 
-class Experts(NamedTuple):
+class TrainedExperts(NamedTuple):
     """What training leaves behind, one entry a network (2 e is A and 2 e + 1 is B of expert e).
 
     snapshots: lists of parameters, entry k after epoch k. log: one dict an epoch and network. best: parameters at the
@@ -55,10 +55,10 @@ class Experts(NamedTuple):
     right: np.ndarray
 
 
-class Generation(NamedTuple):
-    """Everything of a generation that changes from one epoch to the next, entries as in `Experts`.
+class ExpertTrainState(NamedTuple):
+    """Everything of a generation that changes from one epoch to the next, entries as in `TrainedExperts`.
 
-    epoch: how many are done. params, states, averages: one a network. steps: optimiser steps done.
+    epoch: how many are done. params, states, averages: one a network. steps: optimizer steps done.
     """
 
     epoch: Any
@@ -73,7 +73,7 @@ class Generation(NamedTuple):
     right: np.ndarray
 
 
-class Shelf(NamedTuple):
+class Checkpointer(NamedTuple):
     """Where a generation is kept between epochs; functions, for training knows nothing of files.
 
     load: name -> what `save` was given, as {name of a leaf: array}, or None. save: (name, pytree of arrays).
@@ -85,7 +85,7 @@ class Shelf(NamedTuple):
     due: Callable = lambda: False
 
 
-def teachers_of(network: int, networks: int, count: int) -> list[int]:
+def teacher_indices(network: int, networks: int, count: int) -> list[int]:
     """Who teaches a network: its peer, then the others in turn, up to `count` of them, never itself."""
     others = [network ^ 1] + [n % networks for n in range(network + 1, network + networks)]
     return list(dict.fromkeys(others))[:count]
@@ -100,11 +100,11 @@ def top_captions(images, texts, k: int):
         found = np.argpartition(-values, k - 1, axis=1)[:, :k]  # on a CPU far faster than `jax.lax.top_k`
         return np.take_along_axis(found, np.argsort(-np.take_along_axis(values, found, 1), 1, kind="stable"), 1)
 
-    return np.asarray(in_chunks(nearest, images))
+    return np.asarray(concat_map(nearest, images))
 
 
 def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int, seed: int, keep: int,
-                  rate: float = 0.0, mismatched=None, on_epoch=lambda *_: None, shelf: Shelf = Shelf()) -> Experts:
+                  rate: float = 0.0, mismatched=None, on_epoch=lambda *_: None, shelf: Checkpointer = Checkpointer()) -> TrainedExperts:
     """Train `count` experts together, after their scouts if the recipe has any.
 
     train: pairs as paired by the noise draw (image_of is the noisy pairing). keep: snapshots 0..keep are returned.
@@ -118,23 +118,23 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
         raise UserError(f"experts.recovery_top_k is {recipe.recovery_top_k} but there are only {len(train.image_of)} "
                         "training captions; lower it.")
     shared = {"seed": seed, "rate": rate, "mismatched": mismatched, "shelf": shelf}
-    if not recipe.scouts:
+    if not recipe.teacher_count:
         return _generation(model, train, val, recipe, "experts", count=count, epochs=recipe.epochs, keep=keep,
                            on_epoch=on_epoch, **shared)
-    warming_up = dataclasses.replace(recipe, warmup=recipe.scout_epochs)  # the tolerant loss on all pairs, undivided
-    scouts = _generation(model, train, val, warming_up, "scouts", count=recipe.scouts, epochs=recipe.scout_epochs,
+    warming_up = dataclasses.replace(recipe, warmup=recipe.teacher_epochs)  # the tolerant loss on all pairs, undivided
+    scouts = _generation(model, train, val, warming_up, "scouts", count=recipe.teacher_count, epochs=recipe.teacher_epochs,
                          keep=0, on_epoch=on_epoch, **shared)
-    taught = dataclasses.replace(recipe, lr=recipe.lr_taught)
+    taught = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
     experts = _generation(model, train, val, taught, "experts", count=count, epochs=recipe.epochs, keep=keep,
                           teachers=scouts.best, **shared,
-                          on_epoch=lambda epoch, *said: on_epoch(recipe.scout_epochs + epoch, *said))
+                          on_epoch=lambda epoch, *said: on_epoch(recipe.teacher_epochs + epoch, *said))
     return experts._replace(log=scouts.log + experts.log)
 
 
 def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, keep, rate, mismatched, on_epoch, shelf,
-                teachers=None) -> Experts:
+                teachers=None) -> TrainedExperts:
     """`count` experts that teach each other from `warmup` on, or are taught by finished `teachers` from the start."""
-    run = passes(model, recipe, rate)
+    run = make_expert_steps(model, recipe, rate)
     nets = range(2 * count)
     params = [model.init(named_key(seed, name, n // 2, "init", n % 2)) for n in nets]
     averages, steps = list(params), jnp.float32(0)
@@ -144,33 +144,33 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
     if not isinstance(train.images, LazyImages):
         train = train._replace(images=replicated(train.images))
     own_captions = np.arange(pairs)
-    first, params, states, averages, steps, snapshots, best, log, probability, right = _taken_up(
-        shelf.load(name), Generation(0, params, states, averages, steps, [[p] for p in params], list(params), [],
+    first, params, states, averages, steps, snapshots, best, log, probability, right = _restore_state(
+        shelf.load(name), ExpertTrainState(0, params, states, averages, steps, [[p] for p in params], list(params), [],
                                      np.ones(pairs, np.float32), np.zeros((len(nets), epochs, pairs), bool)), keep)
     best_val = [max((row["val_r_mean"] for row in log[n::len(nets)]), default=-1.0) for n in nets]
     said = division = nearest = None
 
-    def put_away(epoch):
+    def save_state(epoch):
         words = np.frombuffer(json.dumps(log).encode(), np.uint8)
-        shelf.save(name, Generation(np.int32(epoch), params, states, averages, steps, snapshots, best, words,
+        shelf.save(name, ExpertTrainState(np.int32(epoch), params, states, averages, steps, snapshots, best, words,
                                     probability, right))
 
     if first:
         on_epoch(first - 1, _mean_val(log[-len(nets):]), log)
     for epoch in range(first, epochs):
-        with preemption.keeping(lambda epoch=epoch: put_away(epoch)):
-            preemption.check()
+        with preemption.save_on_interrupt(lambda epoch=epoch: save_state(epoch)):
+            preemption.raise_if_interrupted()
         divided = (epoch >= recipe.warmup or teachers is not None) and recipe.division in ("gmm", "oracle")
         late = epoch >= recipe.recovery_start or teachers is not None
         recovering = divided and late and recipe.recovery_weight > 0
         guided = divided and late and recipe.guidance_weight > 0
         if teachers is not None and said is None:
             said = embeddings_of_all(model, teachers, train)
-            taught = [tuple(together([one[branch] for one in said]) for branch in (0, 1))] * len(nets)
+            taught = [tuple(ensemble_embeddings([one[branch] for one in said]) for branch in (0, 1))] * len(nets)
         elif teachers is None and (recovering or guided or (divided and recipe.division == "gmm")):
             said = embeddings_of_all(model, averages, train)
-            who = [teachers_of(n, len(nets), recipe.teachers) if recipe.dual else [n] for n in nets]
-            taught = [tuple(together([said[t][branch] for t in who[n]]) for branch in (0, 1)) for n in nets]
+            who = [teacher_indices(n, len(nets), recipe.peers) if recipe.dual else [n] for n in nets]
+            taught = [tuple(ensemble_embeddings([said[t][branch] for t in who[n]]) for branch in (0, 1)) for n in nets]
         if divided and recipe.division == "oracle":
             division = [(~mismatched).astype(np.float32) for _ in nets]
         elif divided and (teachers is None or division is None):
@@ -191,7 +191,7 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
                 if teachers is None or nearest is None:  # finished teachers say the same to all
                     nearest = _nearest(taught[n], image_of, clean > 0, recipe.recovery_top_k)
                 captions = _recovered(generator, nearest, image_of, clean > 0)
-            plans.append(plan_epoch(generator, image_of, recipe.batch, clean, tolerant, captions))
+            plans.append(make_epoch_batches(generator, image_of, recipe.batch, clean, tolerant, captions))
         keys = [jax.random.split(named_key(seed, name, n // 2, "augment", epoch, n % 2), len(plans[n].rows))
                 for n in nets]
         mapped = [((params[n], states[n], (averages[n], steps)), plans[n], keys[n],
@@ -200,7 +200,7 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
         if isinstance(train.images, LazyImages):
             results, meters = streamed_epochs(run.epoch, mapped, train.images, train.texts, common)
         else:
-            results = run.for_all(run.epoch, mapped, train.images, train.texts, common)
+            results = run.map_networks(run.epoch, mapped, train.images, train.texts, common)
         params, states = [r[0][0] for r in results], [r[0][1] for r in results]
         averages, steps = [r[0][2][0] for r in results], results[0][0][2][1]
 
@@ -228,16 +228,16 @@ def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, ke
             probability = np.mean(division, axis=0)
         on_epoch(epoch, _mean_val(log[-len(nets):]), log[-len(nets):])
         if shelf.due() or epoch + 1 == epochs:
-            put_away(epoch + 1)
-    return Experts(snapshots, log, best, probability, right)
+            save_state(epoch + 1)
+    return TrainedExperts(snapshots, log, best, probability, right)
 
 
 def _mean_val(rows) -> float:
     return float(np.mean([row["val_r_mean"] for row in rows]))
 
 
-def _taken_up(saved: dict | None, start: Generation, keep: int) -> Generation:
-    """What `put_away` saved, in the structure of `start`; `start` itself if nothing is there that fits."""
+def _restore_state(saved: dict | None, start: ExpertTrainState, keep: int) -> ExpertTrainState:
+    """What `save_state` saved, in the structure of `start`; `start` itself if nothing is there that fits."""
     if saved is None:
         return start
     try:

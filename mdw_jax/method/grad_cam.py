@@ -1,4 +1,4 @@
-"""Correspondence-enhanced optimisation: Grad-CAM weights on the pixels of distilled images (METHOD section 4)."""
+"""Correspondence-enhanced optimization: Grad-CAM weights on the pixels of distilled images (METHOD section 4)."""
 
 import jax
 import jax.numpy as jnp

@@ -26,7 +26,7 @@ def infonce(logits):
 
 
 def gce(logits, q=0.7):
-    """Generalised cross entropy `(1 - p_y^q) / q` (Zhang and Sabuncu 2018); q -> 0 is InfoNCE, q = 1 is MAE."""
+    """Generalized cross entropy `(1 - p_y^q) / q` (Zhang and Sabuncu 2018); q -> 0 is InfoNCE, q = 1 is MAE."""
     return (1 - jnp.exp(q * jax.nn.log_softmax(logits, axis=-1))) / q
 
 
@@ -146,10 +146,10 @@ def probability(logits, target):
     `kl` up to a constant, in the units of `nce`. Whatever P becomes, the targets are a distribution, so the loss is
     bounded below and a student can train on it longer than the unroll that P was learned for.
     """
-    return agreement(logits, 10 * target)
+    return soft_cross_entropy(logits, 10 * target)
 
 
-def agreement(logits, wanted):
+def soft_cross_entropy(logits, wanted):
     """Cross entropy to the probabilities `softmax(wanted)`, rows and columns averaged: two (B, B) -> scalar.
 
     Least where rows and columns of `logits` have the softmax of those of `wanted`, whose entries may be any numbers.

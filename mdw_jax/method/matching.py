@@ -19,7 +19,7 @@ MERGES = ("separate", "merged")
 
 
 def inner_step(inner_loss, params, batch, step_sizes, gradient: str):
-    """One plain SGD step of the student. Returns (new params, loss). A fork that wants another optimiser edits this.
+    """One plain SGD step of the student. Returns (new params, loss). A fork that wants another optimizer edits this.
 
     `exact` differentiates through the place where the gradient is taken, `detached` (TESLA) does not.
     """
@@ -89,7 +89,7 @@ def _two_passes(inner_loss, params, batches, step_sizes):
     return roll_out(params, batches, others, step_sizes, learned)
 
 
-def mean_of_each(function, each):
+def scan_mean(function, each):
     """Means over the leading axis of `each` of the (loss, aux) that function(one) returns, one after another.
 
     Where the loss is differentiated, the gradient by what `function` closes over is summed on the way, so memory is

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mdw_jax.method.expert_step import Recipe, _pair_loss
-from mdw_jax.method.experts import Shelf, _all_pair_losses, _generation
+from mdw_jax.method.experts import Checkpointer, _all_pair_losses, _generation
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.embedding import Inputs, embeddings_of_all, together
+from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_embeddings
 from mdw_jax.runtime.mesh import jitted
 from mdw_jax.runtime.rng import named_generator
 
@@ -101,7 +101,7 @@ class _Half(NamedTuple):
 
 
 def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, seed: int,
-               shelf: Shelf = Shelf()) -> Rate:
+               shelf: Checkpointer = Checkpointer()) -> Rate:
     """The share of mismatched pairs (`rate.py`), by networks that were not trained on the pairs they judge.
 
     Two folds by image: a pair of networks learns on one without any division and judges the other. Those that divide
@@ -118,11 +118,11 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
         if min(len(learn), len(judge)) < 2 * recipe.batch:
             return Rate(0.0, 0.0, 1.0, 1.0)
         half = Inputs(train.images, train.texts[learn], image_of[learn])
-        epochs = recipe.scout_epochs if recipe.scouts else recipe.epochs
+        epochs = recipe.teacher_epochs if recipe.teacher_count else recipe.epochs
         trained = _generation(model, half, val, plain, f"rate {side}", count=1, epochs=epochs, seed=seed, keep=0,
                               rate=0.0, mismatched=None, on_epoch=lambda *_: None, shelf=shelf)
         said = embeddings_of_all(model, trained.best, Inputs(train.images, train.texts[judge], None))
-        both = [tuple(together([one[branch] for one in said]) for branch in (0, 1))]
+        both = [tuple(ensemble_embeddings([one[branch] for one in said]) for branch in (0, 1))]
         find = functools.partial(_all_pair_losses, jitted(_pair_loss(model.tau)), both, image_of[judge],
                                  recipe.batch, seed, f"rate {side}")
         observed.append(find()[0])

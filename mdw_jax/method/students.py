@@ -15,9 +15,9 @@ from mdw_jax.method.matching import minibatches
 from mdw_jax.method.retrieval import scores
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs
-from mdw_jax.models.jit import side_by_side
+from mdw_jax.models.jit import use_vmap
 from mdw_jax.runtime import preemption
-from mdw_jax.runtime.mesh import for_each, rows
+from mdw_jax.runtime.mesh import map_replicas, shard_rows
 from mdw_jax.runtime.rng import named_key
 
 
@@ -25,7 +25,7 @@ from mdw_jax.runtime.rng import named_key
 class Protocol:
     """How students are trained: fields of `config.evaluate`, explained there."""
 
-    protocol: str
+    select_on: str
     students: int
     steps: int
     every: int
@@ -36,7 +36,7 @@ class Protocol:
     lr: float
 
 
-class Lesson(NamedTuple):
+class StudentData(NamedTuple):
     """What a student learns from: inputs (M, ...) and texts (M, d), the parameters of P, the loss, the step sizes."""
 
     inputs: Any
@@ -47,14 +47,14 @@ class Lesson(NamedTuple):
     alpha: float
 
 
-class Outcome(NamedTuple):
+class EvalResult(NamedTuple):
     """scores: (students, 7) on test, in the order of `METRICS`; val: likewise on val; what val chose; the students."""
 
     scores: np.ndarray
     val: np.ndarray
     lr_scale: float
     steps: int
-    protocol: str
+    select_on: str
     params: list
 
 
@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
 def make_trainer(model: DualEncoder, protocol: Protocol, loss: str, alpha: float):
     """The jitted segment: (students, lesson arrays, step sizes) -> students after `every` more SGD steps.
 
-    A student is (params, optimiser state, key); plain SGD with momentum and weight decay, as the peers evaluate.
+    A student is (params, optimizer state, key); plain SGD with momentum and weight decay, as the peers evaluate.
     """
     soft = soft_loss(loss)
 
@@ -78,7 +78,7 @@ def make_trainer(model: DualEncoder, protocol: Protocol, loss: str, alpha: float
             now = minibatches(now, len(texts), batch, 1)[0]
 
             def inner_loss(params):
-                logits = model.logits(params, rows(inputs[now]), rows(texts[now]))
+                logits = model.logits(params, shard_rows(inputs[now]), shard_rows(texts[now]))
                 return soft(logits, correspondence(p, now, alpha))
 
             grads = jax.grad(inner_loss)(params)
@@ -99,15 +99,15 @@ def make_trainer(model: DualEncoder, protocol: Protocol, loss: str, alpha: float
         return params, {branch: optimizer(0.1).init(params[branch]) for branch in params}, key
 
     def advance(students, *shared):
-        if side_by_side(model):
-            return for_each(segment, students, *shared)
+        if use_vmap(model):
+            return map_replicas(segment, students, *shared)
         return [one(student, *shared) for student in students]
 
     return start, advance
 
 
-def evaluate(model: DualEncoder, lesson: Lesson, val: Inputs, test: Inputs | None, protocol: Protocol, *, seed: int,
-             students: int | None = None) -> Outcome:
+def evaluate(model: DualEncoder, lesson: StudentData, val: Inputs, test: Inputs | None, protocol: Protocol, *, seed: int,
+             students: int | None = None) -> EvalResult:
     """Train students and score them.
 
     `honest`: over all `lr_scales` and all stops, the pair with the best mean val r_mean is chosen, then test is read
@@ -117,18 +117,18 @@ def evaluate(model: DualEncoder, lesson: Lesson, val: Inputs, test: Inputs | Non
     count = students or protocol.students
     start, advance = make_trainer(model, protocol, lesson.loss, lesson.alpha)
     base = lesson.step_sizes or {"image": protocol.lr, "text": protocol.lr}
-    peer = protocol.protocol == "peer" and test is not None
+    peer = protocol.select_on == "test" and test is not None
     best = None
     for scale in (1.0,) if peer else protocol.lr_scales:
         steps = {branch: jnp.float32(scale * size) for branch, size in base.items()}
         group = [start(named_key(seed, "student", n)) for n in range(count)]
         for stop in range(protocol.every, protocol.steps + 1, protocol.every):
-            preemption.check()  # nothing is kept of the students of one set: they are trained anew
+            preemption.raise_if_interrupted()  # nothing is kept of the students of one set: they are trained anew
             group = advance(group, lesson.inputs, lesson.texts, lesson.correspondence, steps)
             params = [student[0] for student in group]
             on_val = scores(model, params, val)
             on_test = scores(model, params, test) if peer else None
-            found = Outcome(on_test, on_val, scale, stop, protocol.protocol, params)
+            found = EvalResult(on_test, on_val, scale, stop, protocol.select_on, params)
             if peer and best is not None:
                 found = _better_of_each(best, found)
             if best is None or peer or on_val[:, -1].mean() > best.val[:, -1].mean():
@@ -138,7 +138,7 @@ def evaluate(model: DualEncoder, lesson: Lesson, val: Inputs, test: Inputs | Non
     return best._replace(scores=best.val if test is None else scores(model, best.params, test))
 
 
-def _better_of_each(old: Outcome, new: Outcome) -> Outcome:
+def _better_of_each(old: EvalResult, new: EvalResult) -> EvalResult:
     """Per student, whichever moment scored more on test: the peers' habit."""
     better = (new.scores[:, -1] > old.scores[:, -1])[:, None]
     return new._replace(scores=np.where(better, new.scores, old.scores), val=np.where(better, new.val, old.val),

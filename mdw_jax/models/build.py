@@ -18,7 +18,7 @@ from mdw_jax.models.image.convnet import convnet
 from mdw_jax.models.image.factor_pretraining import pretrain
 from mdw_jax.models.image.mobilenet import mobilenet
 from mdw_jax.models.image.pretrained import pretrained
-from mdw_jax.models.image.spectrogram import listening
+from mdw_jax.models.image.spectrogram import spectrogram_tower
 from mdw_jax.models.image.tower import Tower
 from mdw_jax.models.image.vit import vit
 from mdw_jax.models.weights.hub import read_tensors
@@ -41,7 +41,7 @@ def build_tower(m: ConfigDict, shape, seed: int, cache: Path, setting: str = "mo
     if m.tower == "vit":
         return vit(shape, m.vit_patch, m.vit_width, m.vit_depth, m.vit_heads)
     if shape[-1] == 1 and m.tower != "convnet":
-        return listening(lambda rgb: build_tower(m, rgb, seed, cache), shape)
+        return spectrogram_tower(lambda rgb: build_tower(m, rgb, seed, cache), shape)
     if m.tower == "mobilenet":
         if shape[-1] != 3:
             raise UserError(f"the tower 'mobilenet' takes images of 1 or 3 channels, not {tuple(shape)}; set "
@@ -61,7 +61,7 @@ def tower_without_weights(m: ConfigDict, shape) -> Tower:
     if m.tower == "mobilenet" or m.tower not in PRETRAINED:
         return build_tower(ConfigDict({**m.to_dict(), "pretrain_epochs": 0}), shape, 0, Path())
     build = functools.partial(pretrained, m.tower)
-    return build(shape) if shape[-1] != 1 else listening(build, shape)
+    return build(shape) if shape[-1] != 1 else spectrogram_tower(build, shape)
 
 
 def _build_model(m: ConfigDict, shape, text_dim: int, seed: int, cache: Path,

@@ -40,7 +40,7 @@ class DualEncoder:
     feature_map: (params["image"], images) -> the backbone's last map; pool: (params["image"], map) -> (B, F);
     embed_map: (params["image"], map) -> (B, D), unit length: the rest of the way; grid: map -> (B, h, w, F).
     frozen: the arrays that these functions close over (the frozen backbone, the text encoder as it was loaded), and
-    with_frozen: arrays of the same shapes -> the model with them instead; see `JitWith`.
+    with_frozen: arrays of the same shapes -> the model with them instead; see `jit_with_frozen`.
     """
 
     mode: str

@@ -1,4 +1,4 @@
-"""Embeddings of whole splits by one or several networks, and nearest neighbours among them."""
+"""Embeddings of whole splits by one or several networks, and nearest neighbors among them."""
 
 import functools
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.data.lazy_images import LazyImages
-from mdw_jax.data.streaming import chunks, in_chunks
+from mdw_jax.data.streaming import concat_map, map_batches
 from mdw_jax.errors import UserError
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.image.conv import on_cpu
-from mdw_jax.models.jit import JitWith
-from mdw_jax.runtime.mesh import for_each, jitted, replicated, rows
+from mdw_jax.models.jit import jit_with_frozen
+from mdw_jax.runtime.mesh import jitted, map_replicas, replicated, shard_rows
 
 
 class Inputs(NamedTuple):
@@ -34,7 +34,7 @@ def to_float(images):
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-def together(embedded):
+def ensemble_embeddings(embedded):
     """Embeddings of several networks as those of one whose similarity is the mean of theirs: [(N, D)] -> (N, n D)."""
     return jnp.concatenate(embedded, -1) / np.sqrt(len(embedded))
 
@@ -46,18 +46,18 @@ def embeddings(model: DualEncoder, params, data: Inputs):
 
 def embeddings_of_all(model: DualEncoder, networks: list, data: Inputs) -> list[tuple]:
     """`embeddings` of each network; together where that is faster. Images that are streamed are decoded once for all."""
-    together = len(jax.devices()) > 1 or (len(networks) > 1 and not on_cpu())
+    ensemble_embeddings = len(jax.devices()) > 1 or (len(networks) > 1 and not on_cpu())
 
     def embedded(branch, of):
         branches = [params[branch] for params in networks]
         embed = jitted(_embedder(model, branch))
         if isinstance(of, LazyImages):
             branches = replicated(branches)
-            parts = chunks(lambda rows: [embed(params, rows) for params in branches], of)
+            parts = map_batches(lambda rows: [embed(params, rows) for params in branches], of)
             return [jnp.concatenate(own) for own in zip(*parts, strict=True)]
-        if together:
-            return for_each(_whole_embedder(model, branch), branches, of)
-        return [in_chunks(lambda rows: embed(params, rows), of) for params in branches]
+        if ensemble_embeddings:
+            return map_replicas(_whole_embedder(model, branch), branches, of)
+        return [concat_map(lambda rows: embed(params, rows), of) for params in branches]
 
     return list(zip(embedded("image", data.images), embedded("text", data.texts), strict=True))
 
@@ -68,11 +68,11 @@ def _whole_embedder(model, branch, size: int = 500):
     embed = _embedder(model, branch)
 
     def whole(params, data):
-        part = lambda x: embed(params, rows(x))
+        part = lambda x: embed(params, shard_rows(x))
         even = len(data) // size * size
-        chunks = jax.lax.map(part, data[:even].reshape(-1, size, *data.shape[1:]))
+        map_batches = jax.lax.map(part, data[:even].reshape(-1, size, *data.shape[1:]))
         rest = [part(data[even:])] if even < len(data) else []
-        return jnp.concatenate([chunks.reshape(even, chunks.shape[-1]), *rest])
+        return jnp.concatenate([map_batches.reshape(even, map_batches.shape[-1]), *rest])
 
     return whole
 
@@ -129,4 +129,4 @@ def compiled_inputs(model: DualEncoder):
     def inputs(model, images):
         return model.inputs(to_float(images))
 
-    return JitWith(model, inputs)
+    return jit_with_frozen(model, inputs)

@@ -6,7 +6,7 @@ from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.image.conv import on_cpu
 
 
-class JitWith:
+class jit_with_frozen:
     """`jax.jit` of `function(model, *arguments)`, to be called with the arguments alone; `lower` and `trace` likewise.
 
     What the model has frozen goes in as an argument (number 0 for the options that count them). As constants of the
@@ -35,6 +35,6 @@ class JitWith:
         return self._jitted.trace(self._frozen, *arguments)
 
 
-def side_by_side(model: DualEncoder) -> bool:
+def use_vmap(model: DualEncoder) -> bool:
     """Whether several networks of this model are computed under `vmap`: on one CPU convolutions are slow under it."""
     return model.mode == "projection" or not on_cpu() or len(jax.devices()) > 1

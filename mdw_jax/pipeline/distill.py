@@ -23,16 +23,16 @@ from mdw_jax.io.metrics import writers
 from mdw_jax.io.records import _read_history, complete, write_lines
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method import coresets, grad_cam
-from mdw_jax.method.distill import Method, init_state, make_outer_step, outer_shapes, schedule, watched
-from mdw_jax.method.students import Lesson, Protocol, evaluate
+from mdw_jax.method.distill import Method, finite_checks, init_state, make_outer_step, outer_shapes, schedule
+from mdw_jax.method.students import Protocol, StudentData, evaluate
 from mdw_jax.models.embedding import compiled_inputs, nearest_captions
-from mdw_jax.models.jit import JitWith
+from mdw_jax.models.jit import jit_with_frozen
 from mdw_jax.pipeline.coreset import coreset, pairs_asked, real_pairs
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import Preset, division_of
 from mdw_jax.runtime import preemption
-from mdw_jax.runtime.processes import agree, is_main, several_processes, wait
+from mdw_jax.runtime.processes import barrier, broadcast_from_main, is_main, several_processes
 from mdw_jax.runtime.progress import progress
 from mdw_jax.runtime.pytree import stack
 from mdw_jax.runtime.rng import named_generator, named_key
@@ -76,11 +76,11 @@ def distill_stage(preset: Preset, prepared: Prepared) -> list[Path]:
                 "experts": preset.experts_key, "config": _plain(preset.config.to_dict()),
                 "log_mel": prepared.pairs.log_mel and dataclasses.asdict(prepared.pairs.log_mel),
             })
-        wait()
+        barrier()
         if is_main():
             for name in (CHECKPOINT, GOOD, HISTORY):  # also what a kill right after the card left
                 (folder / name).unlink(missing_ok=True)
-        agree(lambda: _note_captions(folder, prepared))
+        broadcast_from_main(lambda: _note_captions(folder, prepared))
         folders.append(folder)
     return folders
 
@@ -140,7 +140,7 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
     kept = begin()
     found = load_checkpoint(folder / CHECKPOINT, kept, key)
     kept = found or kept
-    if c.distill.restarts and agree(lambda: not (folder / GOOD).exists()):
+    if c.distill.restarts and broadcast_from_main(lambda: not (folder / GOOD).exists()):
         save(GOOD, kept)
     history = folder / HISTORY
     metrics = _read_history(history) if history.exists() else []
@@ -149,7 +149,7 @@ def _distilled_set(preset: Preset, prepared: Prepared, index: int, folder: Path,
         try:
             return _outer_steps(preset, prepared, index, folder, kept, metrics, segments, save)
         except _Diverged as bad:
-            wait()
+            barrier()
             used = int(kept["restarts"])
             if used >= c.distill.restarts:
                 if not (folder / CHECKPOINT).exists():
@@ -177,7 +177,7 @@ def _diverged(preset: Preset, index: int, bad: _Diverged, used: int, folder: Pat
 
 def _slower(method: Method, times: float) -> Method:
     """`method` with all learning rates times `times`."""
-    rates = ("lr_images", "lr_texts", "lr_correspondence", "lr_steps")
+    rates = ("lr_images", "lr_texts", "lr_correspondence", "lr_inner_lr")
     return dataclasses.replace(method, **{name: times * getattr(method, name) for name in rates})
 
 
@@ -194,7 +194,7 @@ def _outer_steps(preset: Preset, prepared: Prepared, index: int, folder: Path, k
     outer_step = _compiled_step(model, method)
     weigh = _pixel_weights(model, method, count)
     state, weights, first = kept["state"], kept["weights"], int(kept["state"].step)
-    names = watched(state.learned, method.inner_steps)
+    names = finite_checks(state.learned, method.inner_steps)
     moments = image_history.moments(c.distill.steps)
 
     pending = None
@@ -209,15 +209,15 @@ def _outer_steps(preset: Preset, prepared: Prepared, index: int, folder: Path, k
             return
         (step, measured), pending = pending, None
         measured = {name: float(value) for name, value in measured.items()}
-        went_first = int(measured.pop("went_first"))
+        first_nonfinite = int(measured.pop("first_nonfinite"))
         metrics.append({"step": step, **measured})
         if restarts and step == int(kept["restarted_at"]):
             metrics[-1]["restart"] = restarts
         tell(metrics[-1])
-        if went_first >= 0:
-            raise _Diverged(step, names[went_first], measured["loss"])
+        if first_nonfinite >= 0:
+            raise _Diverged(step, names[first_nonfinite], measured["loss"])
 
-    def put_away(*others: str):
+    def save_state(*others: str):
         settle()
         write_lines(folder / HISTORY, metrics)  # first: what it has beyond a checkpoint is cut, a hole is not mended
         whole = {**kept, "state": state, "weights": weights}
@@ -229,23 +229,23 @@ def _outer_steps(preset: Preset, prepared: Prepared, index: int, folder: Path, k
         if (done % c.distill.checkpoint_every and done != c.distill.steps) or done <= kept["judged"]:
             return
         settle()
-        found = evaluate(model, lesson_of(model, _as_set(state.average, method)), prepared.val, None,
+        found = evaluate(model, student_data(model, _as_set(state.average, method)), prepared.val, None,
                          fields(Protocol, c.evaluate), seed=seed + 7919, students=2)
         metrics[-1] |= {"val_r_mean": float(found.scores[:, -1].mean()), "lr_scale": found.lr_scale}
         if metrics[-1]["val_r_mean"] > kept["best_val"]:
             kept.update(best=jax.tree.map(jnp.copy, state.average), best_val=jnp.float32(metrics[-1]["val_r_mean"]))
         tell(metrics[-1])
         kept["judged"] = jnp.int32(done)
-        put_away(*[GOOD] * (c.distill.restarts > 0))
+        save_state(*[GOOD] * (c.distill.restarts > 0))
 
     with (progress(f"distil {preset.name} {index}", c.distill.steps, "steps") as advance,
-          contextlib.closing(writers(c, folder)) as watch, preemption.keeping(put_away)):
+          contextlib.closing(writers(c, folder)) as watch, preemption.save_on_interrupt(save_state)):
         advance(first)
         for row in metrics:
             tell(row)
         judge(first)  # here if it was stopped in the middle of it
         for step, (begin, target) in _ahead(segments, range(first, c.distill.steps)):
-            preemption.check()
+            preemption.raise_if_interrupted()
             # Also after every regular checkpoint, whether the run is resumed there or goes on.
             if method.ceo and (step % method.ceo_every == 0 or step % c.distill.checkpoint_every == 0):
                 weights = weigh(jax.tree.map(lambda x: x[0], target), state.learned)
@@ -294,7 +294,7 @@ def _pixel_weights(model, method: Method, count: int):
         return grad_cam.pixel_weights(model, params, learned["images"], learned["texts"], learned["correspondence"],
                                  alpha=method.alpha, top_k=min(method.ceo_top_k, count), beta=method.ceo_beta)
 
-    return JitWith(model, pixel_weights)
+    return jit_with_frozen(model, pixel_weights)
 
 
 def _ahead(make, numbers: range):
@@ -313,8 +313,8 @@ def _as_set(learned, method: Method) -> DistilledSet:
     return DistilledSet(arrays["images"], arrays["texts"], arrays["correspondence"], steps, method.alpha, method.loss)
 
 
-def lesson_of(model, distilled: DistilledSet) -> Lesson:
+def student_data(model, distilled: DistilledSet) -> StudentData:
     """A set as students with this model's image tower see it."""
     inputs = compiled_inputs(model)(jnp.asarray(distilled.images))
     p = {name: jnp.asarray(value) for name, value in distilled.correspondence.items()}
-    return Lesson(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss, distilled.alpha)
+    return StudentData(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss, distilled.alpha)

@@ -12,7 +12,7 @@ from mdw_jax.io.metrics import writers
 from mdw_jax.io.records import complete
 from mdw_jax.method.retrieval import METRICS
 from mdw_jax.method.students import Protocol, evaluate
-from mdw_jax.pipeline.distill import distill_stage, lesson_of
+from mdw_jax.pipeline.distill import distill_stage, student_data
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared, student_model
 from mdw_jax.pipeline.preset_run import Preset
@@ -24,7 +24,7 @@ def evaluate_stage(preset: Preset, prepared: Prepared) -> list[dict]:
     """Scores of a preset: one row a student (or, for presets that distil nothing, one a network)."""
     if preset.name not in DISTILLED:
         record = experts_stage(preset, prepared)
-        return [{"preset": preset.name, "set": 0, "student": n, "protocol": "honest", "val_r_mean": val[-1],
+        return [{"preset": preset.name, "set": 0, "student": n, "select_on": "val", "val_r_mean": val[-1],
                  **dict(zip(METRICS, test, strict=True))}
                 for n, (val, test) in enumerate(zip(record["val"], record["test"], strict=True))]
     c = preset.config
@@ -37,17 +37,17 @@ def evaluate_stage(preset: Preset, prepared: Prepared) -> list[dict]:
         distilled, card = load_distilled(folder)
         _check_shapes(folder, distilled, prepared)
         key = digest(card["key"], c.evaluate.to_dict(), *([vit] if c.evaluate.tower == "vit" else []))
-        path = folder / f"scores-{protocol.protocol}-{key[:10]}.json"
+        path = folder / f"scores-{protocol.select_on}-{key[:10]}.json"
         found = complete(path, key, "rows")
         if found is None:
             student = student or student_model(c, prepared)  # one for all sets: each new one is compiled anew
             model, val, test = student
             with progress(f"evaluate {preset.name} {index}", 1, "sets") as advance:
-                outcome = evaluate(model, lesson_of(model, distilled), val, test, protocol,
-                                   seed=named_seed(preset, index))
+                outcome = evaluate(model, student_data(model, distilled), val, test, protocol,
+                                   seed=student_seed(preset, index))
                 advance(1, r_mean=float(outcome.scores[:, -1].mean()))
             found = {"key": key, "rows": [
-                {"preset": preset.name, "set": index, "student": n, "protocol": protocol.protocol,
+                {"preset": preset.name, "set": index, "student": n, "select_on": protocol.select_on,
                  "lr_scale": outcome.lr_scale, "steps": outcome.steps, "val_r_mean": float(val_scores[-1]),
                  **{name: float(value) for name, value in zip(METRICS, test_scores, strict=True)}}
                 for n, (val_scores, test_scores) in enumerate(zip(outcome.val, outcome.scores, strict=True))]}
@@ -70,6 +70,6 @@ def _check_shapes(folder, distilled: DistilledSet, prepared: Prepared) -> None:
                             f"of this configuration {fits}; delete that folder and distil again.")
 
 
-def named_seed(preset: Preset, index: int) -> int:
+def student_seed(preset: Preset, index: int) -> int:
     """Seed of the students of one set: never an expert's."""
     return int(named_generator(preset.config.run.seed, "students", index).integers(2**31))

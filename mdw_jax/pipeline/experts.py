@@ -17,12 +17,12 @@ from mdw_jax.io.records import _write_array, complete, write_lines
 from mdw_jax.io.trajectory import save_trajectory
 from mdw_jax.method import certificate
 from mdw_jax.method.expert_step import Recipe
-from mdw_jax.method.experts import Shelf, train_experts
+from mdw_jax.method.experts import Checkpointer, train_experts
 from mdw_jax.method.noise_rate import noise_rate
 from mdw_jax.method.retrieval import METRICS, scores
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import Preset, snapshots_kept
-from mdw_jax.runtime.processes import is_main, wait
+from mdw_jax.runtime.processes import barrier, is_main
 from mdw_jax.runtime.progress import progress
 
 _NO_METRICS = ("generation", "epoch", "expert", "network")  # of a row of the log: what it is of
@@ -40,7 +40,7 @@ def experts_stage(preset: Preset, prepared: Prepared) -> dict:
         return record
 
 
-def _shelf(preset: Preset) -> Shelf:
+def _shelf(preset: Preset) -> Checkpointer:
     """States of the training in the experts' folder, `state-<generation>.safetensors`."""
     last = time.monotonic()
 
@@ -53,13 +53,13 @@ def _shelf(preset: Preset) -> Shelf:
             save_checkpoint(path(name), tree, preset.experts_key)
         last = time.monotonic()
 
-    return Shelf(lambda name: read_checkpoint(path(name), preset.experts_key), save,
+    return Checkpointer(lambda name: read_checkpoint(path(name), preset.experts_key), save,
                  lambda: time.monotonic() - last >= SAVE_EVERY)
 
 
 def _clear(preset: Preset) -> None:
     """Remove the states: the record stands for them now, in all processes."""
-    wait()
+    barrier()
     for path in preset.experts.glob("state-*.safetensors") if is_main() else ():
         path.unlink(missing_ok=True)
 
@@ -79,7 +79,7 @@ def _train(preset: Preset, prepared: Prepared) -> dict:
 
     with contextlib.closing(writers(c, preset.experts)) as watch:
         with progress(f"experts ({c.experts.recipe}, noise {noise.label})",
-                      recipe.epochs + (recipe.scout_epochs if recipe.scouts else 0), "epochs") as advance:
+                      recipe.epochs + (recipe.teacher_epochs if recipe.teacher_count else 0), "epochs") as advance:
             trained = train_experts(
                 prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,
                 keep=snapshots_kept(c), rate=_rate_to_correct(recipe, noise),

@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mdw_jax.data.lazy_images import LazyImages
-from mdw_jax.data.streaming import chunks
+from mdw_jax.data.streaming import map_batches
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest, write_atomically
 from mdw_jax.models.dual_encoder import DualEncoder
@@ -25,10 +25,10 @@ def _embedded(forward, rows, name: str, features: dict, path: Path) -> dict:
         if done:
             _keep_features(path, {**features, part: np.concatenate(done)})
 
-    with preemption.keeping(keep):
-        for found in chunks(forward, rows, 100, start=sum(map(len, done))):
+    with preemption.save_on_interrupt(keep):
+        for found in map_batches(forward, rows, 100, start=sum(map(len, done))):
             done.append(np.asarray(found))
-            preemption.check()
+            preemption.raise_if_interrupted()
     return {**features, name: np.concatenate(done)}
 
 

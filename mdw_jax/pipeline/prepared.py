@@ -12,7 +12,7 @@ from mdw_jax.config.options import PRETRAINED
 from mdw_jax.data import noise as noise_files
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.pairs import Pairs
-from mdw_jax.data.streaming import in_chunks
+from mdw_jax.data.streaming import concat_map
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
 from mdw_jax.models.build import _build_model
@@ -133,6 +133,6 @@ def backbone_features(prepared: Prepared):
         return compiled_inputs(model), np.asarray(prepared.train_images)
     params = model.init(jax.random.key(0))["image"]
     forward = jax.jit(lambda rows: model.pool(params, model.feature_map(params, to_float(rows))))
-    return forward, np.asarray(in_chunks(forward, prepared.train_images, 100))
+    return forward, np.asarray(concat_map(forward, prepared.train_images, 100))
 
 

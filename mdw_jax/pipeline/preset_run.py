@@ -16,12 +16,12 @@ from mdw_jax.pipeline.prepared import Prepared
 
 # How snapshots are stored, and what resolving has put into effect elsewhere: not which experts they are.
 _NOT_EXPERTS = ("store_dtype", "recipe", "lr_infonce")
-_OF_SCOUTS = ("scouts", "scout_epochs", "lr_taught")
+_OF_TEACHERS = ("teacher_count", "teacher_epochs", "lr_with_teachers")
 # A set that gets to its end is the same however many restarts were allowed, so one that diverged may be allowed more.
 _NOT_SETS = ("sets", "restarts")
 _NEUTRAL = (("restart_factor", 0.3),)  # keys younger than sets that are kept: as they were before
 # What only scores a finished set. The rest of the evaluation chooses between candidates: it is part of what a set is.
-_ONLY_SCORES = ("protocol", "students", "tower", "mode", "weights", "tower_lr_scales")
+_ONLY_SCORES = ("select_on", "students", "tower", "mode", "weights", "tower_lr_scales")
 
 
 class Preset(NamedTuple):
@@ -40,7 +40,7 @@ def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> Preset:
     """Resolve a preset's config and the identity of what it builds on."""
     c = preset_config(config, name)
     noise = noise_of(c, prepared)
-    without = _NOT_EXPERTS if c.experts.scouts else _NOT_EXPERTS + _OF_SCOUTS
+    without = _NOT_EXPERTS if c.experts.teacher_count else _NOT_EXPERTS + _OF_TEACHERS
     recipe = {k: v for k, v in c.experts.to_dict().items() if k not in without}
     experts_key = digest(prepared.key, noise.sha256, recipe, c.run.seed, snapshots_kept(c))
     if name in WITHOUT_EXPERTS:

@@ -21,7 +21,7 @@ from mdw_jax.reporting.text import aligned, markdown_table
 from mdw_jax.runtime.processes import is_main
 
 # Of scores.csv: not read off the rows, whose keys have another order when they come from a file.
-_COLUMNS = ("preset", "set", "student", "protocol", "lr_scale", "steps", "val_r_mean", *METRICS)
+_COLUMNS = ("preset", "set", "student", "select_on", "lr_scale", "steps", "val_r_mean", *METRICS)
 
 
 def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[Preset]]:

@@ -53,4 +53,4 @@ def write_sounds(folder: Path, prepared: Prepared, presets: Sequence[Preset]) ->
             distilled, _ = load_distilled(set_folder(preset, 0))
             for index, picture in enumerate(distilled.images[:SOUNDS]):
                 audio.write_wav(folder / "pictures" / f"{preset.name}-{index}.wav", audio.griffin_lim(picture, log_mel),
-                                log_mel.rate)
+                                log_mel.sample_rate)

@@ -32,10 +32,10 @@ from mdw_jax.pipeline.preset_run import Preset, open_preset
 from mdw_jax.pipeline.run_folder import environment, run_folder
 from mdw_jax.reporting.stats import summary
 from mdw_jax.runtime import preemption
-from mdw_jax.runtime.processes import agree
+from mdw_jax.runtime.processes import broadcast_from_main
 
 _FORMAT = "sweep.1"
-_COLUMNS = ("noise.protocol", "noise.rate", "true_rate", "distill.pairs", "set", "student", "protocol", "lr_scale",
+_COLUMNS = ("noise.protocol", "noise.rate", "true_rate", "distill.pairs", "set", "student", "select_on", "lr_scale",
             "steps", "val_r_mean", *METRICS, "bytes", "seconds", "commit", "run.seed")
 
 
@@ -78,7 +78,7 @@ def grid(config: ConfigDict, axes: Mapping[str, Sequence]) -> list[Cell]:
 def _key(resolved: ConfigDict, preset: str) -> str:
     sections = {name: section for name, section in resolved.to_dict().items() if name != "watch"}
     # `tuned` has had its effect on the other sections, and what it says of other presets is none of this cell's.
-    sections["run"] = {name: value for name, value in sections["run"].items() if name not in ("dir", "tuned")}
+    sections["run"] = {name: value for name, value in sections["run"].items() if name not in ("dir", "preset_overrides")}
     return digest(_FORMAT, preset, sections)
 
 
@@ -98,8 +98,8 @@ def sweep(config: ConfigDict, axes: Mapping[str, Sequence], part: tuple[int, int
     prepared_for = _keep_last()
     failed = 0
     for cell in mine:
-        preemption.check()
-        record, before = agree(lambda cell=cell: _finished(cell)), "done before"
+        preemption.raise_if_interrupted()
+        record, before = broadcast_from_main(lambda cell=cell: _finished(cell)), "done before"
         if record is None:
             try:
                 record = _work(cell, prepared_for, made_with)

@@ -31,7 +31,7 @@ def griffin_lim(picture, log_mel: LogMel, steps: int = STEPS) -> np.ndarray:
         raise UserError(f"a picture of shape {picture.shape} is no log-mel of shape {log_mel.shape}.")
     librosa = _librosa()
     power = np.where(picture[..., 0] > 0, 10 ** (decibels(picture[..., 0]) / 10), 0)  # `FLOOR` and below is silence
-    magnitude = librosa.feature.inverse.mel_to_stft(power, sr=log_mel.rate, n_fft=log_mel.window, power=2.0)
+    magnitude = librosa.feature.inverse.mel_to_stft(power, sr=log_mel.sample_rate, n_fft=log_mel.window, power=2.0)
     wave = librosa.griffinlim(magnitude, n_iter=steps, hop_length=log_mel.hop, n_fft=log_mel.window,
                               length=log_mel.frames * log_mel.hop - 1, random_state=0)
     wave = np.pad(wave, (0, log_mel.samples - len(wave)))
@@ -57,7 +57,7 @@ def export(folder, index: int, path, caption: str = "") -> None:
         raise UserError(f"the distilled set in '{folder}' has pairs 0 to {len(distilled.images) - 1}, no pair {index}.")
     log_mel, path = LogMel(**card["log_mel"]), Path(path)
     image_grid(distilled.images[index:index + 1], [caption], path.with_name(path.name + ".png"), spectrogram=True)
-    write_wav(path.with_name(path.name + ".wav"), griffin_lim(distilled.images[index], log_mel), log_mel.rate)
+    write_wav(path.with_name(path.name + ".wav"), griffin_lim(distilled.images[index], log_mel), log_mel.sample_rate)
 
 
 def can_sound() -> bool:

@@ -16,7 +16,7 @@ from mdw_jax.reporting import figures
 from mdw_jax.reporting.stats import half_interval
 from mdw_jax.reporting.text import markdown_table
 
-_NEEDED = ("preset", "set", "student", "protocol")
+_NEEDED = ("preset", "set", "student", "select_on")
 _CEILINGS = tuple(name for name in PRESETS if name not in DISTILLED)  # not what distilled sets compete with
 _OPTIMISTIC = "(optimistic)"
 
@@ -30,7 +30,7 @@ def table_command(files: Sequence[str], rows: Sequence[str], columns: Sequence[s
         try:
             draw(data, rows, columns, metric, drawn)
         except OSError as error:
-            raise UserError(f"cannot write '{drawn}' ({error.strerror}); choose another --picture.") from None
+            raise UserError(f"cannot write '{drawn}' ({error.strerror}); choose another --plot.") from None
         print(f"picture: {drawn}")
     if out is None:
         print(text, end="")
@@ -86,7 +86,7 @@ def _read(path: Path) -> list[dict]:
 
 def _is_setting(name: str) -> bool:
     """A choice that must not vary inside a cell; seeds may, since repeating is what they are for."""
-    return name in ("preset", "protocol") or ("." in name and not _is_seed(name))
+    return name in ("preset", "select_on") or ("." in name and not _is_seed(name))
 
 
 def _is_seed(name: str) -> bool:
@@ -232,7 +232,7 @@ def _numbers(rows: list[dict], metric: str) -> list[float]:
 
 
 def _optimistic(group: list[dict]) -> bool:
-    return group[0]["protocol"] == "peer"  # as is every row of a cell
+    return group[0]["select_on"] == "test"  # as is every row of a cell
 
 
 def _ceiling(group: list[dict]) -> bool:
@@ -261,7 +261,7 @@ def _line_below(cells: dict, rows, columns, metric: str, interval: bool) -> str:
     """What the numbers are over: sets and students (and where they differ), protocol, seeds, commits."""
     data = [row for group in cells.values() for row in group]
     said = [f"{name} {', '.join(dict.fromkeys(row.get(name) or 'unknown' for row in data))}"
-            for name in ("protocol", *filter(_is_seed, data[0]), "commit")]
+            for name in ("select_on", *filter(_is_seed, data[0]), "commit")]
     if any(map(_optimistic, cells.values())):
         said[0] += f" {_OPTIMISTIC[:-1]}: peer is the best of the test evaluations)"
     spread = ("half the 95 % t-interval over sets (none where there is one set)" if interval else

@@ -47,7 +47,7 @@ def diff_command(a: str, b: str) -> None:
             print(f"\n'{folder}' has no scores of this config: {state(folder)}.")
     if all(scores):
         print("\n" + aligned(score_differences(*scores)))
-        protocols = [", ".join(dict.fromkeys(row["protocol"] for row in rows)) for rows in scores]
+        protocols = [", ".join(dict.fromkeys(row["select_on"] for row in rows)) for rows in scores]
         if protocols[0] != protocols[1]:
             print(f"\nA was scored under the protocol {protocols[0]}, B under {protocols[1]}: r_mean does not compare.")
 
@@ -180,7 +180,7 @@ def _scores(folder: Path) -> list[dict]:
     try:
         with open(folder / "scores.csv", newline="", encoding="utf-8") as file:
             rows = [{**row, "r_mean": float(row["r_mean"])} for row in csv.DictReader(file)]
-        if not rows or any(row[name] is None for row in rows for name in ("preset", "set", "protocol")):
+        if not rows or any(row[name] is None for row in rows for name in ("preset", "set", "select_on")):
             raise ValueError("cells are missing")
         return rows
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
@@ -200,7 +200,7 @@ def _headline(rows: list[dict]) -> str:
     if not found:
         return "-"
     name = "mdw" if "mdw" in found else max(found, key=lambda name: np.mean(found[name]))
-    optimistic = " (optimistic)" if any(row["protocol"] == "peer" for row in rows if row["preset"] == name) else ""
+    optimistic = " (optimistic)" if any(row["select_on"] == "test" for row in rows if row["preset"] == name) else ""
     return f"{_mean(found[name])} {name}{optimistic}"
 
 

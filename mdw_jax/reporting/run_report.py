@@ -41,7 +41,7 @@ def table(run: Run) -> list[dict]:
     result = []
     for part in run.parts:
         own, stats = run.of(part), summary(run.scores[part.name])
-        optimistic = " (peer protocol: optimistic)" if own[0]["protocol"] == "peer" else ""
+        optimistic = " (peer protocol: optimistic)" if own[0]["select_on"] == "test" else ""
         entry = {"preset": part.label + optimistic, "noise": part.said["noise"]["label"]}
         if part.distils:
             entry |= {"pairs": str(part.said["pairs"]), "kB": f"{part.set[1]['byte_budget']['total'] / 1e3:.0f}"}
@@ -98,7 +98,7 @@ def write_report(runs: Sequence[Run], path) -> int:
          "that it learned to go with as well, and the one it came with (by their nearest captions).",
          _each(runs, _matches)),
         ("Where updates were strongest", "Grad-CAM weights of the last refresh over the images, each on its own scale: "
-         "bright pixels were changed most (correspondence-enhanced optimisation).", _each(runs, _weights)),
+         "bright pixels were changed most (correspondence-enhanced optimization).", _each(runs, _weights)),
         ("Experts", "Validation r_mean by epoch, mean over networks; and how the division into clean and risky pairs "
          "fared against the truth, where that is known.", _charts(_expert_charts(runs))),
         ("Distillation", "The matching loss, how far from the experts a student of the set ends in units of the way "
@@ -374,7 +374,7 @@ def _facts(run: Run) -> str:
     return html.facts({
         "folder": run.folder, "data": f"{run.about['data']}, {run.about['images']:,} images, "
         f"{run.about['captions']:,} captions, fingerprint {run.about['fingerprint'][:12]}",
-        "seed": run.config["run"]["seed"], "protocol": run.config["evaluate"]["protocol"],
+        "seed": run.config["run"]["seed"], "select_on": run.config["evaluate"]["select_on"],
         "commit": environment.get("commit"), "python": environment.get("python"),
         "devices": ", ".join(environment.get("devices", [])),
         "packages": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()

@@ -1,7 +1,7 @@
 """Stopping on a signal: end the step at hand, keep what is done, and be gone within half a minute.
 
-SIGTERM is what a scheduler sends before it takes the machine away, SIGINT is Ctrl-C. While `listening`, the first one
-only leaves a note. Long loops `check` it where their state is saved or cheap to save, and what they raise is handled in
+SIGTERM is what a scheduler sends before it takes the machine away, SIGINT is Ctrl-C. While `handle_signals`, the first one
+only leaves a note. Long loops `raise_if_interrupted` it where their state is saved or cheap to save, and what they raise is handled in
 `cli.main`. A loop that does not come by in time (an epoch of minutes, a large step on a slow device) is abandoned:
 every file is written whole or not at all, so the same command goes on from the last checkpoint. A second signal kills
 at once.
@@ -47,7 +47,7 @@ def exit_status(number: int) -> int:
 
 
 @contextlib.contextmanager
-def listening():
+def handle_signals():
     """Takes SIGTERM and SIGINT while inside, once a process and in its main thread (elsewhere it does nothing).
 
     A signal that is ignored stays so (`nohup`, jobs in the background of a script). After a signal the process has to
@@ -72,7 +72,7 @@ def listening():
             outbox.close()  # which ends the thread
 
 
-def check(*, together: bool = True) -> None:
+def raise_if_interrupted(*, together: bool = True) -> None:
     """Raises Interrupted if a signal has come; with several jax processes, if it has come to any of them.
 
     together: all processes of the run come by here in the same order, so that they stop at the same step. False where
@@ -86,7 +86,7 @@ def check(*, together: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def keeping(save):
+def save_on_interrupt(save):
     """Around a loop that checks: calls `save()` on the way out where it is interrupted."""
     try:
         yield

@@ -81,12 +81,12 @@ def is_main() -> bool:
     return not several_processes() or sys.modules["jax"].process_index() == 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here: what process 0 wrote before is there for all after it."""
-    agree(lambda: None)
+    broadcast_from_main(lambda: None)
 
 
-def all_well(error: UserError | None) -> None:
+def raise_if_any_failed(error: UserError | None) -> None:
     """Raises in all processes if any of them comes with an error: its own, or a word of another's."""
     failed = [error is not None]
     if several_processes():
@@ -99,7 +99,7 @@ def all_well(error: UserError | None) -> None:
         raise UserError(f"process {failed.index(True)} stopped, and all others with it; see what it says.")
 
 
-def agree(decide):
+def broadcast_from_main(decide):
     """What `decide()` (JSON, or None) says in process 0, in all processes.
 
     Whatever process 0 wrote before it is there for the others after it. If process 0 raises, all do.

@@ -67,7 +67,7 @@ def test_every_row_of_a_tiny_config(tmp_path, capsys):
             assert float(row["ratio"]) == pytest.approx(wanted, rel=1e-2)
     seconds, rate = (float(named[what]["ours"]) for what in (works[1], f"rate of {works[1]}"))
     longer = float(named["outer step, exact"]["ours"]) * float(named["rate of outer step, exact"]["ours"])
-    assert seconds * rate == pytest.approx(longer, rel=5e-2)  # the optimiser has next to no products
+    assert seconds * rate == pytest.approx(longer, rel=5e-2)  # the optimizer has next to no products
     assert [path.name for path in tmp_path.iterdir()] == ["bench.csv"]
     said = capsys.readouterr().out
     assert "projection mode, 8x8 px, M = 8, S = 3, b = 4, 2 trajectories, loss wbce; medians of 2" in said

@@ -235,12 +235,12 @@ def test_a_network_that_learned_mismatched_pairs_by_heart_is_told_from_one_that_
     for _ in range(4):
         v_, t_ = (np.asarray(x) for x in embed(heads))
         at = lambda rows, v_=v_, t_=t_: paid_by(v_, t_[rows])
-        gaps.append(estimate.memorised(at(seen), at(wrong), right=0.0))
+        gaps.append(estimate.memorized(at(seen), at(wrong), right=0.0))
         for _ in range(40):
             updates, state = step(heads, state)
             heads = optax.apply_updates(heads, updates)
     assert abs(gaps[0].gap) < 3 * gaps[0].error and gaps[-1].gap > 0.5 and gaps[-1].share > 0.4
-    assert estimate.first_memorised(gaps) == 1 and estimate.first_memorised(gaps[:1]) is None
+    assert estimate.first_memorized(gaps) == 1 and estimate.first_memorized(gaps[:1]) is None
 
 
 def paid_by(v, t):
@@ -251,8 +251,8 @@ def paid_by(v, t):
 
 def test_memory_that_comes_and_goes_counts_from_where_it_stays():
     made = lambda gap: estimate.Memory(gap, 1.0, 0.0)
-    assert estimate.first_memorised([made(0), made(5), made(0), made(4), made(9)]) == 3
-    assert estimate.first_memorised([made(5), made(0)]) is None
+    assert estimate.first_memorized([made(0), made(5), made(0), made(4), made(9)]) == 3
+    assert estimate.first_memorized([made(5), made(0)]) is None
 
 
 # The command
@@ -281,7 +281,7 @@ def test_the_command_certifies_every_rate_and_says_what_it_does_not(tmp_path, ca
     certify_command(tiny(tmp_path))
     said, rows = capsys.readouterr().out, rows_of(tmp_path)
     assert (tmp_path / "pictures" / "certificate.png").stat().st_size > 10_000
-    assert "does not promise" in said and "Memorisation" in said and "random" not in {row["preset"] for row in rows}
+    assert "does not promise" in said and "Memorization" in said and "random" not in {row["preset"] for row in rows}
     pick = lambda measure, **where: [row for row in rows if row["measure"] == measure
                                      and all(row[name] == value for name, value in where.items())]
     noisy = max(row["eta"] for row in rows)

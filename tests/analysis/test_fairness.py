@@ -26,7 +26,7 @@ from mdw_jax.data.synthetic.scenes import SKEWED, scenes
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.method.retrieval import METRICS, RANKS, recalls
-from mdw_jax.method.students import Lesson, Protocol, evaluate
+from mdw_jax.method.students import Protocol, StudentData, evaluate
 from mdw_jax.models import embedding
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.embedding import Inputs
@@ -215,7 +215,7 @@ def test_a_blind_encoder_shows_in_the_control(real):
 
 
 def test_the_control_compares_val_with_what_it_is(real):
-    """With val all of one group, the share that is counted for it is how often its neighbours are of it."""
+    """With val all of one group, the share that is counted for it is how often its neighbors are of it."""
     pairs, pixels, _ = real
     attribute = colour(pairs)
     chosen = np.flatnonzero(np.asarray(pairs.val.attributes["colour"]) == pairs.val.attributes["colour"][0])
@@ -326,7 +326,7 @@ def test_rows_of_recalls_leave_small_groups_out_of_gaps():
 # The students
 
 
-@pytest.mark.parametrize("kind", ["honest", "peer"])
+@pytest.mark.parametrize("kind", ["val", "test"])
 def test_an_evaluation_returns_the_students_that_it_scored(kind):
     tower = Tower("stub", lambda key: {}, lambda params, x: x, 6)
     dual = dual_encoder(tower, {}, 6, mode="projection", dim=4)
@@ -336,7 +336,7 @@ def test_an_evaluation_returns_the_students_that_it_scored(kind):
                             jnp.arange(30)) for x in latent)
     protocol = Protocol(kind, students=3, steps=60, every=5, batch=10, momentum=0.9, weight_decay=0.0,
                         lr_scales=(0.1, 1.0), lr=1.0)
-    found = evaluate(dual, Lesson(learned.images, learned.texts, {}, {}, "nce", 1.0), read, read, protocol, seed=0)
+    found = evaluate(dual, StudentData(learned.images, learned.texts, {}, {}, "nce", 1.0), read, read, protocol, seed=0)
     hits = model_hits(dual, found.params, read)
     again = [metrics.group_recalls(metrics.per_image(*one, read.image_of), np.ones((30, 1), bool))[0]
              for one in zip(*hits, strict=True)]

@@ -9,13 +9,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mdw_jax.analysis.benchmark import torch_reference as reference  # noqa: E402
-from mdw_jax.analysis.benchmark.case import make_case
+from mdw_jax.analysis.benchmark.case import make_case  # noqa: E402
 from mdw_jax.analysis.benchmark.command import difference, outer_gradient  # noqa: E402
 from mdw_jax.analysis.benchmark.torch_problem import torch_memory, torch_problem, torch_settings  # noqa: E402
 from mdw_jax.config import base  # noqa: E402
 from mdw_jax.config.presets import preset_config  # noqa: E402
 from mdw_jax.config.sections import fields  # noqa: E402
-from mdw_jax.method.expert_step import Recipe, passes, plan_epoch  # noqa: E402
+from mdw_jax.method.expert_step import Recipe, make_epoch_batches, make_expert_steps  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def both(case):
 ])
 def test_loss_and_gradients_agree(mode, gradient, p, loss, merge):
     ours, other = both(tiny(model__mode=mode, distill__gradient=gradient, distill__correspondence=p,
-                            distill__loss=loss, distill__merge=merge))
+                            distill__loss=loss, distill__loss_merge=merge))
     assert {"images", "texts", "log_steps/image", "log_steps/text"} < ours.keys()
     assert len(ours) == {"identity": 5, "full": 6, "lowrank": 8}[p]
     assert all(np.linalg.norm(x) > 0 for x in ours.values())
@@ -112,8 +112,8 @@ def test_expert_steps_agree(mode, recipe):
               generator.normal(size=(pairs, 12)).astype(np.float32))
     texts, probability = generator.normal(size=(pairs, 10)).astype(np.float32), generator.uniform(size=pairs)
     said = generator.normal(size=(2, pairs, 5)).astype(np.float32) if recipe.guidance_weight else None
-    params, run = case.model.init(jax.random.key(0)), passes(case.model, recipe, 0.0)
-    plan = plan_epoch(generator, generator.permutation(pairs), recipe.batch, probability, 1 - probability,
+    params, run = case.model.init(jax.random.key(0)), make_expert_steps(case.model, recipe, 0.0)
+    plan = make_epoch_batches(generator, generator.permutation(pairs), recipe.batch, probability, 1 - probability,
                       generator.permutation(pairs))
     carry = (params, run.optimizer.init(params), (params, jnp.float32(0)))
     (new, _, (average, _)), losses, _ = jax.jit(run.epoch)(

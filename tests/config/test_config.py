@@ -31,7 +31,7 @@ def test_every_recipe_resolves_to_its_choices(recipe):
     for name in untouched:
         if name not in ("recipe", "lr", "lr_infonce"):
             assert resolved[name] == RECIPES[recipe].get(name, untouched[name])
-    assert resolved.lr == (0.07 if recipe in ("infonce", "infonce_averaged", "debiased") else 0.3)
+    assert resolved.lr == (0.07 if recipe in ("infonce", "infonce_ema", "debiased") else 0.3)
     assert config.experts.lr == 0.3
 
 
@@ -45,7 +45,7 @@ def test_every_recipe_resolves_to_its_choices(recipe):
     ({"experts__division": "half"}, "experts.division must be one of .*'half'"),
     ({"distill__init": "zero"}, "distill.init"),
     ({"distill__optimizer": "lion"}, "distill.optimizer"),
-    ({"evaluate__protocol": "fair"}, "evaluate.protocol"),
+    ({"evaluate__protocol": "fair"}, "evaluate.select_on"),
     ({"data__name": "coco"}, "data.name"),
     ({"model__tower": "resnet"}, "model.tower"),
     ({"experts__augment": "mixup"}, "experts.augment"),

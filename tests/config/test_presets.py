@@ -56,7 +56,7 @@ LORS_RANK_ALPHA_LR = {100: (10, 3.0, 10.0), 150: (10, 3.0, 10.0), 200: (5, 1.0, 
 
 def at(pairs, preset, tuned=()):
     c = base()
-    c.model.mode, c.distill.pairs, c.run.tuned = "projection", pairs, tuned
+    c.model.mode, c.distill.pairs, c.run.preset_overrides = "projection", pairs, tuned
     return preset_config(c, preset)
 
 
@@ -66,16 +66,16 @@ def test_peers_have_the_constants_of_their_code(preset, pairs):
     d = c.distill
     assert PEERS_CONSTANTS[preset, pairs] == (
         d.inner_steps, d.batch, d.gradient, d.loss, d.correspondence, d.max_start_epoch)
-    assert (d.match_epochs, d.optimizer, d.step_image, d.init, d.ceo, d.ema) == (1, "sgd", 0.1, "random", False, 0)
-    assert d.mix == (preset == "repblend")
-    assert (c.experts.clean_loss, c.experts.division, c.experts.lr, c.experts.average) == ("infonce", "clean", 0.1, 0)
+    assert (d.match_epochs, d.optimizer, d.inner_lr_image, d.init, d.ceo, d.ema_decay) == (1, "sgd", 0.1, "random", False, 0)
+    assert d.mixup == (preset == "repblend")
+    assert (c.experts.clean_loss, c.experts.division, c.experts.lr, c.experts.ema_decay) == ("infonce", "clean", 0.1, 0)
 
 
 @pytest.mark.parametrize("pairs", LORS_RANK_ALPHA_LR)
 def test_lors_by_budget(pairs):
     d = at(pairs, "lors").distill
     assert LORS_RANK_ALPHA_LR[pairs] == (d.rank, d.alpha, d.lr_correspondence)
-    # Theirs is per normalised pixel, (x - mean) / std, std about 0.27: the same step is std squared of it in [0, 1].
+    # Theirs is per normalized pixel, (x - mean) / std, std about 0.27: the same step is std squared of it in [0, 1].
     assert d.lr_images == pytest.approx((100 if pairs < 200 else 1000) * 0.27**2, rel=0.01)
     assert d.lr_texts == (100 if pairs < 200 else 1000)
 
@@ -105,7 +105,7 @@ def test_tuned_settings_can_begin_at_a_budget():
 @pytest.mark.parametrize("entry", ["lors", "lors:distill.lr_images", "lors:distill.lr=1", "nobody:distill.lr_images=1",
                                    "lors:distill.batch=many", "mdw:distill.ceo=perhaps", "mdw:run.presets=a"])
 def test_a_tuned_setting_that_cannot_be(entry):
-    with pytest.raises(UserError, match="run.tuned holds"):
+    with pytest.raises(UserError, match="run.preset_overrides holds"):
         at(100, "lors", (entry,))
 
 

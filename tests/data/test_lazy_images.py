@@ -11,7 +11,7 @@ import pytest
 from miniature import encoded, picture
 from PIL import Image
 
-from mdw_jax.data.decoding import Encoded, checksum, decode, survey
+from mdw_jax.data.decoding import Encoded, checksum, decode, validate_images
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.pairs import Split
 from mdw_jax.errors import UserError
@@ -87,11 +87,11 @@ def test_unreadable_files_have_no_fingerprint(tmp_path):
 def test_a_survey_finds_what_is_broken_and_reads_only_what_it_must(blobs):
     blobs[1], blobs[4] = blobs[1][:200], blobs[4][:len(blobs[4]) // 2]
     with ThreadPoolExecutor(2) as pool:
-        images, failures = survey(_stored(blobs), True, pool)
+        images, failures = validate_images(_stored(blobs), True, pool)
         assert [row for row, failure in enumerate(failures) if failure] == [1, 4]
         assert images[0].sum == (len(blobs[0]), zlib.crc32(blobs[0]))
         unread = [image._replace(read=None) for image in _stored(blobs, known=True)]
-        assert survey(unread, False, pool) == (unread, [None] * 7)
+        assert validate_images(unread, False, pool) == (unread, [None] * 7)
 
 
 def test_large_jpegs_are_drafted_and_still_look_the_same():

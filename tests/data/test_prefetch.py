@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mdw_jax.data.prefetch import Meter, batches
+from mdw_jax.data.prefetch import LoaderStats, batches
 from mdw_jax.errors import UserError
 
 
@@ -33,7 +33,7 @@ def _threads():
 
 def test_the_callers_order_on_the_device_and_resuming():
     order = np.random.default_rng(0).permutation(60).reshape(10, 6)
-    meter = Meter()
+    meter = LoaderStats()
     got = list(batches(Slow(), order, meter=meter))
     assert all(isinstance(batch, jax.Array) and batch.dtype == np.uint8 for batch in got)
     np.testing.assert_array_equal(np.stack(got)[..., 0, 0, 0], order)
@@ -42,14 +42,14 @@ def test_the_callers_order_on_the_device_and_resuming():
 
 
 def test_decoding_overlaps_with_work():
-    meters = Meter(), Meter()
+    meters = LoaderStats(), LoaderStats()
     for meter, work in zip(meters, (0.05, 0.0)):
         for _ in batches(Slow(0.04), np.arange(20).reshape(10, 2), meter=meter):
             time.sleep(work)
     busy, idle = meters
     assert 0.5 < busy.elapsed < 0.8  # 10 * 0.05 and the first decode; one after the other would be 0.9
     assert busy.waiting < 0.3 and idle.waiting > 0.8
-    assert idle.waited <= idle.elapsed and Meter().waiting == Meter().pairs_per_second == 0.0
+    assert idle.waited <= idle.elapsed and LoaderStats().waiting == LoaderStats().pairs_per_second == 0.0
 
 
 def test_no_more_than_prefetch_ahead():

@@ -1,11 +1,11 @@
-"""Look-alikes swap their captions; dulled captions say less."""
+"""Look-alikes swap their captions; degrade_captions captions say less."""
 
 import numpy as np
 import pytest
 
 from mdw_jax.data.noise import draw
 from mdw_jax.data.pairs import Pairs, Split
-from mdw_jax.data.structured_noise import GENERIC, dulled, swapped
+from mdw_jax.data.structured_noise import GENERIC, degrade_captions, swap_similar
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
 
@@ -23,7 +23,7 @@ def split(n):
 
 def test_look_alikes_swap():
     data, kinds = split(400)
-    index = swapped(data, 1.0, np.random.default_rng(1))
+    index = swap_similar(data, 1.0, np.random.default_rng(1))
     assert np.array_equal(index[index], np.arange(400))  # swaps
     assert (index != np.arange(400)).all()
     assert (kinds[index] == kinds).mean() > 0.95  # within a kind, where by chance it would be 1 in 40
@@ -44,14 +44,14 @@ def test_the_protocol_moves_the_share_asked(rate):
 
 def test_images_without_captions_do_no_harm():
     data = Split(np.zeros((4, 1, 1, 3), np.uint8), ("?", "a"), np.array([0, 2]), np.arange(2))
-    index = swapped(data, 1.0, np.random.default_rng(0))
+    index = swap_similar(data, 1.0, np.random.default_rng(0))
     assert sorted(index) == [0, 1, 2, 3] and (index != np.arange(4)).all()
 
 
 @pytest.mark.parametrize("kind", ["generic", "truncated"])
 def test_dulled_captions(kind):
     pairs = scenes(train=50, val=5, test=5, size=16)
-    changed = dulled(pairs, kind, 0.4, seed=0)
+    changed = degrade_captions(pairs, kind, 0.4, seed=0)
     now, was = changed.train.captions, pairs.train.captions
     differ = [k for k in range(len(was)) if now[k] != was[k]]
     assert len(differ) == 100  # of 250
@@ -61,11 +61,11 @@ def test_dulled_captions(kind):
         assert all(was[k].startswith(now[k]) and 1 <= len(now[k].split()) <= len(was[k].split()) / 2 for k in differ)
     assert changed.fingerprint != pairs.fingerprint and changed.test.fingerprint == pairs.test.fingerprint
     assert np.array_equal(changed.train.image_of, pairs.train.image_of)
-    assert dulled(pairs, kind, 0.4, seed=0).fingerprint == changed.fingerprint
+    assert degrade_captions(pairs, kind, 0.4, seed=0).fingerprint == changed.fingerprint
 
 
 @pytest.mark.parametrize(("kind", "rate", "message"), [("rude", 0.4, "choose one of generic, truncated"),
                                                        ("generic", 1.4, r"captions_rate must lie in \[0, 1\]")])
 def test_dulled_refuses(kind, rate, message):
     with pytest.raises(UserError, match=message):
-        dulled(scenes(train=3, val=1, test=1, size=16), kind, rate, seed=0)
+        degrade_captions(scenes(train=3, val=1, test=1, size=16), kind, rate, seed=0)

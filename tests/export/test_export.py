@@ -46,8 +46,8 @@ NEAR = Near([[f'a "dog", {row}\nand naïve | snow', "../../etc/passwd"] for row 
 P = np.diag(normal(M)) + ALPHA / RANK * normal(M, RANK) @ (2 * normal(M, RANK)).T
 
 
-def export(folder, distilled=None, formats=FORMATS, licence="cc-by-4.0", **others):
-    export_set(folder, distilled or make_set(), NEAR, CARD, formats=formats, licence=licence, **others)
+def export(folder, distilled=None, formats=FORMATS, license="cc-by-4.0", **others):
+    export_set(folder, distilled or make_set(), NEAR, CARD, formats=formats, license=license, **others)
     return folder
 
 
@@ -73,7 +73,7 @@ def test_safetensors_holds_every_number_and_the_card_what_else_was_done(exported
     for name in made.correspondence:
         np.testing.assert_array_equal(loaded.correspondence[name], made.correspondence[name])
     assert loaded.step_sizes == made.step_sizes == card["step_sizes"]
-    assert (card["alpha"], card["loss"], card["licence"], card["preset"]) == (ALPHA, "wbce", "cc-by-4.0", "mdw")
+    assert (card["alpha"], card["loss"], card["license"], card["preset"]) == (ALPHA, "wbce", "cc-by-4.0", "mdw")
     assert card["formats"] == list(FORMATS)
 
 
@@ -192,12 +192,12 @@ def front_matter(folder):
     return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
 
 
-@pytest.mark.parametrize("licence, expected", [
+@pytest.mark.parametrize("license, expected", [
     ("cc-by-4.0", {"license": "cc-by-4.0"}), ("unknown", {"license": "unknown"}), ("mit", {"license": "mit"}),
     ("Flickr's terms:\nask Jane", {"license": "other", "license_name": "Flickr's terms: ask Jane"}),
 ])
-def test_the_licence_is_the_one_given(tmp_path, licence, expected):
-    export(tmp_path, formats=["folder"], licence=licence)
+def test_the_license_is_the_one_given(tmp_path, license, expected):
+    export(tmp_path, formats=["folder"], license=license)
     front = front_matter(tmp_path)
     assert {key: value for key, value in front.items() if key.startswith("license")} == expected
     assert front["configs"] == [{"config_name": "default", "data_dir": "images"}]
@@ -236,15 +236,15 @@ def test_the_same_set_is_the_same_files_and_nothing_old_is_left(tmp_path, export
 
 
 @pytest.mark.parametrize("changes, match", [
-    ({"licence": " "}, "export.licence is not given; .* cc-by-4.0 .*unknown.*: the dataset card tells"),
+    ({"license": " "}, "export.license is not given; .* cc-by-4.0 .*unknown.*: the dataset card tells"),
     ({"formats": ()}, "export.formats is empty"), ({"formats": ("pickle",)}, "holds 'pickle'; set it to some of"),
     ({"presets": ("full", "experts")}, "none of run.presets .* ends in a set"),
-    ({"neighbours": 0}, "export.neighbours must be at least 1"),
+    ({"neighbors": 0}, "export.neighbors must be at least 1"),
 ])
 def test_mistakes_cost_no_time(tmp_path, changes, match):
     c = base()
     c.run.dir, c.run.presets = str(tmp_path / "run"), changes.pop("presets", ("random",))
-    c.export.update({"formats": ("folder",), "licence": "mit", **changes})
+    c.export.update({"formats": ("folder",), "license": "mit", **changes})
     with pytest.raises(UserError, match=match):
         export_command(c)
     assert not (tmp_path / "run").exists()
@@ -256,8 +256,8 @@ def test_the_command_on_a_tiny_run(tmp_path, capsys):
         "run.dir": str(tmp_path), "run.presets": ("random", "full"), "data.size": 16, "data.train": 40, "data.val": 4,
         "data.test": 4, "text.dim": 64, "model.mode": "projection", "model.patches": (8,), "model.widths": (4,),
         "model.dim": 8, "distill.pairs": 8, "distill.sets": 2, "distill.batch": 4, "distill.rank": 2,
-        "noise.rate": 0.0, "export.formats": ("safetensors", "folder"), "export.licence": "unknown",
-        "export.neighbours": 2})
+        "noise.rate": 0.0, "export.formats": ("safetensors", "folder"), "export.license": "unknown",
+        "export.neighbors": 2})
     export_command(c)
     assert capsys.readouterr().out.count("export/random-") == 2
     train = scenes(40, 4, 4, size=16).train

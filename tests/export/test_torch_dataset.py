@@ -27,7 +27,7 @@ from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
 from mdw_jax.models.embedding import Inputs  # noqa: E402
 from mdw_jax.models.image.tower import Tower  # noqa: E402
 from mdw_jax.models.text.bow import bow_features  # noqa: E402
-from mdw_jax.pipeline.distill import lesson_of  # noqa: E402
+from mdw_jax.pipeline.distill import student_data  # noqa: E402
 
 M, SIZE, TEXT, DIM, TAU, STEPS, STUDENTS = 60, 16, 64, 32, 0.07, 200, 8
 CARD = {"config": {"model": {"tau": TAU}}}
@@ -35,7 +35,7 @@ CARD = {"config": {"model": {"tau": TAU}}}
 
 def export(folder, distilled):
     near = Near([["a caption"]] * len(distilled.images), np.ones((len(distilled.images), 1)))
-    export_set(folder, distilled, near, CARD, formats=["safetensors"], licence="cc0-1.0")
+    export_set(folder, distilled, near, CARD, formats=["safetensors"], license="cc0-1.0")
     return folder
 
 
@@ -193,8 +193,8 @@ def jax_scores(world):
     tower = Tower("blocks", lambda key: {}, lambda params, images: blocks(images), 48)
     model = dual_encoder(tower, {}, TEXT, mode="projection", dim=DIM, tau=TAU)
     val = Inputs(model.inputs(jnp.asarray(made.images)), jnp.asarray(texts), jnp.asarray(image_of))
-    protocol = Protocol("honest", STUDENTS, STEPS, STEPS, 128, 0.0, 0.0, (1.0,), 0.1)
-    return evaluate(model, lesson_of(model, made), val, None, protocol, seed=0).val[:, -1]
+    protocol = Protocol("val", STUDENTS, STEPS, STEPS, 128, 0.0, 0.0, (1.0,), 0.1)
+    return evaluate(model, student_data(model, made), val, None, protocol, seed=0).val[:, -1]
 
 
 def by_data_set(folder, image_branch, text_branch):

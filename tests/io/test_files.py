@@ -42,7 +42,7 @@ def holder(tmp_path):
 def test_the_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
     first = holder("alone")
     for shared in (False, True):
-        with pytest.raises(UserError, match=rf"in use by process {first.pid} on .*--part"):
+        with pytest.raises(UserError, match=rf"in use by process {first.pid} on .*--shard"):
             with run_folder_held(tmp_path / "run", shared):
                 pass
     (tmp_path / "run" / "deep").mkdir()

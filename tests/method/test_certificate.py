@@ -18,10 +18,10 @@ import pytest
 from mdw_jax.errors import UserError
 from mdw_jax.method import certificate, losses
 from mdw_jax.method.certificate import (
-    breaking_point,
     chance_gap,
     excess_risk_bound,
     loss_range,
+    max_informative_rate,
     memory_cost,
     sum_bounds,
     tracks_bound,
@@ -150,7 +150,7 @@ def test_the_chance_gap_is_equal_logits_against_one_sure_and_right_candidate(nam
 @pytest.mark.parametrize("form", certificate.FORMS)
 @pytest.mark.parametrize("name, q", CASES)
 def test_the_bound_crosses_the_chance_gap_at_the_breaking_point(name, q, form):
-    point, gap = breaking_point(name, 20, q, form=form), chance_gap(name, 20, q)
+    point, gap = max_informative_rate(name, 20, q, form=form), chance_gap(name, 20, q)
     assert excess_risk_bound(name, 20, point - 1e-6, q, form=form) < gap
     assert excess_risk_bound(name, 20, min(point + 1e-6, 1.0), q, form=form) > gap
     if (name, q) in SYMMETRIC:
@@ -175,7 +175,7 @@ def test_memory_costs_what_it_hides():
 
 def test_tolerant_losses_break_later():
     order = [("infonce", None), ("ccl_tan", None), ("gce", 0.3), ("gce", 0.7), ("mae", None)]
-    points = [breaking_point(name, 128, q) for name, q in order]
+    points = [max_informative_rate(name, 128, q) for name, q in order]
     assert points == sorted(points) and points[0] < 0.2 and points[3] > 0.95
 
 
@@ -401,7 +401,7 @@ def test_default_exponents_are_those_of_the_losses():
     (lambda: sum_bounds("infonce", 8, tau=0.0), "temperature"),
     (lambda: excess_risk_bound("gce", 8, 1.2), "between 0 and 1"),
     (lambda: excess_risk_bound("gce", 8, 0.2, form="half"), "open or closed"),
-    (lambda: breaking_point("gce", 8, form="half"), "open or closed"),
+    (lambda: max_informative_rate("gce", 8, form="half"), "open or closed"),
     (lambda: debiased(1.0, 2.0, 1.0), "below 1"),
 ])
 def test_mistakes_are_explained(call, match):

@@ -14,12 +14,12 @@ from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.image.convnet import convnet
 from mdw_jax.runtime.pytree import stack
 
-METHOD = Method(inner_steps=2, batch=4, gradient="exact", merge="separate", loss="wbce", correspondence="lowrank",
+METHOD = Method(inner_steps=2, batch=4, gradient="exact", loss_merge="separate", loss="wbce", correspondence="lowrank",
                 rank=2, alpha=3.0, optimizer="adam", decay="none", steps=20, lr_images=0.02, lr_texts=0.05,
-                lr_correspondence=0.01, lr_steps=1.0, step_image=0.1, step_text=0.2, clip_images=False,
-                augment="none", mix=False, ema=0.8, ceo=False, ceo_every=1, ceo_top_k=1, ceo_beta=0.0)
+                lr_correspondence=0.01, lr_inner_lr=1.0, inner_lr_image=0.1, inner_lr_text=0.2, clip_images=False,
+                augment="none", mixup=False, ema_decay=0.8, ceo=False, ceo_every=1, ceo_top_k=1, ceo_beta=0.0)
 # Everything that differs from METHOD, in one: compiling is what takes the time here.
-OTHER = dataclasses.replace(METHOD, ema=0.0, correspondence="identity", clip_images=True, lr_images=2.0)
+OTHER = dataclasses.replace(METHOD, ema_decay=0.0, correspondence="identity", clip_images=True, lr_images=2.0)
 SHAPE, PAIRS, WIDTH = (8, 8, 3), 6, 10
 TOWER = convnet(SHAPE, (4,), (12,))
 BACKBONE = TOWER.init(jax.random.key(9))
@@ -102,7 +102,7 @@ def test_gradient_is_that_of_the_plain_loop_over_images(mode, gradient):
 def test_matching_loss_falls_and_step_sizes_stay_positive(mode):
     state, metrics = run(25, METHOD, mode)
     assert min(float(m["loss"]) for m in metrics[-3:]) < 0.98 * float(metrics[0]["loss"])
-    assert all(float(m[name]) > 0 for m in metrics for name in ("step_image", "step_text"))
+    assert all(float(m[name]) > 0 for m in metrics for name in ("inner_lr_image", "inner_lr_text"))
     assert int(state.step) == 25
 
 
@@ -142,7 +142,7 @@ def test_average_is_the_exponential_one(method):
     state = None
     for _ in range(3):
         state, _ = run(1, method, state=state)
-        average = jax.tree.map(lambda a, x: method.ema * a + (1 - method.ema) * np.asarray(x), average, state.learned)
+        average = jax.tree.map(lambda a, x: method.ema_decay * a + (1 - method.ema_decay) * np.asarray(x), average, state.learned)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, state.average)
 
 
@@ -190,11 +190,11 @@ def test_schedule_depends_on_the_step_alone_and_covers_all():
 
 def test_mixing_blends_images_and_texts_alike_and_leaves_the_targets():
     """RepBlend, by hand: one inner step on blended rows."""
-    model, method = MODELS["projection"], dataclasses.replace(METHOD, mix=True, inner_steps=1, batch=PAIRS)
+    model, method = MODELS["projection"], dataclasses.replace(METHOD, mixup=True, inner_steps=1, batch=PAIRS)
     begin, target = ends(model)
     learned, batches, key = start().learned, jnp.stack([jnp.arange(PAIRS)[None]] * 2), jax.random.key(8)
     loss, inner = objective(model, method, learned, begin, target, batches, key)
-    plain, _ = objective(model, dataclasses.replace(method, mix=False), learned, begin, target, batches, key)
+    plain, _ = objective(model, dataclasses.replace(method, mixup=False), learned, begin, target, batches, key)
     assert abs(float(loss - plain)) > 1e-6
     found = []
     for r, k in enumerate(jax.random.split(key, 2)):

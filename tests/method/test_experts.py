@@ -13,9 +13,9 @@ from mdw_jax.data import streaming
 from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.method import experts
-from mdw_jax.method.expert_step import Recipe, plan_epoch, tracks
+from mdw_jax.method.expert_step import Recipe, make_epoch_batches, tracks
 from mdw_jax.method.experts import top_captions, train_experts
-from mdw_jax.method.losses import agreement
+from mdw_jax.method.losses import soft_cross_entropy
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.embedding import Inputs
 from mdw_jax.models.image.convnet import convnet
@@ -66,14 +66,14 @@ def train(name, rate=0.4, keep=1, seed=0, data=None, **changes):
 
 @pytest.fixture
 def plans(monkeypatch):
-    """Every call of plan_epoch: (clean, tolerant, captions), in the order of epochs and networks."""
+    """Every call of make_epoch_batches: (clean, tolerant, captions), in the order of epochs and networks."""
     seen = []
 
     def note(generator, image_of, batch, clean, tolerant, captions):
         seen.append((clean, tolerant, captions))
-        return plan_epoch(generator, image_of, batch, clean, tolerant, captions)
+        return make_epoch_batches(generator, image_of, batch, clean, tolerant, captions)
 
-    monkeypatch.setattr(experts, "plan_epoch", note)
+    monkeypatch.setattr(experts, "make_epoch_batches", note)
     return seen
 
 
@@ -138,24 +138,24 @@ def test_each_network_trains_on_the_others_division(monkeypatch, plans, dual):
 
 
 def test_teachers_are_the_peer_and_then_the_others_never_oneself():
-    assert experts.teachers_of(0, 2, 3) == [1] and experts.teachers_of(3, 6, 1) == [2]
-    assert experts.teachers_of(2, 6, 3) == [3, 4, 5] and experts.teachers_of(5, 6, 3) == [4, 0, 1]
+    assert experts.teacher_indices(0, 2, 3) == [1] and experts.teacher_indices(3, 6, 1) == [2]
+    assert experts.teacher_indices(2, 6, 3) == [3, 4, 5] and experts.teacher_indices(5, 6, 3) == [4, 0, 1]
     v = [np.eye(3)[:2], np.ones((2, 3))]
-    both = experts.together([jnp.asarray(x) for x in v])
+    both = experts.ensemble_embeddings([jnp.asarray(x) for x in v])
     np.testing.assert_allclose(both @ both.T, (v[0] @ v[0].T + v[1] @ v[1].T) / 2, rtol=1e-6)
 
 
 def test_guidance_is_smallest_where_student_and_teacher_agree():
     said = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)) * 3)
-    gradient = jax.grad(agreement)(said, said)
+    gradient = jax.grad(soft_cross_entropy)(said, said)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
-    assert agreement(said, said) < agreement(said + jnp.eye(5), said)
+    assert soft_cross_entropy(said, said) < soft_cross_entropy(said + jnp.eye(5), said)
 
 
 def test_averages_follow_the_weights_by_hand():
     data = planted(0.0)
-    last = train("tolerant", data=data, epochs=1, average=0.0, batch=320).snapshots[0]
-    averaged = train("tolerant", data=data, epochs=1, average=0.5, batch=320).snapshots[0]
+    last = train("tolerant", data=data, epochs=1, ema_decay=0.0, batch=320).snapshots[0]
+    averaged = train("tolerant", data=data, epochs=1, ema_decay=0.5, batch=320).snapshots[0]
     # One step of 320 pairs; the decay of the first step is 1/10.
     jax.tree.map(lambda s, w, a: np.testing.assert_allclose(a, 0.1 * s + 0.9 * w, atol=1e-6),
                  last[0], last[1], averaged[1])
@@ -163,7 +163,7 @@ def test_averages_follow_the_weights_by_hand():
 
 def test_scouts_teach_the_experts_from_their_first_step(plans):
     data = planted(0.4)
-    trained = train("dtcl", data=data, epochs=2, keep=2, scouts=1, scout_epochs=3)
+    trained = train("dtcl", data=data, epochs=2, keep=2, teacher_count=1, teacher_epochs=3)
     assert [row["generation"] for row in trained.log] == ["scouts"] * 6 + ["experts"] * 4
     assert [len(s) for s in trained.snapshots] == [3, 3]
     experts_plans = plans[6:]
@@ -211,13 +211,13 @@ def test_tracks_by_hand():
 
 def test_a_plan_uses_each_row_at_most_once_and_keeps_it_together():
     values = np.arange(23)
-    plan = plan_epoch(np.random.default_rng(0), values + 100, 5, values * 2.0, values * 3.0, values)
+    plan = make_epoch_batches(np.random.default_rng(0), values + 100, 5, values * 2.0, values * 3.0, values)
     rows = np.asarray(plan.captions)
     assert rows.shape == (4, 5) and len(set(rows.ravel())) == 20
     np.testing.assert_array_equal(plan.images, rows + 100)
     np.testing.assert_array_equal(plan.clean, rows * 2)
     np.testing.assert_array_equal(plan.tolerant, rows * 3)
-    assert plan_epoch(np.random.default_rng(0), values, 50, values, values, values).images.shape == (1, 23)
+    assert make_epoch_batches(np.random.default_rng(0), values, 50, values, values, values).images.shape == (1, 23)
 
 
 def test_top_captions_by_sorting():
@@ -241,7 +241,7 @@ def test_full_mode_on_pixels():
 
 
 def test_streamed_pictures_train_the_same_experts(monkeypatch):
-    monkeypatch.setattr(streaming, "SLAB", 2)  # several slabs an epoch, the last one short
+    monkeypatch.setattr(streaming, "STEPS_PER_TRANSFER", 2)  # several slabs an epoch, the last one short
     pairs, val, mismatched = planted(0.4)
     pixels = np.random.default_rng(3).integers(0, 256, (TRAIN, 8, 8, 3), dtype=np.uint8)
 

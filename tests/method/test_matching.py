@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
-from mdw_jax.method.matching import matching_loss, mean_of_each, minibatches, unroll
+from mdw_jax.method.matching import matching_loss, minibatches, scan_mean, unroll
 
 
 def quadratic(params, batch):
@@ -39,7 +39,7 @@ def test_exact_and_detached_step_size_gradients_have_their_closed_forms():
 
 
 @pytest.mark.parametrize("gradient", ["exact", "detached"])
-def test_rematerialisation_changes_nothing(gradient):
+def test_rematerialization_changes_nothing(gradient):
     np.testing.assert_allclose(step_gradient(gradient), step_gradient(gradient, remat=False), rtol=1e-6)
 
 
@@ -74,14 +74,14 @@ def after_unrolls(gradient, shared, starts, batches, mean, remat=True):
         final, inner = unroll(network_loss(shared), start, batches, steps, gradient=gradient, remat=remat)
         return sum(jnp.sum(w**2) for w in jax.tree.leaves(final)), inner
 
-    if mean == "mean_of_each":
-        return mean_of_each(lambda each: one(*each), (starts, batches))
+    if mean == "scan_mean":
+        return scan_mean(lambda each: one(*each), (starts, batches))
     losses, inner = jax.vmap(one)(starts, batches)
     return losses.mean(), inner.mean(0)
 
 
 @pytest.mark.parametrize("gradient", ["exact", "detached"])
-@pytest.mark.parametrize("mean", ["mean_of_each", "vmap"])
+@pytest.mark.parametrize("mean", ["scan_mean", "vmap"])
 def test_gradients_are_the_same_however_they_are_accumulated(gradient, mean):
     shared, starts, batches = network(jax.random.key(0), 3)
     shared["a"] = jnp.float32(0.02)
@@ -110,12 +110,12 @@ def test_inner_losses_may_close_over_anything():
         return sum(jnp.sum(w**2) for w in jax.tree.leaves(final)) + inner.sum()
 
     def by_each(learned, gradient):
-        return mean_of_each(lambda order: (loss(learned, order, gradient), 0.0), table)[0]
+        return scan_mean(lambda order: (loss(learned, order, gradient), 0.0), table)[0]
 
     for gradient in ("exact", "detached"):
         plain = sum(jax.grad(loss)(learned, order, gradient) for order in table) / 2
-        side_by_side = jax.grad(lambda x: jax.vmap(lambda order: loss(x, order, gradient))(table).mean())
-        for found in (jax.jit(side_by_side)(learned), jax.jit(jax.grad(lambda x: by_each(x, gradient)))(learned)):
+        use_vmap = jax.grad(lambda x: jax.vmap(lambda order: loss(x, order, gradient))(table).mean())
+        for found in (jax.jit(use_vmap)(learned), jax.jit(jax.grad(lambda x: by_each(x, gradient)))(learned)):
             np.testing.assert_allclose(found, plain, rtol=1e-5)
     array = jnp.arange(3.0) + 1
     kept = weakref.ref(array)
@@ -130,7 +130,7 @@ def memory_of(gradient, trajectories: int, steps: int) -> float:
     shared, starts, batches = network(jax.random.key(0), trajectories)
     shared["a"] = jnp.float32(0.02)
     step = jax.jit(jax.grad(lambda s, starts: after_unrolls(gradient, s, starts, batches[:, :steps],
-                                                            "mean_of_each")[0]))
+                                                            "scan_mean")[0]))
     return step.lower(shared, starts).compile().memory_analysis().temp_size_in_bytes / (4 * WIDTH**2)
 
 

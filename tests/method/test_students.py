@@ -5,7 +5,7 @@ import pytest
 
 from mdw_jax.method import students as module
 from mdw_jax.method.retrieval import METRICS
-from mdw_jax.method.students import Lesson, Protocol, evaluate
+from mdw_jax.method.students import Protocol, StudentData, evaluate
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.embedding import Inputs
 from mdw_jax.models.image.tower import Tower
@@ -28,11 +28,11 @@ def planted():
 
 
 TRAIN, VAL, TEST = planted()
-LESSON = Lesson(TRAIN.images, TRAIN.texts, {}, {}, "nce", 1.0)
+LESSON = StudentData(TRAIN.images, TRAIN.texts, {}, {}, "nce", 1.0)
 
 
-def protocol(kind="honest", **changes):
-    return Protocol(**{"protocol": kind, "students": 2, "steps": 60, "every": 20, "batch": 30, "momentum": 0.9,
+def protocol(kind="val", **changes):
+    return Protocol(**{"select_on": kind, "students": 2, "steps": 60, "every": 20, "batch": 30, "momentum": 0.9,
                        "weight_decay": 1e-4, "lr_scales": (1e-6, 0.3, 1.0), "lr": 0.1, **changes})
 
 
@@ -52,7 +52,7 @@ def reads(monkeypatch):
 
 def test_honest_students_learn_and_test_is_read_once_at_the_end(reads):
     outcome = evaluate(MODEL, LESSON, VAL, TEST, protocol(), seed=1)
-    assert outcome.scores.shape == outcome.val.shape == (2, 7) and outcome.protocol == "honest"
+    assert outcome.scores.shape == outcome.val.shape == (2, 7) and outcome.select_on == "val"
     assert outcome.scores[:, -1].min() > 4 * CHANCE
     # 3 scales, 3 stops, 2 students on val; then each student once on test.
     assert [split for split, _ in reads] == ["val"] * 18 + ["test"] * 2
@@ -72,8 +72,8 @@ def test_without_test_nothing_of_it_is_read(reads):
 
 
 def test_the_peers_protocol_is_optimistic_and_says_so(reads):
-    outcome = evaluate(MODEL, LESSON, VAL, TEST, protocol("peer", lr_scales=(0.3,)), seed=1)
-    assert outcome.protocol == "peer" and outcome.lr_scale == 1.0
+    outcome = evaluate(MODEL, LESSON, VAL, TEST, protocol("test", lr_scales=(0.3,)), seed=1)
+    assert outcome.select_on == "test" and outcome.lr_scale == 1.0
     on_test = np.stack([found for split, found in reads if split == "test"]).reshape(3, 2, 7)
     on_val = np.stack([found for split, found in reads if split == "val"]).reshape(3, 2, 7)
     best = on_test[..., -1].argmax(0)

@@ -6,7 +6,7 @@ import pytest
 from mdw_jax.errors import UserError
 from mdw_jax.models.dual_encoder import dual_encoder, unit
 from mdw_jax.models.image.convnet import convnet
-from mdw_jax.models.jit import JitWith
+from mdw_jax.models.jit import jit_with_frozen
 
 SHAPE = (16, 16, 3)
 IMAGES = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype(np.float32)
@@ -53,7 +53,7 @@ def test_unit_has_a_finite_gradient_at_zero():
 
 def test_what_is_frozen_is_an_argument_of_the_program_and_no_constant_in_it():
     model = build("projection")
-    features = JitWith(model, lambda model, images: model.inputs(images))
+    features = jit_with_frozen(model, lambda model, images: model.inputs(images))
     np.testing.assert_allclose(features(IMAGES), model.inputs(IMAGES), atol=1e-5)
     as_constants = jax.jit(model.inputs).lower(IMAGES).as_text()
     weights = sum(x.size for x in jax.tree.leaves(model.frozen))

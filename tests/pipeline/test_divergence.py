@@ -15,7 +15,7 @@ from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.method import distill
-from mdw_jax.method.distill import make_outer_step, objective, watched
+from mdw_jax.method.distill import finite_checks, make_outer_step, objective
 from mdw_jax.pipeline import distill as stage
 from mdw_jax.pipeline.distill import set_folder
 from mdw_jax.pipeline.prepared import prepare
@@ -40,7 +40,7 @@ def nan_at(tree, *path):
     return {**tree, path[0]: nan_at(tree[path[0]], *path[1:])}
 
 
-def went_first(method=METHOD, learned=lambda tree: tree, starts=lambda tree: tree, targets=lambda tree: tree,
+def first_nonfinite(method=METHOD, learned=lambda tree: tree, starts=lambda tree: tree, targets=lambda tree: tree,
                step=None):
     """What one outer step says went first (None: nothing); where something did, it must have changed nothing."""
     begin, target = ends(MODELS["projection"])
@@ -49,28 +49,28 @@ def went_first(method=METHOD, learned=lambda tree: tree, starts=lambda tree: tre
     before = jax.tree.map(np.array, state)
     step = step or make_outer_step(MODELS["projection"], method)
     after, measured = step(state, starts(begin), targets(target), ONES, jax.random.key(4))
-    place = int(measured["went_first"])
+    place = int(measured["first_nonfinite"])
     if place < 0:
         assert int(after.step) == 1
         return None
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, after))
-    return watched(after.learned, method.inner_steps)[place]
+    return finite_checks(after.learned, method.inner_steps)[place]
 
 
 def test_what_went_first_is_named_and_changes_nothing():
     step = make_outer_step(MODELS["projection"], METHOD)
-    assert went_first(step=step) is None
+    assert first_nonfinite(step=step) is None
     for path in (("texts",), ("images",), ("correspondence", "left"), ("log_steps", "text")):
         name = ".".join(path)
-        assert went_first(step=step, learned=lambda tree, path=path: nan_at(tree, *path)) == f"{name}, before the step"
-    assert went_first(step=step, starts=lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)
+        assert first_nonfinite(step=step, learned=lambda tree, path=path: nan_at(tree, *path)) == f"{name}, before the step"
+    assert first_nonfinite(step=step, starts=lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)
                       ) == "a student's loss at inner step 0"
-    assert went_first(step=step, targets=lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)) == "the matching loss"
+    assert first_nonfinite(step=step, targets=lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)) == "the matching loss"
 
 
 def test_a_gradient_and_an_update_that_are_not_finite_are_named(monkeypatch):
-    absurd = dataclasses.replace(METHOD, lr_steps=1e39)  # infinite in float32
-    assert went_first(absurd) == "log_steps.image, after the step"
+    absurd = dataclasses.replace(METHOD, lr_inner_lr=1e39)  # infinite in float32
+    assert first_nonfinite(absurd) == "log_steps.image, after the step"
 
     def spoiled(model, method, learned, *rest):
         loss, inner = objective(model, method, learned, *rest)
@@ -78,7 +78,7 @@ def test_a_gradient_and_an_update_that_are_not_finite_are_named(monkeypatch):
         return loss + jnp.sqrt(texts - jax.lax.stop_gradient(texts)).sum(), inner  # 0, with an infinite slope
 
     monkeypatch.setattr(distill, "objective", spoiled)
-    assert went_first() == "the gradient of texts"
+    assert first_nonfinite() == "the gradient of texts"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.method.retrieval import scores
-from mdw_jax.method.students import Lesson, Protocol, evaluate
+from mdw_jax.method.students import Protocol, StudentData, evaluate
 from mdw_jax.models.embedding import to_float
 from mdw_jax.models.image.pretrained import pretrained
 from mdw_jax.pipeline.prepared import prepare, student_model
@@ -75,8 +75,8 @@ def test_a_tower_in_full_mode_sees_pixels_and_learns(folder, prepared, tower, wi
     assert model.embed_image(params["image"], to_float(val.images)).shape == (20, width)
     # A distilled set is pixels and text features: any model can be taught from it.
     images = model.inputs(to_float(prepared.train_images[:12]))
-    lesson = Lesson(images, jnp.asarray(prepared.texts.train[:12]), {}, {"image": 0.05, "text": 0.05}, "nce", 1.0)
-    outcome = evaluate(model, lesson, val, test, Protocol("honest", 1, 2, 2, 12, 0.9, 5e-4, (1.0,), 0.1), seed=0)
+    lesson = StudentData(images, jnp.asarray(prepared.texts.train[:12]), {}, {"image": 0.05, "text": 0.05}, "nce", 1.0)
+    outcome = evaluate(model, lesson, val, test, Protocol("val", 1, 2, 2, 12, 0.9, 5e-4, (1.0,), 0.1), seed=0)
     assert np.isfinite(outcome.scores).all() and outcome.scores.shape == (1, 7)
 
 

@@ -7,7 +7,7 @@ import pytest
 from mdw_jax.errors import UserError
 from mdw_jax.reporting.result_table import read_rows, table, table_command
 
-FIXED = {"noise.protocol": "image", "protocol": "honest", "lr_scale": "0.3", "commit": "abc", "run.seed": "0"}
+FIXED = {"noise.protocol": "image", "select_on": "val", "lr_scale": "0.3", "commit": "abc", "run.seed": "0"}
 
 
 def rows(preset, rate, sets, **more):
@@ -43,7 +43,7 @@ def test_means_and_deviations_over_students_and_sets(write):
         "| full | - | 51.00 +- 1.41 |",
         "",
         "r_mean: mean +- standard deviation over sets x students; each 2 sets x 2 students, except 2 networks "
-        "(preset = full); protocol honest; run.seed 0; commit abc.",
+        "(preset = full); select_on val; run.seed 0; commit abc.",
     ]
 
 
@@ -58,7 +58,7 @@ def test_sets_of_several_seeds_are_several_sets(write):
     data = rows("mdw", "0.4", [[1, 1]]) + rows("mdw", "0.4", [[3, 3]], run__seed="1")
     text = table(read_rows([write(data)]), interval=True)
     assert f"2.00 +- {12.706205 * 2**0.5 / 2**0.5:.2f}" in text
-    assert "each 2 sets x 2 students; protocol honest; run.seed 0, 1;" in text
+    assert "each 2 sets x 2 students; select_on val; run.seed 0, 1;" in text
 
 
 def test_columns_that_vary_inside_a_cell_are_an_error(write):
@@ -75,10 +75,10 @@ def test_columns_that_vary_inside_a_cell_are_an_error(write):
 
 
 def test_the_peer_protocol_is_labelled_and_beats_no_honest_row(write):
-    data = rows("mdw", "0.4", [[20, 22]], protocol="peer") + rows("random", "0.4", [[10, 10]])
+    data = rows("mdw", "0.4", [[20, 22]], protocol="test") + rows("random", "0.4", [[10, 10]])
     text = table(read_rows([write(data)]))
     assert "| mdw | 21.00 +- 1.41 (optimistic) |" in text and "| random | **10.00 +- 0.00** |" in text
-    assert "protocol peer, honest (optimistic: peer is the best of the test evaluations);" in text
+    assert "select_on test, val (optimistic: peer is the best of the test evaluations);" in text
     assert "| mdw | **21.00 +- 1.41 (optimistic)** |" in table(read_rows([write(data[:2])]))
     assert "optimistic" not in table(read_rows([write(GRID)]))
 
@@ -136,8 +136,8 @@ def test_mistakes_in_what_is_asked(write, options, words):
     (None, "there is no file"),
     (b"", "no column 'preset'"),
     (b"preset,set,student\nmdw,0,0\n", "no column 'protocol'"),
-    (b"preset,set,student,protocol\n", "holds no rows yet"),
-    (b"preset,set,student,protocol\nmdw,0,0,honest,1\n", "longer than its header"),
+    (b"preset,set,student,select_on\n", "holds no rows yet"),
+    (b"preset,set,student,select_on\nmdw,0,0,val,1\n", "longer than its header"),
     (b"\x89PNG\r\n\x1a\n\xff\xff", "is not a CSV"),
     (b'preset,"set\n', "is not a CSV"),
 ])

@@ -38,12 +38,12 @@ def write(path, text="{}"):
     path.write_text(text)
 
 
-def finished(folder, scores, protocol="honest", **changes):
+def finished(folder, scores, protocol="val", **changes):
     """scores: {preset: (sets, students) r_mean}."""
     begun(folder, run__presets=tuple(scores), **changes)
     with open(folder / "scores.csv", "w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(("preset", "set", "student", "protocol", "r_mean"))
+        rows.writerow(("preset", "set", "student", "select_on", "r_mean"))
         rows.writerows((preset, i, n, protocol, value) for preset, sets in scores.items()
                        for i, students in enumerate(sets) for n, value in enumerate(students))
     return folder
@@ -51,7 +51,7 @@ def finished(folder, scores, protocol="honest", **changes):
 
 def test_states_follow_the_files_of_a_run(tmp_path):
     folder = tmp_path / "a" / "b"
-    texts = {".lock": LOCK, "scores.csv": "preset,set,protocol,r_mean\nmdw,0,honest,1\n"}
+    texts = {".lock": LOCK, "scores.csv": "preset,set,select_on,r_mean\nmdw,0,val,1\n"}
     steps = [
         (".lock", "never begun"), ("cache/images.safetensors", "stopped at prepare"),
         ("config.json", "stopped at experts"), ("experts/dtcl-1.lock", "stopped at experts"),
@@ -97,8 +97,8 @@ def test_scores_are_of_the_config_that_they_are_noted_for(tmp_path):
         assert state(folder) == expected
 
 
-@pytest.mark.parametrize("text", ["", "preset,set\nmdw,0\n", "preset,set,protocol,r_mean\nmdw,0,honest,no\n",
-                                  "preset,set,protocol,r_mean\n", "r_mean,preset,set,protocol\n1,mdw\n", "\udcff"])
+@pytest.mark.parametrize("text", ["", "preset,set\nmdw,0\n", "preset,set,select_on,r_mean\nmdw,0,val,no\n",
+                                  "preset,set,select_on,r_mean\n", "r_mean,preset,set,select_on\n1,mdw\n", "\udcff"])
 def test_damaged_scores_are_said_so(tmp_path, capsys, text):
     folder = finished(tmp_path / "run", {"mdw": MDW})
     (folder / "scores.csv").write_bytes(text.encode(errors="surrogateescape"))
@@ -128,7 +128,7 @@ def test_one_who_looks_is_not_at_work(tmp_path):
 
 @pytest.mark.parametrize("foreign", [
     {"run": {"presets": None}, "distill": {}}, {"run": {"presets": ["a"]}, "distill": {"sets": 1}}, [],
-    {"run": {"presets": [1]}, "distill": {"sets": 1}, "noise": {"rate": "x", "protocol": ""}, "data": {"name": 1}}])
+    {"run": {"presets": [1]}, "distill": {"sets": 1}, "noise": {"rate": "x", "select_on": ""}, "data": {"name": 1}}])
 def test_what_is_another_programs_hides_no_run(tmp_path, capsys, foreign):
     folder = begun(tmp_path / "a" / "b")
     write(tmp_path / "a" / "config.json", json.dumps(foreign))
@@ -152,7 +152,7 @@ def test_the_headline_is_mdw_or_the_best_that_is_distilled(tmp_path):
             "none": {"full": full}}
     said = {name: described(finished(tmp_path / name, scores))["r_mean"] for name, scores in runs.items()}
     assert said == {"mdw": "2.00 +- 1.41 mdw", "best": "5.00 +- 1.41 lors", "none": "-"}
-    peer = described(finished(tmp_path / "peer", {"vld": high}, protocol="peer", noise__rate=0.25))
+    peer = described(finished(tmp_path / "test", {"vld": high}, protocol="test", noise__rate=0.25))
     assert peer["r_mean"] == "5.00 +- 1.41 vld (optimistic)" and peer["noise"] == "image 0.25"
 
 
@@ -191,8 +191,8 @@ def test_differences(tmp_path, capsys):
     assert "The configs are the same." in capsys.readouterr().out
     assert main(["diff", str(a), str(begun(tmp_path / "c"))]) == 0
     assert f"'{tmp_path / 'c'}' has no scores of this config: stopped at experts." in capsys.readouterr().out
-    assert main(["diff", str(a), str(finished(tmp_path / "d", {"mdw": MDW}, protocol="peer"))]) == 0
-    assert "A was scored under the protocol honest, B under peer" in capsys.readouterr().out
+    assert main(["diff", str(a), str(finished(tmp_path / "d", {"mdw": MDW}, protocol="test"))]) == 0
+    assert "A was scored under the select_on val, B under peer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("words", "sentence"), [

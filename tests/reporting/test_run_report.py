@@ -61,12 +61,12 @@ def make_run(folder, pairs=30, side=16, sets=1, restart=False, caption=NASTY, **
         {"generation": "experts", "epoch": epoch, "val_r_mean": 10.0 * epoch + n,
          **({"precision": 0.9, "recall": 0.5} if epoch > 1 else {})} for epoch in (1, 2, 3) for n in range(4)])
     with open(folder / "scores.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, ["preset", "set", "student", "protocol", *METRICS])
+        writer = csv.DictWriter(file, ["preset", "set", "student", "select_on", *METRICS])
         writer.writeheader()
         for name, level in (("random", 10), ("mdw", 40), ("experts", 50)):
             for index in range(sets if name != "experts" else 1):
                 for n in range(3):
-                    writer.writerow({"preset": name, "set": index, "student": n, "protocol": "honest",
+                    writer.writerow({"preset": name, "set": index, "student": n, "select_on": "val",
                                      **dict.fromkeys(METRICS, level + n + 3 * index)})
     for preset in presets:
         for place in preset["sets"]:
@@ -81,7 +81,7 @@ def make_run(folder, pairs=30, side=16, sets=1, restart=False, caption=NASTY, **
             sha256 = json.loads((folder / place / CARD).read_text())["sha256"]
             (folder / place / "nearest.json").write_text(json.dumps({
                 "sha256": sha256, "captions": [f"{caption} {n}" for n in range(pairs)]}))
-            rows = [{"step": step, "loss": 2 - step / STEPS, "step_image": 0.1, "step_text": 0.2}
+            rows = [{"step": step, "loss": 2 - step / STEPS, "inner_lr_image": 0.1, "inner_lr_text": 0.2}
                     for step in range(STEPS)]
             rows[5] |= {"val_r_mean": 41.0, **({"restart": 1} if restart else {})}
             rows[-1]["val_r_mean"] = 39.0
@@ -222,7 +222,7 @@ def test_files_are_read_as_utf_8_whatever_the_locale(tmp_path):
     (lambda run: (run / "report.json").write_text("{}"), "do not fit together"),
     (lambda run: (run / "report.json").write_text('{"presets": []}'), "do not fit together"),
     (lambda run: (run / "scores.csv").write_text("preset,set\nmdw,0\n"), "do not fit together"),
-    (lambda run: (run / "scores.csv").write_text(",".join(["preset", "set", "protocol", *METRICS])),
+    (lambda run: (run / "scores.csv").write_text(",".join(["preset", "set", "select_on", *METRICS])),
      "do not fit together"),
     (lambda run: (run / "config.json").write_text(json.dumps(resolve(base()).to_dict())), "are of another config"),
     (lambda run: (run / "distilled/mdw/set_0" / CARD).write_text("{}"), "sha256 differs"),

@@ -27,7 +27,7 @@ from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.method.grad_cam import pixel_weights
 from mdw_jax.models.build import build_tower
 from mdw_jax.models.dual_encoder import dual_encoder
-from mdw_jax.models.image.spectrogram import LEAST, listening
+from mdw_jax.models.image.spectrogram import LEAST, spectrogram_tower
 from mdw_jax.models.image.tower import Tower
 from mdw_jax.pipeline.run import STAGES
 from mdw_jax.reporting import audio
@@ -98,7 +98,7 @@ def flat(width=3):
 
 def test_a_listening_tower_sees_rgb_and_keeps_frequencies_apart():
     built = []
-    tower = listening(lambda shape: built.append(shape) or flat(), (48, 80, 1))
+    tower = spectrogram_tower(lambda shape: built.append(shape) or flat(), (48, 80, 1))
     assert built == [(144, 240, 3)] and min(built[0][:2]) >= LEAST and tower.width == 36 * 3
     images = np.random.default_rng(0).uniform(size=(2, 48, 80, 1)).astype(np.float32)
     seen = tower.feature_map({}, jnp.asarray(images))
@@ -107,7 +107,7 @@ def test_a_listening_tower_sees_rgb_and_keeps_frequencies_apart():
     np.testing.assert_allclose(seen, np.repeat(large[:, ::4, ::4], 3, -1), atol=1e-6)
     np.testing.assert_allclose(tower.features({}, images).reshape(2, 36, 3), seen.mean(2), atol=1e-6)
     tokens = flat()._replace(pool=lambda params, feature_map: feature_map[:, 0, 0])
-    assert listening(lambda shape: tokens, (48, 80, 1)).features({}, images).shape == (2, 3)
+    assert spectrogram_tower(lambda shape: tokens, (48, 80, 1)).features({}, images).shape == (2, 3)
 
 
 def test_griffin_lim_gives_the_picture_back(tmp_path):
@@ -121,7 +121,7 @@ def test_griffin_lim_gives_the_picture_back(tmp_path):
     np.testing.assert_array_equal(wave, audio.griffin_lim(picture, log_mel))
     again = log_mel.picture(wave) / 255
     assert np.corrcoef(again.ravel(), picture.ravel())[0, 1] > 0.9
-    audio.write_wav(tmp_path / "a.wav", wave, log_mel.rate)
+    audio.write_wav(tmp_path / "a.wav", wave, log_mel.sample_rate)
     rate, samples = wavfile.read(tmp_path / "a.wav")
     assert rate == 8000 and np.abs(samples / 32767 - wave).max() < 1e-4
     with pytest.raises(UserError, match="no log-mel of shape"):

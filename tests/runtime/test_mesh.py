@@ -55,9 +55,9 @@ def test_numbers_do_not_depend_on_devices(tmp_path, one, devices, processes):
 
 def test_for_each_is_a_loop():
     trees = [{"a": jnp.arange(3.0) + n} for n in range(3)]
-    found = mesh.for_each(jax.tree_util.Partial(lambda tree, scale: {"b": tree["a"].sum() * scale}), trees, 2.0)
+    found = mesh.map_replicas(jax.tree_util.Partial(lambda tree, scale: {"b": tree["a"].sum() * scale}), trees, 2.0)
     assert [float(one["b"]) for one in found] == [6, 12, 18]
-    assert mesh.agree(lambda: {"x": 1}) == {"x": 1} and mesh.is_main()
+    assert mesh.broadcast_from_main(lambda: {"x": 1}) == {"x": 1} and mesh.is_main()
 
 
 HLO = """HloModule jit_f, entry_computation_layout={()->f32[]}

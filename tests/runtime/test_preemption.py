@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 TINY = {
     "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30, "noise.rate": 0.4, "text.dim": 24,
     "model.mode": "projection", "model.patches": "8,", "model.widths": "16,", "model.dim": 8,
-    "experts.count": 1, "experts.epochs": 3, "experts.scout_epochs": 2, "experts.batch": 32,
+    "experts.count": 1, "experts.epochs": 3, "experts.teacher_epochs": 2, "experts.batch": 32,
     "distill.pairs": 8, "distill.steps": 6, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
     "distill.rank": 2, "distill.max_start_epoch": 1, "distill.checkpoint_every": 4, "distill.ceo_every": 3,
     "evaluate.students": 2, "evaluate.steps": 10, "evaluate.every": 5, "evaluate.batch": 8,
@@ -102,7 +102,7 @@ def test_stopped_runs_end_where_an_undisturbed_one_does(run):
         # Where it gets the signal, and: exit status, what is left on the way, what it says.
         (whole, None, 0, set(), "done, 6 steps"),
         # In the second epoch of the experts.
-        (stopped, ("mdw_jax.method.experts", "plan_epoch", 3, signal.SIGTERM), 0, {"state-experts.safetensors"},
+        (stopped, ("mdw_jax.method.experts", "make_epoch_batches", 3, signal.SIGTERM), 0, {"state-experts.safetensors"},
          "stopped at 2/3 epochs"),
         # In the second step of the distillation (a key for the first state, then one a step): it ends, and no
         # checkpoint is due there.
@@ -180,9 +180,9 @@ def test_a_second_signal_kills_and_an_echo_does_not(child):
 
 def test_without_a_signal_everything_is_as_before():
     before = [signal.getsignal(number) for number in preemption.SIGNALS]
-    with preemption.listening():
+    with preemption.handle_signals():
         assert [signal.getsignal(number) for number in preemption.SIGNALS] != before
-        preemption.check()
+        preemption.raise_if_interrupted()
     assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
 

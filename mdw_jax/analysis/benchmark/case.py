@@ -43,7 +43,7 @@ def make_case(c: ConfigDict) -> Case:
     backbone = tower.init(named_key(seed, "backbone"))
     model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
                          dtype=m.dtype)
-    method = dataclasses.replace(fields(Method, d), augment="none", mix=False)
+    method = dataclasses.replace(fields(Method, d), augment="none", mixup=False)
     generator = named_generator(seed, "bench")
     images = generator.uniform(size=(d.pairs, *image_shape(c.data)))
     learned = init_state(named_key(seed, "bench"), method, images, generator.normal(size=(d.pairs, text_dim))).learned

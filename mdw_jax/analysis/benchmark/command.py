@@ -40,13 +40,13 @@ from mdw_jax.io.files import write_csv
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot, save_trajectory
 from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.distill import Method, init_state, make_outer_step, objective
-from mdw_jax.method.expert_step import Recipe, passes, plan_epoch
+from mdw_jax.method.expert_step import Recipe, make_epoch_batches, make_expert_steps
 from mdw_jax.method.losses import soft_loss
 from mdw_jax.method.matching import GRADIENTS, matching_loss, unroll
 from mdw_jax.method.students import Protocol, make_trainer
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import compiled_inputs
-from mdw_jax.models.jit import JitWith
+from mdw_jax.models.jit import jit_with_frozen
 from mdw_jax.pipeline.preset_run import snapshots_kept
 from mdw_jax.pipeline.run_folder import run_folder
 from mdw_jax.reporting.text import markdown_table
@@ -84,7 +84,7 @@ def bench(c: ConfigDict, folder: Path, repeats: int) -> tuple[list[dict], list[s
     """Rows of the table, those with a ratio first, and what there is to say about them. c: resolved."""
     reference, why_not = find_reference(c)
     rows, remarks = [], [why_not] if why_not else []
-    if c.distill.augment != "none" or c.distill.mix or c.experts.augment != "none":
+    if c.distill.augment != "none" or c.distill.mixup or c.experts.augment != "none":
         remarks.append("augmentation and mixing are left out of what is measured.")
     parts = (matrix_product, expert_step, outer_step, store, students)
     with progress("bench", len(parts), "parts") as advance:
@@ -108,13 +108,13 @@ def outer_gradient(model: DualEncoder, method: Method):
     def matching(model, learned, starts, targets, batches):
         return objective(model, method, learned, starts, targets, batches, jax.random.key(0))[0]
 
-    return JitWith(model, jax.value_and_grad(matching, argnums=1))
+    return jit_with_frozen(model, jax.value_and_grad(matching, argnums=1))
 
 
 def naive_outer_gradient(model: DualEncoder, method: Method):
     """The same function of the same arguments in `projection` mode, with the backbone run in every inner step.
 
-    Inner steps are rematerialised, as ours are; trajectories follow one another.
+    Inner steps are rematerialized, as ours are; trajectories follow one another.
     """
     soft = soft_loss(method.loss)
 
@@ -127,11 +127,11 @@ def naive_outer_gradient(model: DualEncoder, method: Method):
             start, target, batches = one
             steps = jax.tree.map(jnp.exp, learned["log_steps"])
             final, _ = unroll(inner_loss, start, batches, steps, gradient=method.gradient)
-            return matching_loss(final, start, target, method.merge)
+            return matching_loss(final, start, target, method.loss_merge)
 
         return jax.lax.map(trajectory, (starts, targets, batches)).mean()
 
-    return JitWith(model, jax.value_and_grad(matching, argnums=1))
+    return jit_with_frozen(model, jax.value_and_grad(matching, argnums=1))
 
 
 # ---- the parts of the bench: (case, PyTorch reference or None, repeats, folder) -> (rows, remarks) -------------------
@@ -166,10 +166,10 @@ def expert_step(case: Case, reference, repeats: int, folder: Path):
     params = case.model.init(named_key(c.run.seed, "bench", 0))
     said = None
     if recipe.guidance_weight > 0 and recipe.division in ("gmm", "oracle"):
-        width = case.model.embed_text(params["text"], texts[:1]).shape[1] * recipe.teachers
+        width = case.model.embed_text(params["text"], texts[:1]).shape[1] * recipe.peers
         said = tuple(generator.normal(size=(2, pairs, width)).astype(np.float32) / np.sqrt(width))
-    do = passes(case.model, recipe, 0.0)
-    plan = plan_epoch(generator, np.arange(pairs), recipe.batch, clean, 1 - clean, np.arange(pairs))
+    do = make_expert_steps(case.model, recipe, 0.0)
+    plan = make_epoch_batches(generator, np.arange(pairs), recipe.batch, clean, 1 - clean, np.arange(pairs))
     carry = (params, do.optimizer.init(params), (params, jnp.float32(0)))
     keys = jax.random.split(named_key(c.run.seed, "bench"), len(plan.rows))
     epoch, shared = jax.jit(do.epoch), (jnp.asarray(images), jnp.asarray(texts), None)
@@ -209,7 +209,7 @@ def expert_step(case: Case, reference, repeats: int, folder: Path):
 
 
 def outer_step(case: Case, reference, repeats: int, folder: Path):
-    """Both gradients of the matching loss against their references, and a whole outer step with its optimiser."""
+    """Both gradients of the matching loss against their references, and a whole outer step with its optimizer."""
     remarks, rows = [], []
     if reference and case.method.loss not in reference.SOFT_LOSSES:
         remarks.append(f"the PyTorch reference has no loss '{case.method.loss}': no ratio for outer gradients.")
@@ -342,7 +342,7 @@ def agreement(what: str, who: str, ours: dict, other: dict, rounding: float) -> 
     most, where = difference(ours, other)
     if rounding > 0.1 and not most <= TOLERANCE:
         return False, (f"{what} and {who} cannot be compared: rounding alone moves ours by {rounding:.1g}, so there is "
-                       "no ratio; try smaller distill.step_image, distill.step_text or experts.lr.")
+                       "no ratio; try smaller distill.inner_lr_image, distill.inner_lr_text or experts.lr.")
     if most <= max(TOLERANCE, 3 * rounding):
         return True, (f"{what} and {who} agree: they differ by {most:.1g} at most ({where}), and rounding moves ours by "
                       f"{rounding:.1g}.")

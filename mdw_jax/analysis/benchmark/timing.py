@@ -19,7 +19,7 @@ class Program(NamedTuple):
     """A computation, ready to run.
 
     run: does it once and waits. compiling: seconds to trace and compile. memory: bytes it needs beyond its inputs.
-    flops: see `flops.py`; what is rematerialised counts again. sent: of several devices, bytes of collectives on each
+    flops: see `flops.py`; what is rematerialized counts again. sent: of several devices, bytes of collectives on each
     (`collectives.py`), and XLA's count of operations on each. None where there is no such number.
     """
 

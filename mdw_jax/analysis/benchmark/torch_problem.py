@@ -34,7 +34,7 @@ def torch_settings(case: Case, reference, gradient: str):
     """What the reference has to know of a case."""
     m, method = case.c.model, case.method
     graph = mobilenet_graph(m.weights) if m.tower == "mobilenet" else ()
-    return reference.Settings(m.mode, m.tau, method.loss, method.alpha, gradient, method.merge, m.tower,
+    return reference.Settings(m.mode, m.tau, method.loss, method.alpha, gradient, method.loss_merge, m.tower,
                               tuple(m.patches), graph)
 
 

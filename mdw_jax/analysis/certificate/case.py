@@ -17,7 +17,7 @@ from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method import certificate
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.experts import top_captions
-from mdw_jax.models.embedding import Inputs, embeddings, together
+from mdw_jax.models.embedding import Inputs, embeddings, ensemble_embeddings
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import Preset, division_of, open_preset
@@ -147,7 +147,7 @@ def _case(names: str, preset: Preset, prepared: Prepared, settings: ConfigDict) 
                 v, t = embed(Inputs(prepared.train_images[images], texts, None))
                 found[what] = pairs(v, t, by[:1])[0]
             on_train.append(found)
-        mean = lambda all_of, what: np.mean([one[what] for one in all_of], 0)
+        mean = lambda vmapped_jit, what: np.mean([one[what] for one in vmapped_jit], 0)
         return ({what: np.concatenate(list(np.mean([one[what] for one in on_val], 0)), -1) for what in val},
                 {what: mean(on_train, what) for what in trained})
 
@@ -157,10 +157,10 @@ def _case(names: str, preset: Preset, prepared: Prepared, settings: ConfigDict) 
     uppers = {(rate.source, loss): _upper(risks, n, loss, rate, val["shuffled_risk"][0], batch, model.tau,
                                           settings.confidence)
               for rate in rates for n, loss in enumerate(losses)}
-    networks = [read_snapshot(path, last) for path in paths[:max(recipe.teachers, 1)]]
+    networks = [read_snapshot(path, last) for path in paths[:max(recipe.peers, 1)]]
     tracks = _tracks(preset, recipe, rates, prepared, networks, generator("recovered"), settings.pairs, batch)
     return Case(preset, names, recipe, by, batch, rates, losses, last, risks, uppers, memory,
-                estimate.first_memorised(gaps) if gaps else None, tracks)
+                estimate.first_memorized(gaps) if gaps else None, tracks)
 
 
 def _upper(risks, n: int, loss, rate: Rate, matching: Units, batch: int, tau: float, confidence: float) -> Upper:
@@ -209,7 +209,7 @@ def _memory_rows(measured, trained, main: int, natural: bool) -> tuple[list[dict
             images, position = np.unique(trained["train_mismatched"][0], return_inverse=True)
             seen, never = (np.bincount(position, on_train[what]) / np.bincount(position)
                            for what in ("train_mismatched", "train_never"))
-            found = estimate.memorised(seen, never, float(on_train["train_matched"].mean()))
+            found = estimate.memorized(seen, never, float(on_train["train_matched"].mean()))
             gaps.append(found)
             rows += [row(epoch, "memory", found.gap, found.error, len(images)),
                      {"epoch": epoch, "measure": "memory_share", "value": found.share, "count": len(images)}]
@@ -228,7 +228,7 @@ def _tracks(preset: Preset, recipe: Recipe, rates, prepared, networks, generator
                 for rate in rates for name, weight in weights.items()]
     probability = division_of(preset)
     clean = probability >= 0.5
-    late = recipe.scouts or recipe.epochs > recipe.recovery_start
+    late = recipe.teacher_count or recipe.epochs > recipe.recovery_start
     recovers = recipe.recovery_weight > 0 and bool(late)
     rest = "recovered" if recovers else "tolerant"
     weight = recipe.recovery_weight if recovers else recipe.tolerant_weight
@@ -254,7 +254,7 @@ def _recovered_rate(noise, clean, recipe: Recipe, prepared: Prepared, networks, 
     texts = jnp.asarray(prepared.captions.train)
     pairs = Inputs(prepared.train_images[images], texts, None)
     said = [embeddings(prepared.model, params, pairs) for params in networks]
-    images_as, texts_as = (together([one[branch] for one in said]) for branch in (0, 1))
+    images_as, texts_as = (ensemble_embeddings([one[branch] for one in said]) for branch in (0, 1))
     nearest = top_captions(images_as, texts_as, recipe.recovery_top_k)
     return float((noise.true_image_of[nearest] != images[:, None]).mean())
 

@@ -266,7 +266,7 @@ class Memory(NamedTuple):
     share: float
 
 
-def memorised(seen, never, right: float) -> Memory:
+def memorized(seen, never, right: float) -> Memory:
     """Mean loss of images at captions they were never paired with, minus that at the wrong ones they were trained on.
 
     Where parameters do not depend on the permutation the two have one distribution and the gap is 0 but for chance.
@@ -279,7 +279,7 @@ def memorised(seen, never, right: float) -> Memory:
     return Memory(float(difference.mean()), error, share)
 
 
-def first_memorised(gaps: Sequence[Memory], errors: float = 3.0) -> int | None:
+def first_memorized(gaps: Sequence[Memory], errors: float = 3.0) -> int | None:
     """The first epoch from which on the gap always exceeds so many standard errors; None if there is none."""
     over = [gap.gap > errors * gap.error for gap in gaps]
     first = len(over)

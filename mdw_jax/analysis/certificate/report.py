@@ -32,7 +32,7 @@ def case_rows(case: Case) -> list[dict]:
             for form in certificate.FORMS:
                 rows += [{**row, "measure": f"excess_bound_{form}", "value": certificate.excess_risk_bound(
                     loss[0], case.batch, rate.high, loss[1], tau, form)},
-                    {**row, "measure": f"informative_{form}", "value": certificate.breaking_point(
+                    {**row, "measure": f"informative_{form}", "value": certificate.max_informative_rate(
                         loss[0], case.batch, loss[1], tau, form)}]
             upper = case.uppers[rate.source, loss]
             measured = {"clean_risk": case.risks["clean_risk"][n], "noisy_risk": case.risks["noisy_risk"][n],
@@ -168,7 +168,7 @@ def _bounds_table(cases, rows) -> str:
         tau = entry["case"].preset.config.model.tau
         bound = lambda form, entry=entry, eta=eta, batch=batch, tau=tau: _number(certificate.excess_risk_bound(
             entry["loss"][0], batch, eta, entry["loss"][1], tau, form))
-        point = lambda form, entry=entry, batch=batch, tau=tau: "{:.3f}".format(certificate.breaking_point(
+        point = lambda form, entry=entry, batch=batch, tau=tau: "{:.3f}".format(certificate.max_informative_rate(
             entry["loss"][0], batch, entry["loss"][1], tau, form))
         table.append({"eta": f"{eta:.1%}", "loss": name, "open": bound("open"), "closed": bound("closed"),
                       "to win": _number(certificate.chance_gap(entry["loss"][0], batch, entry["loss"][1], tau)),
@@ -240,7 +240,7 @@ def breaking_lines(cases: Sequence[Case], rows: Sequence[dict]) -> list[str]:
         if not own:
             continue
         main, tau = own[0].by[0], own[0].preset.config.model.tau
-        point = certificate.breaking_point(main[0], own[0].batch, main[1], tau)
+        point = certificate.max_informative_rate(main[0], own[0].batch, main[1], tau)
         rates = [case.preset.noise.true_rate for case in own]
         upper = [case.uppers["known", main] for case in own]
         clean = [case.risks["clean_risk"][case.losses.index(main)].mean() for case in own]
@@ -317,7 +317,7 @@ def draw_certificate(cases: Sequence[Case], rows: Sequence[dict], path) -> None:
     risk.set(xlabel="eta", ylabel="loss, guessing = 1", title="Clean risk and its upper bound")
     excess.set(xlabel="eta", ylabel="loss", title="Excess clean risk and Fact C")
     memory.axhline(0, color="0.6", linewidth=1)
-    memory.set(xlabel="epoch", ylabel="mismatched pairs known by heart, %", title="Memorisation")
+    memory.set(xlabel="epoch", ylabel="mismatched pairs known by heart, %", title="Memorization")
     for axes in (risk, excess, memory):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
@@ -328,7 +328,7 @@ def draw_certificate(cases: Sequence[Case], rows: Sequence[dict], path) -> None:
     write_atomically(path, buffer.getvalue())
 
 LIMITS = (
-    "Memorisation. Fact C is about parameters that do not depend on which pairs were permuted. Networks that learned "
+    "Memorization. Fact C is about parameters that do not depend on which pairs were permuted. Networks that learned "
     "mismatched pairs by heart are outside of it from the epoch named above on. The upper bound of the clean risk is "
     "not touched by this: its pairs were held out.",
     "Natural noise. Wrong captions of the web are not random ones: they are half right, or wrong for some kinds of "

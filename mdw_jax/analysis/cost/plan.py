@@ -14,7 +14,7 @@ from mdw_jax.config.sections import fields
 from mdw_jax.data.registry import image_shape
 from mdw_jax.errors import UserError
 from mdw_jax.method.distill import Method, make_outer_step, outer_shapes
-from mdw_jax.method.expert_step import Plan, Recipe, passes
+from mdw_jax.method.expert_step import EpochBatches, Recipe, make_expert_steps
 from mdw_jax.method.grad_cam import pixel_weights
 from mdw_jax.models.build import tower_without_weights
 from mdw_jax.models.dual_encoder import dual_encoder
@@ -68,7 +68,7 @@ def plan(c: ConfigDict, preset: str = "mdw") -> dict[str, str]:
         raise UserError(f"plan.images ({p.images}), plan.captions ({p.captions}) and plan.text_dim ({p.text_dim}) must "
                         "be set: mdw plan opens no data; see configs/flickr30k.py.")
     device = DEVICES[p.device]
-    rate = device.peak * p.utilisation
+    rate = device.peak * p.utilization
     e, d = c.experts, c.distill
     distils = preset in DISTILLED and preset not in CORESETS
     with as_on_accelerator(p.device != "cpu"):
@@ -77,9 +77,9 @@ def plan(c: ConfigDict, preset: str = "mdw") -> dict[str, str]:
         step = _Cost.of(job.expert_step, job.expert_arguments(), p.compile)
         outer = _Cost.of(job.outer_step, job.outer_arguments(), p.compile) if distils else None
         weighing = count_flops(*job.weighing()) if distils and d.ceo else 0
-    networks, scouts = 2 * e.count, 2 * e.scouts
+    networks, scouts = 2 * e.count, 2 * e.teacher_count
     steps = p.captions // e.batch
-    runs = networks * e.epochs + (scouts * e.scout_epochs if e.scouts else 0)
+    runs = networks * e.epochs + (scouts * e.teacher_epochs if e.teacher_count else 0)
     experts = runs * steps * step.flops
     kept = networks * (snapshots_kept(c) + 1) * sum(sizes.values()) * _FLOAT[e.store_dtype]
     distilling = d.sets * d.steps * (outer.flops + weighing / d.ceo_every) if distils else 0
@@ -154,16 +154,16 @@ class Job:
         said = None
         if self.recipe.guidance_weight > 0 and self.recipe.division in ("gmm", "oracle"):
             width = jax.eval_shape(lambda p, t: self.model(None).embed_text(p["text"], t), self.params,
-                                   self._texts(1)).shape[1] * self.recipe.teachers
+                                   self._texts(1)).shape[1] * self.recipe.peers
             said = (_shape((c.plan.images, width)), _shape((c.plan.captions, width)))
-        optimizer = jax.eval_shape(lambda p: passes(self.model(None), self.recipe, 0.0).optimizer.init(p), self.params)
+        optimizer = jax.eval_shape(lambda p: make_expert_steps(self.model(None), self.recipe, 0.0).optimizer.init(p), self.params)
         carry = (self.params, optimizer, (self.params, _shape(())))
-        plan = Plan(rows, rows, None, rows, rows, weights, weights)
+        plan = EpochBatches(rows, rows, None, rows, rows, weights, weights)
         dtype = jnp.float32 if c.model.mode == "projection" else jnp.uint8
         return (carry, plan, keys, said), _shape(images, dtype), self._texts(c.plan.captions)
 
     def expert_step(self, one, images, texts):
-        return passes(self.model(None), self.recipe, 0.0).epoch(one, images, texts, None)
+        return make_expert_steps(self.model(None), self.recipe, 0.0).epoch(one, images, texts, None)
 
     def outer_arguments(self):
         d = self.c.distill
@@ -214,4 +214,4 @@ def _time(flops: float, rate: float, p: ConfigDict) -> str:
     seconds = flops / rate
     unit, size = next((u, s) for u, s in (("days", 86400), ("h", 3600), ("min", 60), ("s", 0.0)) if seconds >= s)
     return (f"{_scaled(flops, 1000, ' KMGTPEZ')}FLOP, {seconds / (size or 1):.3g} {unit} on one {p.device} at "
-            f"{p.utilisation:.0%} of its peak")
+            f"{p.utilization:.0%} of its peak")

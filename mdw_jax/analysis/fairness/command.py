@@ -25,7 +25,7 @@ from mdw_jax.analysis.fairness.report import draw_shares, report
 from mdw_jax.config import resolve
 from mdw_jax.config.presets import DISTILLED
 from mdw_jax.config.sections import fields
-from mdw_jax.data.streaming import in_chunks
+from mdw_jax.data.streaming import concat_map
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.io.files import digest, write_atomically, write_csv
@@ -35,8 +35,8 @@ from mdw_jax.method.students import Protocol, evaluate
 from mdw_jax.models import embedding
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs, similarities
-from mdw_jax.pipeline.distill import distill_stage, lesson_of
-from mdw_jax.pipeline.evaluate import evaluate_stage, named_seed
+from mdw_jax.pipeline.distill import distill_stage, student_data
+from mdw_jax.pipeline.evaluate import evaluate_stage, student_seed
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared, backbone_features, prepare, student_model
 from mdw_jax.pipeline.preset_run import Preset, open_preset
@@ -54,14 +54,14 @@ def fairness_command(config: ConfigDict) -> None:
     """Make what is missing of the run, write fairness.csv and the picture, print the tables and what they leave out."""
     resolved = resolve(config)
     settings = resolved.fairness
-    if settings.neighbours < 1 or settings.resamples < 100:
-        raise UserError(f"fairness.neighbours ({settings.neighbours}) must be at least 1 and fairness.resamples "
+    if settings.neighbors < 1 or settings.resamples < 100:
+        raise UserError(f"fairness.neighbors ({settings.neighbors}) must be at least 1 and fairness.resamples "
                         f"({settings.resamples}) at least 100.")
     lists = read_word_lists(settings.words)
     folder = run_folder(config)
     prepared = prepare(resolved)
-    if settings.neighbours > (there := len(prepared.pairs.train.images)):
-        raise UserError(f"fairness.neighbours is {settings.neighbours} but there are only {there} training images; "
+    if settings.neighbors > (there := len(prepared.pairs.train.images)):
+        raise UserError(f"fairness.neighbors is {settings.neighbors} but there are only {there} training images; "
                         "lower it.")
     attributes, left_out = choose_attributes(prepared.pairs, settings.attributes, lists)
     presets = [open_preset(config, prepared, name) for name in config.run.presets]
@@ -131,7 +131,7 @@ def control_rows(attribute: Attribute, images, texts, image_of, generator, resam
     rows, members, held_out = [], metrics.with_rest(attribute.train), metrics.with_rest(attribute.val)
     for side, found in (("image", images), ("text", image_of[texts])):
         rows += _counted(attribute, "val", side, members[found].mean(1)[None], held_out.mean(0), generator, resamples)
-        value, chance = metrics.agreement(held_out, members, found)
+        value, chance = metrics.neighbor_consistency(held_out, members, found)
         rows.append({"attribute": attribute.name, "group": ALL, "of": "val", "side": side, "measure": "agreement",
                      "value": value, "chance": chance, "count": len(found)})
     return rows
@@ -151,9 +151,9 @@ def _representation(attributes, presets, prepared: Prepared, settings: ConfigDic
     """The rows of real data, of val as a control, and of every preset's sets."""
     train, val = prepared.pairs.train, prepared.pairs.val
     forward, real = backbone_features(prepared)
-    near_images = lambda features: embedding.nearest(features, real, settings.neighbours)
-    near_texts = lambda features: embedding.nearest(features, prepared.texts.train, settings.neighbours)
-    held_out = prepared.val.images if prepared.model.mode == "projection" else in_chunks(
+    near_images = lambda features: embedding.nearest(features, real, settings.neighbors)
+    near_texts = lambda features: embedding.nearest(features, prepared.texts.train, settings.neighbors)
+    held_out = prepared.val.images if prepared.model.mode == "projection" else concat_map(
         forward, prepared.val.images, 100)
     captioned, caption = np.unique(val.image_of, return_index=True)
     control = near_images(held_out)[captioned], near_texts(prepared.texts.val[caption])
@@ -161,7 +161,7 @@ def _representation(attributes, presets, prepared: Prepared, settings: ConfigDic
     for preset in (preset for preset in presets if preset.name in DISTILLED):
         sets = [load_distilled(folder)[0] for folder in distill_stage(preset, prepared)]
         nearest[preset.name] = (
-            np.stack([near_images(in_chunks(forward, jnp.asarray(one.images), 100)) for one in sets]),
+            np.stack([near_images(concat_map(forward, jnp.asarray(one.images), 100)) for one in sets]),
             np.stack([near_texts(prepared.read(one.texts)) for one in sets]))
     rows = []
     for attribute in attributes:
@@ -193,11 +193,11 @@ def _student_hits(preset: Preset, prepared: Prepared) -> list[tuple]:
     student, found = None, []
     for index, folder in enumerate(distill_stage(preset, prepared)):
         distilled, card = load_distilled(folder)
-        protocol = dataclasses.replace(fields(Protocol, c.evaluate), protocol="honest")
+        protocol = dataclasses.replace(fields(Protocol, c.evaluate), select_on="val")
         if c.evaluate.tower:
             protocol = dataclasses.replace(protocol, lr_scales=c.evaluate.tower_lr_scales)
         chosen = next(row for row in scores if row["set"] == index)
-        if chosen["protocol"] == "honest":
+        if chosen["select_on"] == "val":
             protocol = dataclasses.replace(protocol, lr_scales=(chosen["lr_scale"],), steps=chosen["steps"])
 
         def train(distilled=distilled, protocol=protocol, index=index):
@@ -205,8 +205,8 @@ def _student_hits(preset: Preset, prepared: Prepared) -> list[tuple]:
             student = student or student_model(c, prepared)
             model, val, test = student
             with progress(f"students of {preset.name} {index}", 1, "sets") as advance:
-                students = evaluate(model, lesson_of(model, distilled), val, None, protocol,
-                                    seed=named_seed(preset, index)).params
+                students = evaluate(model, student_data(model, distilled), val, None, protocol,
+                                    seed=student_seed(preset, index)).params
                 advance(1)
             return model, students, test
 

@@ -106,7 +106,7 @@ def distilled_share(counted, generator: np.random.Generator, resamples: int = 20
     in all sets: coresets of different seeds share many. With one set and whole counts c this is Jeffreys' interval,
     the quantiles of Beta(c + 1/2, M - c + 1/2), which holds its level for small c too, where the plain bootstrap's
     interval of no pairs at all is empty. With several sets it is wider than it need be (both levels carry the pairs'
-    own chance). It says nothing of how rightly nearest neighbours tell groups.
+    own chance). It says nothing of how rightly nearest neighbors tell groups.
     """
     sets, pairs, groups = counted.shape
     value = counted.mean((0, 1))
@@ -130,11 +130,11 @@ def amplification(counted, real, generator: np.random.Generator, resamples: int 
     return found, Interval(*(end * scale for end in found))
 
 
-def agreement(held_out, real, found) -> tuple[float, float]:
+def neighbor_consistency(held_out, real, found) -> tuple[float, float]:
     """How often an item's nearest real ones are of a group of its own, and how often random real ones would be.
 
     held_out: (n, G) memberships of real items that are not among the `real` (N, G); found: (n, k) of `nearest`. What
-    this leaves of the way from chance to 1 is what the nearest neighbours can tell: where it is small, every ratio is
+    this leaves of the way from chance to 1 is what the nearest neighbors can tell: where it is small, every ratio is
     drawn towards 1.
     """
     shared = (held_out[:, None, :] & real[found]).any(-1).mean()

@@ -110,9 +110,9 @@ def draw_shares(attributes: Sequence[Attribute], rows: list[dict], path) -> None
 LIMITS = (
     "A distilled pair counts by its nearest real image and caption. These are look-alikes: a distilled picture shows "
     "nobody, and one that blends two groups counts for whichever is a little nearer.",
-    "Neighbours are those of the frozen encoders (where the backbone is trained, of its first weights), which may be "
+    "Neighbors are those of the frozen encoders (where the backbone is trained, of its first weights), which may be "
     "blind to a group or favour one. Rows 'val' count held-out real pairs in the same way and compare them with what "
-    "they truly are: where these ratios are off 1, it is the method's doing. Where nearest neighbours hardly agree "
+    "they truly are: where these ratios are off 1, it is the method's doing. Where nearest neighbors hardly agree "
     "more than random ones, ratios near 1 mean nothing.",
     "A ratio of 1 is the real data's share. Whether that share was fair to begin with it does not say.",
     "Recall differs between groups for reasons other than bias too: some scenes are easier, some captions say more. A "

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.signal import resample_poly
 
-from mdw_jax.data.decoding import Encoded, Form
+from mdw_jax.data.decoding import Decoder, Encoded
 from mdw_jax.data.log_mel import LogMel
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.data.readers.folder import folder
@@ -38,17 +38,17 @@ STORED = LogMel(22050, 5.0, 64, 128)
 def audio(annotations, images="", *, val_annotations="", test_annotations="", image_column: str = "file_name",
           caption_columns=CLOTHO, file_pattern: str = "{}", split_column: str = "", attribute_columns=(),
           train_split: str = "train", val_split: str = "val", test_split: str = "test", delimiter: str = "",
-          rate: int = 16000, seconds: float = 10.0, mels: int = 64, frames: int = 128, **common) -> Pairs:
+          sample_rate: int = 16000, seconds: float = 10.0, mels: int = 64, frames: int = 128, **common) -> Pairs:
     """Read sound files (WAV, FLAC, Ogg, MP3) and a table, or one a split, that says which captions each has.
 
     Clotho: the three tables as they are. AudioCaps: image_column="youtube_id", caption_columns="caption" and a
     file_pattern such as "{}.wav" or "Y{}.wav".
     annotations, images and all up to delimiter: as in `folder`, with sounds for images.
-    rate, seconds, mels, frames: of the log-mels (`LogMel`). Channels are averaged, other rates resampled (polyphase).
+    sample_rate, seconds, mels, frames: of the log-mels (`LogMel`). Channels are averaged, other rates resampled (polyphase).
     common: see `records.build`; `size` means nothing here.
     Raises UserError without the package soundfile, and for what `folder` and `LogMel` raise.
     """
-    log_mel = LogMel(rate, seconds, mels, frames)
+    log_mel = LogMel(sample_rate, seconds, mels, frames)
     pairs = folder(annotations, images, val_annotations=val_annotations, test_annotations=test_annotations,
                    image_column=image_column, caption_columns=caption_columns, file_pattern=file_pattern,
                    split_column=split_column, attribute_columns=attribute_columns, train_split=train_split,
@@ -56,23 +56,23 @@ def audio(annotations, images="", *, val_annotations="", test_annotations="", im
     return dataclasses.replace(pairs, log_mel=log_mel)
 
 
-def sounds(log_mel: LogMel) -> Form:
+def sounds(log_mel: LogMel) -> Decoder:
     """Sound files as log-mels. Raises UserError without the package soundfile."""
     _soundfile()
-    listen = partial(hear, log_mel=log_mel)
-    return Form(log_mel.shape, listen, listen, "sounds", str(log_mel))
+    listen = partial(decode_audio, log_mel=log_mel)
+    return Decoder(log_mel.shape, listen, listen, "sounds", str(log_mel))
 
 
-def hear(data: bytes, log_mel: LogMel) -> np.ndarray:
+def decode_audio(data: bytes, log_mel: LogMel) -> np.ndarray:
     """The log-mel of a sound file. Raises what soundfile raises for one it cannot read, ValueError for an empty one."""
     with _soundfile().SoundFile(io.BytesIO(data)) as file:
         rate = file.samplerate
         wave = file.read(math.ceil(log_mel.seconds * rate), dtype="float64", always_2d=True).mean(1)
     if not len(wave) or not np.isfinite(wave).all():
         raise ValueError("it has no samples, or some that are no numbers")
-    if rate != log_mel.rate:
-        common = math.gcd(rate, log_mel.rate)
-        wave = resample_poly(wave, log_mel.rate // common, rate // common)
+    if rate != log_mel.sample_rate:
+        common = math.gcd(rate, log_mel.sample_rate)
+        wave = resample_poly(wave, log_mel.sample_rate // common, rate // common)
     return log_mel.picture(wave)
 
 
@@ -85,7 +85,7 @@ def _soundfile():
 
 
 def esc50(source, *, train_split="1,2", val_split="3", test_split="5", captions_per_image: int = 3, seed: int = 0,
-          rate: int = 22050, seconds: float = 5.0, mels: int = 64, frames: int = 128, **common) -> Pairs:
+          sample_rate: int = 22050, seconds: float = 5.0, mels: int = 64, frames: int = 128, **common) -> Pairs:
     """ESC-50 (Piczak 2015): 5 s clips of 50 classes in five folds, their captions the class names in `TEMPLATES`.
 
     source: the folder of ESC-50 as published (`audio/`, `meta/esc50.csv`), or one with its log-mels already made:
@@ -109,7 +109,7 @@ def esc50(source, *, train_split="1,2", val_split="3", test_split="5", captions_
     source = Path(source)
     if not (source / "meta" / "esc50.csv").is_file():
         return _stored(source, folds, captions_per_image, seed)
-    log_mel = LogMel(rate, seconds, mels, frames)
+    log_mel = LogMel(sample_rate, seconds, mels, frames)
     try:
         with open(source / "meta" / "esc50.csv", newline="") as file:
             rows = [(row["filename"], int(row["fold"]), row["category"]) for row in csv.DictReader(file)]

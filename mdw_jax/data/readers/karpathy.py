@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mdw_jax.data.archives import locate
 from mdw_jax.data.decoding import Encoded
-from mdw_jax.data.pairs import Pairs, unfit
+from mdw_jax.data.pairs import Pairs, caption_error
 from mdw_jax.data.records import Record, assemble
 from mdw_jax.errors import UserError
 
@@ -122,7 +122,7 @@ def _check_captions(entries: list[dict], path) -> None:
         sentid, raw = sentence["sentid"], sentence["raw"]
         if sentid in seen:
             repeated.append(sentid)
-        if why := unfit(raw):
+        if why := caption_error(raw):
             wrong.append((sentid, why))
         seen.add(sentid)
     if repeated:

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from mdw_jax.data.archives import check_names
-from mdw_jax.data.decoding import Encoded, check_length, reason, survey, threads
-from mdw_jax.data.pairs import Pairs, unfit
+from mdw_jax.data.decoding import Encoded, check_length, reason, threads, validate_images
+from mdw_jax.data.pairs import Pairs, caption_error
 from mdw_jax.data.records import Record, build, names, unheld
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest, write_atomically
@@ -157,7 +157,7 @@ def _index(path: str, caption_columns: Sequence[str], attribute_columns: Sequenc
             skipped["unreadable json"] += 1
             continue
         texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
-        wrong = next(filter(None, map(unfit, texts)), None)
+        wrong = next(filter(None, map(caption_error, texts)), None)
         if image is None or not texts or wrong:
             skipped["no image" if image is None else f"caption {wrong}" if wrong else "empty caption" if captions else
                     "no caption"] += 1
@@ -165,7 +165,7 @@ def _index(path: str, caption_columns: Sequence[str], attribute_columns: Sequenc
             usable.append((name, image, texts, attributes))
     encoded = [Encoded(name, partial(_read_span, path, *span)) for name, span, _, _ in usable]
     with ThreadPoolExecutor(threads()) as pool:
-        encoded, failures = survey(encoded, check, pool)
+        encoded, failures = validate_images(encoded, check, pool)
     samples = [(name, *span, image.sum[1], texts, attributes)
                for (name, span, texts, attributes), image, failure in zip(usable, encoded, failures) if not failure]
     if len(samples) < len(usable):

@@ -11,7 +11,7 @@ _small = nn.initializers.normal(0.02)
 
 
 class _Embeddings(nn.Module):
-    """Normalised images (B, H, W, 3) -> (B, 1 + h w, width): the class token and the patches, with their positions."""
+    """Normalized images (B, H, W, 3) -> (B, 1 + h w, width): the class token and the patches, with their positions."""
 
     grid: tuple[int, int]
     patch: int
@@ -53,7 +53,7 @@ class _Layer(nn.Module):
 
 
 class ClipVision(nn.Module):
-    """Normalised images (B, H, W, 3) -> the tokens that enter the last block, (B, 1 + h w, width), class token first.
+    """Normalized images (B, H, W, 3) -> the tokens that enter the last block, (B, 1 + h w, width), class token first.
 
     `pool` goes the rest of the way, into the space that CLIP shares with its captions. grid: rows and columns of
     patches; native: those of the weights. hidden: width inside the MLPs; features: width of the shared space.
@@ -87,7 +87,7 @@ class ClipVision(nn.Module):
         return self.layers[-1](tokens, rows)
 
     def pool(self, tokens):
-        """(B, T, C) -> (B, features): the class token at the very end, normalised and projected; not of unit length."""
+        """(B, T, C) -> (B, features): the class token at the very end, normalized and projected; not of unit length."""
         return self.visual_projection(self.post_layernorm(self.finish(tokens, 1)[:, 0]))
 
 

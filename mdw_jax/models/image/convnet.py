@@ -13,7 +13,7 @@ class PatchConvNet(nn.Module):
 
     A learned position is added after the first stage: the mean over space at the end would forget where things were.
 
-    Patchifying is a reshape and a matrix product, so no backend meets a slow convolution. No normalisation layers:
+    Patchifying is a reshape and a matrix product, so no backend meets a slow convolution. No normalization layers:
     batch statistics would not survive trajectory matching.
     """
 

@@ -1,4 +1,4 @@
-"""MobileNet V1 / V2 with ImageNet weights, norm-free: batch normalisation is folded into the convolutions.
+"""MobileNet V1 / V2 with ImageNet weights, norm-free: batch normalization is folded into the convolutions.
 
 Weights are `.q8.npz` files: per layer `convNN` in execution order a uint8 `kernel_q` with `scale` and `zero`
 (kernel = (kernel_q - zero) * scale), a float32 `bias`, and `ops_json`, the graph of operations.

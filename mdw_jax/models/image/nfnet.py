@@ -1,6 +1,6 @@
 """Normalizer-free networks (Brock et al. 2021a, b) as timm builds them: NFNet-L0, NF-ResNet-50, NF-RegNet-B1.
 
-No layer normalises activations, so there are no batch statistics to collapse under trajectory matching: the peers'
+No layer normalizes activations, so there are no batch statistics to collapse under trajectory matching: the peers'
 (VLD, LoRS) own choice. Variance is kept in hand by weight standardisation, by a residual branch scaled by `alpha`, and
 by dividing a block's input by its expected standard deviation. Modules and parameters carry timm's names.
 """
@@ -20,7 +20,7 @@ _EPS = 1e-5
 class ScaledStdConv(nn.Module):
     """A convolution whose kernel is standardised per output channel, then scaled by `gain * gamma / sqrt(fan in)`.
 
-    Standardised as batch normalisation would: biased variance, eps inside the root. Padding is PyTorch's symmetric
+    Standardised as batch normalization would: biased variance, eps inside the root. Padding is PyTorch's symmetric
     one, not SAME: timm's `nfnet_*` and `nf_*` have it, its `dm_nfnet_*` have not. (B, H, W, C) -> (B, h, w, width).
     """
 
@@ -139,7 +139,7 @@ class NormFreeBlock(nn.Module):
 class NormFreeNet(nn.Module):
     """A stem, four stages of `NormFreeBlock`, perhaps a last convolution, an activation.
 
-    Normalised images (B, H, W, 3) -> (B, H / 32, W / 32, features), rounded up. timm's `forward_features`.
+    Normalized images (B, H, W, 3) -> (B, H / 32, W / 32, features), rounded up. timm's `forward_features`.
 
     depths, widths: blocks and channels of each stage. stem, stem_width, act: see `_Stem`. bottle: width inside a
     block over that outside. group_size: channels a group, 0 for one group. squeeze: width inside Squeeze-Excite over

@@ -23,8 +23,8 @@ from mdw_jax.models.weights.convert import assemble
 class Recipe(NamedTuple):
     """What makes a tower of a module.
 
-    module: image shape (H, W, C) -> module, which takes normalised images. mean, std: of each channel, as the weights'
-    publisher normalised images in [0, 1]. name_of: our dotted name of a tensor -> its name among the weights.
+    module: image shape (H, W, C) -> module, which takes normalized images. mean, std: of each channel, as the weights'
+    publisher normalized images in [0, 1]. name_of: our dotted name of a tensor -> its name among the weights.
     positions: name, among the weights, of the table of positions; "" for a conv net, which has none.
     """
 
@@ -80,7 +80,7 @@ def tower_of(recipe: Recipe, name: str, image_shape, tensors=None) -> Tower:
     """The tower of a recipe; the rest as for `pretrained`.
 
     What gradients may touch is the collection "params" alone. The other one there is, "batch_stats" (frozen batch
-    normalisation), is a constant of the tower's functions.
+    normalization), is a constant of the tower's functions.
     """
     if len(image_shape) != 3 or image_shape[-1] != 3:
         raise UserError(f"the tower '{name}' takes images (H, W, 3), not {tuple(image_shape)}.")
@@ -90,9 +90,9 @@ def tower_of(recipe: Recipe, name: str, image_shape, tensors=None) -> Tower:
     def everything(module, images):
         return module.pool(module(images)) if tokens else module(images)
 
-    initialise = functools.partial(module.init, method=everything)
+    initialize = functools.partial(module.init, method=everything)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(initialise, jax.random.key(0), images)
+    shapes = jax.eval_shape(initialize, jax.random.key(0), images)
     if tensors is None:
         params, constants = None, _neutral(shapes.get("batch_stats", {}))
     else:
@@ -103,13 +103,13 @@ def tower_of(recipe: Recipe, name: str, image_shape, tensors=None) -> Tower:
         params, constants = variables["params"], variables.get("batch_stats", {})
 
     def init(key):
-        return jax.jit(initialise)(key, jnp.zeros(images.shape))["params"] if params is None else params
+        return jax.jit(initialize)(key, jnp.zeros(images.shape))["params"] if params is None else params
 
     def apply(params, x, method=None):
         return module.apply({"params": params, "batch_stats": constants}, x, method=method)
 
     def feature_map(params, images):
-        return apply(params, _normalise(images, recipe))
+        return apply(params, _normalize(images, recipe))
 
     def pool(params, feature_map):
         return apply(params, feature_map, "pool")
@@ -123,8 +123,8 @@ def tower_of(recipe: Recipe, name: str, image_shape, tensors=None) -> Tower:
     return Tower(name, init, feature_map, module.features, mean_over_space)
 
 
-def _normalise(images, recipe):
-    """(B, H, W, 3) in [0, 1] -> the same, in its own dtype, as the weights' publisher normalised it."""
+def _normalize(images, recipe):
+    """(B, H, W, 3) in [0, 1] -> the same, in its own dtype, as the weights' publisher normalized it."""
     return (images - jnp.asarray(recipe.mean, images.dtype)) / jnp.asarray(recipe.std, images.dtype)
 
 

@@ -1,8 +1,8 @@
-"""ResNets (He et al. 2016) as timm builds them: ResNet-18 and ResNet-50, with batch normalisation frozen.
+"""ResNets (He et al. 2016) as timm builds them: ResNet-18 and ResNet-50, with batch normalization frozen.
 
-Normalising by the statistics of a batch collapses under trajectory matching (the peers measured it, VLD's ablation:
+Normalizing by the statistics of a batch collapses under trajectory matching (the peers measured it, VLD's ablation:
 IR@1 0.28 with ResNet-50 against 3.46 with its normalizer-free twin): a distilled batch has other statistics than the
-expert's, and running averages are state that no gradient step explains. So every layer normalises by the statistics
+expert's, and running averages are state that no gradient step explains. So every layer normalizes by the statistics
 stored with the weights, in training too. They are constants, not parameters: they live in the collection
 "batch_stats", which the tower closes over, while its parameters (convolutions, scales, biases) are all in "params"; no
 gradient, expert or student ever touches them. Modules and parameters carry timm's names.
@@ -18,7 +18,7 @@ _EPS = 1e-5
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation by stored statistics, as the multiplier and the offset of each channel: two of (width,).
+    """Batch normalization by stored statistics, as the multiplier and the offset of each channel: two of (width,).
 
     scale_init: what `scale` starts at where there are no weights.
     """
@@ -51,7 +51,7 @@ class _Conv(nn.Module):
 
 
 def _conv_norm(x, width, size, stride, conv_name, norm_name, scale_init=1.0):
-    """A convolution and its frozen normalisation, folded into one: in memory the gradient then needs x alone."""
+    """A convolution and its frozen normalization, folded into one: in memory the gradient then needs x alone."""
     multiplier, offset = FrozenBatchNorm(width, scale_init, name=norm_name)()
     return _Conv(width, size, stride, name=conv_name)(x, multiplier) + offset.astype(x.dtype)
 
@@ -82,7 +82,7 @@ class ResNetBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Normalised images (B, H, W, 3) -> (B, H / 32, W / 32, features), rounded up. timm's `forward_features`."""
+    """Normalized images (B, H, W, 3) -> (B, H / 32, W / 32, features), rounded up. timm's `forward_features`."""
 
     depths: tuple[int, ...]
     bottleneck: bool

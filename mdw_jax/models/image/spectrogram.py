@@ -9,7 +9,7 @@ LEAST = 128
 """Pixels that the shorter side is enlarged to at least: towers that shrink 32-fold would keep two of 64 bands."""
 
 
-def listening(build, shape) -> Tower:
+def spectrogram_tower(build, shape) -> Tower:
     """A tower for images (B, H, W, 1) out of `build`, which makes one for a shape (H, W, 3).
 
     The picture is enlarged by a whole factor (bilinear) and its channel seen three times. Where the tower ends in the

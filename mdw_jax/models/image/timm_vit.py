@@ -29,7 +29,7 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer normalisation of the last axis, reckoned in float32, in the dtype of its input."""
+    """Layer normalization of the last axis, reckoned in float32, in the dtype of its input."""
 
     eps: float
 
@@ -147,7 +147,7 @@ class _Block(nn.Module):
 
 
 class TimmVit(nn.Module):
-    """Normalised images (B, H, W, 3) -> the tokens that enter the last block, (B, 1 + h w, width), class token first.
+    """Normalized images (B, H, W, 3) -> the tokens that enter the last block, (B, 1 + h w, width), class token first.
 
     `pool` goes the rest of the way. grid: rows and columns of patches; native: those of the published weights.
     """

@@ -13,7 +13,7 @@ class Tower(NamedTuple):
     """An image backbone as pure functions.
 
     init: (key) -> params (pretrained towers ignore the key).
-    feature_map: (params, images (B, H, W, C) float32 in [0, 1]) -> the last map with places in it, which normalises its
+    feature_map: (params, images (B, H, W, C) float32 in [0, 1]) -> the last map with places in it, which normalizes its
         input itself: (B, h, w, F), or whatever else `pool` and `grid` understand (tokens, for a transformer). Of
         bfloat16 images it is bfloat16, and computed so; parameters stay float32.
     width: width of the pooled feature.

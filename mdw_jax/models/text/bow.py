@@ -14,7 +14,7 @@ def bow_features(captions, dim: int = 384, seed: int = 0) -> np.ndarray:
     """Random projection of hashed word and word-pair counts. Ours, as a stand-in where no language model is at hand.
 
     Counts of unigrams and bigrams, lower-cased, are hashed into 2**14 signed bins, damped to `1 + log(count)`,
-    multiplied by a fixed (2**14, dim) Gaussian matrix of the seed and L2-normalised, so that cosines approximate those
+    multiplied by a fixed (2**14, dim) Gaussian matrix of the seed and L2-normalized, so that cosines approximate those
     of the bags themselves. Nothing depends on the other captions: the same caption always has the same feature.
 
     Args:

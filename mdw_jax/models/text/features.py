@@ -90,7 +90,7 @@ def text_features(pairs: Pairs, encoder: str, *, cache_dir=None, dim: int = 384,
     Args:
         pairs: the data set.
         encoder: "bow" (hashed words), "precomputed" (a file) or "transformer" (a BERT, DistilBERT or CLIP;
-            L2-normalised).
+            L2-normalized).
         cache_dir: keep the result there as `text-<first 16 of the key>.safetensors`, and use it if it is there.
         dim, seed: width and projection of "bow".
         path: the feature file of "precomputed"; the model folder or Hub name of "transformer".

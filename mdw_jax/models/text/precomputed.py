@@ -32,7 +32,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def precomputed_features(path, caption_ids) -> np.ndarray:
-    """Rows `caption_ids` of a feature file, as they are stored (not normalised).
+    """Rows `caption_ids` of a feature file, as they are stored (not normalized).
 
     Args:
         path: an .npz with `features_q` (R, d) int8 and `scale` (R,) float, meaning `features_q * scale[:, None]`; an

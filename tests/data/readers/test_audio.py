@@ -14,7 +14,7 @@ from mdw_jax.data.registry import load
 from mdw_jax.data.synthetic.tones import KINDS, PITCHES, tones
 from mdw_jax.errors import UserError
 
-SMALL = {"rate": 8000, "seconds": 1.0, "mels": 16, "frames": 24}
+SMALL = {"sample_rate": 8000, "seconds": 1.0, "mels": 16, "frames": 24}
 
 
 def sine(hertz, seconds=1.0, rate=8000):
@@ -75,7 +75,7 @@ def test_pictures_agree_with_librosa():
     assert np.abs(decibels(log_mel.picture(samples)[..., 0] / 255) - level).max() < half_a_step * 1.01
 
 
-@pytest.mark.parametrize("wrong", [{"mels": 0}, {"frames": 0}, {"rate": 0}, {"seconds": 0.0}, {"mels": 600}])
+@pytest.mark.parametrize("wrong", [{"mels": 0}, {"frames": 0}, {"sample_rate": 0}, {"seconds": 0.0}, {"mels": 600}])
 def test_log_mels_that_cannot_be(wrong):
     with pytest.raises(UserError, match="mel"):
         LogMel(**SMALL | wrong)
@@ -112,7 +112,7 @@ def test_clotho_form(clotho):
             assert split.captions[5 * row] == f"tone {2 * number + row}, again 1"
     lazy = audio(**clotho, **SMALL, stream=True)
     np.testing.assert_array_equal(np.asarray(lazy.train.images), pairs.train.images)
-    other = audio(**clotho, **SMALL | {"rate": 4000}, stream=True)
+    other = audio(**clotho, **SMALL | {"sample_rate": 4000}, stream=True)
     assert other.train.images.shape == lazy.train.images.shape
     assert other.train.fingerprint != lazy.train.fingerprint
 

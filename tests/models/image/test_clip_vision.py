@@ -50,7 +50,7 @@ def test_a_whole_model_is_read_and_what_is_missing_is_named():
         tower_of(clip_recipe(CONFIG), "clip", shape, tensors)
 
 
-def test_grad_cam_sees_patches_and_colours_are_normalised_as_clip_normalises_them():
+def test_grad_cam_sees_patches_and_colours_are_normalized_as_clip_normalizes_them():
     recipe = clip_recipe(CONFIG)
     tower = tower_of(recipe, "clip", (24, 40, 3))
     params = tower.init(jax.random.key(0))

@@ -39,7 +39,7 @@ def small(name, tensors=None):
 
 
 def drawn(name):
-    """A small tower and parameters that are all at work: none of the zeros that initialisation puts in."""
+    """A small tower and parameters that are all at work: none of the zeros that initialization puts in."""
     tower, generator = small(name), np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -121,7 +121,7 @@ def test_names_and_shapes_that_no_tower_has_are_refused():
         pretrained("resnet18", (64, 64, 1))
 
 
-def test_statistics_of_frozen_normalisation_work_but_are_no_parameters():
+def test_statistics_of_frozen_normalization_work_but_are_no_parameters():
     tower, params = drawn("resnet_bottleneck")
     assert {path[-1] for path in flatten_dict(params)} == {"kernel", "scale", "bias"}
     tensors = {}  # the same by their PyTorch names, with statistics
