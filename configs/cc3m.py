@@ -19,6 +19,7 @@ def get_config():
     c.noise.protocol = "natural"
     c.noise.rate = 0.0
     c.experts.epochs = 2  # each is twenty of Flickr30K's
+    c.experts.recovery_start = 1  # the second epoch: recovery and guidance would never begin at the default, 2
     c.plan.images = 2_900_000
     c.plan.captions = 2_900_000
     return c

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One run on a Cloud TPU slice of one or many hosts: asks for it as a queued resource, installs this checkout, runs.
+# One run on a Cloud TPU slice of one or many hosts: requests it as a queued resource, installs this checkout, runs.
 # Usage: NAME=mdw ZONE=us-central2-b TYPE=v4-16 launch/cloud_tpu.sh configs/coco.py --config.run.dir=/shared/runs/coco
-#   SETUP   commands for every host before the run, such as the mount of the file share that holds data and run folder:
-#           with several hosts it has to be one that all of them see
+#   SETUP   commands for every host before the run, such as mounting the file share that holds the data and the run directory:
+#           several hosts need one that all of them see
 #   MORE    further flags of `gcloud compute tpus queued-resources create`, such as --spot or --reserved
-# The same command again goes on, on the same slice or, after a spot slice was taken away, on a new one. Give back with
+# The same command again continues, on the same slice or, after a spot slice was taken away, on a new one. Delete it with
 #   gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force
 set -euo pipefail
 : "${NAME:?name of the slice}" "${ZONE:?zone, such as us-central2-b}" "${TYPE:?accelerator type, such as v4-16}"
@@ -30,11 +30,11 @@ done
 
 tar -czf - --exclude=.git --exclude=runs . >"${TMPDIR:-/tmp}/mdw.tar.gz"
 tpu tpu-vm scp "${TMPDIR:-/tmp}/mdw.tar.gz" "$NAME:/tmp/mdw.tar.gz" --worker=all
-# uv, because the hosts' own Python is older than ours may be.
+# uv, because the Python of the hosts may be too old.
 on_all_hosts "rm -rf mdw && mkdir mdw && tar -xzf /tmp/mdw.tar.gz -C mdw && pip install --quiet --user uv &&
     ~/.local/bin/uv venv --quiet --clear --python 3.12 env &&
     ~/.local/bin/uv pip install --quiet --python env ./mdw 'jax[tpu]' && ${SETUP:-true}"
-# MDW_DISTRIBUTED: jax asks the slice who its hosts are. Quoted once more, for the shell over there.
+# MDW_DISTRIBUTED: jax asks the slice who its hosts are. Quoted once more, for the shell of the hosts.
 on_all_hosts "cd mdw && MDW_DISTRIBUTED=1 ../env/bin/mdw run --config $(printf '%q ' "$config" "$@")"
 
 # On GKE, with xpk, which makes the JobSet itself:

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The preset bench in order of priority: stop it anywhere, start it again and it goes on; each line is whole by itself.
+# The comparison of presets in order of priority. Stop it at any time: started again, it continues where it stopped.
 # Usage: launch/grid.sh configs/flickr8k.py runs/grid [--config.key=value ...]     (data and weights as --config.data...)
-# Several at once share the folder: PART=0/4 launch/grid.sh ..., PART=1/4 ... on as many processes or hosts.
+# Several processes or hosts share the directory: SHARD=0/4 launch/grid.sh ..., SHARD=1/4 launch/grid.sh ..., and so on.
 set -euo pipefail
-config=$1 folder=$2
+config=$1 directory=$2
 shift 2
 cells() {
-    mdw sweep --config "$config" --config.run.dir="$folder" "${settings[@]}" --shard "${PART:-0/1}" "$@" || echo "some cells failed; going on" >&2
+    mdw sweep --config "$config" --config.run.dir="$directory" "${overrides[@]}" --shard "${SHARD:-0/1}" "$@" || echo "some cells failed; continuing with the others" >&2
 }
-settings=("$@")
+overrides=("$@")
 all=random,herding,k_center,forgetting,clip_filter,vld,tesla,lors,repblend,infonce,mdw
 distilled=vld,tesla,lors,repblend,infonce,mdw
-# One set a cell first, so that a table exists early; then three.
+# First one set per cell, so that a table exists early; then three.
 cells --grid noise.rate=0.4,0.6,0.2,0 --grid preset=$all --seeds 1
 cells --grid noise.rate=0.4,0.6,0.2,0 --grid preset=experts,full
 cells --grid noise.rate=0.4,0.6,0.2,0 --grid preset=$all --seeds 3

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One run on this machine. Usage: [PROCESSES=N] launch/local.sh configs/quickstart.py [--config.key=value ...]
 # One process uses every device that jax sees and is the fastest on one machine; N of them, which find each other by
-# jax.distributed, show here what a cluster would do. On a machine with GPUs process i gets GPU i.
-# Ctrl-C or SIGTERM stops all of them where the same command goes on from.
+# jax.distributed, behave as they would on a cluster. On a machine with GPUs process i gets GPU i.
+# Ctrl-C or SIGTERM stops all of them; the same command then continues where they stopped.
 set -euo pipefail
 config=$1
 shift
@@ -13,10 +13,10 @@ fi
 
 port=${PORT:-$((20000 + RANDOM % 20000))}
 pids=()
-end() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
-asked=
-trap 'asked=143; end' TERM
-trap 'asked=130; end' INT
+stop_all() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
+signal=
+trap 'signal=143; stop_all' TERM
+trap 'signal=130; stop_all' INT
 for ((i = 0; i < processes; i++)); do
     (
         export MDW_COORDINATOR=localhost:$port MDW_PROCESSES=$processes MDW_PROCESS=$i
@@ -26,21 +26,21 @@ for ((i = 0; i < processes; i++)); do
     pids+=($!)
 done
 
-# The first failure ends the rest: alone they would wait for it until jax gives up. A trap cuts `wait` short.
+# The first failure stops the others, which would wait for it until jax gives up. A trap interrupts `wait`.
 status=0
-left=$processes
-while ((left > 0)); do
+running=$processes
+while ((running > 0)); do
     code=0
     wait -n || code=$?
-    if ((code > 128)) && [[ $asked == "$code" ]]; then
-        asked=done:$asked
+    if ((code > 128)) && [[ $signal == "$code" ]]; then
+        signal=done:$signal
         continue
     fi
-    ((left -= 1)) || true
+    ((running -= 1)) || true
     if ((code != 0 && status == 0)); then
         status=$code
-        end
+        stop_all
     fi
 done
-if [[ $asked == *130 ]]; then status=130; fi
+if [[ $signal == *130 ]]; then status=130; fi
 exit "$status"

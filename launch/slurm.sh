@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One run on a SLURM cluster, one process a GPU; the processes find each other through SLURM's own variables.
+# One run on a SLURM cluster, one process per GPU; the processes find each other through SLURM's own variables.
 # Usage: sbatch [--nodes=4 --time=8:00:00 ...] launch/slurm.sh configs/coco.py --config.run.dir=/shared/runs/coco
-# The run folder has to be on a file system that all nodes share. Options given to sbatch overrule those below.
+# The run directory must be on a file system that all nodes share. Options of the sbatch command override those below.
 #SBATCH --job-name=mdw
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append

@@ -34,23 +34,23 @@ def read(path):
     return golden, {name: weight(name, shape) for name, shape in manifest.items()}
 
 
-def compare(path, name, recipe):
+def compare(path, name, spec):
     """One tower against the numbers of a golden file: features, pooled, and the gradient by the pixels."""
     golden, tensors = read(path)
     shape = (*golden["hw"].tolist(), 3)
     raw = np.random.RandomState(1234).standard_normal((2, *shape)).astype(np.float32)
-    tower = tower_of(recipe, name, shape, tensors)
-    module, std = recipe.module(shape), np.float32(recipe.std)
+    tower = tower_of(spec, name, shape, tensors)
+    module, std = spec.module(shape), np.float32(spec.std)
 
     def objective(images, params):
         last = tower.feature_map(params, images)
         pooled = tower.pool(params, last)
-        features = module.apply({"params": params}, last, method="finish") if recipe.positions else last
+        features = module.apply({"params": params}, last, method="finish") if spec.positions else last
         return jnp.sum(pooled * jnp.linspace(-1, 1, tower.width)), (features, pooled)
 
     gradient = jit(jax.grad(objective, has_aux=True))
     # The files' inputs are normalized already, and so are what their gradients are by: pixel = input * std + mean.
-    by_pixels, (features, pooled) = gradient(raw * std + np.float32(recipe.mean), tower.init(None))
+    by_pixels, (features, pooled) = gradient(raw * std + np.float32(spec.mean), tower.init(None))
     assert_close(features, golden["features"], 1e-4)
     assert_close(pooled, golden["pooled"], 1e-4)
     assert_close((by_pixels * std)[: len(golden["input_grad"])], golden["input_grad"], 2e-3)

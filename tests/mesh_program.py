@@ -18,7 +18,7 @@ if processes > 1:
     jax.distributed.initialize(f"localhost:{port}", processes, process)
 
 from mdw_jax.config import base  # noqa: E402
-from mdw_jax.config.presets import preset_config  # noqa: E402
+from mdw_jax.config.overrides import preset_config  # noqa: E402
 from mdw_jax.config.sections import fields  # noqa: E402
 from mdw_jax.data.decoding import Encoded  # noqa: E402
 from mdw_jax.data.lazy_images import LazyImages  # noqa: E402
@@ -31,6 +31,8 @@ from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
 from mdw_jax.models.embedding import Inputs  # noqa: E402
 from mdw_jax.models.image.convnet import convnet  # noqa: E402
 from mdw_jax.runtime import mesh  # noqa: E402
+from mdw_jax.runtime.pytree import stack  # noqa: E402
+from mdw_jax.runtime.processes import broadcast_from_main, is_main  # noqa: E402
 
 
 def main(mode):
@@ -55,7 +57,7 @@ def main(mode):
     method = fields(Method, c.distill)
     images, texts = generator.uniform(size=(8, 8, 8, 3)), generator.normal(size=(8, 6))
     state, step = init_state(jax.random.key(2), method, images, texts), make_outer_step(model, method)
-    starts, targets = (mesh.stack([trained.snapshots[n][at] for n in (0, 1)]) for at in (0, 2))
+    starts, targets = (stack([trained.snapshots[n][at] for n in (0, 1)]) for at in (0, 2))
     if processes == 1:
         step.lower(*outer_shapes(model, method, 2, images.shape, texts.shape)).compile()
     losses, weights = [], mesh.replicated(jnp.ones((8, 8, 8, 1)))
@@ -106,40 +108,41 @@ def streamed():
                   for images, n in ((lazy, 86), (jnp.asarray(pixels[:16]), 16)))
     trained = train_experts(model, train, val, fields(Recipe, c.experts), count=1, seed=0, keep=2)
     # Where devices are many, each of the two networks has its own; a process needs one of them, or half of each.
-    wanted = 2 * 2 * 72 // processes
-    said = 86 // processes + 8  # the teachers look at all pictures once, rounded up to whole rows for all devices
-    assert len(decoded) <= wanted + said, (len(decoded), wanted, said)
-    for at in (0, 85):  # pictures of the first process and of the last
-        broken = LazyImages([Encoded(str(n), functools.partial(read, n) if n != at else lambda: b"no picture")
+    by_networks = 2 * 2 * 72 // processes
+    by_teachers = 86 // processes + 8  # they see all images once, rounded up to whole rows for all devices
+    assert len(decoded) <= by_networks + by_teachers, (len(decoded), by_networks, by_teachers)
+    for at in (0, 85):  # images of the first process and of the last
+        broken = LazyImages([Encoded(str(n), functools.partial(read, n) if n != at else lambda: b"no image")
                              for n in range(86)], 8)
         try:
             train_experts(model, train._replace(images=broken), val, fields(Recipe, c.experts), count=1, seed=0, keep=2)
         except UserError as error:
             assert "cannot be decoded" in str(error) or "and all others with it" in str(error), error
         else:
-            raise AssertionError("a picture that is none was learned from")
-    return {"experts": [snapshots[2] for snapshots in trained.snapshots], "right": trained.right.astype(np.float32)}
+            raise AssertionError("a file that is no image was learned from")
+    return {"experts": [snapshots[2] for snapshots in trained.snapshots], "correct": trained.correct.astype(np.float32)}
 
 
-def agreeing():
-    """What only process 0 decides is heard by all, its mistakes too."""
-    assert mesh.broadcast_from_main(lambda: {"who": jax.process_index(), "word": "ä"}) == {"who": 0, "word": "ä"}
-    assert mesh.broadcast_from_main(lambda: None) is None
+def check_broadcast():
+    """All processes get what process 0 decides, and its errors."""
+    assert broadcast_from_main(lambda: {"process": jax.process_index(), "word": "ä"}) == {
+        "process": 0, "word": "ä"}
+    assert broadcast_from_main(lambda: None) is None
 
-    def raise_decode_errors():
-        raise UserError(f"process {jax.process_index()} complains")
+    def fail():
+        raise UserError(f"process {jax.process_index()} failed")
 
     try:
-        mesh.broadcast_from_main(raise_decode_errors)
+        broadcast_from_main(fail)
     except UserError as error:
-        assert str(error) == "process 0 complains", error
+        assert str(error) == "process 0 failed", error
     else:
-        raise AssertionError("nobody complained")
+        raise AssertionError("no process failed")
 
 
-agreeing()
-found = {mode: main(mode) for mode in ("projection", "full")} | {"streamed": streamed()}
+check_broadcast()
+results = {mode: main(mode) for mode in ("projection", "full")} | {"streamed": streamed()}
 assert len(jax.devices()) == int(os.environ["EXPECTED_DEVICES"])
-if mesh.is_main():
-    leaves = jax.tree_util.tree_leaves_with_path(found)
+if is_main():
+    leaves = jax.tree_util.tree_leaves_with_path(results)
     np.savez(out, **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(i, height=24, width=32):
+def photo(i, height=24, width=32):
     """Smooth, unlike noise, so that JPEG and resizing change it little: (height, width, 3) uint8."""
     coarse = np.random.default_rng(i).integers(0, 256, (3, 4, 3), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
@@ -14,7 +14,7 @@ def picture(i, height=24, width=32):
 
 def encoded(i, kind="JPEG", height=24, width=32):
     buffer = io.BytesIO()
-    Image.fromarray(picture(i, height, width)).save(buffer, kind)
+    Image.fromarray(photo(i, height, width)).save(buffer, kind)
     return buffer.getvalue()
 
 

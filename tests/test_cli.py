@@ -1,9 +1,15 @@
-"""Configs reach the stages as asked for; every mistake is one sentence, status 2 and no traceback."""
+"""The command line: configs reach the commands, mistakes are one sentence and status 2, and help lists what counts."""
 
+import json
+import logging
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,10 +17,14 @@ import yaml
 from absl import flags
 
 from mdw_jax.cli import COMMANDS, main
+from mdw_jax.cli.arguments import parse
+from mdw_jax.cli.commands import SHELLS, Command, Operands, Option
 from mdw_jax.config import base, resolve
-from mdw_jax.config.loading import load_config
+from mdw_jax.config.loading import load_config, parse_value
+from mdw_jax.config.sections import flat
 from mdw_jax.errors import UserError
 
+ROOT = Path(__file__).parent.parent
 CONFIG = "from mdw_jax.config import base\n\ndef get_config():\n    c = base()\n    {}\n    return c\n"
 
 
@@ -25,7 +35,7 @@ def no_cache(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Commands make their run folder, even where a stub stands for what they do."""
+    """Commands make their run directory, even where a stub stands for what they do."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -42,14 +52,16 @@ def file(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Stands in for the stages; a list of (command, config) calls, or (command, arguments ...) of sweep and table."""
-    made = []
-    stages = {name: (lambda config, name=name: made.append((name, config))) for name in COMMANDS if name != "config"}
-    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(STAGES=stages))
-    for name, function in (("sweep", "sweep"), ("table", "table_command")):
-        stub = types.SimpleNamespace(**{function: lambda *arguments, name=name: made.append((name, *arguments))})
-        monkeypatch.setitem(sys.modules, f"mdw_jax.{name}", stub)
-    return made
+    """Stands in for the functions of the stages, of sweep and of table; a list of (function, arguments ...)."""
+    calls = []
+    for name in ("run", "prepare", "experts", "distill", "evaluate", "sweep", "table"):
+        module, function = COMMANDS[name].function.split(":")
+        stub = sys.modules.get(f"mdw_jax.{module}")
+        if not isinstance(stub, types.SimpleNamespace):
+            stub = types.SimpleNamespace()
+            monkeypatch.setitem(sys.modules, f"mdw_jax.{module}", stub)
+        setattr(stub, function, lambda *arguments, name=function: calls.append((name, *arguments)))
+    return calls
 
 
 def _mistake(capsys, *argv):
@@ -65,7 +77,7 @@ def test_a_command_gets_the_unresolved_config(file, calls, command):
     path = file("c.experts.recipe = 'infonce'")
     assert main([command, f"--config={path}", "--config.distill.pairs=200"]) == 0
     (name, config), = calls
-    assert name == command and config.distill.pairs == 200
+    assert name == ("evaluate_command" if command == "run" else f"{command}_command") and config.distill.pairs == 200
     assert config.experts.recipe == "infonce" and config.experts.clean_loss == base().experts.clean_loss
     assert config.is_locked
 
@@ -95,10 +107,10 @@ def test_overrides(file, calls, words, key, value):
     assert main(["run", "--config", file(), *words]) == 0
     expected = base()
     expected.update_from_flattened_dict({key: value})
-    got = calls[0][1]
-    assert got.to_dict() == expected.to_dict()
+    config = calls[0][1]
+    assert config.to_dict() == expected.to_dict()
     section, name = key.split(".")
-    assert type(got[section][name]) is type(value)
+    assert type(config[section][name]) is type(value)
 
 
 def test_flags_of_the_process_stay_as_they_are(file, calls):
@@ -166,11 +178,11 @@ def test_mistakes_without_a_file(calls, capsys, argv, sentence):
     ("\x00", "is not Python: source code string cannot contain null bytes"),
     ("get_config = 3", "has no function get_config(); define one"),
     ("def get_config():\n    return {}", "returns dict, not a ConfigDict; return a changed mdw_jax.config.base()."),
-    ("import nothing_by_this_name", "fails at line 1: ModuleNotFoundError: No module named 'nothing_by_this_name'; mend "
+    ("import nothing_by_this_name", "fails at line 1: ModuleNotFoundError: No module named 'nothing_by_this_name'; fix "
      "the file."),
-    ("\ndef get_config():\n    return 1 / 0", "fails at line 3: ZeroDivisionError: division by zero; mend"
+    ("\ndef get_config():\n    return 1 / 0", "fails at line 3: ZeroDivisionError: division by zero; fix"
      " the file."),
-    ("raise SystemExit(0)", "fails at line 1: SystemExit: 0; mend the file."),
+    ("raise SystemExit(0)", "fails at line 1: SystemExit: 0; fix the file."),
     ("from ml_collections import ConfigDict as get_config", "does not set config."),
     (CONFIG.format("c.distill.pairs = 'many'"), "fails at line 5: TypeError: "),
     (CONFIG.format("c.distil.pairs = 3"), "fails at line 5: AttributeError: "),
@@ -180,8 +192,8 @@ def test_mistakes_without_a_file(calls, capsys, argv, sentence):
 def test_mistakes_in_the_file(tmp_path, calls, capsys, text, sentence):
     path = tmp_path / "c.py"
     path.write_text(text)
-    said = _mistake(capsys, "run", f"--config={path}")
-    assert str(path) in said and sentence in said
+    message = _mistake(capsys, "run", f"--config={path}")
+    assert str(path) in message and sentence in message
 
 
 def test_a_sweep_gets_typed_axes_in_order(file, calls):
@@ -209,7 +221,7 @@ def test_a_sweep_gets_typed_axes_in_order(file, calls):
     (["--grid", "noise.rate="], "--grid noise.rate= has no values"),
     (["--grid", "noise.rate"], "--grid noise.rate has no values"),
     (["--grid"], "--grid needs a value"),
-    (["--grid", "run.dir=a,b"], "all cells share one folder"),
+    (["--grid", "run.dir=a,b"], "all cells share one directory"),
     (["--grid", "run.presets=mdw;random"], "write --grid preset="),
     (["--seeds", "two"], "config.distill.sets must be a whole number, not 'two'."),
     (["--seeds=1", "--seeds=2"], "--seeds is given twice; keep one."),
@@ -228,8 +240,8 @@ def test_a_table_needs_no_config(calls):
     assert main(["table", "a.csv", "--ci", "b.csv"]) == 0
     words = ["--rows", "preset,distill.pairs", "--columns=", "--metric=IR@1", "--out", "t.md", "--plot=t.png"]
     assert main(["table", "a.csv", *words]) == 0
-    assert calls == [("table", ["a.csv", "b.csv"], ["preset"], ["noise.rate"], "r_mean", True, None, None),
-                     ("table", ["a.csv"], ["preset", "distill.pairs"], [], "IR@1", False, "t.md", "t.png")]
+    assert calls == [("table_command", ["a.csv", "b.csv"], ["preset"], ["noise.rate"], "r_mean", True, None, None),
+                     ("table_command", ["a.csv"], ["preset", "distill.pairs"], [], "IR@1", False, "t.md", "t.png")]
 
 
 @pytest.mark.parametrize("words, sentence", [
@@ -247,7 +259,7 @@ def test_mistakes_of_a_table(calls, capsys, words, sentence):
 def _stub(monkeypatch, error):
     def stage(config):
         raise error
-    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(STAGES={"run": stage}))
+    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(evaluate_command=stage))
 
 
 def test_a_user_error_in_a_stage(file, monkeypatch, capsys):
@@ -268,6 +280,160 @@ def test_a_bug_keeps_its_traceback(file, monkeypatch):
     _stub(monkeypatch, IndexError("bug"))
     with pytest.raises(IndexError):
         main(["run", f"--config={file()}"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(capsys, command):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert main(["help", command]) == main([command, "--config=none.py", "--no-such-flag", "-h"]) == 0
+    assert capsys.readouterr().out == 2 * text
+    entry = COMMANDS[command]
+    assert text.startswith(f"usage: mdw {command}") and entry.example in text and max(map(len, text.splitlines())) <= 120
+    assert all(f"  {option.flag}" in text for option in entry.options)
+    assert entry.operands is None or f"  {entry.operands.metavar} " in text
+    for key, default in flat(base()).items():
+        listed = re.search(rf"^    {re.escape(key)}=(\S*)", text, re.MULTILINE)
+        assert (listed is not None) == (key.split(".")[0] in entry.sections)
+        assert command != "config" or parse_value(key, listed[1]) == default  # the defaults are written as overrides
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    *_, example = COMMANDS[command].example.split('"$(')  # of completion: what is inside eval "$(...)"
+    program, *words = shlex.split(example.removesuffix(')"'))
+    call = parse(words)
+    assert program == "mdw" and call.command is COMMANDS[command]
+    if call.command.sections:
+        load_config(call.config_file, call.overrides)
+
+
+def test_a_command_is_one_entry(monkeypatch, capsys):
+    """Its help, its flags and what its function gets follow from the entry."""
+    calls = []
+    monkeypatch.setitem(sys.modules, "mdw_jax.of_a_test", types.SimpleNamespace(count=lambda *args: calls.append(args)))
+    entry = Command("count files", "of_a_test:count", "mdw count a b", operands=Operands("FILE", "a file", "none given."),
+                    options=(Option("--from", "where to start", "N", "0", int), Option("--all", "all of them")))
+    monkeypatch.setitem(COMMANDS, "count", entry)
+    assert main(["count", "--from=3", "a", "--all", "b"]) == main(["count", "c"]) == 0
+    assert calls == [(["a", "b"], 3, True), (["c"], 0, False)]
+    assert main(["count", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: mdw count FILE [FILE ...] [--from N] [--all]")
+    assert _mistake(capsys, "count") == "none given."
+
+
+def test_flags_may_stand_before_the_command(file, calls):
+    assert main(["--debug", f"--config={file()}", "--config.run.seed=4", "run"]) == 0
+    assert main(["--grid", "noise.rate=0", f"--config={file()}", "sweep"]) == 0
+    assert calls[0][1].run.seed == 4 and calls[1][2] == {"noise.rate": (0.0,)}
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["help", "distil"], "there is no command 'distil'; did you mean distill?"),
+    (["help", "run", "sweep"], "mdw help takes one command, not 2; write mdw help COMMAND."),
+    (["completion"], "mdw completion takes one shell, not 0; write mdw completion bash."),
+    (["completion", "csh"], "SHELL of mdw completion must be one of bash, zsh, tcsh, not 'csh'."),
+    (["diff", "a", "b", "c"], "mdw diff compares two runs, not 3; write mdw diff A B."),
+    (["report"], "no run directory given; write mdw report RUN."),
+    (["--qqqq"], "there is no flag --qqqq; see mdw --help."),
+    (["run", "--debug=yes"], "--debug takes no value; see mdw run --help."),
+])
+def test_mistakes_without_a_config(capsys, argv, sentence):
+    assert _mistake(capsys, *argv) == sentence
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion(capsys, tmp_path, shell):
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = tmp_path / f"mdw.{shell}"
+    script.write_text(capsys.readouterr().out)
+    assert all(name in script.read_text() for name in COMMANDS)
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", script], check=True)
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["ru"], ["run", "runs"]), (["help", "dis"], ["distill"]), (["completion", ""], list(SHELLS)),
+    (["sweep", "--gr"], ["--grid"]), (["run", "--config.distill.pa"], ["--config.distill.pairs"]),
+])
+def test_bash_completes(capsys, tmp_path, words, expected):
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "mdw.bash"
+    script.write_text(f"{capsys.readouterr().out}\nCOMP_WORDS=({shlex.join(['mdw', *words])})\nCOMP_CWORD={len(words)}\n"
+                      '_shtab_mdw\nprintf "%s\\n" "${COMPREPLY[@]}"\n')
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected
+
+
+def test_completion_without_its_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert _mistake(capsys, "completion", "zsh") == ("mdw completion needs the package shtab; install it by pip install "
+                                                     "'mdw-jax[completion]'.")
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["run", "--config.run.presets=mwd"], "there is no preset 'mwd'"),
+    (["export", "--config.run.presets=mdw,no_such_module:preset"], "no_such_module:preset"),
+    (["plan", "--config.run.preset_overrides=mdw:distill.steps=0"], "distill.steps must be at least 1"),
+    (["certify", "--config.experts.recipe=dctl"], "there is no expert recipe 'dctl'"),
+    (["prepare", "--config.model.tower=convent"], "model.tower"),
+])
+def test_choices_are_checked_first(file, calls, capsys, words, sentence):
+    """Before any data are opened, any directory is made and the module of the command is imported."""
+    command, *overrides = words
+    assert sentence in _mistake(capsys, command, f"--config={file()}", "--config.run.dir=new/run", *overrides)
+    assert not calls and not os.path.exists("new")
+
+
+@pytest.mark.parametrize("words", [["run"], ["sweep"], ["sweep", "--shard=0/2"], ["bench"]])
+def test_a_refused_command_leaves_no_directory(file, monkeypatch, capsys, words):
+    """Also where a function refuses what the command line cannot know."""
+    directory = Path("new/run")
+    command, *options = words
+
+    def refuse(config, *_):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "cache.lock").touch()
+        raise UserError("there are no images; check data.images.")
+
+    module, function = COMMANDS[command].function.split(":")
+    monkeypatch.setitem(sys.modules, f"mdw_jax.{module}", types.SimpleNamespace(**{function: refuse}))
+    argv = [command, f"--config={file()}", f"--config.run.dir={directory}", *options]
+    _mistake(capsys, *argv)
+    assert not Path("new").exists()
+    Path("new").mkdir()
+    _mistake(capsys, *argv)
+    assert list(Path("new").iterdir()) == []
+    directory.mkdir()
+    _mistake(capsys, *argv)
+    assert directory.is_dir()  # not made by the command
+
+
+def test_what_a_refused_command_wrote_stays(file, monkeypatch, capsys):
+    def refuse(config):
+        Path(config.run.dir, "features.npz").touch()
+        raise UserError("there is no text encoder; set text.path.")
+
+    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(evaluate_command=refuse))
+    _mistake(capsys, "run", f"--config={file()}", "--config.run.dir=run")
+    assert Path("run/features.npz").exists()
+
+
+def test_logging(file, monkeypatch, capsys):
+    def stage(config):
+        logging.getLogger("mdw_jax.pipeline.run").info("two networks")
+        logging.getLogger("mdw_jax.pipeline.run").warning("set %d diverged", 3)
+        logging.getLogger("elsewhere").info("not of this package")
+
+    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(evaluate_command=stage))
+    assert main(["run", f"--config={file()}"]) == 0
+    assert capsys.readouterr().err == "mdw: two networks\nmdw: set 3 diverged\n"
+    assert main(["run", "--quiet", f"--config={file()}"]) == 0
+    assert capsys.readouterr().err == "mdw: set 3 diverged\n"
+    assert not logging.getLogger("mdw_jax").handlers
 
 
 def test_help_and_version(capsys):
@@ -299,10 +465,32 @@ def test_the_compilation_cache(file, calls, monkeypatch, tmp_path):
         jax.config.update("jax_compilation_cache_dir", old)
 
 
-def test_as_a_module_without_jax(file):
-    code = "import sys, mdw_jax.cli as c; s = c.main(sys.argv[1:]); sys.exit(s or 'jax' in sys.modules)"
-    argv = ["config", "--config", file()]
+def _python(*words):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    for start in (["-c", code], ["-m", "mdw_jax"]):
-        done = subprocess.run([sys.executable, *start, *argv], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0 and done.stdout.startswith("certify:\n"), done.stderr
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
+
+
+def test_as_a_module(file):
+    done = _python("-m", "mdw_jax", "config", "--config", file(), "--config.run.seed=3")
+    assert done.returncode == 0 and done.stdout.startswith("certify:\n"), done.stderr
+
+
+SCORES = "preset,set,student,select_on,noise.rate,r_mean\nmdw,0,0,val,0.4,30\nmdw,0,1,val,0.4,31\n"
+
+
+@pytest.mark.parametrize("words", [
+    ["--help"], ["--version"], ["help"], ["run", "--help"], ["config"], ["config", "--config=c.py", "--config.run.seed=1"],
+    ["runs", "."], ["diff", "a", "b"], ["table", "t.csv"], ["table", "t.csv", "--out=t.md"], ["run"],
+], ids=" ".join)
+def test_commands_that_start_fast_import_little(words):
+    Path("t.csv").write_text(SCORES)
+    Path("c.py").write_text(CONFIG.format("pass"))
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(json.dumps(resolve(base()).to_dict()))
+        Path(name, "environment.json").write_text("{}")
+        Path(name, ".lock").write_text("process 1 on host\n")
+    code = ("import sys, mdw_jax.cli as cli; status = cli.main(sys.argv[1:]); "
+            "heavy = {'jax', 'matplotlib', 'scipy', 'sklearn'} & {*sys.modules}; sys.exit(str(heavy) if heavy else status)")
+    done = _python("-c", code, *words)
+    assert done.returncode == (2 if words == ["run"] else 0), done.stderr

@@ -1,4 +1,4 @@
-"""The launch files say what they mean to, and every command of theirs is one that `mdw` takes."""
+"""The launch files are valid for their tools, and `mdw` accepts every command in them."""
 
 import json
 import os
@@ -22,13 +22,13 @@ CONFIG = str(ROOT / "configs" / "quickstart.py")
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """Puts commands on the PATH that note their words and then do as told; returns a reader of the notes."""
+    """Puts commands on the PATH that log their words and then run a script; returns a reader of the log."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    def make(name, does=""):
+    def make(name, script=""):
         path = tmp_path / name
-        note = f'(printf "%s\\037" "$@"; printf "\\036") >> "{tmp_path}/{name}.log"'
-        path.write_text(f"#!/usr/bin/env bash\n{note}\n{does}\n")
+        log = f'(printf "%s\\037" "$@"; printf "\\036") >> "{tmp_path}/{name}.log"'
+        path.write_text(f"#!/usr/bin/env bash\n{log}\n{script}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
         def words():
@@ -50,7 +50,7 @@ def test_scripts_are_shell(script):
 
 def test_every_line_of_the_grid_is_a_sweep_that_resolves(tmp_path, capsys, stub, monkeypatch):
     commands = stub("mdw")
-    monkeypatch.setenv("PART", "1/2")
+    monkeypatch.setenv("SHARD", "1/2")
     subprocess.run([LAUNCH / "grid.sh", CONFIG, tmp_path / "run", "--config.distill.pairs=100"], check=True)
     assert len(commands()) >= 10
     for words in commands():
@@ -71,15 +71,15 @@ def test_one_local_process_is_plain(stub, capsys):
     assert _resolves(words, capsys)["run"]["seed"] == 3
 
 
-def test_local_processes_are_told_of_each_other(stub, monkeypatch, capsys):
+def test_local_processes_know_of_each_other(stub, monkeypatch, capsys):
     stub("nvidia-smi")
     commands = stub("mdw", 'echo "$MDW_COORDINATOR $MDW_PROCESSES $MDW_PROCESS $CUDA_VISIBLE_DEVICES" >&2')
     monkeypatch.setenv("PROCESSES", "3")
     done = subprocess.run([LAUNCH / "local.sh", CONFIG, "--config.run.dir=a b"], capture_output=True, text=True)
     assert done.returncode == 0
-    told = sorted(line.split() for line in done.stderr.splitlines())
-    assert len({address for address, *_ in told}) == 1 and re.fullmatch(r"localhost:\d{5}", told[0][0])
-    assert [rest for _, *rest in told] == [["3", str(n), str(n)] for n in range(3)]
+    variables = sorted(line.split() for line in done.stderr.splitlines())
+    assert len({address for address, *_ in variables}) == 1 and re.fullmatch(r"localhost:\d{5}", variables[0][0])
+    assert [rest for _, *rest in variables] == [["3", str(n), str(n)] for n in range(3)]
     assert len(commands()) == 3 and _resolves(commands()[0], capsys)["run"]["dir"] == "a b"
 
 
@@ -160,7 +160,7 @@ def test_the_job_set_is_one_that_kubernetes_takes(capsys):
     assert "command" not in container and _resolves(words, capsys)["run"]["dir"].startswith("/shared/")
 
 
-def test_a_tpu_slice_is_asked_for_once_and_told_the_run(stub, tmp_path, monkeypatch, capsys):
+def test_a_tpu_slice_is_requested_once_and_runs_the_command(stub, tmp_path, monkeypatch, capsys):
     states = tmp_path / "states"
     states.write_text("SUSPENDED\n\nWAITING_FOR_RESOURCES\nWAITING_FOR_RESOURCES\nACTIVE\n")
     calls = stub("gcloud", f'if [[ $* == *" describe "* ]]; then head -n 1 "{states}"; sed -i 1d "{states}"; fi')
@@ -177,15 +177,15 @@ def test_a_tpu_slice_is_asked_for_once_and_told_the_run(stub, tmp_path, monkeypa
     assert all("--worker=all" in words for words in calls() if words[3] in ("scp", "ssh"))
     install, command = (words[-3].removeprefix("--command=") for words in calls() if words[3] == "ssh")
     subprocess.run(["bash", "-n", "-c", install], check=True)
-    # What the shell over there makes of it.
+    # What the shell of a host makes of it.
     (tmp_path / "env" / "bin").mkdir(parents=True)
     (tmp_path / "mdw").mkdir()
-    there = tmp_path / "env" / "bin" / "mdw"
-    there.write_text('#!/usr/bin/env python3\nimport json, os, sys\nprint(json.dumps([os.environ["MDW_DISTRIBUTED"], '
+    program = tmp_path / "env" / "bin" / "mdw"
+    program.write_text('#!/usr/bin/env python3\nimport json, os, sys\nprint(json.dumps([os.environ["MDW_DISTRIBUTED"], '
                      '*sys.argv[1:]]))\n')
-    there.chmod(there.stat().st_mode | stat.S_IXUSR)
-    said = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    distributed, *words = json.loads(said)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    output = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    distributed, *words = json.loads(output)
     words = [word.replace("configs/", f"{ROOT}/configs/") for word in words]
     assert distributed == "1" and _resolves(words, capsys)["run"]["dir"] == "/shared/my runs"
 

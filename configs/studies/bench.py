@@ -1,4 +1,4 @@
-"""The field on one bench: Flickr8k at 128 px, MobileNetV1 0.25 features, projection mode. See bench.md.
+"""All methods on one benchmark: Flickr8k at 128 px, MobileNetV1 0.25 features, projection mode. See bench.md.
 
 MobileNetV1 0.25 is seven times cheaper than the V2 of configs/flickr8k.py and nearly as good a backbone here, so that
 a cell of the grid takes minutes on two CPU cores.
@@ -6,10 +6,10 @@ a cell of the grid takes minutes on two CPU cores.
 
 from mdw_jax.config import base
 
-# Peers make more outer steps than we do, for comparable seconds: their 8 inner steps of one trajectory are cheaper than
-# our 32 of two (VLD's, exact and of 100 pairs, are not). Learning rates: the best of the search in bench.md.
+# Baselines make more outer steps, for comparable seconds: their 8 inner steps of one trajectory are cheaper than the 32
+# of two here (except VLD's, exact and of 100 pairs). Learning rates: the best of the search in bench.md.
 ADAM = {"optimizer": "adam", "decay": "cosine", "lr_inner_lr": 0.03, "lr_correspondence": 0.003, "steps": 150}
-PEERS = {"vld": (0.004, 0.02), "tesla": (0.004, 0.02), "lors": (0.004, 0.02), "repblend": (0.004, 0.02)}
+BASELINES = {"vld": (0.004, 0.02), "tesla": (0.004, 0.02), "lors": (0.004, 0.02), "repblend": (0.004, 0.02)}
 
 
 def get_config():
@@ -31,9 +31,10 @@ def get_config():
     c.distill.checkpoint_every = 1000  # no candidates: the last step's average is the set
     c.evaluate.lr_scales = (0.3, 1.0, 2.0)
     c.evaluate.every = 50
-    tuned = []
-    for peer, (lr_images, lr_texts) in PEERS.items():
+    overrides = []
+    for baseline, (lr_images, lr_texts) in BASELINES.items():
         settings = {**ADAM, "lr_images": lr_images, "lr_texts": lr_texts}
-        tuned += [f"{name}:distill.{key}={value}" for name in (peer, f"{peer}_dtcl") for key, value in settings.items()]
-    c.run.preset_overrides = tuple(tuned)
+        overrides += [f"{name}:distill.{key}={value}" for name in (baseline, f"{baseline}_dtcl")
+                      for key, value in settings.items()]
+    c.run.preset_overrides = tuple(overrides)
     return c

@@ -1,5 +1,8 @@
-"""Every default, with a line on what it means. A config file says only what differs from `base()`."""
+"""Every default, with a line on what it means. A config file sets only what differs from `base()`.
 
+`mdw config` prints these comments beside the values. The options of keys that name one stand in `options.py`; most of
+them also take `module:function`, see docs/extending.md.
+"""
 
 from ml_collections import ConfigDict
 
@@ -8,210 +11,209 @@ def base() -> ConfigDict:
     """The defaults. Sections are the stages of a run, in order."""
     c = ConfigDict()
 
-    c.run = ConfigDict()
-    c.run.dir = "runs/default"  # everything this run writes
-    c.run.seed = 0  # every random choice derives from it
-    c.run.presets = ("random", "infonce", "mdw", "full")  # rows of the table: see mdw_jax/presets.py
-
-    # Settings of single presets, over all else: "lors:distill.lr_images=0.03", "lors@200:..." from 200 pairs up.
+    c.run = ConfigDict()  # where a run writes and what it compares
+    c.run.dir = "runs/default"  # directory of everything that the run writes
+    c.run.seed = 0  # seed of all random choices but those of data and noise
+    c.run.presets = ("random", "infonce", "mdw", "full")  # rows of the table: see config/presets.py
+    # Settings of single presets: "lors:distill.lr_images=0.03", or "lors@200:..." from 200 distilled pairs up.
     c.run.preset_overrides = ()
 
-    c.data = ConfigDict()
-    # Of these a reader takes what it knows; "", () and 0 stand for its own defaults: see mdw_jax/data/.
+    c.data = ConfigDict()  # the data set; "", () and 0 stand for the reader's own default
     c.data.name = "scenes"  # scenes, karpathy, folder, hf, tfds, webdataset, tones, audio, esc50 or module:function
-    c.data.size = 32  # image side, pixels; of sounds mels and frames say the shape
-    c.data.stream = False  # decode training images when they are needed, for what does not fit into memory
-    c.data.train = 2000  # scenes, tones: pictures (clips) to draw for each split
-    c.data.val = 250
-    c.data.test = 500
-    c.data.seed = 0  # scenes, tones: which world; esc50: which captions
-    c.data.skew = 0.0  # scenes: chance that a training picture's first object is made red, for mdw fairness to find
-    c.data.annotations = ""  # karpathy: the .json or .json.gz file; folder, audio: a .csv, .tsv, .jsonl, .parquet
-    c.data.val_annotations = ""  # folder, audio: tables of these splits, where each has its own
-    c.data.test_annotations = ""
-    c.data.images = ""  # karpathy, folder, audio: folder, zip file or glob of them (of the sounds)
-    c.data.file_pattern = ""  # folder, audio: file names, {} the image column: "Y{}.wav"
-    c.data.sample_rate = 0  # audio, esc50: samples a second of the log-mels
-    c.data.seconds = 0.0  # audio, esc50, tones: of a clip
-    c.data.mels = 0  # audio, esc50, tones: height of a log-mel
-    c.data.frames = 0  # audio, esc50, tones: its width
-    c.data.source = ""  # hf: Hub name or local folder; tfds: builder name or prepared folder; esc50: folder
-    c.data.config = ""  # hf: the data set's own configuration
-    c.data.revision = ""  # hf
-    c.data.data_dir = ""  # tfds: where data sets were prepared
-    c.data.train_shards = ""  # webdataset: tar files, as in "train-{00000..00331}.tar"
-    c.data.val_shards = ""
-    c.data.test_shards = ""
-    c.data.image_column = ""  # folder, audio, hf, tfds: column (feature) of image, captions, what else to keep
-    c.data.caption_columns = ""  # several joined by commas; webdataset: a field of the JSON
-    c.data.key_column = ""  # hf, tfds: what names an image
-    c.data.attribute_columns = ""
-    c.data.split_column = ""  # folder, audio: the column that says the split
-    c.data.train_split = ""  # folder, audio, hf, tfds: what the source calls its splits; esc50: folds, as in "1,2"
-    c.data.val_split = ""
-    c.data.test_split = ""
-    c.data.delimiter = ""  # folder, audio: of a CSV file
-    c.data.holdout_val = 0  # training images to take for val, where the source has none
-    c.data.holdout_test = 0
-    c.data.holdout_seed = 0
-    c.data.skip_broken = False  # leave out images that cannot be decoded, and count them
-    c.data.cache = ""  # webdataset: index of the shards (default: in run.dir); hf: the library's cache
-    c.data.limit = 0  # keep the first n images of each split (0: all)
-    c.data.captions = ""  # generic or truncated: make a share of the training captions say less, for noise studies
-    c.data.captions_rate = 0.4  # that share
+    c.data.size = 32  # side of the square images, pixels; log-mels have data.mels and data.frames instead
+    c.data.stream = False  # decode training images when they are needed, for data that do not fit into memory
+    c.data.train = 2000  # scenes, tones: number of training images (audio files) to generate
+    c.data.val = 250  # scenes, tones: number of val images to generate
+    c.data.test = 500  # scenes, tones: number of test images to generate
+    c.data.seed = 0  # scenes, tones: seed of the generated set; esc50, data.captions: seed of the captions
+    c.data.skew = 0.0  # scenes: chance that the first object of a training image is made red, for mdw fairness to find
+    c.data.annotations = ""  # karpathy: .json or .json.gz file; folder, audio: .csv, .tsv, .jsonl or .parquet table
+    c.data.val_annotations = ""  # folder, audio: table of the val split, where it has its own
+    c.data.test_annotations = ""  # folder, audio: table of the test split, where it has its own
+    c.data.images = ""  # karpathy, folder, audio: directory, zip file or glob of the images (of the audio files)
+    c.data.file_pattern = ""  # folder, audio: file name, with {} for the image column: "Y{}.wav"
+    c.data.sample_rate = 0  # audio, esc50: sample rate of the log-mels, Hz
+    c.data.seconds = 0.0  # audio, esc50, tones: length of an audio excerpt, seconds
+    c.data.mels = 0  # audio, esc50, tones: mel bands, the height of a log-mel
+    c.data.frames = 0  # audio, esc50, tones: time frames, the width of a log-mel
+    c.data.source = ""  # hf: Hub name or local directory; tfds: builder name or prepared directory; esc50: directory
+    c.data.config = ""  # hf: configuration of the data set on the Hub
+    c.data.revision = ""  # hf: revision of the data set on the Hub
+    c.data.data_dir = ""  # tfds: directory in which data sets were prepared
+    c.data.train_shards = ""  # webdataset: tar files of the training split, as in "train-{00000..00331}.tar"
+    c.data.val_shards = ""  # webdataset: tar files of the val split
+    c.data.test_shards = ""  # webdataset: tar files of the test split
+    c.data.image_column = ""  # folder, audio, hf, tfds: column (feature) of the image or its file name
+    c.data.caption_columns = ""  # columns of captions, separated by commas; webdataset: a field of the JSON
+    c.data.key_column = ""  # hf, tfds: column that identifies an image
+    c.data.attribute_columns = ""  # columns to keep for mdw fairness, separated by commas
+    c.data.split_column = ""  # folder, audio: column that holds the name of the split
+    c.data.train_split = ""  # folder, audio, hf, tfds: name of the training split there; esc50: folds, as in "1,2"
+    c.data.val_split = ""  # folder, audio, hf, tfds, esc50: likewise of val
+    c.data.test_split = ""  # folder, audio, hf, tfds, esc50: likewise of test
+    c.data.delimiter = ""  # folder, audio: delimiter of a CSV file
+    c.data.holdout_val = 0  # training images to hold out as val, where the source has no val split
+    c.data.holdout_test = 0  # training images to hold out as test, where the source has no test split
+    c.data.holdout_seed = 0  # seed of the choice of held-out images
+    c.data.skip_broken = False  # leave out images that cannot be decoded, and count them, instead of stopping
+    c.data.cache = ""  # webdataset: directory of the shards' index (default: inside run.dir); hf: the library's cache
+    c.data.limit = 0  # keep the first n images of each split; 0: all
+    c.data.captions = ""  # degrade training captions, for studies of noise: generic, truncated or "" (as they are)
+    c.data.captions_rate = 0.4  # fraction of the training captions to degrade
 
-    c.noise = ConfigDict()
-    c.noise.protocol = "image"  # image (RCL, DECL), caption (NCR), similar (look-alikes), none, natural: as the data come
-    c.noise.rate = 0.4  # eta: fraction of pairs to mismatch (natural: believed to be mismatched, 0 if unknown)
-    c.noise.seed = 0
-    c.noise.estimate = False  # estimate the rate, as natural noise always does: two more networks are trained
-    c.noise.file = ""  # use this noise file (.npz) or NCR/RCL index (.npy) instead of drawing one
+    c.noise = ConfigDict()  # mismatched pairs in the training split
+    c.noise.protocol = "image"  # image (RCL, DECL), caption (NCR), near_duplicate, none, natural (pairs as they come)
+    c.noise.rate = 0.4  # eta, fraction of pairs to mismatch; natural: the fraction assumed, 0 if unknown
+    c.noise.seed = 0  # seed of the draw
+    c.noise.estimate = False  # estimate the rate, as natural noise always does; this trains two more networks
+    c.noise.file = ""  # noise file (.npz) or NCR/RCL index (.npy) to use instead of a draw
 
-    c.text = ConfigDict()
+    c.text = ConfigDict()  # features of captions
     c.text.encoder = "bow"  # bow, precomputed or transformer (BERT, DistilBERT, CLIP)
-    c.text.train = False  # transformer: train it too; distilled texts are then embedded tokens
-    c.text.path = ""  # precomputed: the feature file; transformer: a model folder or Hub name
-    c.text.dim = 384  # bow: feature width
-    c.text.pooling = "mean"  # transformer: mean, cls or native (CLIP has this alone)
-    c.text.max_tokens = 64  # transformer: truncation
-    c.text.seed = 0  # bow: which random projection
+    c.text.train = False  # transformer: train it with the text head; distilled texts are then embedded tokens
+    c.text.path = ""  # precomputed: feature file; transformer: model directory or Hub name
+    c.text.dim = 384  # bow: width of the features
+    c.text.pooling = "mean"  # transformer: mean, cls or native (CLIP has only native)
+    c.text.max_tokens = 64  # transformer: longest caption, tokens; longer ones are truncated
+    c.text.seed = 0  # bow: seed of the random projection
 
-    c.model = ConfigDict()
-    c.model.tower = "convnet"  # convnet, vit (from scratch), mobilenet, one of PRETRAINED above, or module:function
-    c.model.weights = ""  # mobilenet: the .q8.npz file; PRETRAINED: a .safetensors file, a folder or a Hub model's name
-    c.model.mode = "full"  # full (VLD, LoRS: the backbone moves) or projection (RepBlend: two heads move)
-    c.model.dim = 256  # width of the shared space, where there is an image head
+    c.model = ConfigDict()  # the dual encoder
+    c.model.tower = "convnet"  # convnet, vit, mobilenet, one of PRETRAINED in options.py, or module:function
+    c.model.weights = ""  # mobilenet: .q8.npz file; PRETRAINED: .safetensors file, directory or Hub name
+    c.model.mode = "full"  # full (VLD, LoRS: the backbone is trained) or projection (RepBlend: two heads are trained)
+    c.model.dim = 256  # width of the shared embedding space, where there is an image head
     c.model.image_head = False  # full mode: add a projection head to the image branch
-    c.model.patches = (4, 2, 2)  # convnet: patch side of each stage
+    c.model.patches = (4, 2, 2)  # convnet: patch side of each stage, pixels of that stage
     c.model.widths = (64, 128, 128)  # convnet: channels of each stage
     c.model.vit_patch = 16  # vit: patch side, pixels
-    c.model.vit_width = 128
-    c.model.vit_depth = 4
-    c.model.vit_heads = 4
-    c.model.pretrain_epochs = 0  # convnet: first learn to name the factors of another world of scenes (0: from scratch)
-    c.model.pretrain_images = 6000
-    c.model.dtype = "float32"  # in which the image tower computes: float32, or bfloat16 (on accelerators)
+    c.model.vit_width = 128  # vit: width
+    c.model.vit_depth = 4  # vit: layers
+    c.model.vit_heads = 4  # vit: attention heads
+    c.model.pretrain_epochs = 0  # convnet: epochs of pretraining on a disjoint generated set; 0: from scratch
+    c.model.pretrain_images = 6000  # convnet: images of that set
+    c.model.dtype = "float32"  # type in which the image tower computes: float32, or bfloat16 (on accelerators)
     c.model.tau = 0.07  # softmax temperature
 
-    c.experts = ConfigDict()
-    c.experts.recipe = "dtcl"  # one word for the choices below: see RECIPES in mdw_jax/config.py
-    c.experts.count = 4  # experts; each is two networks, so twice as many trajectories
-    c.experts.epochs = 6
-    c.experts.teacher_count = 0  # experts of a first generation that teaches the others from their first step; 0: none
-    c.experts.teacher_epochs = 6
-    c.experts.batch = 128
-    c.experts.lr = 0.5  # SGD
-    c.experts.lr_with_teachers = 0.15  # of experts that scouts teach: guidance is as steep as InfoNCE
-    c.experts.lr_infonce = 0.1  # used instead by recipes that are InfoNCE on all pairs: its gradient is far steeper
-    c.experts.momentum = 0.0
-    c.experts.weight_decay = 0.0
-    c.experts.augment = "none"  # full mode: none, flip, crop_flip; log-mels: shift, mask, shift_mask
-    c.experts.dual = True  # A divides for B and B for A; False: each for itself
+    c.experts = ConfigDict()  # training of the experts
+    c.experts.recipe = "dtcl"  # one name for a set of the choices below: see config/recipes.py
+    c.experts.count = 4  # number of experts; each is a pair of networks with two trajectories
+    c.experts.epochs = 6  # epochs of each expert
+    c.experts.teacher_count = 0  # experts of a first generation, which teaches the others from the start; 0: none
+    c.experts.teacher_epochs = 6  # epochs of the first generation
+    c.experts.batch = 128  # pairs per step
+    c.experts.lr = 0.5  # learning rate (SGD)
+    c.experts.lr_with_teachers = 0.15  # learning rate of experts with teachers: guidance is as steep as InfoNCE
+    c.experts.lr_infonce = 0.1  # learning rate of recipes with InfoNCE on all pairs, whose gradient is far steeper
+    c.experts.momentum = 0.0  # momentum of SGD
+    c.experts.weight_decay = 0.0  # weight decay
+    c.experts.augment = "none"  # none, flip, crop_flip; for log-mels shift, mask, shift_mask; or module:function
+    c.experts.dual = True  # network A divides the pairs for B and B for A; False: each for itself
     c.experts.warmup = 1  # epochs of the tolerant loss on all pairs before the first division
-    c.experts.division = "gmm"  # gmm; oracle (truth known); tolerant, clean or both: all pairs in that track
-    c.experts.clean_loss = "gce"  # infonce, gce, mae, rince, ccl_tan, acl
-    c.experts.clean_q = 0.7  # exponent of gce, rince, acl
-    c.experts.tolerant_loss = "gce"
-    c.experts.tolerant_q = 0.7
-    c.experts.tolerant_weight = 1.0  # lambda
-    c.experts.recovery_weight = 0.5  # mu; 0 turns recovery off and risky pairs stay in the tolerant track
-    c.experts.recovery_top_k = 5  # pseudo-captions a risky image draws from
-    c.experts.recovery_start = 2  # first epoch (from 0) that recovers
-    c.experts.guidance_weight = 1.0  # nu: all pairs learn the teacher's matching probabilities, from recovery_start on
-    c.experts.guidance_tau = 0.07  # temperature of what the teacher says
-    c.experts.peers = 3  # other networks that divide, recover and guide together (1: the peer alone)
-    c.experts.ema_decay = 0.99  # weights are averaged over steps, and the average is the expert; 0: the last weights
-    c.experts.debias = False  # Fact D: subtract eta times the loss under re-shuffled captions, divide by 1 - eta
-    c.experts.rescale_step = False  # Fact B: step size lr / (1 - eta)
-    c.experts.store_dtype = "float32"  # of the snapshots: float32 or bfloat16
+    c.experts.division = "gmm"  # gmm, oracle (by the truth), or all pairs in one track: tolerant, clean, both
+    c.experts.clean_loss = "gce"  # loss of the clean track: infonce, gce, mae, rince, ccl_tan, acl or module:function
+    c.experts.clean_q = 0.7  # its exponent, of losses that have one
+    c.experts.tolerant_loss = "gce"  # loss of the tolerant track: as clean_loss
+    c.experts.tolerant_q = 0.7  # its exponent, of losses that have one
+    c.experts.tolerant_weight = 1.0  # lambda, weight of the tolerant track
+    c.experts.recovery_weight = 0.5  # mu, weight of recovery; 0: none, and risky pairs stay in the tolerant track
+    c.experts.recovery_top_k = 5  # pseudo-captions from which a risky image draws
+    c.experts.recovery_start = 2  # first epoch, counted from 0, with recovery and guidance
+    c.experts.guidance_weight = 1.0  # nu, weight of guidance: all pairs learn the teacher's matching probabilities
+    c.experts.guidance_tau = 0.07  # temperature of the teacher's matching probabilities
+    c.experts.peers = 3  # other networks that divide, recover and guide together; 1: only the other of the pair
+    c.experts.ema_decay = 0.99  # decay of the moving average of the weights, which is the expert; 0: the last weights
+    c.experts.debias = False  # debiased loss (Proposition 4): minus eta times that of shuffled captions, over 1 - eta
+    c.experts.rescale_step = False  # step size lr / (1 - eta) (Proposition 2)
+    c.experts.store_dtype = "float32"  # type of the stored snapshots: float32 or bfloat16
 
-    c.distill = ConfigDict()
-    c.distill.pairs = 100  # M
-    c.distill.sets = 1  # distilled sets, different seeds
+    c.distill = ConfigDict()  # learning of the distilled sets
+    c.distill.pairs = 100  # M, pairs of a distilled set
+    c.distill.sets = 1  # number of distilled sets, which differ in their seeds
     c.distill.steps = 300  # outer steps
-    c.distill.inner_steps = 16  # S
-    c.distill.batch = 50  # distilled pairs an inner step
-    c.distill.trajectories = 2  # trajectories matched at each outer step
-    c.distill.max_start_epoch = 1  # start ~ U{0 .. max_start_epoch - 1}
-    c.distill.match_epochs = 2  # m: the target is this many epochs after the start
-    c.distill.gradient = "exact"  # exact or detached (TESLA)
-    c.distill.loss_merge = "separate"  # separate or merged branch losses
-    c.distill.loss = "probability"  # probability (P as matching probabilities), wbce, bce, nce, cwcl, kl, mse
-    c.distill.correspondence = "lowrank"  # identity, full or lowrank
-    c.distill.rank = 10
-    c.distill.alpha = 1.0  # scale of the low-rank part
-    c.distill.init = "division"  # real pairs to start from: random, or division (drawn from the clean side)
-    c.distill.optimizer = "adam"  # adam or sgd (momentum 0.5, as the peers')
-    c.distill.decay = "cosine"  # of all learning rates over the outer steps: cosine or none
-    c.distill.lr_images = 0.006
-    c.distill.lr_texts = 0.02
-    c.distill.lr_correspondence = 0.003
-    c.distill.lr_inner_lr = 0.03  # on the logarithm of the student step sizes
-    c.distill.inner_lr_image = 0.12  # initial student step sizes a_v, a_t: too large, and the first students diverge
-    c.distill.inner_lr_text = 0.12
+    c.distill.inner_steps = 16  # S, steps of the student in an unroll
+    c.distill.batch = 50  # distilled pairs per inner step
+    c.distill.trajectories = 2  # trajectories matched in each outer step
+    c.distill.max_start_epoch = 1  # the unroll starts at an epoch of U{0 .. max_start_epoch - 1}
+    c.distill.match_epochs = 2  # m, the target is this many epochs after the start
+    c.distill.gradient = "exact"  # gradient through the unroll: exact or detached (TESLA)
+    c.distill.inner_optimizer = "sgd"  # optimizer of the student in the unroll: sgd, momentum, adam or module:function
+    c.distill.loss_merge = "separate"  # matching losses of the two branches: separate or merged (LoRS)
+    c.distill.loss = "probability"  # student's loss: probability, wbce, bce, nce, cwcl, kl, mse or module:function
+    c.distill.correspondence = "lowrank"  # form of P: identity, full or lowrank
+    c.distill.rank = 10  # rank of the low-rank part of P
+    c.distill.alpha = 1.0  # scale of the low-rank part of P
+    c.distill.init = "division"  # real pairs to start from: random, or division (from the clean side)
+    c.distill.optimizer = "adam"  # optimizer of the distilled set: adam, or sgd (momentum 0.5, as in published methods)
+    c.distill.decay = "cosine"  # decay of all learning rates over the outer steps: cosine or none
+    c.distill.lr_images = 0.006  # learning rate of the images
+    c.distill.lr_texts = 0.02  # learning rate of the texts
+    c.distill.lr_correspondence = 0.003  # learning rate of P
+    c.distill.lr_inner_lr = 0.03  # learning rate of the logarithms of the student's step sizes
+    c.distill.inner_lr_image = 0.12  # a_v, initial step size of the student's image branch; too large a one diverges
+    c.distill.inner_lr_text = 0.12  # a_t, initial step size of the student's text branch
     c.distill.clip_images = True  # keep pixels in [0, 1]
-    c.distill.mixup = False  # RepBlend: mix image representations and texts of a mini-batch, weight ~ Beta(1, 1)
-    c.distill.augment = "none"  # as for experts: one draw an outer step
-    c.distill.ema_decay = 0.9  # of the distilled set; 0 turns it off
-    c.distill.ceo = True  # Grad-CAM weights on the pixel updates
-    c.distill.ceo_every = 10  # outer steps between refreshes
-    c.distill.ceo_top_k = 3
-    c.distill.ceo_beta = 0.5
-    c.distill.checkpoint_every = 50  # outer steps between checkpoints, which are also candidates chosen on val
-    c.distill.restarts = 0  # times that a set that diverges goes back to its last checkpoint, with smaller steps
-    c.distill.restart_factor = 0.3  # by which each restart multiplies the four learning rates
+    c.distill.mixup = False  # RepBlend: mix features and texts of a mini-batch, with weights from Beta(1, 1)
+    c.distill.augment = "none"  # augmentation, one draw per outer step: options as for experts.augment
+    c.distill.ema_decay = 0.9  # decay of the moving average of the distilled set; 0: the last values
+    c.distill.ceo = True  # weight pixel updates by Grad-CAM (CEO)
+    c.distill.ceo_every = 10  # outer steps between two computations of these weights
+    c.distill.ceo_top_k = 3  # texts per image whose Grad-CAM maps are averaged
+    c.distill.ceo_beta = 0.5  # strength of the weights
+    c.distill.checkpoint_every = 50  # outer steps between checkpoints, which are also the candidates to choose on val
+    c.distill.restarts = 0  # times that a diverging set goes back to its last checkpoint, with smaller learning rates
+    c.distill.restart_factor = 0.3  # factor of the four learning rates at each restart
 
-    c.evaluate = ConfigDict()
-    c.evaluate.select_on = "val"  # honest (all choices on val) or peer (best of the test evaluations: optimistic)
-    c.evaluate.students = 5
-    c.evaluate.steps = 200
+    c.evaluate = ConfigDict()  # training of students on the distilled sets
+    c.evaluate.select_on = "val"  # select candidates and step sizes on val, or on test (optimistic, as published)
+    c.evaluate.students = 5  # students per set
+    c.evaluate.steps = 200  # steps of each student
     c.evaluate.every = 20  # steps between evaluations
-    c.evaluate.batch = 128
-    c.evaluate.momentum = 0.9
-    c.evaluate.weight_decay = 5e-4
-    c.evaluate.lr_scales = (0.1, 0.3, 1.0)  # of the learned step sizes, chosen on val: momentum makes 1 too large
-    c.evaluate.lr = 0.3  # what they scale for sets without learned step sizes (coresets)
-    c.evaluate.tower = ""  # another tower for the students than the set was distilled on, as in model.tower
-    c.evaluate.mode = "projection"  # of that tower: projection or full
-    c.evaluate.tower_lr_scales = (0.01, 0.03, 0.1, 0.3, 1.0)  # with another tower, instead of lr_scales
-    c.evaluate.weights = ""  # of that tower, as in model.weights
+    c.evaluate.batch = 128  # pairs per step
+    c.evaluate.momentum = 0.9  # momentum of SGD
+    c.evaluate.weight_decay = 5e-4  # weight decay
+    c.evaluate.lr_scales = (0.1, 0.3, 1.0)  # factors of the learned step sizes, to choose from
+    c.evaluate.lr = 0.3  # step size that they scale for sets without learned ones (coresets)
+    c.evaluate.tower = ""  # image tower of the students, as in model.tower; "": the tower of the distilled set
+    c.evaluate.mode = "projection"  # mode of that other tower: projection or full
+    c.evaluate.tower_lr_scales = (0.01, 0.03, 0.1, 0.3, 1.0)  # factors to choose from with another tower
+    c.evaluate.weights = ""  # weights of that other tower, as in model.weights
 
-    c.watch = ConfigDict()  # where metrics go while a run is under way; metrics.csv in run.dir is always there
-    c.watch.writers = ()  # tensorboard, wandb
-    c.watch.project = "mdw-jax"  # of W&B
+    c.watch = ConfigDict()  # writers of metrics, beside metrics.csv in run.dir
+    c.watch.writers = ()  # tensorboard, wandb or module:function, several separated by commas
+    c.watch.project = "mdw-jax"  # wandb: project
 
     c.fairness = ConfigDict()  # for mdw fairness
-    c.fairness.attributes = ()  # columns of the data set, and words:NAME of the lists; none: the first six that fit
-    c.fairness.words = ""  # a TOML file of word lists (default: mdw_jax/words/attributes.toml)
-    c.fairness.neighbors = 1  # real images (captions) that say of which group a distilled one is
-    c.fairness.resamples = 2000  # of the bootstrap
+    c.fairness.attributes = ()  # columns of the data set, and words:NAME of the word lists; (): the first six that fit
+    c.fairness.words = ""  # TOML file of word lists; "": mdw_jax/analysis/fairness/words.toml
+    c.fairness.neighbors = 1  # nearest real images (captions) that determine the group of a distilled one
+    c.fairness.resamples = 2000  # bootstrap samples
 
     c.certify = ConfigDict()  # for mdw certify
-    c.certify.rates = ()  # noise rates to certify, each with experts of its own: 0,0.2,0.4; none: noise.rate alone
-    c.certify.confidence = 0.9  # of the upper bound on the clean risk
-    c.certify.candidates = 4  # sets of candidates among which a pair is to be found, averaged
-    c.certify.pairs = 4000  # training pairs to look for what was learned by heart
+    c.certify.rates = ()  # noise rates to certify, each with its own experts: 0,0.2,0.4; (): noise.rate alone
+    c.certify.confidence = 0.9  # confidence of the upper bound on the clean risk
+    c.certify.candidates = 4  # random candidate sets per pair, over which its retrieval is averaged
+    c.certify.pairs = 4000  # training pairs to test for memorization
 
     c.export = ConfigDict()  # for mdw export
-    c.export.formats = ("safetensors", "folder", "webdataset")  # and parquet
-    c.export.license = ""  # of the source data, as cc-by-4.0 or unknown: must be given, and stands on the dataset cards
-    c.export.neighbors = 1  # real training captions that are written beside each distilled text
+    c.export.formats = ("safetensors", "folder", "webdataset")  # some of safetensors, folder, webdataset, parquet
+    c.export.license = ""  # license of the source data, such as cc-by-4.0 or unknown; required, for the dataset cards
+    c.export.neighbors = 1  # nearest real training captions to write beside each distilled text
 
-    c.plan = ConfigDict()  # for mdw plan alone, which opens no data and no weights
+    c.plan = ConfigDict()  # for mdw plan, which opens no data and no weights
     c.plan.images = 0  # training images
     c.plan.captions = 0  # training captions
     c.plan.text_dim = 0  # width of the text features
-    c.plan.device = "h200"  # one of DEVICES in mdw_jax/plan.py
-    c.plan.utilization = 0.3  # share of the device's peak to reckon with
-    c.plan.compile = True  # compile both steps, for their peak memory
+    c.plan.device = "h200"  # a100, h100, h200, tpu_v4, tpu_v5e, tpu_v5p, tpu_v6e or cpu
+    c.plan.utilization = 0.3  # fraction of the device's peak FLOP/s to expect
+    c.plan.compile = True  # compile both steps, to know their peak memory
     return c
 
 
 def published() -> ConfigDict:
-    """The setting of the peers' tables: 224 px, NFNet-L0 that moves, frozen BERT features, twenty trajectories.
+    """The setting of published tables: 224 px, a trained NFNet-L0, frozen BERT features, twenty trajectories.
 
-    Of ours, learning rates are those found at 128 px (configs/studies/bench.md) with the peers' unroll and step sizes:
-    nothing is measured at this scale yet.
+    The learning rates of this work are those found at 128 px (configs/studies/bench.md), with the unroll and step sizes
+    of the published methods: nothing is measured at this scale yet.
     """
     c = base()
     c.run.presets = ("random", "vld", "lors", "mdw")
@@ -228,5 +230,3 @@ def published() -> ConfigDict:
     c.distill.augment = "crop_flip"
     c.plan.text_dim = 768
     return c
-
-

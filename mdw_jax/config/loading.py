@@ -8,42 +8,53 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from mdw_jax.config import base
+from mdw_jax.config.defaults import base
 from mdw_jax.config.sections import flat
 from mdw_jax.errors import UserError
 
+_PARSERS: dict[type, flags.ArgumentParser] = {
+    bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser()}
+
 
 def load_config(path: str | None, overrides: Iterable[tuple[str, str | None]] = ()) -> ConfigDict:
-    """The config of a file (None: the defaults) with overrides applied in order: locked, not yet resolved.
+    """The config of a file, with overrides applied in order.
 
-    overrides: (dotted key without "config.", text of the value; None for a bare --config.key).
-    Raises UserError for a file that cannot be used, a key that `base()` lacks, or a value of the wrong type.
+    Args:
+        path: a Python file with get_config(); None for the defaults.
+        overrides: (dotted key, text of its value); None instead of a text switches a key on that is true or false.
+
+    Returns:
+        The config, locked, not yet resolved.
+
+    Raises:
+        UserError: the file cannot be used, a key is not in `base()`, or a value has the wrong type.
     """
-    config = base() if path is None else _read(path)
-    known, found = flat(base()), flat(config)
-    for key, value in found.items():
-        if key not in known:
-            raise UserError(f"config file {path}: {_no_such(key, known)}")
-        kinds = {float: (float, int), tuple: (tuple, list)}.get(type(known[key]), (type(known[key]),))
-        if type(value) not in kinds:
-            raise UserError(f"config file {path}: config.{key} must be {_kind(known[key])}, not {value!r}.")
-        if known[key] and type(known[key]) is tuple:
-            kind = type(known[key][0])
-            if not all(type(item) in ((float, int) if kind is float else (kind,)) for item in value):
-                raise UserError(f"config file {path}: config.{key} must be {_kind(known[key])}, not {value!r}.")
-    for key in known:
-        if key not in found:
-            raise UserError(f"config file {path} does not set config.{key}; start get_config() from "
-                            "mdw_jax.config.base().")
+    config = base() if path is None else _read_file(path)
+    defaults = flat(base())
+    if path is not None:
+        _check_keys(path, flat(config), defaults)
     for key, text in overrides:
-        _override(config, known, key, text)
+        _set_from_text(config, defaults, key, text)
     return config.lock()
 
 
-def _read(path: str) -> ConfigDict:
-    """What get_config() of the file returns. The file is run as it stands, wherever it lies; nothing is imported."""
+def parse_value(key: str, text: str) -> Any:
+    """The value of one key, of the key's type, from its text. Raises UserError as `load_config`."""
+    config = base()
+    _set_from_text(config, flat(config), key, text)
+    return flat(config)[key]
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """'; did you mean X?' with the nearest choice, or '' if none is near."""
+    nearest = difflib.get_close_matches(word, list(choices), 1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _read_file(path: str) -> ConfigDict:
+    """Executes the file, which need not be importable, and returns what its get_config() returns."""
     try:
         source = Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -55,16 +66,16 @@ def _read(path: str) -> ConfigDict:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise UserError(f"config file {path} is not Python: {getattr(error, 'msg', None) or error}"
-                        f"{f' (line {line})' if line else ''}; mend the file.") from error
+                        f"{f' (line {line})' if line else ''}; fix the file.") from error
     namespace = {"__name__": "mdw_config", "__file__": path}
     try:
         exec(code, namespace)
         get_config = namespace.get("get_config")
         config = get_config() if callable(get_config) else None
     except (Exception, SystemExit) as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        raise UserError(f"config file {path} fails{f' at line {lines[-1]}' if lines else ''}: {reason}; mend the "
+        raise UserError(f"config file {path} fails{f' at line {lines[-1]}' if lines else ''}: {reason}; fix the "
                         "file.") from error
     if not callable(get_config):
         raise UserError(f"config file {path} has no function get_config(); define one that returns a changed "
@@ -75,61 +86,68 @@ def _read(path: str) -> ConfigDict:
     return config
 
 
-def _override(config: ConfigDict, known: dict, key: str, text: str | None):
-    """Sets one key from the text of its value."""
-    inside = [name for name in known if name.startswith(f"{key}.")]
-    if inside:
-        raise UserError(f"config.{key} is a section; set one of its keys, such as config.{inside[0]}.")
-    if key not in known:
-        raise UserError(_no_such(key, known))
-    default = known[key]
+def _check_keys(path: str, values: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raises UserError unless the file sets exactly the keys of the defaults, each to a value of its type."""
+    for key, value in values.items():
+        if key not in defaults:
+            raise UserError(f"config file {path}: {_no_such_key(key, defaults)}")
+        if not _has_type_of(defaults[key], value):
+            raise UserError(f"config file {path}: config.{key} must be {_type_in_words(defaults[key])}, not {value!r}.")
+    for key in defaults:
+        if key not in values:
+            raise UserError(f"config file {path} does not set config.{key}; start get_config() from "
+                            "mdw_jax.config.base().")
+
+
+def _has_type_of(default, value) -> bool:
+    """Whether a value has the type of the default: whole numbers also count as numbers, lists also as tuples."""
+    if isinstance(default, tuple):
+        return type(value) in (tuple, list) and all(_has_type_of(default[0], item) for item in value if default)
+    return type(value) in ((float, int) if isinstance(default, float) else (type(default),))
+
+
+def _set_from_text(config: ConfigDict, defaults: dict[str, Any], key: str, text: str | None) -> None:
+    """Sets one key of the config from the text of its value."""
+    keys_inside = [name for name in defaults if name.startswith(f"{key}.")]
+    if keys_inside:
+        raise UserError(f"config.{key} is a section; set one of its keys, such as config.{keys_inside[0]}.")
+    if key not in defaults:
+        raise UserError(_no_such_key(key, defaults))
+    default = defaults[key]
     if text is None and not isinstance(default, bool):
         raise UserError(f"config.{key} needs a value; write --config.{key}=VALUE.")
     text = "true" if text is None else text
-    if isinstance(default, tuple):
-        text = repr(_items(key, default, text))
-    arguments = ["mdw", f"--config.{key}={text}"]
-    values = flags.FlagValues()  # our own: the process's flags stay as they are
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+    section, _, name = key.rpartition(".")
     try:
-        values(arguments)
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(f"config.{key} must be {_kind(default)}, not '{text}'.") from error
+        value = _parse_list(default, text) if isinstance(default, tuple) else _PARSERS[type(default)].parse(text)
+        config[section][name] = value  # where the file made it a reference, keys that refer to it follow
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{key} must be {_type_in_words(default)}, not '{text}'.") from error
 
 
-def _items(key: str, default: tuple, text: str) -> tuple:
-    """The tuple that `text` spells: items by commas, in brackets or not, quoted or not."""
+def _parse_list(default: tuple, text: str) -> tuple:
+    """The tuple that `text` spells: items separated by commas, in brackets or not, quoted or not."""
     inner = text.strip()
     if inner[:1] + inner[-1:] in ("()", "[]"):
         inner = inner[1:-1]
     items = [item.strip().strip("'\"") for item in inner.split(",")]
-    items = items[:-1] if items[-1] == "" else items  # "(0.1,)", and "()" for none
-    try:
-        kind = type(default[0]) if default else str
-        found: tuple[Any, ...] = tuple(kind(item) for item in items)
-        if kind is float and not all(math.isfinite(item) for item in found):
-            raise ValueError("not finite")
-        return found
-    except ValueError as error:
-        raise UserError(f"config.{key} must be {_kind(default)}, not '{text}'.") from error
+    items = items[:-1] if items[-1] == "" else items  # as in "(0.1,)" and "()"
+    item_type = type(default[0]) if default else str
+    values: tuple[Any, ...] = tuple(item_type(item) for item in items)
+    if item_type is float and not all(math.isfinite(value) for value in values):
+        raise ValueError("not finite")
+    return values
 
 
-def _kind(default) -> str:
-    """What a key takes, in words."""
+def _type_in_words(default) -> str:
     if isinstance(default, tuple):
         return f"a list such as {','.join(map(str, default)) or 'a,b'}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(default)]
 
 
-def _no_such(key: str, known) -> str:
-    """The sentence for an unknown key: the nearest one, preferably of the same name in another section."""
-    same_name = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    nearest = difflib.get_close_matches(key, same_name or list(known), 1, cutoff=0.0 if same_name else 0.4)
-    meant = f"did you mean config.{nearest[0]}?" if nearest else "`mdw config` lists all keys."
-    return f"there is no config.{key}; {meant}"
-
-
-def _meant(word: str, known) -> str:
-    """'; did you mean X?' with the nearest known word, if one is near."""
-    nearest = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+def _no_such_key(key: str, defaults: Iterable[str]) -> str:
+    """The sentence for an unknown key; it names the nearest one, preferably one of the same name in another section."""
+    same_name = [name for name in defaults if name.split(".")[-1] == key.split(".")[-1]]
+    nearest = difflib.get_close_matches(key, same_name or list(defaults), 1, cutoff=0.0 if same_name else 0.4)
+    suggestion = f"did you mean config.{nearest[0]}?" if nearest else "`mdw config` lists all keys."
+    return f"there is no config.{key}; {suggestion}"

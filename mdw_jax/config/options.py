@@ -1,16 +1,114 @@
-"""Every choice that a config key has, by name. No jax here: tables of functions stand in the modules that implement them."""
+"""Every option that a config key can name. No jax here: the functions stand in tables of other modules.
 
-PRETRAINED = (  # names of mdw_jax/towers/pretrained.py
+Each tuple of names stands here once. `tests/config/test_options.py` checks that it agrees with the table of functions
+that its comment cites. `CHOICES` says which tuple belongs to which config key. To add an option, add its name here and
+its function to the table.
+"""
+
+from typing import NamedTuple
+
+from mdw_jax.config.presets import PRESETS
+from mdw_jax.config.recipes import RECIPES
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+# data/registry.py: READERS
+READERS = ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50")
+LOG_MEL_READERS = ("tones", "audio", "esc50")  # their images are log-mels, of one channel
+CAPTION_DEGRADATIONS = ("generic", "truncated")  # data/structured_noise.py: DEGRADATIONS
+NOISE_PROTOCOLS = ("none", "image", "caption", "near_duplicate", "natural")  # data/noise.py: PROTOCOLS
+IMAGE_AUGMENTATIONS = ("flip", "crop_flip")
+AUDIO_AUGMENTATIONS = ("shift", "mask", "shift_mask")  # of log-mels
+AUGMENTATIONS = ("none", *IMAGE_AUGMENTATIONS, *AUDIO_AUGMENTATIONS)  # data/augment.py: AUGMENTATIONS
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+PRETRAINED = (  # models/image/pretrained.py: SPECS
     "nfnet_l0", "nf_resnet50", "nf_regnet_b1", "resnet18", "resnet50", "vit_tiny_patch16_224", "vit_small_patch16_224",
     "vit_small_patch32_224", "vit_base_patch16_224", "vit_base_patch32_224", "clip_vit_base_patch32",
     "clip_vit_base_patch16", "clip_vit_large_patch14")
+TOWERS = ("convnet", "vit", "mobilenet", *PRETRAINED)  # models/build.py: TOWERS
+TOWER_SETTINGS = {  # keys of the section `model` that are of single towers
+    "convnet": ("patches", "widths", "pretrain_epochs", "pretrain_images"),
+    "vit": ("vit_patch", "vit_width", "vit_depth", "vit_heads"),
+    **dict.fromkeys(("mobilenet", *PRETRAINED), ("weights",)),
+}
+MODES = ("projection", "full")  # models/dual_encoder.py
+DTYPES = ("float32", "bfloat16")
+TEXT_ENCODERS = ("bow", "precomputed", "transformer")  # models/text/features.py: TEXT_ENCODERS
+TEXT_ENCODER_SETTINGS = {  # keys of the section `text` that are of single encoders
+    "bow": ("dim", "seed"),
+    "precomputed": ("path",),
+    "transformer": ("path", "train", "pooling", "max_tokens"),
+}
+POOLINGS = ("mean", "cls", "native")  # models/text/encoder.py
 
-TOWERS = ("convnet", "vit", "mobilenet", *PRETRAINED)
+# ---- method ----------------------------------------------------------------------------------------------------------
 
-DATA = ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50")
+DIVISIONS = ("gmm", "oracle", "tolerant", "clean", "both")  # method/division.py, method/expert_step.py
+DIVIDING = ("gmm", "oracle")  # those that tell clean from risky pairs; the others treat all pairs alike
+LABEL_LOSSES = ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")  # method/losses.py: LABEL_LOSSES
+SOFT_LOSSES = ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")  # method/losses.py: SOFT_LOSSES
+STUDENT_OPTIMIZERS = ("sgd", "momentum", "adam")  # method/matching.py: STUDENT_OPTIMIZERS
+GRADIENTS = ("exact", "detached")  # method/matching.py: unroll
+LOSS_MERGES = ("separate", "merged")  # method/matching.py: matching_loss
+CORRESPONDENCES = ("identity", "full", "lowrank")  # method/correspondence.py
+INITS = ("random", "division")  # pipeline/distill_loop.py
+SET_OPTIMIZERS = ("adam", "sgd")  # method/distill.py: SET_OPTIMIZERS, of the distilled set
+DECAYS = ("cosine", "none")  # method/distill.py: DECAYS
+CORESETS = ("random", "herding", "k_center", "forgetting", "clip_filter")  # method/coresets.py: CORESETS
+SELECT_ON = ("val", "test")  # method/students.py
 
-DEGRADATIONS = ("generic", "truncated")  # what training captions can be made: mdw_jax/data/structured.py
+# ---- output ----------------------------------------------------------------------------------------------------------
 
-WRITERS = ("tensorboard", "wandb")  # beside metrics.csv: see mdw_jax/watch.py
+WRITERS = ("tensorboard", "wandb")  # io/metrics.py: WRITERS, beside metrics.csv
+EXPORT_FORMATS = ("safetensors", "folder", "parquet", "webdataset")  # export/formats.py: FORMATS
+DEVICES = ("a100", "h100", "h200", "tpu_v4", "tpu_v5e", "tpu_v5p", "tpu_v6e", "cpu")  # analysis/cost/plan.py: DEVICES
 
-AUGMENTS = ("none", "flip", "crop_flip", "shift", "mask", "shift_mask")
+
+class Choice(NamedTuple):
+    """What one config key can name.
+
+    Attributes:
+        names: the options of this package; "" stands for none.
+        noun: what they are, for messages.
+        plugin: whether `module:function` is an option too.
+    """
+
+    names: tuple[str, ...]
+    noun: str
+    plugin: bool = False
+
+
+CHOICES: dict[str, Choice] = {
+    "run.presets": Choice(tuple(PRESETS), "preset", plugin=True),
+    "data.name": Choice(READERS, "data reader", plugin=True),
+    "data.captions": Choice(("", *CAPTION_DEGRADATIONS), "way to degrade captions"),
+    "noise.protocol": Choice(NOISE_PROTOCOLS, "noise protocol"),
+    "text.encoder": Choice(TEXT_ENCODERS, "text encoder"),
+    "text.pooling": Choice(POOLINGS, "pooling"),
+    "model.tower": Choice(TOWERS, "image tower", plugin=True),
+    "model.mode": Choice(MODES, "mode"),
+    "model.dtype": Choice(DTYPES, "dtype"),
+    "experts.recipe": Choice(tuple(RECIPES), "expert recipe"),
+    "experts.augment": Choice(AUGMENTATIONS, "augmentation", plugin=True),
+    "experts.division": Choice(DIVISIONS, "division"),
+    "experts.clean_loss": Choice(LABEL_LOSSES, "expert loss", plugin=True),
+    "experts.tolerant_loss": Choice(LABEL_LOSSES, "expert loss", plugin=True),
+    "experts.store_dtype": Choice(DTYPES, "dtype"),
+    "distill.gradient": Choice(GRADIENTS, "gradient"),
+    "distill.inner_optimizer": Choice(STUDENT_OPTIMIZERS, "student optimizer", plugin=True),
+    "distill.loss_merge": Choice(LOSS_MERGES, "loss merge"),
+    "distill.loss": Choice(SOFT_LOSSES, "distillation loss", plugin=True),
+    "distill.correspondence": Choice(CORRESPONDENCES, "correspondence"),
+    "distill.init": Choice(INITS, "start of distillation"),
+    "distill.optimizer": Choice(SET_OPTIMIZERS, "optimizer of the distilled set"),
+    "distill.decay": Choice(DECAYS, "learning rate decay"),
+    "distill.augment": Choice(AUGMENTATIONS, "augmentation", plugin=True),
+    "evaluate.select_on": Choice(SELECT_ON, "split to select on"),
+    "evaluate.tower": Choice(("", *TOWERS), "image tower", plugin=True),
+    "evaluate.mode": Choice(MODES, "mode"),
+    "watch.writers": Choice(WRITERS, "metrics writer", plugin=True),
+    "export.formats": Choice(EXPORT_FORMATS, "export format"),
+    "plan.device": Choice(DEVICES, "device"),
+}

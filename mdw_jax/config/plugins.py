@@ -1,15 +1,16 @@
-"""What a config names: an entry of a table in this package, or `module:function` of somebody's own."""
+"""Options by name: an entry of a table in this package, or `module:function` from outside it."""
 
+import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mdw_jax.errors import UserError
 
 
 def is_path(name: str) -> bool:
-    """Whether a name is one of somebody's own, as in "my_data:squares"."""
-    return ":" in name
+    """Whether a name is `module:function`, as in "my_data:squares", and not the name of a table's entry."""
+    return isinstance(name, str) and ":" in name
 
 
 def lookup(table: Mapping[str, Any], name: str, setting: str, noun: str):
@@ -28,7 +29,25 @@ def lookup(table: Mapping[str, Any], name: str, setting: str, noun: str):
         return table[name]
     if is_path(name):
         return function_of(name, setting)
-    raise UserError(f"there is no {noun} '{name}'; set {setting} to one of {', '.join(table)}, or to module:function.")
+    raise unknown_option(name, setting, noun, table)
+
+
+def unknown_option(name: Any, setting: str, noun: str, names: Iterable[str], *, plugin: bool = True) -> UserError:
+    """The error for a name that is not among the options of a setting: with the nearest one, or all if none is near.
+
+    Args:
+        name: the unknown name.
+        setting: the config key that holds it.
+        noun: what the options are.
+        names: the options of this package; an empty one (for none) is not listed.
+        plugin: whether `module:function` is an option too.
+    """
+    names = [choice for choice in names if choice]
+    nearest = difflib.get_close_matches(name, names, 1, cutoff=0.75) if isinstance(name, str) else []
+    if nearest:
+        return UserError(f"there is no {noun} '{name}' for {setting}; did you mean {nearest[0]}?")
+    other = ", or to module:function" if plugin else ""
+    return UserError(f"there is no {noun} '{name}'; set {setting} to one of {', '.join(names)}{other}.")
 
 
 def function_of(name: str, setting: str):
@@ -48,15 +67,22 @@ def function_of(name: str, setting: str):
         raise UserError(f"{setting} names '{name}', which cannot be imported ({_summary(error)}); write "
                         "module:function and put the module's directory on PYTHONPATH.") from error
     if not callable(function):
-        raise UserError(f"{setting} names '{name}', which is no function; write module:function.")
+        raise UserError(f"{setting} names '{name}', which is not a function; write module:function.")
     return function
 
 
 def made_by(name: str, setting: str, kind: type, *args, **settings):
-    """What the function that `module:function` names returns.
+    """What the function that `module:function` names returns when it is called.
+
+    Args:
+        name: `module:function`.
+        setting: the config key that holds it, for messages.
+        kind: the class that it must return.
+        *args: arguments of the function.
+        **settings: keyword arguments of the function.
 
     Raises:
-        UserError: it fails, or what it returns is no `kind`.
+        UserError: it cannot be imported, fails, or returns something else.
     """
     function = function_of(name, setting)
     try:

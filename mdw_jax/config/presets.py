@@ -1,28 +1,78 @@
 """Presets: published methods, baselines and references, each a few overrides of one config. One is a row of a table.
 
-A preset says everything that makes it what it is and takes the rest (data, experts' length, outer steps, evaluation)
-from the config, so that all presets of a table get the same. `mdw` is the config itself. The peers' constants are those
-of their own code (Flickr30K, NFNet-L0); other data wants other learning rates, which `run.preset_overrides` sets preset by preset.
-Where a peer's code departs from its own method by mistake, the method is what stands here, with a comment.
+A preset states everything that defines its method and takes the rest (data, length of the experts' training, outer
+steps, evaluation) from the config, so that all presets of a table share it. `mdw` is the config itself. The constants
+of published methods are those of their own code (Flickr30K, NFNet-L0); other data needs other learning rates, which
+`run.preset_overrides` sets preset by preset. Where published code departs from its own method by mistake, the method is
+what stands here, with a comment.
+
+To add a preset, add one entry to `PRESETS`, with the source of each constant.
 """
 
-from ml_collections import ConfigDict
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from mdw_jax.config import base, resolve
-from mdw_jax.errors import UserError
+from mdw_jax.config.plugins import is_path, made_by, unknown_option
 
-# Plain SGD with momentum 0.5, one trajectory an outer step, one epoch ahead, step sizes from 0.1 (all four peers).
-# Not the peers': pixels stay in [0, 1] (nobody clamps, so their images are none), and step sizes are learned by their
-# logarithm, where 1 is about their 0.01 on the step size itself; theirs can turn negative.
+KINDS = ("distilled", "coreset", "reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class PresetSpec:
+    """What one preset is.
+
+    Attributes:
+        overrides: {dotted config key: value}, for every key in which the preset differs from the config.
+        label: its name in tables; empty: the preset's own name.
+        kind: "distilled" (learns a small set), "coreset" (chooses real pairs) or "reference" (no set: scores of the
+            expert networks themselves).
+        needs_experts: whether experts are trained for it.
+        coreset: of a coreset, the function that chooses: a name in `options.CORESETS`, or `module:function`.
+        overrides_by_pairs: {M: overrides that hold if distill.pairs is at least M}.
+    """
+
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    label: str = ""
+    kind: str = "distilled"
+    needs_experts: bool = True
+    coreset: str | None = None
+    overrides_by_pairs: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"a preset's kind is one of {', '.join(KINDS)}, not '{self.kind}'")
+        if (self.kind == "coreset") != (self.coreset is not None):
+            raise ValueError("a preset names a coreset function if, and only if, its kind is 'coreset'")
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether it ends in small sets of pairs, learned or chosen."""
+        return self.kind != "reference"
+
+    def overrides_for(self, pairs: int) -> dict[str, Any]:
+        """All overrides at a budget of `pairs`; a larger matching budget wins. Batch and rank are cut to `pairs`."""
+        overrides = dict(self.overrides)
+        for budget in sorted(self.overrides_by_pairs):
+            overrides |= self.overrides_by_pairs[budget] if pairs >= budget else {}
+        for key in ("distill.batch", "distill.rank"):
+            if key in overrides:
+                overrides[key] = min(overrides[key], pairs)
+        return overrides
+
+
+# Plain SGD with momentum 0.5, one trajectory per outer step, one epoch ahead, step sizes from 0.1 (all four methods).
+# Different from their code: pixels stay in [0, 1] (none of them clamps, so their "images" are arrays), and step sizes
+# are learned by their logarithm, where 1 is about their 0.01 on the step size itself; theirs can turn negative.
 _MTT = {
     "experts.recipe": "infonce",
     "distill.trajectories": 1, "distill.inner_steps": 8, "distill.match_epochs": 1, "distill.max_start_epoch": 2,
-    "distill.loss_merge": "separate", "distill.init": "random", "distill.correspondence": "identity", "distill.loss": "nce",
-    "distill.optimizer": "sgd", "distill.decay": "none", "distill.lr_inner_lr": 1.0,
+    "distill.loss_merge": "separate", "distill.init": "random", "distill.correspondence": "identity", "distill.rank": 1,
+    "distill.loss": "nce", "distill.optimizer": "sgd", "distill.decay": "none", "distill.lr_inner_lr": 1.0,
     "distill.inner_lr_image": 0.1, "distill.inner_lr_text": 0.1,
     "distill.mixup": False, "distill.ema_decay": 0.0, "distill.ceo": False, "distill.augment": "none",
 }
-# Learning rates are per pixel of the normalized image; ours are in [0, 1], where 0.073 of one is the same step.
+# Their learning rates are per pixel of the normalized image; here pixels are in [0, 1], where 0.073 of it is that step.
 _PIXEL = 0.073
 _VLD = _MTT | {
     # VLD's student has logit scale 2.66 in the unroll and 14.29 everywhere else: here it is 14.29 throughout.
@@ -34,79 +84,63 @@ _LORS = _TESLA | {
     "distill.correspondence": "lowrank", "distill.loss": "wbce", "distill.lr_images": 100 * _PIXEL,
     "distill.lr_texts": 100.0, "distill.lr_correspondence": 10.0, "distill.rank": 10, "distill.alpha": 3.0,
 }
-_LORS_AT = {  # constants by budget: the largest M that is not above the one asked
+_REPBLEND = _LORS | {"distill.mixup": True}
+_REPBLEND_BY_PAIRS = {
     200: {"distill.lr_images": 1000 * _PIXEL, "distill.lr_texts": 1000.0, "distill.rank": 5, "distill.alpha": 1.0},
     500: {"distill.lr_images": 1000 * _PIXEL, "distill.lr_texts": 1000.0, "distill.lr_correspondence": 100.0,
-          "distill.rank": 20, "distill.alpha": 0.01, "distill.batch": 40, "distill.max_start_epoch": 3},
+          "distill.rank": 20, "distill.alpha": 0.01, "distill.max_start_epoch": 3},
 }
+_LORS_BY_PAIRS = {200: _REPBLEND_BY_PAIRS[200], 500: _REPBLEND_BY_PAIRS[500] | {"distill.batch": 40}}
+_INFONCE = {"experts.recipe": "infonce"}  # experts trained with InfoNCE on all pairs
+_DTCL = {"experts.recipe": "dtcl"}  # the experts of this work
 
-PEERS = {"vld": _VLD, "tesla": _TESLA, "lors": _LORS, "repblend": _LORS | {"distill.mixup": True}}
-_BY_BUDGET = {"lors": _LORS_AT, "repblend": {m: {k: v for k, v in at.items() if k != "distill.batch"}
-                                             for m, at in _LORS_AT.items()}}
-_ON_INFONCE = {"experts.recipe": "infonce"}
-PRESETS: dict[str, dict] = {
-    "random": {}, "herding": {}, "k_center": {},  # chosen by nothing, or by frozen features
-    "forgetting": _ON_INFONCE, "clip_filter": _ON_INFONCE,  # chosen by experts
-    **PEERS,
-    **{f"{name}_dtcl": {**preset, "experts.recipe": "dtcl"} for name, preset in PEERS.items()},  # on our experts
-    # Our distillation on the peers' experts, with nothing else of ours: what is left is the experts' doing.
-    "infonce": {"experts.recipe": "infonce", "distill.correspondence": "identity", "distill.loss": "nce",
-                "distill.init": "random", "distill.ceo": False},
-    "mdw": {},
-    # These two distil nothing: they score what training on all pairs reaches.
-    "experts": {},
-    "full": {"noise.rate": 0.0, "noise.file": "", "experts.recipe": "infonce"},
+PRESETS: dict[str, PresetSpec] = {
+    # Real pairs, chosen at random, by frozen features, or by experts.
+    "random": PresetSpec(label="random pairs", kind="coreset", coreset="random", needs_experts=False),
+    "herding": PresetSpec(label="herding", kind="coreset", coreset="herding", needs_experts=False),
+    "k_center": PresetSpec(label="k-center", kind="coreset", coreset="k_center", needs_experts=False),
+    "forgetting": PresetSpec(_INFONCE, "forgetting", kind="coreset", coreset="forgetting"),
+    "clip_filter": PresetSpec(_INFONCE, "similarity filter, k-means", kind="coreset", coreset="clip_filter"),
+    # Published distillation methods, on their own experts and on those of this work.
+    "vld": PresetSpec(_VLD, "VLD"),
+    "tesla": PresetSpec(_TESLA, "TESLA"),
+    "lors": PresetSpec(_LORS, "LoRS", overrides_by_pairs=_LORS_BY_PAIRS),
+    "repblend": PresetSpec(_REPBLEND, "RepBlend", overrides_by_pairs=_REPBLEND_BY_PAIRS),
+    "vld_dtcl": PresetSpec(_VLD | _DTCL, "VLD on our experts"),
+    "tesla_dtcl": PresetSpec(_TESLA | _DTCL, "TESLA on our experts"),
+    "lors_dtcl": PresetSpec(_LORS | _DTCL, "LoRS on our experts", overrides_by_pairs=_LORS_BY_PAIRS),
+    "repblend_dtcl": PresetSpec(_REPBLEND | _DTCL, "RepBlend on our experts", overrides_by_pairs=_REPBLEND_BY_PAIRS),
+    # The distillation of this work on InfoNCE experts, without its other parts: the difference to mdw is the experts'.
+    "infonce": PresetSpec(_INFONCE | {"distill.correspondence": "identity", "distill.loss": "nce",
+                                      "distill.init": "random", "distill.ceo": False}, "InfoNCE experts, identity P"),
+    "mdw": PresetSpec(label="MDW"),
+    # These two distill nothing: they score what training on all pairs reaches.
+    "experts": PresetSpec(label="the noisy experts themselves (ceiling)", kind="reference"),
+    "full": PresetSpec(_INFONCE | {"noise.rate": 0.0, "noise.file": ""}, "full clean data", kind="reference"),
 }
-CORESETS = ("random", "herding", "k_center", "forgetting", "clip_filter")  # real pairs, chosen
-WITHOUT_EXPERTS = ("random", "herding", "k_center")
-DISTILLED = tuple(name for name in PRESETS if name not in ("experts", "full"))  # all that end in a small set
-_NAMES = {"vld": "VLD", "tesla": "TESLA", "lors": "LoRS", "repblend": "RepBlend"}
-LABELS = {
-    "random": "random pairs", "herding": "herding", "k_center": "k-center", "forgetting": "forgetting",
-    "clip_filter": "similarity filter, k-means", **_NAMES,
-    **{f"{name}_dtcl": f"{label} on our experts" for name, label in _NAMES.items()},
-    "infonce": "InfoNCE experts, identity P", "mdw": "MDW",
-    "experts": "the noisy experts themselves (ceiling)", "full": "full clean data",
-}
+LABELS = {name: spec.label for name, spec in PRESETS.items()}
+CORESETS = tuple(name for name, spec in PRESETS.items() if spec.kind == "coreset")
+DISTILLED = tuple(name for name, spec in PRESETS.items() if spec.has_sets)  # all that end in small sets
+WITHOUT_EXPERTS = tuple(name for name, spec in PRESETS.items() if not spec.needs_experts)
 
 
-def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
-    """The resolved config of one preset: the config, what the preset says, then what `run.preset_overrides` says of it.
+def preset_spec(name: str) -> PresetSpec:
+    """The preset called `name`.
 
-    Raises UserError for an unknown preset, or a `run.preset_overrides` entry that is not `preset:key=value` or
-    `preset@budget:key=value`, which holds from that budget up.
+    Args:
+        name: a key of `PRESETS`, or `module:function` naming a function that takes nothing and returns a `PresetSpec`.
+
+    Raises:
+        UserError: there is no such preset, or the function cannot be imported, fails, or returns something else.
     """
-    if preset not in PRESETS:
-        raise UserError(f"there is no preset '{preset}'; set run.presets to some of {', '.join(PRESETS)}.")
-    changed = config.copy_and_resolve_references().unlock()
-    pairs = config.distill.pairs
-    said = dict(PRESETS[preset])
-    for budget, constants in _BY_BUDGET.get(preset.removesuffix("_dtcl"), {}).items():
-        said |= constants if pairs >= budget else {}
-    if "distill.batch" in said:
-        said["distill.batch"] = min(said["distill.batch"], pairs)
-        said["distill.rank"] = min(said.get("distill.rank", 1), pairs)
-    changed.update_from_flattened_dict(said)
-    for entry in config.run.preset_overrides:
-        name, budget, key, value = _tuned(entry)
-        if name == preset and pairs >= budget:
-            changed.update_from_flattened_dict({key: value})
-    return resolve(changed)
+    if name in PRESETS:
+        return PRESETS[name]
+    if not is_path(name):
+        raise unknown_option(name, "run.presets", "preset", PRESETS)
+    spec = made_by(name, "run.presets", PresetSpec)
+    return dataclasses.replace(spec, label=spec.label or name)
 
 
-def _tuned(entry: str):
-    """`preset@budget:section.key=value` -> (preset, budget or 0, "section.key", value of the key's type)."""
-    name, _, setting = entry.partition(":")
-    name, at, budget = name.partition("@")
-    key, _, text = setting.partition("=")
-    section, _, leaf = key.partition(".")
-    try:
-        default = base()[section][leaf]
-        value = {"true": True, "false": False}[text] if isinstance(default, bool) else type(default)(text)
-        least = int(budget) if at else 0
-        if name not in PRESETS or isinstance(default, tuple):
-            raise KeyError(name)
-    except (KeyError, ValueError, AttributeError):
-        raise UserError(f"run.preset_overrides holds '{entry}'; write preset:section.key=value, such as "
-                        "lors:distill.lr_images=0.03, or lors@200:... for what holds from 200 pairs up.") from None
-    return name, least, key, value
+def safe_name(name: str) -> str:
+    """A name of an option as part of a directory's name: "my_module:method" becomes "my_module.method"."""
+    return name.replace(":", ".")

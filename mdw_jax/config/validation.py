@@ -1,11 +1,15 @@
 """Cross-checks of a config: what cannot be run is refused before any data are opened."""
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from mdw_jax.config.options import AUGMENTS, DATA, DEGRADATIONS, TOWERS, WRITERS
-from mdw_jax.config.plugins import is_path
+from mdw_jax.config.defaults import base
+from mdw_jax.config.options import CHOICES, DIVIDING, TEXT_ENCODER_SETTINGS, TOWER_SETTINGS
+from mdw_jax.config.plugins import function_of, is_path, unknown_option
+from mdw_jax.config.presets import preset_spec
 from mdw_jax.config.recipes import RECIPES
 from mdw_jax.errors import UserError
 
@@ -19,16 +23,19 @@ _RANGES = (
         "distill.trajectories", "distill.match_epochs", "distill.ceo_every", "distill.ceo_top_k",
         "distill.checkpoint_every", "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch")),
     ("be at least 0", lambda x: x >= 0, (
-        "data.train", "data.val", "data.test", "data.sample_rate", "data.seconds", "data.mels", "data.frames", "data.limit",
-        "data.holdout_val", "data.holdout_test", "model.pretrain_epochs", "experts.teacher_count", "experts.weight_decay",
-        "experts.warmup", "experts.tolerant_weight", "experts.recovery_weight", "experts.recovery_start",
-        "experts.guidance_weight", "distill.lr_images", "distill.lr_texts", "distill.lr_correspondence",
-        "distill.lr_inner_lr", "distill.ceo_beta", "evaluate.weight_decay")),
+        "data.train", "data.val", "data.test", "data.sample_rate", "data.seconds", "data.mels", "data.frames",
+        "data.limit", "data.holdout_val", "data.holdout_test", "model.pretrain_epochs", "experts.teacher_count",
+        "experts.weight_decay", "experts.warmup", "experts.tolerant_weight", "experts.recovery_weight",
+        "experts.recovery_start", "experts.guidance_weight", "distill.lr_images", "distill.lr_texts",
+        "distill.lr_correspondence", "distill.lr_inner_lr", "distill.ceo_beta", "distill.restarts",
+        "evaluate.weight_decay")),
     ("exceed 0", lambda x: x > 0, (
         "model.tau", "experts.lr", "experts.lr_with_teachers", "experts.lr_infonce", "experts.guidance_tau",
-        "distill.inner_lr_image", "distill.inner_lr_text", "evaluate.lr", "evaluate.lr_scales", "evaluate.tower_lr_scales")),
+        "distill.inner_lr_image", "distill.inner_lr_text", "evaluate.lr", "evaluate.lr_scales",
+        "evaluate.tower_lr_scales")),
     ("lie in [0, 1)", lambda x: 0 <= x < 1, (
         "noise.rate", "experts.momentum", "experts.ema_decay", "distill.ema_decay", "evaluate.momentum")),
+    ("lie in (0, 1)", lambda x: 0 < x < 1, ("distill.restart_factor",)),
     ("lie in (0, 1]", lambda x: 0 < x <= 1, ("experts.clean_q", "experts.tolerant_q", "plan.utilization")),
     ("lie in [0, 1]", lambda x: 0 <= x <= 1, ("data.skew", "data.captions_rate")),
     ("lie in 0..2**32 - 1", lambda x: 0 <= x < 2**32, (
@@ -37,82 +44,68 @@ _RANGES = (
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A locked copy with the expert recipe filled in and cross-checked.
+    """Fill in the expert recipe and check the config.
 
-    Raises UserError for an unknown recipe or an impossible combination.
+    Args:
+        config: all keys of `base()`; it stays as it is.
+
+    Returns:
+        A locked copy.
+
+    Raises:
+        UserError: an option that does not exist, a number out of its range, settings that exclude each other, or a
+            setting that cannot take effect.
     """
-    config = config_dict.ConfigDict(config.to_dict())
-    recipe = config.experts.recipe
-    if recipe not in RECIPES:
-        raise UserError(f"there is no expert recipe '{recipe}'; choose one of {', '.join(RECIPES)}.")
-    config.experts.update(RECIPES[recipe])
-    d, e = config.distill, config.experts
-    if e.division == "clean" and e.clean_loss == "infonce":
-        e.lr = e.lr_infonce
+    config = ConfigDict(config.to_dict())
+    _check_choices(config)
+    config.experts.update(RECIPES[config.experts.recipe])
+    if config.experts.division == "clean" and config.experts.clean_loss == "infonce":
+        config.experts.lr = config.experts.lr_infonce
     _check_numbers(config)
-    _require(config.run.dir.strip(), "run.dir is empty; set it to the folder that the run shall write to.")
-    _require(d.batch <= d.pairs, f"distill.batch ({d.batch}) exceeds distill.pairs ({d.pairs}); lower the batch.")
-    _require(d.max_start_epoch >= 1 and d.max_start_epoch + d.match_epochs - 1 <= e.epochs,
-             f"matching up to epoch {d.max_start_epoch + d.match_epochs - 1} needs as many expert epochs, "
-             f"but experts.epochs is {e.epochs}; raise it or lower distill.max_start_epoch.")
-    choices = {
-        "experts.division": (e.division, ("gmm", "oracle", "tolerant", "clean", "both")),
-        "distill.init": (d.init, ("random", "division")),
-        "distill.optimizer": (d.optimizer, ("adam", "sgd")),
-        "evaluate.select_on": (config.evaluate.select_on, ("val", "test")),
-        "data.name": (config.data.name, DATA),
-        "model.tower": (config.model.tower, TOWERS),
-        "evaluate.tower": (config.evaluate.tower, ("", *TOWERS)),
-        "evaluate.mode": (config.evaluate.mode, ("projection", "full")),
-        "model.mode": (config.model.mode, ("projection", "full")),
-        "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
-        "distill.decay": (d.decay, ("cosine", "none")),
-        "distill.gradient": (d.gradient, ("exact", "detached")),
-        "distill.loss_merge": (d.loss_merge, ("separate", "merged")),
-        "distill.loss": (d.loss, ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")),
-        "distill.correspondence": (d.correspondence, ("identity", "full", "lowrank")),
-        "experts.clean_loss": (e.clean_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
-        "experts.tolerant_loss": (e.tolerant_loss, ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")),
-        "experts.store_dtype": (e.store_dtype, ("float32", "bfloat16")),
-        "noise.protocol": (config.noise.protocol, ("image", "caption", "similar", "none", "natural")),
-        "data.captions": (config.data.captions, ("", *DEGRADATIONS)),
-        "text.pooling": (config.text.pooling, ("mean", "cls", "native")),
-        "text.encoder": (config.text.encoder, ("bow", "precomputed", "transformer")),
-        "experts.augment": (e.augment, AUGMENTS),
-        "distill.augment": (d.augment, AUGMENTS),
-    }
-    for name, (value, allowed) in choices.items():
-        own = name in ("data.name", "model.tower", "evaluate.tower") and is_path(value)
-        said = ", ".join(choice or "''" for choice in allowed)
-        _require(own or value in allowed, f"{name} must be one of {said}, not '{value}'.")
-    for name in config.watch.writers:
-        _require(name in WRITERS, f"watch.writers must be some of {', '.join(WRITERS)}, not '{name}'.")
-    _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,
-             f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
-    _require(config.noise.protocol != "none" or config.noise.rate == 0 or config.noise.file, "noise.protocol none goes "
-             f"with rate 0, not {config.noise.rate}; set noise.rate to 0, or choose image, caption or similar.")
-    _require(config.noise.protocol != "natural" or e.division != "oracle", "an oracle division needs to know which "
-             "pairs are mismatched, and of natural noise nobody knows; choose another experts.recipe.")
-    _require(d.restarts >= 0 and 0 < d.restart_factor < 1, f"distill.restarts ({d.restarts}) must be at least 0 and "
-             f"distill.restart_factor ({d.restart_factor}) lie between 0 and 1.")
-    _require(len(config.run.presets) > 0, "run.presets is empty; give at least one, such as mdw.")
-    _require(config.evaluate.every <= config.evaluate.steps, f"evaluate.every ({config.evaluate.every}) exceeds "
-             f"evaluate.steps ({config.evaluate.steps}): no student would be scored; lower it.")
-    _require(not config.data.captions or config.text.encoder != "precomputed", "data.captions changes what captions say, "
-             "and features from a file would not follow; set text.encoder to bow or transformer.")
-    _require(not config.text.train or (config.text.encoder == "transformer" and not d.mixup),
-             "text.train needs text.encoder=transformer, and distill.mixup (RepBlend) fixed text features; change one.")
-    _require(config.model.mode == "projection" or not d.mixup, "distill.mixup (RepBlend) blends the features of a frozen "
-             "backbone; set model.mode to projection.")
-    _require(min(len(config.evaluate.lr_scales), len(config.evaluate.tower_lr_scales)) > 0,
-             "evaluate.lr_scales or evaluate.tower_lr_scales is empty; give at least one, such as (1.0,).")
-    _require(config.model.mode != "projection" or e.augment == "none",
-             f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")
+    for check in (_check_run, _check_data, _check_text, _check_model, _check_noise, _check_experts, _check_distill,
+                  _check_evaluate):
+        check(config)
     return config.lock()
 
 
-def _check_numbers(config: ConfigDict):
-    """Raises UserError for a number out of its range, and for any, also in a list, that is NaN or infinite."""
+def refuse_unused(section: str, values: Mapping[str, Any], key: str, noun: str, taken: Iterable[str],
+                  candidates: Iterable[str] | None = None) -> None:
+    """Refuse settings that the chosen option does not take, rather than drop them.
+
+    Args:
+        section: of the config: "data".
+        values: the section's settings.
+        key: the setting that names the option: "name".
+        noun: what the option is, for messages: "reader".
+        taken: names of the settings that the option takes.
+        candidates: names of the settings to check; None: all of the section. Those at their default of `base()` count
+            as not set.
+
+    Raises:
+        UserError: a setting differs from its default and is not taken.
+    """
+    defaults, taken = base()[section], set(taken)
+    for name in defaults if candidates is None else candidates:
+        if name not in taken and values[name] != defaults[name]:
+            raise UserError(f"{section}.{name} is set, but the {noun} '{values[key]}' does not take it; leave it out, "
+                            f"or choose another {section}.{key}.")
+
+
+def _check_choices(config: ConfigDict) -> None:
+    """Every key of `CHOICES` holds one of its names (a tuple: some of them), or a function that can be imported."""
+    for key, choice in CHOICES.items():
+        section, leaf = key.split(".")
+        value = config[section][leaf]
+        for name in value if isinstance(value, (tuple, list)) else [value]:
+            if name in choice.names:
+                continue
+            if not (choice.plugin and is_path(name)):
+                raise unknown_option(name, key, choice.noun, choice.names, plugin=choice.plugin)
+            function_of(name, key)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Numbers, also those in lists, are finite and in their ranges."""
     for section, keys in config.items():
         for key, value in keys.items():
             for number in value if isinstance(value, (tuple, list)) else [value]:
@@ -124,10 +117,88 @@ def _check_numbers(config: ConfigDict):
             value = config[section][key]
             for number in value if isinstance(value, (tuple, list)) else [value]:
                 _require(holds(number), f"{name} must {words}, not {number}.")
-    _require(config.model.patches and config.model.widths, "model.patches or model.widths is empty; give one of each "
-             "for every stage, such as 4,2,2 and 64,128,128.")
 
 
-def _require(holds: bool, message: str):
+def _check_run(config: ConfigDict) -> None:
+    _require(config.run.dir.strip(), "run.dir is empty; set it to the directory that the run shall write to.")
+    _require(len(config.run.presets) > 0, "run.presets is empty; give at least one, such as mdw.")
+
+
+def _check_data(config: ConfigDict) -> None:
+    data = config.data
+    _require(not data.captions or config.text.encoder != "precomputed", "data.captions changes the captions, and "
+             "features from a file would not follow; set text.encoder to bow or transformer.")
+    _require(data.captions or data.captions_rate == base().data.captions_rate, "data.captions_rate is set, but "
+             "data.captions is empty, so no caption changes; set data.captions to generic or truncated.")
+
+
+def _check_text(config: ConfigDict) -> None:
+    text = config.text
+    _require(not text.train or (text.encoder == "transformer" and not config.distill.mixup),
+             "text.train needs text.encoder=transformer, and distill.mixup (RepBlend) fixed text features; change one.")
+    refuse_unused("text", text, "encoder", "encoder", TEXT_ENCODER_SETTINGS[text.encoder], _all(TEXT_ENCODER_SETTINGS))
+
+
+def _check_model(config: ConfigDict) -> None:
+    model = config.model
+    _require(model.patches and model.widths, "model.patches or model.widths is empty; give one of each for every "
+             "stage, such as 4,2,2 and 64,128,128.")
+    _require(model.pretrain_epochs or model.pretrain_images == base().model.pretrain_images, "model.pretrain_images "
+             "is set, but model.pretrain_epochs is 0, so nothing is pretrained; set it too.")
+    own = TOWER_SETTINGS.get(model.tower, ())  # a tower from outside the package takes none
+    students = [name for name in TOWER_SETTINGS.get(config.evaluate.tower, ()) if name != "weights"]
+    refuse_unused("model", model, "tower", "tower", [*own, *students], _all(TOWER_SETTINGS))
+
+
+def _check_noise(config: ConfigDict) -> None:
+    noise = config.noise
+    _require(noise.protocol != "none" or noise.rate == 0 or noise.file, "noise.protocol none goes with rate 0, not "
+             f"{noise.rate}; set noise.rate to 0, or choose image, caption or near_duplicate.")
+    _require(noise.protocol != "natural" or config.experts.division != "oracle", "an oracle division needs to know "
+             "which pairs are mismatched, and of natural noise nobody knows; choose another experts.recipe.")
+
+
+def _check_experts(config: ConfigDict) -> None:
+    e = config.experts
+    _require(config.model.mode != "projection" or e.augment == "none",
+             f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")
+    presets = [preset_spec(name) for name in config.run.presets]
+    trained = any(spec.needs_experts and "experts.recipe" not in spec.overrides for spec in presets)
+    recovers = e.division in DIVIDING and (e.recovery_weight or e.guidance_weight)
+    begins = max(e.warmup, e.recovery_start)
+    _require(not (trained and recovers) or e.teacher_count or begins < e.epochs,
+             f"recovery and guidance begin at epoch {begins} (counted from 0; experts.recovery_start, experts.warmup), "
+             f"but experts.epochs is {e.epochs}: they would never begin; lower the former or raise experts.epochs.")
+
+
+def _check_distill(config: ConfigDict) -> None:
+    d, epochs = config.distill, config.experts.epochs
+    _require(d.batch <= d.pairs, f"distill.batch ({d.batch}) exceeds distill.pairs ({d.pairs}); lower the batch.")
+    last = d.max_start_epoch + d.match_epochs - 1
+    _require(d.max_start_epoch >= 1 and last <= epochs, f"matching up to epoch {last} needs as many expert epochs, but "
+             f"experts.epochs is {epochs}; raise it or lower distill.max_start_epoch.")
+    _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,
+             f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
+    _require(config.model.mode == "projection" or not d.mixup, "distill.mixup (RepBlend) blends the features of a "
+             "frozen backbone; set model.mode to projection.")
+
+
+def _check_evaluate(config: ConfigDict) -> None:
+    e = config.evaluate
+    _require(e.every <= e.steps, f"evaluate.every ({e.every}) exceeds evaluate.steps ({e.steps}): no student would be "
+             "scored; lower it.")
+    _require(min(len(e.lr_scales), len(e.tower_lr_scales)) > 0,
+             "evaluate.lr_scales or evaluate.tower_lr_scales is empty; give at least one, such as (1.0,).")
+    _require(e.tower or not e.weights, "evaluate.weights is set, but evaluate.tower is empty, so students have the "
+             "distilled set's own tower; set evaluate.tower or leave evaluate.weights out.")
+    refuse_unused("evaluate", e, "tower", "tower", TOWER_SETTINGS.get(e.tower, ()), ["weights"])
+
+
+def _all(settings: Mapping[str, Iterable[str]]) -> list[str]:
+    """The settings of all options, each once."""
+    return list(dict.fromkeys(name for names in settings.values() for name in names))
+
+
+def _require(holds: Any, message: str) -> None:
     if not holds:
         raise UserError(message)

@@ -1,4 +1,4 @@
-"""Image files by name, in folders and zip files (read in place, never extracted)."""
+"""Image files by name, in directories and zip files (read in place, never extracted)."""
 
 import glob
 import os
@@ -15,23 +15,28 @@ Finder = Callable[[str], list[Encoded]]
 
 
 def locate(names: Sequence[Sequence[str]], images) -> list[Encoded]:
-    """One image an entry of `names`, which lists the names that it may have, the likeliest (its key) first.
+    """Find images by their names.
 
-    images: a folder, a zip file, a glob pattern, a comma-separated string of these, or a list of these. Zip files stay
-    open as long as one of their images is held.
-    Raises UserError if images are missing or found twice: which of the two the captions describe is not known.
+    Args:
+        names: for each image the names that it may have, the likeliest first; that is its key.
+        images: a directory, a zip file, a glob pattern, a comma-separated string of these, or a list of these. Zip
+            files stay open as long as one of their images is referenced.
+    Returns:
+        One image for each entry of `names`.
+    Raises:
+        UserError: images are missing, or there twice, since nobody knows which of the two the captions describe.
     """
     finders = [_finder(source) for source in _sources(images)]
     located, missing, doubled = [], [], []
     for keys in names:
-        found = next((hits for key in keys if (hits := [hit for find in finders for hit in find(key)])), [])
-        if not found:
+        matches = next((hits for key in keys if (hits := [hit for find in finders for hit in find(key)])), [])
+        if not matches:
             missing.append(keys[0])
-        elif len(found) > 1:
+        elif len(matches) > 1:
             doubled.append(keys[0])
-        located += [image._replace(key=keys[0]) for image in found[:1]]
+        located += [image._replace(key=keys[0]) for image in matches[:1]]
     if missing:
-        outside = " (names that lead out of a folder are not followed)" if any(map(_leads_out, missing)) else ""
+        outside = " (names that lead out of a directory are not followed)" if any(map(_leads_out, missing)) else ""
         raise UserError(f"{len(missing)} of {len(names)} images are not in '{images}', the first is "
                         f"'{missing[0]}'{outside}; check where the images are.")
     if doubled:
@@ -41,17 +46,17 @@ def locate(names: Sequence[Sequence[str]], images) -> list[Encoded]:
 
 
 def _sources(images) -> list[str]:
-    """The folders and zip files that `images` means, each once, in the order given."""
-    given = images if isinstance(images, (list, tuple)) else [images]
-    found = {}
-    for part in (piece for entry in given for piece in _pieces(os.fspath(entry))):
+    """The directories and zip files that `images` lists, each once, in order."""
+    entries = images if isinstance(images, (list, tuple)) else [images]
+    sources = {}
+    for part in (piece for entry in entries for piece in _pieces(os.fspath(entry))):
         matches = [part] if os.path.exists(part) else sorted(glob.glob(part))
         if not matches:
-            raise UserError(f"there is no image folder or zip file '{part}'; check where the images are.")
-        found.update((os.path.realpath(match), match) for match in matches)
-    if not found:
-        raise UserError("no image folder or zip file is given; say where the images are.")
-    return list(found.values())
+            raise UserError(f"there is no image directory or zip file '{part}'; check where the images are.")
+        sources.update((os.path.realpath(match), match) for match in matches)
+    if not sources:
+        raise UserError("no image directory or zip file is given; set data.images to where the images are.")
+    return list(sources.values())
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -63,11 +68,11 @@ def _pieces(text: str) -> Iterator[str]:
 def _finder(source: str) -> Finder:
     """A function from a file name to the images of that name in `source`."""
     if os.path.isdir(source):
-        return partial(_in_folder, Path(source))
+        return partial(_in_directory, Path(source))
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"'{source}' is neither a folder nor a readable zip file ({error}); fetch it again.") from error
+        raise UserError(f"'{source}' is neither a directory nor a readable zip file ({error}); fetch it again.") from error
     members, tails = {}, {}
     check_names(source, (member.filename for member in archive.infolist()))
     for member in archive.infolist():
@@ -79,7 +84,7 @@ def _finder(source: str) -> Finder:
 
 
 def check_names(source, names: Iterable[str]) -> None:
-    """Raises UserError if an archive has a name that leads out of it. We unpack nothing, but others may."""
+    """Raises UserError if an archive has a name that leads out of it. Nothing is unpacked here, but others may."""
     if astray := next(filter(_leads_out, names), None):
         raise UserError(f"'{source}' holds '{astray}', a name that leads out of it; do not unpack it, and fetch it "
                         "from a source that you trust.")
@@ -89,9 +94,9 @@ def _leads_out(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/")
 
 
-def _in_folder(folder: Path, name: str) -> list[Encoded]:
-    path = Path(os.path.normpath(folder / name))
-    inside = path.is_relative_to(os.path.normpath(folder))
+def _in_directory(directory: Path, name: str) -> list[Encoded]:
+    path = Path(os.path.normpath(directory / name))
+    inside = path.is_relative_to(os.path.normpath(directory))
     return [Encoded(name, partial(_read_file, path))] if inside and os.path.isfile(path) else []
 
 
@@ -101,15 +106,15 @@ def _read_file(path: Path) -> bytes:
 
 
 def _in_archive(archive, lock, members: dict, tails: dict, name: str) -> list[Encoded]:
-    """`name` is a member's whole name or, failing that, the end of it (archives often hold one top folder)."""
-    found = [members[name]] if name in members else tails.get(name, [])
+    """`name` is a member's whole name or, failing that, the end of it (archives often hold one top directory)."""
+    matches = [members[name]] if name in members else tails.get(name, [])
     return [Encoded(name, partial(_read_member, archive, lock, member), (member.file_size, member.CRC))
-            for member in found]
+            for member in matches]
 
 
 def _read_member(archive: zipfile.ZipFile, lock: threading.Lock, member: zipfile.ZipInfo) -> bytes:
     check_length(member.file_size)
-    with lock:  # ZipFile counts its open members without a lock of its own; their bytes it reads under one
+    with lock:  # ZipFile reads bytes under a lock of its own, but counts its open members without one
         file = archive.open(member)
     try:
         return file.read()

@@ -1,9 +1,9 @@
-"""Log-mel spectrograms of sounds as uint8 pictures of one channel, so that all that learns from images learns of them.
+"""Log-mel spectrograms of audio as uint8 images of one channel, so that everything that takes images takes audio.
 
 A pixel is a level in decibels below the loudest band of its clip: 0 is `FLOOR` and quieter, 255 is 0 dB. Eight bits
-cost at most 0.16 dB, far less than an ear or a tower notices, and the way back is `decibels`. What is lost is phase and
-absolute loudness. All is float64 numpy: where machines differ in a last bit, the byte it is rounded to is the same but
-for a chance of about 1e-11 a pixel.
+cost at most 0.16 dB, far less than an ear or a tower notices, and `decibels` is the way back. Phase and absolute
+loudness are lost. All is float64 numpy: where machines differ in a last bit, the byte it is rounded to is the same but
+for a chance of about 1e-11 for each pixel.
 """
 
 import dataclasses
@@ -19,12 +19,15 @@ FLOOR = -80.0
 
 @dataclasses.dataclass(frozen=True)
 class LogMel:
-    """A log-mel picture of a clip: (mels, frames, 1) uint8, row 0 the lowest band.
+    """The settings of a log-mel image of an audio clip: (mels, frames, 1) uint8, row 0 the lowest band.
 
-    sample_rate: samples a second. seconds: of the clip; longer sounds are cut, shorter ones end in silence. mels: bands from 0
-    to rate / 2 Hz, on Slaney's mel scale, their triangles of equal area. frames: columns, evenly spaced over the clip,
-    the first centred on its start.
-    Raises UserError for settings that leave nothing to hear.
+    Attributes:
+        sample_rate: samples per second.
+        seconds: length of the clip; longer audio is cut, shorter audio ends in silence.
+        mels: bands from 0 to sample_rate / 2 Hz, on Slaney's mel scale, their triangles of equal area.
+        frames: columns, evenly spaced over the clip, the first centered on its start.
+    Raises:
+        UserError: settings that leave no samples, or bands that are too narrow for any frequency of the spectrum.
     """
 
     sample_rate: int = 16000
@@ -35,14 +38,15 @@ class LogMel:
     def __post_init__(self):
         if self.sample_rate < 1 or self.mels < 1 or self.frames < 1 or self.samples < self.frames:
             raise UserError(f"log-mels of {self.seconds} s at {self.sample_rate} Hz cannot be {self.mels} bands x "
-                            f"{self.frames} frames; set data.sample_rate, data.seconds, data.mels and data.frames above 0.")
+                            f"{self.frames} frames; set data.sample_rate, data.seconds, data.mels and data.frames "
+                            "above 0.")
         if not filters(self.sample_rate, self.window, self.mels).any(1).all():
-            raise UserError(f"{self.mels} mel bands are too fine for windows of {self.window} samples at {self.sample_rate} "
-                            "Hz: some would hear nothing; lower data.mels or data.frames.")
+            raise UserError(f"{self.mels} mel bands are too narrow for windows of {self.window} samples at "
+                            f"{self.sample_rate} Hz: some would be empty; lower data.mels or data.frames.")
 
     @property
     def samples(self) -> int:
-        """How many samples a clip has."""
+        """Samples in a clip."""
         return round(self.sample_rate * self.seconds)
 
     @property
@@ -57,11 +61,11 @@ class LogMel:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one picture."""
+        """(mels, frames, 1), the shape of one image."""
         return self.mels, self.frames, 1
 
-    def picture(self, wave) -> np.ndarray:
-        """(n,) samples at `rate` -> (mels, frames, 1) uint8. A silent clip is all 0."""
+    def image(self, wave) -> np.ndarray:
+        """(n,) samples at `sample_rate` -> (mels, frames, 1) uint8. A silent clip is all 0."""
         wave = np.asarray(wave, np.float64)[: self.samples]
         half, length = self.window // 2, (self.frames - 1) * self.hop + self.window
         padded = np.zeros(max(length, len(wave) + half))
@@ -75,16 +79,24 @@ class LogMel:
         return np.round(255 * np.clip(1 - level / FLOOR, 0, 1)).astype(np.uint8)[..., None]
 
 
-def decibels(pictures) -> np.ndarray:
-    """Pixels in [0, 1] -> decibels below the clip's loudest band, `FLOOR` to 0: what `LogMel.picture` made of them."""
-    return np.clip(np.asarray(pictures, np.float64), 0, 1) * -FLOOR + FLOOR
+def decibels(pixels) -> np.ndarray:
+    """Pixels of `LogMel.image` scaled to [0, 1] -> decibels below the clip's loudest band, `FLOOR` to 0."""
+    return np.clip(np.asarray(pixels, np.float64), 0, 1) * -FLOOR + FLOOR
 
 
 @functools.lru_cache(maxsize=8)
-def filters(rate: int, window: int, mels: int) -> np.ndarray:
-    """(mels, window // 2 + 1): triangles between equal steps in mel from 0 to rate / 2 Hz, of area 1 (Slaney 1998)."""
-    edges = _hertz(np.linspace(0, _mel(rate / 2), mels + 2))
-    bins = np.arange(window // 2 + 1) * rate / window
+def filters(sample_rate: int, window: int, mels: int) -> np.ndarray:
+    """Triangles between equal steps in mel from 0 to sample_rate / 2 Hz, of area 1 (Slaney 1998).
+
+    Args:
+        sample_rate: samples per second.
+        window: samples in a window.
+        mels: how many bands.
+    Returns:
+        (mels, window // 2 + 1) float64.
+    """
+    edges = _hertz(np.linspace(0, _mel(sample_rate / 2), mels + 2))
+    bins = np.arange(window // 2 + 1) * sample_rate / window
     low, middle, high = (edges[i:i + mels, None] for i in range(3))
     triangles = np.maximum(0, np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)))
     return triangles * 2 / (high - low)

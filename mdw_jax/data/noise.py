@@ -1,12 +1,12 @@
-"""Noisy correspondence: which image each *training* caption is paired with.
+"""Noisy correspondence: which image each *training* caption is paired with (docs/method.md, section 1).
 
-Only the train split can be corrupted: a `Noise` holds no other. Protocols (none is comparable with another):
-  image    a random share of the images is permuted, all captions of an image move together (RCL, DECL);
-  caption  a random share of the caption rows permute their image among themselves (NCR);
-  similar  as image, but images with like captions swap theirs (ours, `structured.swapped`);
-  natural  nothing is moved: the pairs come from the web, and which of them are mismatched nobody knows.
+Only the train split can be corrupted: a `Noise` holds no other. Protocols (rates of different ones do not compare):
+  image           a random share of the images is permuted, all captions of an image move together (RCL, DECL);
+  caption         a random share of the caption rows permute their images among themselves (NCR);
+  near_duplicate  as image, but images with similar captions swap theirs (this work, `swap_similar`);
+  natural         nothing is moved: the pairs come from the web, and nobody knows which of them are mismatched.
 The first two are plain random permutations: a chosen item may stay where it was, so the true rate is slightly under
-the one asked (on average by 1/N at most).
+the requested one (by 1/N at most, on average).
 """
 
 import dataclasses
@@ -14,18 +14,20 @@ import io
 import json
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.data.structured_noise import swap_similar
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, write_atomically
+from mdw_jax.io.files import digest, parse_json, write_array, write_arrays
 from mdw_jax.runtime.rng import named_generator
 
 FORMAT = "mdw-noise-1"
-DRAWN = ("none", "image", "caption", "similar", "natural")
+# What random streams and digests call a protocol that was renamed since: earlier draws keep their numbers.
+_STREAM_NAMES = {"near_duplicate": "similar"}
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, SyntaxError,
               zlib.error, zipfile.BadZipFile)
 
@@ -34,12 +36,13 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, 
 class Noise:
     """One noise draw for the K training captions of a data set.
 
-    protocol: one of `DRAWN`, or "external" (an imported index file).
-    rate: the rate asked, in [0, 1] ("external": the rate measured; "natural": the rate believed).
-    seed: of the draw ("external": -1).
-    fingerprint: `Pairs.fingerprint` of the data set it was drawn for.
-    image_of: (K,) int64, the image each training caption is paired with under this draw.
-    true_image_of: (K,) int64, the image it truly describes ("natural": the image it came with).
+    Attributes:
+        protocol: one of `PROTOCOLS`, or "external" (an imported index file).
+        rate: the requested rate, in [0, 1] ("external": the measured rate; "natural": the assumed rate).
+        seed: of the draw ("external": -1).
+        fingerprint: `Pairs.fingerprint` of the data set it was drawn for.
+        image_of: (K,) int64, the image each training caption is paired with under this draw.
+        true_image_of: (K,) int64, the image it truly describes ("natural": the image it came with).
     """
 
     protocol: str
@@ -56,7 +59,7 @@ class Noise:
 
     @property
     def true_rate(self) -> float | None:
-        """The fraction of captions really mismatched; None where nobody knows."""
+        """The fraction of captions that are mismatched; None where nobody knows."""
         return None if self.protocol == "natural" else float(self.mismatched.mean())
 
     @property
@@ -67,34 +70,58 @@ class Noise:
     @property
     def sha256(self) -> str:
         """sha256 (hex) over all fields."""
-        return digest(FORMAT, self.protocol, self.rate, self.seed, self.fingerprint, self.image_of, self.true_image_of)
+        return digest(FORMAT, _STREAM_NAMES.get(self.protocol, self.protocol), self.rate, self.seed, self.fingerprint,
+                      self.image_of, self.true_image_of)
 
 
 def draw(pairs: Pairs, protocol: str, rate: float, seed: int) -> Noise:
     """Draw noise for `pairs.train`: round(rate * N) images or round(rate * K) captions change places at random.
 
-    Rate 0 is the identity whatever the protocol, and so is "natural" at any rate. Raises UserError for an unknown
-    protocol, a rate outside [0, 1], a negative seed, or protocol "none" with a rate above 0.
+    Args:
+        pairs: the data set.
+        protocol: one of `PROTOCOLS`; see the module docstring.
+        rate: the share to mismatch, in [0, 1]. Rate 0 is the identity in every protocol, and so is "natural" at any.
+        seed: of the draw, 0 or more.
+    Raises:
+        UserError: an unknown protocol, a rate outside [0, 1], a negative seed, or protocol "none" with a rate above 0.
     """
-    if protocol not in DRAWN:
-        raise UserError(f"there is no noise protocol '{protocol}'; choose one of {', '.join(DRAWN)}.")
+    if protocol not in PROTOCOLS:
+        raise UserError(f"there is no noise protocol '{protocol}'; choose one of {', '.join(PROTOCOLS)}.")
     if not 0 <= rate <= 1:
         raise UserError(f"the noise rate must be between 0 and 1, not {rate}.")
     if protocol == "none" and rate > 0:
-        raise UserError(f"noise protocol 'none' goes with rate 0, not {rate}; choose image, caption or similar.")
+        raise UserError(f"noise protocol 'none' goes with rate 0, not {rate}; choose image, caption or near_duplicate.")
     if seed < 0:
         raise UserError(f"the noise seed must be 0 or more, not {seed}.")
-    generator = named_generator(seed, "noise", protocol)
-    true = np.asarray(pairs.train.image_of, np.int64)
-    if protocol == "natural":
-        image_of = true
-    elif protocol == "similar":
-        image_of = swap_similar(pairs.train, rate, generator)[true]
-    elif protocol == "image":
-        image_of = _shuffled(np.arange(len(pairs.train.images), dtype=np.int64), rate, generator)[true]
-    else:
-        image_of = _shuffled(true, rate, generator)
-    return Noise(protocol, float(rate), int(seed), pairs.fingerprint, image_of, true)
+    generator = named_generator(seed, "noise", _STREAM_NAMES.get(protocol, protocol))
+    image_of = PROTOCOLS[protocol](pairs.train, rate, generator)
+    return Noise(protocol, float(rate), int(seed), pairs.fingerprint, image_of, _true_image_of(pairs.train))
+
+
+def _true_image_of(train: Split) -> np.ndarray:
+    return np.asarray(train.image_of, np.int64)
+
+
+def _unmoved(train: Split, rate: float, generator: np.random.Generator) -> np.ndarray:
+    return _true_image_of(train)
+
+
+def _shuffle_images(train: Split, rate: float, generator: np.random.Generator) -> np.ndarray:
+    return _shuffled(np.arange(len(train.images), dtype=np.int64), rate, generator)[_true_image_of(train)]
+
+
+def _shuffle_captions(train: Split, rate: float, generator: np.random.Generator) -> np.ndarray:
+    return _shuffled(_true_image_of(train), rate, generator)
+
+
+def _swap_near_duplicates(train: Split, rate: float, generator: np.random.Generator) -> np.ndarray:
+    return swap_similar(train, rate, generator)[_true_image_of(train)]
+
+
+# (train split, rate, generator) -> (K,) int64, the image that each caption is paired with.
+PROTOCOLS: dict[str, Callable[[Split, float, np.random.Generator], np.ndarray]] = {
+    "none": _unmoved, "image": _shuffle_images, "caption": _shuffle_captions, "near_duplicate": _swap_near_duplicates,
+    "natural": _unmoved}
 
 
 def _shuffled(values: np.ndarray, rate: float, generator: np.random.Generator) -> np.ndarray:
@@ -109,20 +136,22 @@ def save(noise: Noise, path) -> Path:
     """Write a draw as one .npz (no pickle), atomically, with its sha256; the same draw gives the same bytes."""
     meta = {"format": FORMAT, "protocol": noise.protocol, "rate": noise.rate, "seed": noise.seed,
             "fingerprint": noise.fingerprint, "true_rate": noise.true_rate, "sha256": noise.sha256}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, meta=np.array(json.dumps(meta, sort_keys=True)), image_of=noise.image_of,
+    return write_arrays(path, meta=np.array(json.dumps(meta, sort_keys=True)), image_of=noise.image_of,
                         true_image_of=noise.true_image_of)
-    return write_atomically(path, buffer.getvalue())
 
 
 def load(path, pairs: Pairs | None = None) -> Noise:
-    """Read a draw written by `save`; with `pairs`, also check that it was drawn for that data set.
+    """Read a draw written by `save`.
 
-    Raises UserError if the file is missing, damaged or something else, or belongs to another data set.
+    Args:
+        path: the .npz file.
+        pairs: the data set that it must have been drawn for; None: not checked.
+    Raises:
+        UserError: the file is missing, damaged or no noise file, or belongs to another data set.
     """
     try:
         with np.load(io.BytesIO(_bytes(path)), allow_pickle=False) as file:
-            meta = json.loads(str(file["meta"]))
+            meta = parse_json(str(file["meta"]))
             noise = Noise(meta["protocol"], meta["rate"], meta["seed"], meta["fingerprint"], file["image_of"],
                           file["true_image_of"])
         intact = meta["format"] == FORMAT and meta["sha256"] == noise.sha256
@@ -137,12 +166,16 @@ def load(path, pairs: Pairs | None = None) -> Noise:
 
 
 def read_index(path, pairs: Pairs) -> Noise:
-    """Read an index file `v` of the noisy-correspondence literature (.npy, integers) for `pairs.train`.
+    """Read an index file `v` of the noisy-correspondence literature.
 
-    (K,): caption i, in the order of `pairs.train.captions`, is paired with image v[i] (NCR, L2RM).
-    (N,): the captions of image i are paired with image v[i] (RCL). K = N is read as the former.
     Such a file does not say what it was drawn for: that it fits `pairs` in length and range is all that is checked.
-    Raises UserError for a wrong length, indices out of range, or an image left with no caption.
+
+    Args:
+        path: a .npy file of integers. (K,): caption i, in the order of `pairs.train.captions`, is paired with image
+            v[i] (NCR, L2RM). (N,): the captions of image i are paired with image v[i] (RCL). K = N is read as (K,).
+        pairs: the data set; the index is of its train split.
+    Raises:
+        UserError: a wrong length, indices out of range, or an image left with no caption.
     """
     try:
         index = np.load(io.BytesIO(_bytes(path)), allow_pickle=False)
@@ -169,16 +202,19 @@ def read_index(path, pairs: Pairs) -> Noise:
 
 
 def write_index(noise: Noise, path, form: str) -> Path:
-    """Write a draw as a .npy index file of int64, in the form "caption" (K,) or "image" (N,) of `read_index`.
+    """Write a draw as a .npy index file of int64.
 
-    Raises UserError for another form, or for form "image" if captions of one image are paired with different images.
+    Args:
+        noise: the draw.
+        path: the file.
+        form: "caption" (K,) or "image" (N,), as `read_index` reads them.
+    Raises:
+        UserError: another form, or form "image" where captions of one image are paired with different images.
     """
     if form not in ("caption", "image"):
         raise UserError(f"there is no index form '{form}'; choose caption or image.")
     index = noise.image_of if form == "caption" else _image_index(noise)
-    buffer = io.BytesIO()
-    np.save(buffer, index, allow_pickle=False)
-    return write_atomically(path, buffer.getvalue())
+    return write_array(path, index)
 
 
 def _image_index(noise: Noise) -> np.ndarray:
@@ -202,5 +238,5 @@ def _bytes(path) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    said = str(error).split(". If you trust")[0]  # numpy's advice to unpickle is none of ours
-    return f"{type(error).__name__}: {said}".splitlines()[0]
+    text = str(error).split(". If you trust")[0]  # without numpy's advice to unpickle the file
+    return f"{type(error).__name__}: {text}".splitlines()[0]

@@ -1,4 +1,4 @@
-"""`Pairs`: a data set of images and captions, as every later stage sees it."""
+"""`Pairs`: a data set of images and captions, as all later stages see it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ LONGEST_CAPTION = 100_000
 
 
 def caption_error(caption) -> str | None:
-    """Why something cannot be a caption, in words; None for one that can."""
+    """What is wrong with a caption, in words; None for a good one."""
     if not isinstance(caption, str) or not caption.strip():
         return "empty or not text"
     if len(caption) > LONGEST_CAPTION:
@@ -31,12 +31,13 @@ def caption_error(caption) -> str | None:
 class Split:
     """One split of a data set.
 
-    images: (N, H, W, C) uint8: an array in host memory, or `LazyImages`, which decode rows when asked for them. Clips
-      are (N, T, H, W, C), log-mels of sounds (N, mels, frames, 1).
-    captions: K strings, K >= N.
-    image_of: (K,) int64, the image that caption k truly describes.
-    caption_ids: (K,) int64, the data set's own caption numbers (rows of a precomputed feature file).
-    attributes: columns of (N,) arrays, one value an image (may be empty).
+    Attributes:
+        images: (N, H, W, C) uint8, an array in host memory, or `LazyImages`, which decode the rows they are indexed
+            with. Video clips are (N, T, H, W, C), log-mels of audio (N, mels, frames, 1).
+        captions: K strings, K >= N.
+        image_of: (K,) int64, the image that caption k truly describes.
+        caption_ids: (K,) int64, the data set's own caption numbers (rows of a precomputed feature file).
+        attributes: {column: (N,) array}, one value for each image (may be empty).
     """
 
     images: np.ndarray | LazyImages
@@ -49,12 +50,12 @@ class Split:
         n, k = len(self.images), len(self.captions)
         if n == 0 or k == 0:
             raise UserError(f"a split has {n} images and {k} captions; every split needs at least one of each.")
-        if wrong := [(row, why) for row, caption in enumerate(self.captions) if (why := caption_error(caption))]:
-            raise UserError(f"{len(wrong)} captions of a split are {wrong[0][1]}, the first is number {wrong[0][0]}; "
-                            "mend or remove them.")
+        if errors := [(row, error) for row, caption in enumerate(self.captions) if (error := caption_error(caption))]:
+            raise UserError(f"{len(errors)} captions of a split are {errors[0][1]}, the first is number "
+                            f"{errors[0][0]}; fix or remove them.")
         if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
-            raise UserError(f"images must be (N, H, W, C) or clips (N, T, H, W, C), uint8, not {self.images.dtype} of "
-                            f"shape {self.images.shape}.")
+            raise UserError(f"images must be (N, H, W, C) or video clips (N, T, H, W, C), uint8, not "
+                            f"{self.images.dtype} of shape {self.images.shape}.")
         if self.image_of.shape != (k,) or self.caption_ids.shape != (k,):
             raise UserError(f"{k} captions need image_of and caption_ids of shape ({k},), not "
                             f"{self.image_of.shape} and {self.caption_ids.shape}.")
@@ -63,22 +64,30 @@ class Split:
                             f"{self.image_of.min()} to {self.image_of.max()}.")
         for name, column in self.attributes.items():
             if len(column) != n:
-                raise UserError(f"attribute '{name}' has {len(column)} values for {n} images; give one an image.")
+                raise UserError(f"attribute '{name}' has {len(column)} values for {n} images; give one for each image.")
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over images, captions and their pairing. Of lazy images, their encoded bytes count: see there."""
+        """sha256 over images, captions and their pairing. Of `LazyImages` their own fingerprint counts."""
         images = self.images.fingerprint if isinstance(self.images, LazyImages) else self.images
         return digest(images, list(self.captions), self.image_of, self.caption_ids)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return f"Split({len(self.images)} images of {shape}, {len(self.captions)} captions)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """A data set: three splits of image-caption pairs. Never noisy itself: noise is a separate file (`noise.py`).
 
-    Pairs collected from the web may come mismatched: which of them are is not known, and nothing here says it.
-    skipped: how many samples of the source a reader left out, by reason (may be empty).
-    log_mel: what the images are pictures of, where they are log-mels of sounds (None: they are just images).
+    Pairs collected from the web may come mismatched; nobody knows which, and nothing here tells.
+
+    Attributes:
+        name: what the data set is called.
+        train, val, test: its splits; their images have one shape.
+        skipped: how many samples of the source the reader left out, by reason (may be empty).
+        log_mel: the settings of the log-mels, where the images are log-mels of audio; None otherwise.
     """
 
     name: str
@@ -95,5 +104,11 @@ class Pairs:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the three splits: what noise files, caches and experts are keyed by."""
+        """sha256 over the three splits. Noise files, caches and experts are keyed by it."""
         return digest(self.train.fingerprint, self.val.fingerprint, self.test.fingerprint)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.train.images.shape[1:]))
+        return (f"Pairs('{self.name}': train {len(self.train.images)} images of {shape} with "
+                f"{len(self.train.captions)} captions, val {len(self.val.images)} with {len(self.val.captions)}, "
+                f"test {len(self.test.images)} with {len(self.test.captions)})")

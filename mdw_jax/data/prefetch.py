@@ -1,9 +1,10 @@
-"""Batches of pictures for the device, decoded while it works on the ones before.
+"""Batches of images for the device, decoded while it works on the ones before.
 
-Plain threads do it: Pillow and zlib let go of the interpreter lock, so decoding needs no processes, and `LazyImages`
-decodes the rows of one batch in parallel. The order is the caller's and the whole state is how many batches were taken,
-so there is nothing here to checkpoint: a run resumes by passing the index batches that are left. Grain would bring its
-own samplers, workers and iterator state to keep in step with ours, for the same rows at the same speed.
+Plain threads are enough: Pillow and zlib release the interpreter lock, so decoding needs no processes, and `LazyImages`
+decodes the rows of one batch in parallel. The caller decides the order, and the whole state is the number of batches
+taken, so there is nothing to checkpoint: a run resumes by passing the index batches that remain. Grain would bring
+samplers, workers and an iterator state of its own, to be kept in step with this program's, for the same rows at the same
+speed.
 """
 
 import dataclasses
@@ -23,9 +24,12 @@ from mdw_jax.errors import UserError
 class LoaderStats:
     """What `batches` measures, in seconds from the first request on.
 
-    pairs: rows handed over. elapsed: until the latest request ended, the consumer's own work included. waited: of that,
-    in `batches`.
     A consumer that only dispatches work and never waits for its results waits here instead: the device may be busy.
+
+    Attributes:
+        pairs: rows handed over.
+        elapsed: until the latest request was answered, the consumer's own work included.
+        waited: the part of `elapsed` that the consumer waited for batches.
     """
 
     pairs: int = 0
@@ -37,29 +41,34 @@ class LoaderStats:
         return self.pairs / self.elapsed if self.elapsed else 0.0
 
     @property
-    def waiting(self) -> float:
+    def wait_fraction(self) -> float:
         """The fraction of the time that the consumer waited, in [0, 1]."""
         return self.waited / self.elapsed if self.elapsed else 0.0
 
 
 def batches(images, index_batches: Iterable[np.ndarray], *, prefetch: int = 2,
-            to_device: Callable[[np.ndarray], Any] = jax.device_put, meter: LoaderStats | None = None) -> Iterator[Any]:
+            to_device: Callable[[np.ndarray], Any] = jax.device_put, stats: LoaderStats | None = None) -> Iterator[Any]:
     """Yield `to_device(images[rows])` for each `rows` of `index_batches`, in that order.
 
-    images: an array or `LazyImages`. index_batches: arrays of rows; may be endless.
-    prefetch: at most this many batches are decoded, or being decoded, that were not asked for yet.
-    to_device: puts uint8 pixels (B, H, W, C) where they are used; it runs in the background too.
-    meter: filled while batches are taken.
+    The thread behind it starts with the first batch. It ends with the last one, with an error (which is raised where
+    its batch would have come), or when the iterator is closed or dropped.
 
-    The thread behind it starts with the first batch and ends with the last, with an error, which is raised where its
-    batch would have come, or when the iterator is closed or dropped. Raises UserError for a prefetch under 1.
+    Args:
+        images: an array or `LazyImages`.
+        index_batches: arrays of rows; may be endless.
+        prefetch: at most this many batches are decoded, or being decoded, ahead of the consumer.
+        to_device: moves uint8 pixels (B, H, W, C) to where they are used; it also runs in the background.
+        stats: updated while batches are taken.
+
+    Raises:
+        UserError: prefetch is under 1.
     """
     if prefetch < 1:
         raise UserError(f"prefetch must be at least 1 batch, not {prefetch}.")
-    return _batches(images, index_batches, prefetch, to_device, meter or LoaderStats())
+    return _batches(images, index_batches, prefetch, to_device, stats or LoaderStats())
 
 
-def _batches(images, index_batches, prefetch, to_device, meter):
+def _batches(images, index_batches, prefetch, to_device, stats):
     ready, room, closed = queue.SimpleQueue(), threading.Semaphore(prefetch), threading.Event()
     end = object()
 
@@ -71,20 +80,20 @@ def _batches(images, index_batches, prefetch, to_device, meter):
                     return
                 ready.put((rows.size, to_device(images[rows]), None))
             ready.put((0, end, None))
-        except BaseException as error:  # whatever it is, the consumer must not wait for ever
+        except BaseException as error:  # of any kind: the consumer must not wait forever
             ready.put((0, end, error))
 
     thread = threading.Thread(target=work, name="batches", daemon=True)
     thread.start()
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         while True:
             asked = time.perf_counter()
             count, batch, error = ready.get()
             now = time.perf_counter()
-            meter.pairs += count
-            meter.waited += now - asked
-            meter.elapsed = now - began
+            stats.pairs += count
+            stats.waited += now - asked
+            stats.elapsed = now - start
             if error is not None:
                 raise error
             if batch is end:

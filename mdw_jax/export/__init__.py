@@ -1,1 +1,1 @@
-"""Distilled sets as files for others."""
+"""Distilled sets as files for other programs: common formats, dataset cards, PyTorch."""

@@ -1,12 +1,13 @@
-"""`mdw export`: every distilled set of a run as files that others read: `<run.dir>/export/<preset>-<set>`."""
+"""`mdw export`: every set of a run as files that other programs read: `<run.dir>/export/<preset>-<set>`."""
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.config import resolve
-from mdw_jax.config.presets import CORESETS, DISTILLED
+from mdw_jax.config.presets import preset_spec, safe_name
 from mdw_jax.errors import UserError
-from mdw_jax.export.formats import Near, check, export_set
+from mdw_jax.export.export_set import check_settings, export_set
+from mdw_jax.export.formats import NearestCaptions
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.models.embedding import nearest
 from mdw_jax.pipeline.distill import distill_stage
@@ -16,39 +17,50 @@ from mdw_jax.pipeline.run_folder import run_folder
 
 
 def export_command(config: ConfigDict) -> None:
-    """Distil what is missing, and write every set of the config's presets in all `export.formats`, with its card.
+    """Distill what is missing, and write every set of the run's presets in all `export.formats`, with its card.
 
-    Raises UserError before anything is computed where `export.check` does, or if no preset ends in a set.
+    Args:
+        config: the run's config, not resolved.
+
+    Raises:
+        UserError: before anything is computed, where `check_settings` does or if no preset ends in a set.
     """
     resolved = resolve(config)
     settings = resolved.export
-    check(settings.formats, settings.license)
+    check_settings(settings.formats, settings.license)
     if settings.neighbors < 1:
         raise UserError(f"export.neighbors must be at least 1, not {settings.neighbors}.")
-    names = [name for name in config.run.presets if name in DISTILLED]
+    names = [name for name in config.run.presets if preset_spec(name).has_sets]
     if not names:
         raise UserError(f"none of run.presets ({', '.join(config.run.presets)}) ends in a set of pairs; add one, such "
                         "as mdw.")
-    folder = run_folder(config) / "export"
+    directory = run_folder(config) / "export"
     prepared = prepare(resolved)
-    if settings.neighbors > (there := len(prepared.pairs.train.captions)):
-        raise UserError(f"export.neighbors is {settings.neighbors} but there are only {there} training captions; "
+    captions = len(prepared.pairs.train.captions)
+    if settings.neighbors > captions:
+        raise UserError(f"export.neighbors is {settings.neighbors} but there are only {captions} training captions; "
                         "lower it.")
     for preset in (open_preset(config, prepared, name) for name in names):
         for index, stored in enumerate(distill_stage(preset, prepared)):
             distilled, card = load_distilled(stored)
-            to = folder / f"{preset.name}-{index}"
-            export_set(to, distilled, _near(distilled.texts, prepared, settings.neighbors),
+            path = directory / f"{safe_name(preset.name)}-{index}"
+            export_set(path, distilled, nearest_captions_of(distilled.texts, prepared, settings.neighbors),
                        {**card, "data": prepared.pairs.name}, formats=settings.formats, license=settings.license,
-                       real=preset.name in CORESETS)
-            print(f"{preset.name:8}  {to}")
+                       real=preset.spec.kind == "coreset")
+            print(f"{preset.name:8}  {path}")
 
 
-def _near(texts, prepared: Prepared, count: int) -> Near:
-    """The `count` training captions whose frozen features have the largest cosine with each distilled text."""
-    read, real = np.asarray(prepared.read(texts), np.float32), prepared.texts.train
-    found = nearest(read, real, count)
-    close = np.asarray(real, np.float32)[found]
-    lengths = np.linalg.norm(read, axis=1)[:, None] * np.linalg.norm(close, axis=2)
-    cosines = np.einsum("md,mkd->mk", read, close) / np.maximum(lengths, 1e-12)
-    return Near([[prepared.pairs.train.captions[k] for k in row] for row in found], cosines)
+def nearest_captions_of(texts, prepared: Prepared, count: int) -> NearestCaptions:
+    """The training captions whose frozen features have the largest cosine with each distilled text.
+
+    Args:
+        texts: (M, d) features or (M, L, h) embedded tokens.
+        prepared: the data.
+        count: captions per text.
+    """
+    features, real = np.asarray(prepared.text_features_of(texts), np.float32), prepared.texts.train
+    rows = nearest(features, real, count)
+    near = np.asarray(real, np.float32)[rows]
+    lengths = np.linalg.norm(features, axis=1)[:, None] * np.linalg.norm(near, axis=2)
+    cosines = np.einsum("md,mkd->mk", features, near) / np.maximum(lengths, 1e-12)
+    return NearestCaptions([[prepared.pairs.train.captions[k] for k in row] for row in rows], cosines)

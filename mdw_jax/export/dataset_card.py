@@ -4,21 +4,9 @@ import re
 
 import yaml
 
-from mdw_jax.io.distilled_set import BRANCHES, CARD, TENSORS, DistilledSet
-
-# What `logits` (b, b) and the block `target` of P make of a student's batch: `losses.SOFT_LOSSES` in PyTorch.
-_BOTH = "sum({} for d in (0, 1)) / 2"
-
-TORCH_LOSSES = {
-    "probability": _BOTH.format("-((10 * target).softmax(d) * logits.log_softmax(d)).sum(d).mean()"),
-    "nce": _BOTH.format("-(target * logits.log_softmax(d)).sum(d).mean()"),
-    "cwcl": _BOTH.format("-((target * logits.log_softmax(d)).sum(d) / target.sum(d)).mean()"),
-    "kl": _BOTH.format("((10 * target).softmax(d) * ((10 * target).log_softmax(d) - logits.log_softmax(d))).mean()"),
-    "bce": "F.binary_cross_entropy_with_logits(logits, target)",
-    "mse": "F.mse_loss(logits.sigmoid(), target)",
-    "wbce": ("sum((m * -(target * (logits.sigmoid() + 1e-6).log() + (1 - target) * ((-logits).sigmoid() + 1e-6).log()))"
-             ".sum()\n           / m.sum().clamp(min=1) for m in (target > 0.5, target <= 0.5)) / 2"),
-}
+from mdw_jax.export.formats import FORMATS
+from mdw_jax.io.distilled_set import BRANCHES, TENSORS, DistilledSet
+from mdw_jax.method.losses import soft_loss_entry
 
 _P = {
     (): "torch.eye(len(images))",
@@ -28,9 +16,30 @@ _P = {
 }
 
 
-def torch_recipe(distilled: DistilledSet, tau: float) -> str:
-    """A PyTorch program that trains a student on `distilled.safetensors`; of it the reader gives `image_branch` and
-    `text_branch`, modules from images and texts to features of one width."""
+# The student's optimizers (`matching.STUDENT_OPTIMIZERS`) in PyTorch: class of torch.optim, further arguments.
+_TORCH_OPTIMIZERS = {"sgd": ("SGD", ""), "momentum": ("SGD", ", momentum=0.9"), "adam": ("Adam", "")}
+
+
+def torch_recipe(distilled: DistilledSet, tau: float, optimizer: str = "sgd") -> str | None:
+    """A PyTorch program that trains a student on `distilled.safetensors`.
+
+    Its reader defines `image_branch` and `text_branch`, modules from images and texts to features of one width.
+
+    Args:
+        distilled: the set.
+        tau: temperature of the logits.
+        optimizer: the student's optimizer that the step sizes were learned for, `distill.inner_optimizer`.
+
+    Returns:
+        The program, or None if the loss or the optimizer has no PyTorch version.
+
+    Raises:
+        UserError: the loss of the set is unknown.
+    """
+    loss = soft_loss_entry(distilled.loss).torch
+    if loss is None or optimizer not in _TORCH_OPTIMIZERS:
+        return None
+    kind, settings = _TORCH_OPTIMIZERS[optimizer]
     left = distilled.correspondence.get("left")
     scale = distilled.alpha / left.shape[1] if left is not None else 1.0
     p = _P[tuple(sorted(distilled.correspondence))].format(scale=float(scale))
@@ -44,14 +53,14 @@ from safetensors.torch import load_file
 d = load_file("distilled.safetensors")
 images, texts = d["images"].movedim(-1, -3), d["texts"]  # channels first, in [0, 1]; text features
 P = {p}
-optimizer = torch.optim.SGD([
+optimizer = torch.optim.{kind}([
     {{"params": image_branch.parameters(), "lr": {lr["image"]}}},
-    {{"params": text_branch.parameters(), "lr": {lr["text"]}}}])
+    {{"params": text_branch.parameters(), "lr": {lr["text"]}}}]{settings})
 for step in range(200):
     rows = torch.randperm(len(images))[:128]
     v, t = F.normalize(image_branch(images[rows]), dim=-1), F.normalize(text_branch(texts[rows]), dim=-1)
     logits, target = v @ t.T / {tau!r}, P[rows][:, rows]
-    loss = {TORCH_LOSSES[distilled.loss]}
+    loss = {loss}
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -61,7 +70,13 @@ for step in range(200):
 def dataset_card(distilled: DistilledSet, card: dict, real: bool) -> str:
     """The README.md of an export: front matter that the Hugging Face Hub reads, what the set is, how to use it.
 
-    card: as `export_set` writes it: of it config, preset, data, noise, log_mel, license, formats and png are read.
+    Args:
+        distilled: the set.
+        card: as `export_set` writes it; config, preset, data, noise, log_mel, license, formats and png are read.
+        real: whether the pairs are real ones (a coreset).
+
+    Raises:
+        UserError: the loss of the set is unknown.
     """
     pairs, noise = len(distilled.images), card.get("noise", {})
     data = card.get("data") or card.get("config", {}).get("data", {}).get("name", "unknown data")
@@ -69,19 +84,7 @@ def dataset_card(distilled: DistilledSet, card: dict, real: bool) -> str:
     mismatched = (f" Of the source's pairs {noise['rate']:.0%} were mismatched on purpose before that (protocol "
                   f"{noise['protocol']})." if noise.get("rate") else "")
     front = yaml.safe_dump(_front_matter(card, pairs, real), sort_keys=False, allow_unicode=True)
-    recipe = ""
-    if "safetensors" in card["formats"]:
-        recipe = f"""
-## A PyTorch student
-
-Give two modules, `image_branch` and `text_branch`, and:
-
-```python
-{torch_recipe(distilled, _tau(card))}```
-
-Or with mdw-jax: `mdw_jax.torch_dataset(folder)` is a `Dataset` of (image, text, row) with `.correspondence(rows)` and
-`.step_sizes`. With momentum 0.9 take a tenth to a third of the step sizes.
-"""
+    student = _student_section(distilled, card) if "safetensors" in card["formats"] else ""
     return f"""\
 ---
 {front}---
@@ -96,36 +99,58 @@ them in place of all of the data.{mismatched}
 {_bullets(_contents(distilled, card))}
 ## Files
 
-{_bullets(_SHOWN[name] for name in card["formats"])}{recipe}
+{_bullets(FORMATS[name].description for name in card["formats"])}{student}
 ## Limits and license
 
 {_bullets(_limits(card, real))}"""
 
-_SHOWN = {
-    "safetensors": f"`{TENSORS}`: all numbers, float32; `{CARD}`: where they came from",
-    "folder": "`images/`: `load_dataset('imagefolder', data_dir='images')`",
-    "parquet": "`data.parquet`: `load_dataset('parquet', data_files='data.parquet')`",
-    "webdataset": "`shard-000000.tar`: `.png` and `.txt` (the nearest caption), as img2dataset writes them and "
-                  "open_clip reads them, with `.json`, `.text.npy` and `.correspondence.npy`",
-}
+
+def _student_section(distilled: DistilledSet, card: dict) -> str:
+    """How to train a PyTorch student, or why there is no recipe."""
+    optimizer = _optimizer(distilled, card)
+    recipe = torch_recipe(distilled, _tau(card), optimizer)
+    if recipe is None:
+        part = (f"optimizer `{optimizer}`" if soft_loss_entry(distilled.loss).torch else f"loss `{distilled.loss}`")
+        how = (f"There is no PyTorch recipe for the {part} of this set: write that part in PyTorch yourself, or train "
+               "students with mdw-jax.\n")
+    else:
+        how = f"""\
+Define two modules, `image_branch` and `text_branch`, and run:
+
+```python
+{recipe}```
+"""
+    advice = " With momentum 0.9 take a tenth to a third of the step sizes." if optimizer == "sgd" else ""
+    return f"""
+## A PyTorch student
+
+{how}
+With mdw-jax installed, `mdw_jax.torch_dataset(path)` is a `Dataset` of (image, text, row) with `.correspondence(rows)` and
+`.step_sizes`.{advice}
+"""
+
+
+def _optimizer(distilled: DistilledSet, card: dict) -> str:
+    """The student's optimizer that the step sizes were learned for."""
+    return card.get("config", {}).get("distill", {}).get("inner_optimizer", "sgd") if distilled.step_sizes else "sgd"
 
 
 def _contents(distilled: DistilledSet, card: dict) -> list[str]:
     text = card.get("config", {}).get("text", {})
     encoder = ", ".join(f"{name} {text[name]}" for name in ("encoder", "path", "pooling", "dim", "seed")
-                        if _counts(text, name))
-    sounds = ", log-mel pictures of sounds" if card.get("log_mel") else ""
+                        if _is_relevant(text, name))
+    log_mel = ", log-mels of audio" if card.get("log_mel") else ""
     form = "embedded tokens" if distilled.texts.ndim == 3 else "features"
     steps = ", ".join(f"{name} {value:.6g}" for name, value in distilled.step_sizes.items()) or "none were learned"
     lines = [
-        f"Images{sounds}: {' x '.join(map(str, distilled.images.shape[1:]))}, channels last, in [0, 1].",
+        f"Images{log_mel}: {' x '.join(map(str, distilled.images.shape[1:]))}, channels last, in [0, 1].",
         f"Texts: {form}, {' x '.join(map(str, distilled.texts.shape[1:]))}, of a text encoder "
         f"({encoder or 'unknown'}), not sentences. `captions` are the *real* training captions nearest to them, with "
         "their cosines: they say what a text is about. Training on them instead loses what was distilled into texts.",
         f"Correspondence P ({', '.join(sorted(distilled.correspondence)) or 'identity'}; alpha {distilled.alpha!r}): "
         f"how far image i belongs to text j, the target of the loss `{distilled.loss}` at temperature {_tau(card)!r}. "
         "The column `correspondence` is a row of it in full.",
-        f"Step sizes of the student's SGD: {steps}.",
+        f"Step sizes of the student ({_optimizer(distilled, card)}): {steps}.",
     ]
     if card["png"] is None:
         return lines
@@ -139,7 +164,7 @@ def _contents(distilled: DistilledSet, card: dict) -> list[str]:
 
 def _limits(card: dict, real: bool) -> list[str]:
     return [
-        f"License of the source data, as given by whoever exported this and not checked: {_license(card)}. The "
+        f"License of the source data, as stated by the exporter and not checked: {_license(card)}. The "
         f"captions are quoted from that data{', and so are the images' if real else ''}.",
         *([] if real else ["Images are synthetic, but they began as real ones and may resemble them."]),
         "What is wrong or unfair in the source may be so here; `mdw fairness` counts it.",
@@ -158,8 +183,8 @@ def _license(card: dict) -> str:
     return " ".join(card["license"].split())
 
 
-def _counts(text: dict, name: str) -> bool:
-    """Whether a key of config.text says something of this encoder."""
+def _is_relevant(text: dict, name: str) -> bool:
+    """Whether this text encoder reads that key of config.text."""
     kinds = {"dim": ("bow",), "seed": ("bow",), "path": ("precomputed", "transformer"), "pooling": ("transformer",)}
     return name in text and text.get("encoder") in kinds.get(name, (text.get("encoder"),))
 
@@ -168,9 +193,9 @@ def _front_matter(card: dict, pairs: int, real: bool) -> dict:
     """What the Hub reads. A license that is none of its short names becomes "other", with its own name beside it."""
     license = _license(card)
     known = re.fullmatch(r"[a-z][a-z0-9]*([.-][a-z0-9]+)*", license) is not None
-    found = {"parquet": {"data_files": "data.parquet"}, "folder": {"data_dir": "images"},
-             "webdataset": {"data_files": "shard-000000.tar"}}
-    main = next((found[name] for name in found if name in card["formats"]), None)  # what the Hub's viewer shows
+    configs = {"parquet": {"data_files": "data.parquet"}, "folder": {"data_dir": "images"},
+               "webdataset": {"data_files": "shard-000000.tar"}}
+    main = next((configs[name] for name in configs if name in card["formats"]), None)  # what the Hub's viewer shows
     return {"license": license if known else "other", **({} if known else {"license_name": license}),
             "pretty_name": f"{pairs} {'chosen' if real else 'distilled'} image-text pairs",
             "size_categories": ["n<1K" if pairs < 1000 else "1K<n<10K" if pairs < 10000 else "10K<n<100K"],

@@ -1,17 +1,28 @@
 """Distilled sets as PyTorch tensors."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 
-def to_torch(arrays: dict) -> dict:
-    """Arrays as tensors of their own."""
+def to_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Copies of arrays as tensors, by the same names."""
     return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
-def correspondence(learned, rows, alpha: float):
-    """The block of P at `rows` x `rows`: (b,) -> (b, b)."""
-    p = _part(learned, "correspondence")
+def correspondence(learned: Mapping[str, torch.Tensor], rows: torch.Tensor, alpha: float) -> torch.Tensor:
+    """A block of the correspondence matrix P (docs/method.md, section 5.3).
+
+    Args:
+        learned: tensors of which those of P are named "correspondence/...".
+        rows: (b,) rows of the set.
+        alpha: scale of a low-rank P.
+
+    Returns:
+        (b, b), P at `rows` x `rows`.
+    """
+    p = subtree(learned, "correspondence")
     if not p:
         return torch.eye(len(rows))
     if "matrix" in p:
@@ -20,5 +31,6 @@ def correspondence(learned, rows, alpha: float):
     return torch.diag(p["diag"][rows]) + alpha / left.shape[1] * left @ right.T
 
 
-def _part(params: dict, prefix: str) -> dict:
+def subtree(params: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix/`, by the rest of their names."""
     return {name.removeprefix(f"{prefix}/"): x for name, x in params.items() if name.startswith(f"{prefix}/")}

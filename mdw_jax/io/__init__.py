@@ -1,1 +1,1 @@
-"""Files: whole or not at all, and never pickled."""
+"""Files: written whole or not at all, checked when read, never pickled."""

@@ -1,6 +1,7 @@
-"""A pytree of arrays in one safetensors file, for going on where a loop stopped."""
+"""The state of an interrupted loop: a pytree of arrays in one safetensors file."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -8,19 +9,29 @@ from safetensors.numpy import save
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically
-from mdw_jax.runtime.pytree import _named, restore
+from mdw_jax.runtime.pytree import named_leaves, restore
 
 
 def save_checkpoint(path, tree, key: str) -> None:
-    """Write `tree` (arrays and scalars) with the `key` of what it belongs to; atomic."""
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(tree).items()}
+    """Write a pytree of arrays and scalars atomically.
+
+    Args:
+        path: the file.
+        tree: the pytree.
+        key: sha256 of the configuration it belongs to.
+    """
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in named_leaves(tree).items()}
     write_atomically(path, save(arrays, {"key": key}))
 
 
 def read_checkpoint(path, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays saved under `key` by their names (`jax.tree_util.keystr` of their paths); None if there is no file.
+    """Read the arrays saved under `key`.
 
-    Raises UserError if the file is damaged or belongs to something else.
+    Returns:
+        {name: array}, named as in `mdw_jax.runtime.pytree.named_leaves`; None if there is no file.
+
+    Raises:
+        UserError: the file is damaged or belongs to another configuration.
     """
     if not Path(path).exists():
         return None
@@ -35,10 +46,19 @@ def read_checkpoint(path, key: str) -> dict[str, np.ndarray] | None:
                         ) from None
 
 
-def load_checkpoint(path, like, key: str):
-    """The tree saved under `key`, in the structure of `like` (`restore`); None if there is no file.
+def load_checkpoint(path, like, key: str) -> Any:
+    """Read the pytree saved under `key`.
 
-    Raises UserError if the file is damaged or belongs to something else.
+    Args:
+        path: the file.
+        like: a pytree of the structure and shapes that are expected.
+        key: as it was saved with.
+
+    Returns:
+        The pytree (see `mdw_jax.runtime.pytree.restore`); None if there is no file.
+
+    Raises:
+        UserError: the file is damaged, or belongs to another configuration.
     """
     arrays = read_checkpoint(path, key)
     if arrays is None:

@@ -1,14 +1,14 @@
-"""`DistilledSet`: what distillation hands out, its size in bytes, and its two files.
+"""`DistilledSet`: the result of a distillation, its size in bytes, and its two files.
 
-A distilled set is a folder of `distilled.safetensors` (every number and, in the file's metadata, how to use them) and
-`card.json` (what it is and where it came from, with the tensor file's sha256). The card is written last: a folder
-without one holds no finished set.
+A distilled set is stored as a directory with `distilled.safetensors` (all arrays and, in the file's metadata, the
+settings needed to learn from them) and `card.json` (what the set is and where it comes from, with the sha256 of the
+tensor file). The card is written last: a directory without one holds no finished set.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import write_atomically, write_json
+from mdw_jax.io.files import parse_json, read_json, write_atomically, write_json
+from mdw_jax.io.keyed import read_keyed_json
+from mdw_jax.io.locate import wrong_level
 from mdw_jax.runtime.processes import is_main
 
 TENSORS, CARD = "distilled.safetensors", "card.json"
+NEAREST = "nearest.json"  # the sha256 of the set and, for each of its texts, the nearest real caption
 BRANCHES = ("image", "text")
 _FORMAT = "mdw_jax.io.distilled_set.1"
 
@@ -28,16 +31,18 @@ _FORMAT = "mdw_jax.io.distilled_set.1"
 class DistilledSet:
     """M synthetic pairs and how to learn from them, in host memory. Shapes and values are checked on construction.
 
-    images: (M, H, W, C), or clips (M, T, H, W, C), float32, in [0, 1] where pixels are clipped (nothing else here
-        assumes a picture).
-    texts: float32, (M, d) features in the space of the frozen text encoder, or, for an encoder that is trained,
-        (M, L, h) embedded tokens, zero beyond the last.
-    correspondence: float32 parameters of P, as in `correspondence.py`: {}, {"matrix"} or {"diag", "left", "right"}.
-    step_sizes: learned student step sizes {"image", "text"}, or {} when none were learned.
-    alpha: scale of the low-rank part of P.
-    loss: name of the soft-target loss it was distilled for.
+    Attributes:
+        images: (M, H, W, C), or video clips (M, T, H, W, C), float32, in [0, 1] where pixels are clipped.
+        texts: float32, (M, d) features in the space of the frozen text encoder, or, for a trained encoder, (M, L, h)
+            embedded tokens, zero beyond the last.
+        correspondence: float32 parameters of P, as in `mdw_jax.method.correspondence`: {}, {"matrix"} or {"diag",
+            "left", "right"}.
+        step_sizes: learned student step sizes {"image", "text"}; {} if none were learned.
+        alpha: scale of the low-rank part of P.
+        loss: name of the soft-target loss it was distilled for.
 
-    Raises UserError for wrong dtypes, shapes or names, and for values that are not finite.
+    Raises:
+        UserError: wrong dtypes, shapes or names, or values that are not finite.
     """
 
     images: np.ndarray
@@ -56,8 +61,8 @@ class DistilledSet:
                                 "lower its learning rates.")
         m = len(self.images) if self.images.ndim else 0
         if self.images.ndim not in (4, 5) or self.images.size == 0:
-            raise UserError("distilled images must be (M, H, W, C), or clips (M, T, H, W, C), none of them 0, not "
-                            f"{self.images.shape}.")
+            raise UserError("distilled images must be (M, H, W, C), or video clips (M, T, H, W, C), without a length "
+                            f"of 0, not {self.images.shape}.")
         if self.texts.ndim not in (2, 3) or len(self.texts) != m or self.texts.size == 0:
             raise UserError(f"{m} distilled images need texts of shape ({m}, d) or ({m}, L, h), not "
                             f"{self.texts.shape}.")
@@ -74,16 +79,22 @@ class DistilledSet:
             if not np.isfinite(value):
                 raise UserError(f"distilled '{name}' is {value}; it must be a finite number.")
 
-    def _arrays(self) -> dict:
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in self._arrays().items())
+        learned = ", learned step sizes" if self.step_sizes else ""
+        return f"DistilledSet({len(self.images)} pairs: {arrays}; loss {self.loss}{learned})"
+
+    def _arrays(self) -> dict[str, np.ndarray]:
         return {"images": self.images, "texts": self.texts,
                 **{f"correspondence.{name}": array for name, array in self.correspondence.items()}}
 
 
 def byte_budget(distilled: DistilledSet) -> dict:
-    """What the set costs, everything counted (METHOD section 5): bytes in float32 of each part and of all.
+    """The size of a set in float32, everything counted (docs/method.md, section 5).
 
-    Returns {"images", "texts", "correspondence", "step_sizes", "total"} in bytes and "pairs_equivalent", the total
-    in units of one image-text pair: what a coreset may hold for the same price.
+    Returns:
+        {"images", "texts", "correspondence", "step_sizes", "total"} in bytes, and "pairs_equivalent": the total in
+        units of one image-text pair, which is how many pairs a coreset of the same size has.
     """
     budget = {
         "images": distilled.images.nbytes,
@@ -96,17 +107,22 @@ def byte_budget(distilled: DistilledSet) -> dict:
             "pairs_equivalent": total / (distilled.images[0].nbytes + distilled.texts[0].nbytes)}
 
 
-def save_distilled(folder, distilled: DistilledSet, card: dict) -> None:
-    """Write the set into `folder`, replacing one that is there; `card` is anything JSON can hold.
+def save_distilled(path, distilled: DistilledSet, card: dict) -> None:
+    """Write a set into the directory `path`, replacing one that is there.
 
-    The stored card is `card` with "file", "sha256" (of the tensor file), "shapes", "alpha", "loss" and "byte_budget"
-    set. An interrupted save leaves no card. Step sizes are stored as float32.
+    An interrupted save leaves no card. Step sizes are stored as float32. With several processes, only process 0 writes.
+
+    Args:
+        path: the directory, made if it does not exist.
+        distilled: the set.
+        card: facts about the set, anything JSON can hold. The stored card also has "file", "sha256" (of the tensor
+            file), "shapes", "alpha", "loss" and "byte_budget".
     """
-    folder = Path(folder)
-    arrays = {**distilled._arrays(),
-              **{f"step_size.{name}": np.float32(value) for name, value in distilled.step_sizes.items()}}
+    directory = Path(path)
+    sizes = {f"step_size.{name}": value for name, value in distilled.step_sizes.items()}
     # C order: safetensors writes a strided array's memory as if it were contiguous.
-    arrays = {name: np.asarray(array, np.float32, order="C") for name, array in arrays.items()}
+    arrays = {name: np.asarray(value, np.float32, order="C")
+              for name, value in (distilled._arrays() | sizes).items()}
     # One metadata entry: safetensors orders several at random, and the same set should be the same file.
     data = save(arrays, metadata={_FORMAT: json.dumps({"alpha": float(distilled.alpha), "loss": distilled.loss})})
     card = {**card, "file": TENSORS, "sha256": hashlib.sha256(data).hexdigest(),
@@ -115,58 +131,86 @@ def save_distilled(folder, distilled: DistilledSet, card: dict) -> None:
     json.dumps(card)  # a card that JSON cannot hold must fail before the old set is touched
     if not is_main():
         return
-    (folder / CARD).unlink(missing_ok=True)
-    write_atomically(folder / TENSORS, data)
-    write_json(folder / CARD, card)
+    (directory / CARD).unlink(missing_ok=True)
+    write_atomically(directory / TENSORS, data)
+    write_json(directory / CARD, card)
 
 
-def load_distilled(folder) -> tuple[DistilledSet, dict]:
-    """The set saved in `folder` and its card.
+def load_distilled(path) -> tuple[DistilledSet, dict]:
+    """Read a distilled set.
 
-    Raises UserError when the set is missing, unfinished, damaged (its sha256 differs), or not one that `DistilledSet`
-    accepts.
+    Args:
+        path: its directory: `<run.dir>/distilled/<preset>-<key>/set_<i>`, or an export.
+
+    Returns:
+        The set and its card.
+
+    Raises:
+        UserError: it is missing, unfinished, damaged (its sha256 differs), or not one that `DistilledSet` accepts; for
+            a path one level too high or too low, the message names the right one.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"there is no distilled set '{folder}'; check the path.")
+    directory = Path(path)
     try:
-        card = json.loads((folder / CARD).read_bytes())
-        data = (folder / TENSORS).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"'{folder}' holds no finished distilled set ({Path(error.filename).name} is missing); "
-                        "distil again or copy the whole folder.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"the distilled set in '{folder}' cannot be read ({error}); distil or copy it again.") from None
-    if not isinstance(card, dict) or card.get("sha256") != hashlib.sha256(data).hexdigest():
-        raise UserError(f"{TENSORS} in '{folder}' is not the file its {CARD} describes (sha256 differs): it is damaged "
-                        "or from another set; distil or copy it again.")
+        card = read_json(directory / CARD)
+        data = (directory / TENSORS).read_bytes()
+    except OSError as error:
+        raise UserError(_missing(directory, error)) from None
+    except ValueError as error:
+        raise UserError(f"{CARD} of the distilled set in '{directory}' cannot be read ({error}); distill or copy it "
+                        "again.") from None
+    if card.get("sha256") != hashlib.sha256(data).hexdigest():
+        raise UserError(f"{TENSORS} in '{directory}' is not the file its {CARD} describes (sha256 differs): it is "
+                        "damaged or from another set; distill or copy it again.")
     try:
-        with safe_open(folder / TENSORS, "np") as file:
-            said = json.loads(file.metadata()[_FORMAT])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-        parts = {prefix: {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-                 for prefix in ("correspondence.", "step_size.")}
-        return DistilledSet(
-            images=arrays["images"], texts=arrays["texts"], correspondence=parts["correspondence."],
-            step_sizes={name: float(array) for name, array in parts["step_size."].items()},
-            alpha=said["alpha"], loss=said["loss"]), card
+        return _from_file(directory / TENSORS), card
     except UserError as error:
-        raise UserError(f"the distilled set in '{folder}' cannot be used: {error}") from None
+        raise UserError(f"the distilled set in '{directory}' cannot be used: {error}") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{TENSORS} in '{folder}' is not a distilled set of format {_FORMAT} ({error!r}); "
-                        "distil it again with this version.") from None
+        raise UserError(f"{TENSORS} in '{directory}' is not a distilled set of format {_FORMAT} ({error!r}); "
+                        "distill it again with this version.") from None
+
+
+def _missing(directory: Path, error: OSError) -> str:
+    """One sentence on why there is no set in a directory."""
+    hint = wrong_level(directory, "set")
+    if hint:
+        return hint
+    if not directory.exists():
+        return f"there is no distilled set '{directory}'; check the path."
+    if isinstance(error, FileNotFoundError):
+        return (f"'{directory}' holds no finished distilled set ({Path(error.filename).name} is missing); distill "
+                "again or copy the whole directory.")
+    return f"the distilled set in '{directory}' cannot be read ({error}); distill or copy it again."
+
+
+def _from_file(path: Path) -> DistilledSet:
+    with safe_open(path, "np") as file:
+        settings = parse_json(file.metadata()[_FORMAT])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    parts = {prefix: {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+             for prefix in ("correspondence.", "step_size.")}
+    return DistilledSet(
+        images=arrays["images"], texts=arrays["texts"], correspondence=parts["correspondence."],
+        step_sizes={name: float(array) for name, array in parts["step_size."].items()},
+        alpha=settings["alpha"], loss=settings["loss"])
 
 
 def _described(value) -> str:
     return f"{value.dtype} {type(value).__name__}" if hasattr(value, "dtype") else type(value).__name__
 
-NEAREST = "nearest.json"  # of a finished set: its sha256 and, for each text, the real caption nearest to it
+
+def write_captions(path, sha256: str, captions: Sequence[str]) -> None:
+    """Write, beside a finished set, the real caption nearest to each of its texts.
+
+    Args:
+        path: the set's directory.
+        sha256: of the set's tensor file, as its card says.
+        captions: M strings.
+    """
+    write_json(Path(path) / NEAREST, {"sha256": sha256, "captions": list(captions)})
 
 
-def read_captions(folder: Path, sha256: str) -> list[str] | None:
-    """The captions beside the set of that sha256 in `folder`; None if there are none of it."""
-    try:
-        found = json.loads((folder / NEAREST).read_text())
-        return found["captions"] if found["sha256"] == sha256 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def read_captions(path, sha256: str) -> list[str] | None:
+    """The captions that `write_captions` wrote for the set of that sha256; None if there are none."""
+    record = read_keyed_json(Path(path) / NEAREST, sha256, "sha256")
+    return None if record is None else record.get("captions")

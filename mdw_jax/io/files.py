@@ -1,34 +1,36 @@
-"""Writing files so that a reader never sees half of one, and hashing what is in memory or on disk."""
+"""Reading JSON that may be damaged, writing files so that no reader ever sees half of one, and hashing."""
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import io
 import json
 import os
-import re
-import socket
 import tempfile
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mdw_jax.errors import UserError
 from mdw_jax.runtime.processes import is_main
 
-_UNFINISHED = ".part"  # ends the temporary names, so that what a killed process left can be told and removed
-_HOLDER = "process {} on {}\n"  # in the lock of a run folder
+UNFINISHED_SUFFIX = ".part"  # of temporary names, so that what a killed process left can be recognized and removed
+MAX_JSON_BYTES, MAX_JSON_DEPTH = 1 << 28, 64  # what this package writes stays far below both
+_JSON_NAMES: dict[type, str] = {dict: "an object", list: "an array", str: "a string"}
 
 
 def write_atomically(path, data: bytes) -> Path:
-    """Write `data` to `path` by temporary name, fsync and rename. Of the processes of a run only the first one writes."""
+    """Write `data` to `path` through a temporary name, fsync and rename. With several processes, only process 0 writes.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
     path = Path(path)
     if not is_main():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -39,15 +41,15 @@ def write_atomically(path, data: bytes) -> Path:
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(path)  # of a full disk the system does not say which file
+            error.filename = str(path)  # the system does not name the file when a disk is full
         raise
-    _sync_folder(path.parent)
+    _sync_directory(path.parent)
     return path
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` outlive a power cut, on file systems that can."""
-    handle = os.open(folder, os.O_RDONLY)
+def _sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` survive a power cut, on file systems that can."""
+    handle = os.open(directory, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
             os.fsync(handle)
@@ -55,88 +57,107 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def read_json(path, kind: type | tuple[type, ...] = dict, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file that may be damaged or of another program.
+
+    Args:
+        path: the file.
+        kind: the type its outermost value must have.
+        max_bytes: a larger file is refused before it is parsed.
+
+    Returns:
+        The value, of type `kind`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is too large, nested too deeply, no JSON, or of another type; the message is a short reason.
+    """
+    return parse_json(_read_at_most(path, max_bytes), kind)
+
+
+def parse_json(data: bytes | str, kind: type | tuple[type, ...] = dict) -> Any:
+    """The value of type `kind` that a JSON text holds. Raises ValueError as `read_json` does."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_JSON_DEPTH} levels deep") from None
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise ValueError(f"the outermost value is not {' or '.join(_JSON_NAMES.get(k, k.__name__) for k in kinds)}")
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [child for parent in level if isinstance(parent, (dict, list))
+                 for child in (parent.values() if isinstance(parent, dict) else parent)]
+        if not level:
+            return value
+    raise ValueError(f"nested more than {MAX_JSON_DEPTH} levels deep")
+
+
+def read_json_lines(path, max_bytes: int = MAX_JSON_BYTES) -> list[dict]:
+    """Read a file with one JSON object per line; arguments and errors as in `read_json`."""
+    return [parse_json(line) for line in _read_at_most(path, max_bytes).splitlines()]
+
+
+def _read_at_most(path, max_bytes: int) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"larger than {max_bytes:,} bytes")
+    return data
+
+
 def write_json(path, value) -> Path:
     """Write `value` as indented JSON, atomically."""
     return write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
-@contextlib.contextmanager
-def locked(path):
-    """Holds an exclusive lock on the file `path`, waiting for it; the system lets go of it if the process dies.
+def npy_bytes(array) -> bytes:
+    """An array as the bytes of a .npy file, never pickled."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
-    Of the processes of a run the first one holds it for all.
+
+def write_array(path, array) -> Path:
+    """Write one array as a .npy file, atomically."""
+    return write_atomically(path, npy_bytes(array))
+
+
+def write_arrays(path, **arrays) -> Path:
+    """Write named arrays as a compressed .npz file, atomically; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return write_atomically(path, buffer.getvalue())
+
+
+def write_csv(path, columns: Sequence[str], rows: Sequence[Mapping]) -> Path:
+    """Write a CSV with a header, atomically; a column that a row lacks is left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return write_atomically(path, text.getvalue().encode())
+
+
+def read_csv(path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a CSV with a header.
+
+    Returns:
+        The columns, and the rows; cells that a short row lacks are "".
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no CSV in UTF-8, or a row is longer than the header.
     """
-    path = Path(path)
-    if not is_main():
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def run_folder_held(folder, shared: bool = False):
-    """Makes a run folder and keeps other processes out of it while inside; with `shared`, only those that do not share.
-
-    The system lets go of the folder when the process dies, however it does. Whoever finds nobody there removes the
-    temporary files that a killed process has left. On a file system without locks nobody is kept out.
-
-    Raises UserError: the folder cannot be made or written to, or another process is in it.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run folder '{folder}' ({error.strerror}); set run.dir elsewhere.") from None
-    try:
-        file = open(folder / ".lock", "a+")
-    except OSError as error:
-        raise UserError(f"cannot write in the run folder '{folder}' ({error.strerror}); set run.dir elsewhere."
-                        ) from None
-    with file:
-        if not _hold(file, shared, folder):
-            file.seek(0)
-            raise UserError(f"the run folder '{folder}' is in use by {file.read().strip() or 'another process'}; wait "
-                            "for it, or set run.dir to another folder (sweeps share one if all are given --shard).")
-        file.truncate(0)
-        file.write(_HOLDER.format(os.getpid(), socket.gethostname()))
-        file.flush()
-        yield
-
-
-def is_run_lock(path) -> bool:
-    """Whether a file is the lock of a run folder, held or not: other programs have files of that name too."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return re.fullmatch(_HOLDER.format(r"\d+", r"\S+"), file.read(1000)) is not None
-    except OSError:
-        return False
-
-
-def _hold(file, shared: bool, folder: Path) -> bool:
-    """Lock an open file; whether that was possible within a moment, for which `mdw runs`, or another that shares and
-    cleans up, may have it."""
-    for _ in range(20 if shared else 10):
+    with open(path, newline="", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        except OSError:  # no locks on this file system
-            return True
-        else:
-            for left in folder.rglob(f".*{_UNFINISHED}"):
-                left.unlink(missing_ok=True)
-            if shared:
-                fcntl.flock(file, fcntl.LOCK_SH)
-            return True
-        if shared:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return True
-        time.sleep(0.1)
-    return False
+            reader = csv.DictReader(file, restval="", strict=True)
+            rows, columns = list(reader), list(reader.fieldnames or [])
+        except csv.Error as error:
+            raise ValueError(str(error)) from None
+    if any(None in row for row in rows):  # cells beyond the header's
+        raise ValueError("some rows are longer than its header")
+    return columns, rows
 
 
 def digest(*parts) -> str:
@@ -151,12 +172,3 @@ def digest(*parts) -> str:
             sha.update(f"{len(text.encode())}:".encode())
             sha.update(text.encode())
     return sha.hexdigest()
-
-
-def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
-    """Write a CSV with a header, atomically; what a row lacks is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())

@@ -1,5 +1,6 @@
-"""What a set looked like on its way: the first images at a few outer steps, and where their updates were strongest."""
+"""How the first images of a set changed during distillation, and where their last updates were strongest."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,55 +12,70 @@ from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically
 
 RECORD = "record.safetensors"
-IMAGES, SIDE, BETWEEN = 24, 128, 5  # at most so many images, pixels a side, moments between the first and the last
+IMAGES, SIDE, BETWEEN = 24, 128, 5  # at most: images, pixels per side, moments between the first and the last
 
 
 def moments(steps: int) -> list[int]:
-    """Numbers of outer steps done at which images are kept: 0, `BETWEEN` evenly spaced ones, `steps`."""
+    """The numbers of outer steps after which images are recorded: 0, `BETWEEN` evenly spaced ones, `steps`."""
     return sorted({round(steps * k / (BETWEEN + 1)) for k in range(BETWEEN + 2)})
 
 
 def begin(images, steps: int) -> np.ndarray:
-    """(moments, n, h, w, C) uint8: the images at the start, and room for the others."""
+    """Make the record of a distillation of `steps` outer steps.
+
+    Args:
+        images: (M, H, W, C) in [0, 1], or video clips (M, T, H, W, C), before the first step.
+
+    Returns:
+        (moments, n, h, w, C) uint8: the thumbnails at the start, zero for the other moments.
+    """
     first = thumbnails(images)
     return np.stack([first, *[np.zeros_like(first)] * (len(moments(steps)) - 1)])
 
 
 def thumbnails(images) -> np.ndarray:
-    """The first images, (M, H, W, C) in [0, 1] or clips' frames in the middle, as (n, h, w, C) uint8 of `SIDE` at most.
-    """
-    return np.round(255 * np.clip(_small(images), 0, 1)).astype(np.uint8)
+    """The first images, (M, H, W, C) in [0, 1] or the middle frames of video clips, as (n, h, w, C) uint8."""
+    return np.round(255 * np.clip(_shrunk(images), 0, 1)).astype(np.uint8)
 
 
 def weight_maps(weights) -> np.ndarray:
-    """CEO weights of the same images, (M, H, W, 1) -> (n, h, w) float16."""
-    return _small(weights)[..., 0].astype(np.float16)
+    """Grad-CAM pixel weights of the same images, (M, H, W, 1) -> (n, h, w) float16."""
+    return _shrunk(weights)[..., 0].astype(np.float16)
 
 
-def _small(images) -> np.ndarray:
+def _shrunk(images) -> np.ndarray:
+    """The first images, averaged over blocks of pixels to `SIDE` at most."""
     images = np.asarray(images)[:IMAGES].astype(np.float32)
     if images.ndim == 5:
         images = images[:, images.shape[1] // 2]
-    by = -(-max(images.shape[1:3]) // SIDE)
+    factor = -(-max(images.shape[1:3]) // SIDE)
     n, h, w, channels = images.shape
-    by = min(by, h, w)
-    return images[:, : h // by * by, : w // by * by].reshape(n, h // by, by, w // by, by, channels).mean((2, 4))
+    factor = min(factor, h, w)
+    blocks = images[:, : h // factor * factor, : w // factor * factor].reshape(
+        n, h // factor, factor, w // factor, factor, channels)
+    return blocks.mean((2, 4))
 
 
-def save(folder: Path, seen: dict) -> None:
-    """Write steps (moments,), images and, with CEO, weights into `folder`."""
-    write_atomically(folder / RECORD, to_bytes(seen))
+def save(path: Path, history: Mapping[str, np.ndarray]) -> None:
+    """Write the history of a set into its directory.
+
+    Args:
+        path: the set's directory.
+        history: "steps" (moments,) int, "images" (moments, n, h, w, C) uint8 and, with Grad-CAM pixel weights,
+            "weights" (n, h, w) float16.
+    """
+    write_atomically(path / RECORD, to_bytes(dict(history)))
 
 
-def load(folder: Path) -> dict | None:
-    """What was saved in `folder`; None for a set without one (coresets). Raises UserError if it is damaged."""
-    path = folder / RECORD
-    if not path.exists():
+def load(path: Path) -> dict[str, np.ndarray] | None:
+    """Read what `save` wrote; None for a set without a history (coresets). Raises UserError if it is damaged."""
+    file = path / RECORD
+    if not file.exists():
         return None
     try:
-        seen = load_file(path)
-        if not {"steps", "images"} <= set(seen):
+        history = load_file(file)
+        if not {"steps", "images"} <= set(history):
             raise ValueError("parts are missing")
-        return seen
+        return history
     except (SafetensorError, OSError, ValueError):
-        raise UserError(f"the record '{path}' is damaged; delete it, and the page does without.") from None
+        raise UserError(f"the record '{file}' is damaged; delete it, and the report leaves it out.") from None

@@ -1,83 +1,115 @@
-"""Metrics on their way out: `metrics.csv` always; TensorBoard and Weights & Biases where `watch.writers` names them.
+"""Metrics of a run: metrics.csv always, and other writers (TensorBoard, Weights & Biases, your own) beside it.
 
-`<run.dir>/metrics.csv` is in long form, one number a row: stage, name, step, metric, value. name: the folder the number
-is of, below run.dir. stage and step: experts/0A, scouts/0A (expert and network) and the epoch, from 1; distill and the
-outer step, from 0; scores (experts) or scores-<protocol>-<key> (sets) and the network or student, from 0.
+`<run.dir>/metrics.csv` holds one number per row: stage, name, step, metric, value.
 
-Rows are appended as they come, and none comes twice: what a run that was killed does again is known by all but its
-value. TensorBoard (`<run.dir>/tensorboard/<name>`) and W&B (one of its runs for each name, grouped by run.dir) get what
-is new in the CSV or, where they were not asked before, all that the stage still knows. W&B's ids hang on a random one
-in `<run.dir>/.wandb-id`.
+* name: the directory the number belongs to, relative to run.dir.
+* stage and step: `experts/0A` or `teachers/0A` (expert and network) with the epoch, from 1; `distill` with the outer
+  step, from 0; `scores` (experts) or `scores-<select_on>-<key>` (sets) with the network or student, from 0.
+
+Rows are appended as they come, and no row comes twice: a run that was killed and repeats some steps recognizes the rows
+it already has. The other writers get the rows that are new in the CSV or, if they are used for the first time, all rows
+that the stage still knows.
 """
 
 import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, locked, write_atomically
+from mdw_jax.io.files import digest, write_atomically
+from mdw_jax.io.locks import locked
 from mdw_jax.runtime.processes import is_main
 
 FILE, COLUMNS = "metrics.csv", ("stage", "name", "step", "metric", "value")
 
 
-class Writer(NamedTuple):
-    """write: (stage, step, {metric: number on the host}). close: once, whatever happened; `contextlib.closing` does."""
+class MetricsWriter:
+    """Where the metrics of one directory of a run go; subclass it for a writer of your own.
 
-    write: Callable[[str, int, dict[str, float]], None]
-    close: Callable[[], None]
+    Attributes:
+        resumed: whether it already has rows of this directory from an earlier process. If not, it is given all rows
+            that the stage still knows, not only new ones.
+    """
+
+    resumed = False
+
+    def write(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        """Write the numbers of one step."""
+
+    def close(self) -> None:
+        """Finish; called once, also after an error."""
 
 
-class _Extra(NamedTuple):
-    """A writer beside the CSV. begun: whether it has had rows of this name before."""
-
-    begun: bool
-    write: Callable[[str, int, dict[str, float]], None]
-    close: Callable[[], None]
+# A function (config, run directory, name) -> writer. name: the directory of the metrics, relative to run.dir.
+WriterFactory = Callable[[ConfigDict, Path, str], MetricsWriter]
 
 
-def writers(config: ConfigDict, folder: Path) -> Writer:
-    """Everything that the metrics of `folder`, which lies below run.dir, are written to.
+def open_metrics(config: ConfigDict, directory: Path, factories: Sequence[WriterFactory] = ()) -> MetricsWriter:
+    """Open everything that the metrics of a directory are written to; close it with `contextlib.closing`.
 
-    Of the processes of a run the first one writes. Raises UserError for a writer whose package is missing, or that
-    cannot be reached.
+    With several processes, only process 0 writes.
+
+    Args:
+        config: the run's config.
+        directory: a directory below run.dir.
+        factories: make the writers beside metrics.csv, such as the entries of `WRITERS`.
+
+    Raises:
+        UserError: the package of a writer is missing, or its service cannot be reached.
     """
     if not is_main():
-        return Writer(lambda *_: None, lambda: None)
-    run = Path(config.run.dir)
-    name = Path(folder).relative_to(run).as_posix()
-    extras = []
-    with contextlib.ExitStack() as opened:
-        for asked in dict.fromkeys(config.watch.writers):
-            extras.append(EXTRAS[asked](config, run, name))
-            opened.callback(extras[-1].close)
-        known, replaced = _rows_of(run / FILE, name), {}
-        opened.callback(lambda: _replace(run / FILE, replaced))
-        leave = opened.pop_all()
+        return MetricsWriter()
+    run_directory = Path(config.run.dir)
+    name = Path(directory).relative_to(run_directory).as_posix()
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for factory in factories:
+            writers.append(factory(config, run_directory, name))
+            stack.callback(writers[-1].close)
+        metrics = _CsvAndOthers(run_directory / FILE, name, writers)
+        stack.callback(metrics.replace_changed_rows)
+        metrics.close = stack.pop_all().close  # type: ignore[method-assign]
+    return metrics
 
-    def write(stage: str, step: int, metrics: dict[str, float]) -> None:
-        rows = {(stage, name, str(step), metric): repr(float(value)) for metric, value in metrics.items()}
-        new = {row: value for row, value in rows.items() if known.get(row) != value}
-        replaced.update((row, value) for row, value in new.items() if row in known)
-        _append(run / FILE, {row: value for row, value in new.items() if row not in known})
-        known.update(new)
-        for extra in extras:
-            told = {row[-1]: float(value) for row, value in (new if extra.begun else rows).items()}
-            if told:
-                extra.write(stage, step, told)
 
-    return Writer(write, leave.close)
+class _CsvAndOthers(MetricsWriter):
+    """metrics.csv, which knows the rows of earlier processes, and writers that get what is new in it."""
+
+    def __init__(self, path: Path, name: str, writers: Sequence[MetricsWriter]):
+        self.path, self.name, self.writers = path, name, writers
+        self.known = _rows_of(path, name)
+        self.changed: dict[tuple, str] = {}
+
+    def write(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        rows = {(stage, self.name, str(step), metric): repr(float(value)) for metric, value in metrics.items()}
+        new = {row: value for row, value in rows.items() if self.known.get(row) != value}
+        self.changed.update((row, value) for row, value in new.items() if row in self.known)
+        _append(self.path, {row: value for row, value in new.items() if row not in self.known})
+        self.known.update(new)
+        for writer in self.writers:
+            numbers = {row[-1]: float(value) for row, value in (new if writer.resumed else rows).items()}
+            if numbers:
+                writer.write(stage, step, numbers)
+
+    def replace_changed_rows(self) -> None:
+        """Give rows new values: on accelerators, a step done again need not be equal to the last bit."""
+        if not self.changed:
+            return
+        with _open_csv(self.path) as file:
+            file.seek(0)
+            rows = [tuple(line.decode().rstrip("\n").split(",")) for line in file]
+            write_atomically(self.path, b"".join(_line((*row[:-1], self.changed.get(row[:-1], row[-1])))
+                                                 for row in rows))
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
-    """The CSV at its end, with a header, locked; half a line that a killed process left is taken off."""
+def _open_csv(path: Path) -> Iterator:
+    """The CSV, locked and positioned at its end, with a header; half a line that a killed process left is removed."""
     with locked(path.with_name(f".{path.name}.lock")), open(path, "a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -89,13 +121,13 @@ def _opened(path: Path):
         yield file
 
 
-def _line(cells) -> bytes:
+def _line(cells: Sequence[str]) -> bytes:
     return (",".join(cells) + "\n").encode()
 
 
 def _rows_of(path: Path, name: str) -> dict[tuple, str]:
     """{(stage, name, step, metric): value} of one name."""
-    with _opened(path) as file:
+    with _open_csv(path) as file:
         file.seek(0)
         rows = (line.decode().rstrip("\n").split(",") for line in file)
         return {tuple(row[:-1]): row[-1] for row in rows if len(row) == len(COLUMNS) and row[1] == name}
@@ -103,75 +135,74 @@ def _rows_of(path: Path, name: str) -> dict[tuple, str]:
 
 def _append(path: Path, rows: dict[tuple, str]) -> None:
     if rows:
-        with _opened(path) as file:
+        with _open_csv(path) as file:
             file.write(b"".join(_line((*row, value)) for row, value in rows.items()))
 
 
-def _replace(path: Path, rows: dict[tuple, str]) -> None:
-    """Give rows other values: on accelerators what is done again need not be the same to the last bit."""
-    if not rows:
-        return
-    with _opened(path) as file:
-        file.seek(0)
-        old = [tuple(line.decode().rstrip("\n").split(",")) for line in file]
-        write_atomically(path, b"".join(_line((*row[:-1], rows.get(row[:-1], row[-1]))) for row in old))
+class TensorBoardWriter(MetricsWriter):
+    """Event files in `<run.dir>/tensorboard/<name>`."""
+
+    def __init__(self, config: ConfigDict, run_directory: Path, name: str):
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2, summary_pb2
+        except ImportError:
+            raise UserError("watch.writers=tensorboard needs tensorboardX: pip install 'mdw-jax[tensorboard]', or "
+                            "leave it out.") from None
+        self.event, self.summary = event_pb2.Event, summary_pb2.Summary
+        directory = run_directory / "tensorboard" / name
+        self.resumed = directory.exists()
+        directory.mkdir(parents=True, exist_ok=True)
+        # The file itself, not SummaryWriter, whose thread writes later: after a kill, TensorBoard must have what the
+        # CSV has. The suffix keeps two files of the same second apart.
+        self.file = EventsWriter(str(directory / "events"), f".{time.time_ns()}")
+
+    def write(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        values = [self.summary.Value(tag=f"{stage}/{metric}", simple_value=value) for metric, value in metrics.items()]
+        self.file.write_event(self.event(wall_time=time.time(), step=step, summary=self.summary(value=values)))
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
 
 
-def _tensorboard(config: ConfigDict, run: Path, name: str) -> _Extra:
-    try:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-    except ImportError:
-        raise UserError("watch.writers=tensorboard needs tensorboardX: pip install 'mdw-jax[tensorboard]', or leave it "
-                        "out.") from None
-    folder = run / "tensorboard" / name
-    begun = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    # The plain file, not SummaryWriter, whose thread writes some time later: a kill must not cost what the CSV says is
-    # written. The suffix: or two files of one second would be one.
-    events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+class WandbWriter(MetricsWriter):
+    """One run of Weights & Biases per directory, grouped by run.dir; it is resumed after a restart."""
 
-    def write(stage: str, step: int, metrics: dict[str, float]) -> None:
-        values = [Summary.Value(tag=f"{stage}/{metric}", simple_value=value) for metric, value in metrics.items()]
-        events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-        events.flush()
+    def __init__(self, config: ConfigDict, run_directory: Path, name: str):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("watch.writers=wandb needs wandb: pip install 'mdw-jax[wandb]', or leave it out.") from None
+        key = digest(_random_identity(run_directory), name)[:16]  # the same after a restart
+        self.resumed = any((run_directory / "wandb").glob(f"*-{key}"))
+        try:
+            self.run = wandb.init(project=config.watch.project, id=key, resume="allow", name=name,
+                                  group=config.run.dir, dir=str(run_directory), config=config.to_dict(),
+                                  reinit="create_new",
+                                  settings=wandb.Settings(console="off", quiet=True))  # the terminal has progress bars
+        except wandb.errors.Error as error:
+            raise UserError(f"W&B cannot be used ({' '.join(str(error).split()).rstrip('.')}); run `wandb login`, set "
+                            "WANDB_MODE=offline, or leave wandb out of watch.writers.") from error
+        self.stages: set[str] = set()
 
-    return _Extra(begun, write, events.close)
+    def write(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        if stage not in self.stages:  # every stage counts its own steps
+            self.stages.add(stage)
+            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        self.run.log({f"{stage}/step": step, **{f"{stage}/{metric}": value for metric, value in metrics.items()}})
 
-
-def _wandb(config: ConfigDict, run: Path, name: str) -> _Extra:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("watch.writers=wandb needs wandb: pip install 'mdw-jax[wandb]', or leave it out.") from None
-    key = digest(_identity(run), name)[:16]  # the same after a restart; name holds the folder's own key
-    begun = any((run / "wandb").glob(f"*-{key}"))
-    try:
-        told = wandb.init(project=config.watch.project, id=key, resume="allow", name=name, group=config.run.dir,
-                          dir=str(run), config=config.to_dict(), reinit="create_new",
-                          settings=wandb.Settings(console="off", quiet=True))  # the terminal has our progress bars
-    except wandb.errors.Error as error:
-        raise UserError(f"W&B cannot be used ({' '.join(str(error).split()).rstrip('.')}); run `wandb login`, set "
-                        "WANDB_MODE=offline, or leave wandb out of watch.writers.") from error
-    axes = set()
-
-    def write(stage: str, step: int, metrics: dict[str, float]) -> None:
-        if stage not in axes:  # each stage counts for itself
-            axes.add(stage)
-            told.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        told.log({f"{stage}/step": step, **{f"{stage}/{metric}": value for metric, value in metrics.items()}})
-
-    return _Extra(begun, write, told.finish)
+    def close(self) -> None:
+        self.run.finish()
 
 
-def _identity(run: Path) -> str:
-    """What tells a run folder from all others, wherever they lie: made once, at random."""
-    path = run / ".wandb-id"
+def _random_identity(run_directory: Path) -> str:
+    """What tells this run directory from all others, wherever they lie: drawn once, kept in `.wandb-id`."""
+    path = run_directory / ".wandb-id"
     with locked(path):
         if not path.read_text(encoding="utf-8"):
             path.write_text(secrets.token_hex(16), encoding="utf-8")
         return path.read_text(encoding="utf-8")
 
 
-EXTRAS = {"tensorboard": _tensorboard, "wandb": _wandb}
+WRITERS: dict[str, WriterFactory] = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}

@@ -1,64 +1,82 @@
-"""What stages leave behind for the next one to read: JSON records, JSON lines, arrays."""
+"""What stages leave behind for the next one to read: JSON records, JSON lines, arrays.
 
-import io
+Unlike a cache (`mdw_jax.io.keyed`), a record that is damaged or of another configuration is an error: it holds work
+that must not be replaced unasked.
+"""
+
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import write_atomically
+from mdw_jax.io.files import read_json, read_json_lines, write_atomically
 from mdw_jax.runtime.processes import broadcast_from_main
 
 
-def complete(path: Path, key: str, *fields: str):
-    """The JSON written last by a stage, if it is there. Raises UserError if it is damaged, another's, or lacks `fields`.
+def complete(path: Path, key: str, *fields: str) -> dict | None:
+    """Read the record that a stage writes last, so that its presence means the stage is done.
 
-    With several processes it is there if process 0 finds it.
+    With several processes, process 0 reads it for all.
+
+    Args:
+        path: a JSON file.
+        key: the key of the configuration it must belong to.
+        *fields: names it must hold besides "key".
+
+    Returns:
+        The record; None if there is none.
+
+    Raises:
+        UserError: it is damaged, belongs to another configuration or lacks one of `fields`.
     """
     return broadcast_from_main(lambda: _complete(path, key, fields))
 
 
-def _complete(path: Path, key: str, fields):
+def _complete(path: Path, key: str, fields: tuple[str, ...]) -> dict | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text())
-        same = found["key"] == key and all(name in found for name in fields)
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        raise UserError(f"'{path}' is not the whole record of this configuration; delete the folder '{path.parent}' "
-                        "and run again.")
-    return found
+        record = read_json(path)
+    except ValueError:
+        record = {}
+    if record.get("key") != key or not all(name in record for name in fields):
+        raise UserError(f"'{path}' is not the whole record of this configuration; delete the directory "
+                        f"'{path.parent}' and run again.")
+    return record
 
 
 def stored_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
-    """An .npy that a stage wrote. Raises UserError if it is missing, damaged or of another shape (None: any length)."""
+    """Read a .npy file that a stage wrote.
+
+    Args:
+        path: the file.
+        shape: the shape it must have; None stands for any length.
+
+    Raises:
+        UserError: it is missing, damaged or of another shape.
+    """
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, EOFError, ValueError, MemoryError) as error:
-        raise UserError(f"'{path}' cannot be read ({type(error).__name__}); delete the folder '{path.parent}' and run "
-                        "again.") from error
+        raise UserError(f"'{path}' cannot be read ({type(error).__name__}); delete the directory '{path.parent}' and "
+                        "run again.") from error
     if len(shape) != array.ndim or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
-        raise UserError(f"'{path}' is of shape {array.shape} and belongs to other data; delete the folder "
+        raise UserError(f"'{path}' is of shape {array.shape} and belongs to other data; delete the directory "
                         f"'{path.parent}' and run again.")
     return array
 
 
-def write_lines(path: Path, rows):
+def write_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Write rows as JSON lines, atomically."""
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
-
-
-def _read_history(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict]:
+    """Read rows that `write_lines` wrote. Raises UserError if the file is missing or damaged."""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return read_json_lines(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' is damaged ({type(error).__name__}); delete the folder '{path.parent}' and run "
+        raise UserError(f"'{path}' is damaged ({type(error).__name__}); delete the directory '{path.parent}' and run "
                         "again.") from error

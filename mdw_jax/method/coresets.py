@@ -1,11 +1,16 @@
-"""Real pairs chosen from the noisy training set: baselines, and starting points of distillation.
+"""Coresets: real pairs chosen from the noisy training set, as baselines and as starting points of distillation.
 
-`herding`, `k_center` and `clip_filter` choose among candidates by their joint features; with `one_caption_each` as the
-candidates, what they choose are different images:
+See docs/method.md, section 7. `herding`, `k_center` and `clip_filter` choose among candidates by their joint features;
+with `one_caption_each` as the candidates, what they choose are different images:
 
     rows = one_caption_each(generator, image_of)
     rows[herding(joint_features(images, texts[rows], image_of[rows]), count)]
+
+`CORESETS` has each of them as one function of a `CoresetInputs`.
 """
+
+import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
@@ -19,10 +24,15 @@ _CHUNK = 4096  # rows of joint features filled at a time
 _one_thread = threadpool_limits.wrap(limits=1)
 
 
-def one_caption_each(generator: np.random.Generator, image_of):
-    """One of the captions paired with each image, at random: rows (N,) into the captions, in the order of the images.
+def one_caption_each(generator: np.random.Generator, image_of: np.ndarray) -> np.ndarray:
+    """Draw one of the captions paired with each image.
 
-    image_of: (K,) the image of each caption. An image without captions has no row.
+    Args:
+        generator: source of randomness.
+        image_of: (K,) the image of each caption.
+
+    Returns:
+        (N,) rows into the captions, in the order of the images. An image without captions has no row.
     """
     image_of = np.asarray(image_of)
     rows = generator.permutation(len(image_of))
@@ -30,30 +40,55 @@ def one_caption_each(generator: np.random.Generator, image_of):
     return rows[first]
 
 
-def random_pairs(generator: np.random.Generator, image_of, count: int):
-    """`count` different images, each with one of the captions paired with it: rows (count,) into the captions."""
+def random_pairs(generator: np.random.Generator, image_of: np.ndarray, count: int) -> np.ndarray:
+    """Draw `count` different images, each with one of the captions paired with it.
+
+    Args:
+        generator: source of randomness.
+        image_of: (K,) the image of each caption.
+        count: how many pairs.
+
+    Returns:
+        (count,) rows into the captions.
+    """
     return generator.permutation(one_caption_each(generator, image_of))[:count]
 
 
-def clean_pairs(generator: np.random.Generator, image_of, clean_probability, count: int):
-    """Like `random_pairs`, among pairs the experts' division calls clean (`w >= 0.5`); topped up by the next best."""
-    probability = np.asarray(clean_probability)
+def clean_pairs(generator: np.random.Generator, image_of: np.ndarray, clean_probability: np.ndarray, count: int
+                ) -> np.ndarray:
+    """Draw pairs as `random_pairs` does, among those that the experts' division calls clean (docs/method.md, 2.2).
+
+    Args:
+        generator: source of randomness.
+        image_of: (K,) the image of each caption.
+        clean_probability: (K,) the probability that each pair is clean; from 0.5 a pair is called clean.
+        count: how many pairs.
+
+    Returns:
+        (count,) rows into the captions. Where too few pairs are clean, the most probable others, of images that are
+        not chosen yet, follow them.
+    """
+    image_of, probability = np.asarray(image_of), np.asarray(clean_probability)
     rows = np.flatnonzero(probability >= 0.5)
-    chosen = rows[random_pairs(generator, np.asarray(image_of)[rows], count)]
-    # Top up by the next best pairs, of images not chosen yet.
-    image_of = np.asarray(image_of)
+    chosen = rows[random_pairs(generator, image_of[rows], count)]
     best = np.argsort(-probability, kind="stable")
     best = best[~np.isin(image_of[best], image_of[chosen])]
     _, first = np.unique(image_of[best], return_index=True)
     return np.concatenate([chosen, best[np.sort(first)][: count - len(chosen)]])
 
 
-def joint_features(images, texts, image_of):
-    """What a pair is to the coresets: its image's and its caption's frozen features, each of unit length, side by side.
+def joint_features(images: np.ndarray, texts: np.ndarray, image_of: np.ndarray) -> np.ndarray:
+    """Features of pairs: the features of image and caption, each of unit length, side by side (this work).
 
-    images: (N, F); texts: (K, d); image_of: (K,) the image each caption is paired with. Returns (K, F + d) float32, so
-    that both modalities weigh the same: the squared distance of two pairs is the sum of `2 - 2 cos` over them (ours).
-    A zero feature stays zero.
+    Both modalities weigh the same: the squared distance of two pairs is the sum of `2 - 2 cos` over the modalities.
+
+    Args:
+        images: (N, F) frozen features of all images.
+        texts: (K, d) frozen features of the captions.
+        image_of: (K,) the image that each caption is paired with.
+
+    Returns:
+        (K, F + d) float32. A feature of zeros stays zero.
     """
     images, image_of = _unit(images), np.asarray(image_of)
     joint = np.empty((len(texts), images.shape[1] + np.shape(texts)[1]), np.float32)
@@ -64,18 +99,28 @@ def joint_features(images, texts, image_of):
     return joint
 
 
-def _unit(x):
+def _unit(x) -> np.ndarray:
     """Rows of unit length, float32."""
     x = np.asarray(x, np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 @_one_thread
-def herding(features, count: int):
-    """Greedy mean matching (Welling 2009, without repeats as in iCaRL; VLD's baseline): indices (count,), in order.
+def herding(features: np.ndarray, count: int) -> np.ndarray:
+    """Greedy mean matching (Welling 2009, without repeats as in iCaRL; a baseline of VLD).
 
-    features: (n, d) float32, of length about 1. Step k takes the item x that brings the mean of the chosen nearest to
-    the mean of all: the least `|mu - (x + sum of chosen) / k|`. Raises UserError where `count` exceeds n.
+    Step k takes the item x that brings the mean of the chosen items nearest to the mean of all: the one with the least
+    `|mu - (x + sum of chosen) / k|`.
+
+    Args:
+        features: (n, d) float32, of length about 1.
+        count: how many items to choose.
+
+    Returns:
+        (count,) indices, in the order in which they were chosen.
+
+    Raises:
+        UserError: `count` exceeds n.
     """
     features = np.asarray(features, np.float32)
     _require_enough("herding", count, len(features))
@@ -85,19 +130,27 @@ def herding(features, count: int):
     total = np.zeros_like(mean)
     chosen = np.empty(count, int)
     for k in range(count):
-        wanted = ((k + 1) * mean - total).astype(np.float32)
-        chosen[k] = np.argmin(squared - 2 * (features @ wanted))
+        target = ((k + 1) * mean - total).astype(np.float32)
+        chosen[k] = np.argmin(squared - 2 * (features @ target))
         squared[chosen[k]] = np.inf
         total += features[chosen[k]]
     return chosen
 
 
 @_one_thread
-def k_center(features, count: int, first: int):
-    """Greedy k-center (Sener & Savarese 2018): indices (count,), in order, starting with `first`.
+def k_center(features: np.ndarray, count: int, first: int) -> np.ndarray:
+    """Greedy k-center (Sener & Savarese 2018): each step takes the item farthest from its nearest chosen one.
 
-    features: (n, d) float32, of length about 1. Each step takes the item farthest (Euclidean) from its nearest chosen
-    one. Raises UserError where `count` exceeds n.
+    Args:
+        features: (n, d) float32, of length about 1; distances are Euclidean.
+        count: how many items to choose.
+        first: index of the item to start with.
+
+    Returns:
+        (count,) indices, in the order in which they were chosen.
+
+    Raises:
+        UserError: `count` exceeds n.
     """
     features = np.asarray(features, np.float32)
     _require_enough("k_center", count, len(features))
@@ -112,25 +165,39 @@ def k_center(features, count: int, first: int):
     return chosen
 
 
-def forgetting_events(history):
-    """How often each pair was forgotten: right at one epoch and wrong at the next (Toneva et al. 2019).
+def forgetting_events(history: np.ndarray) -> np.ndarray:
+    """Count how often each pair was forgotten: correct at one epoch and wrong at the next (Toneva et al. 2019).
 
-    history: (epochs, K) bool, whether a pair was matched right within its batch at that epoch. Returns (K,) int. A pair
-    that was never right gets `epochs`, more than any pair can reach by forgetting (Toneva's code does the same).
+    Args:
+        history: (epochs, K) bool, whether each pair was matched correctly within its batch at each epoch.
+
+    Returns:
+        (K,) int. A pair that was never correct gets `epochs`, more than any pair can reach by being forgotten (as in
+        the code of Toneva et al.).
     """
     history = np.asarray(history, bool)
     events = (history[:-1] & ~history[1:]).sum(0)
     return np.where(history.any(0), events, len(history))
 
 
-def most_forgotten(generator: np.random.Generator, events, rows, image_of, count: int):
-    """The pairs forgotten most often (Toneva et al. 2019), one an image: rows (count,), the most forgotten first.
-
-    events: (K,) forgetting events of every caption's pair, the never learned ones largest (`forgetting_events`); rows:
-    the candidates, rows into the captions; image_of: (K,) the image of each caption. Ties are in random order. Raises
-    UserError where `count` exceeds the number of images among the candidates.
+def most_forgotten(generator: np.random.Generator, events: np.ndarray, rows: np.ndarray, image_of: np.ndarray,
+                   count: int) -> np.ndarray:
+    """Choose the pairs that were forgotten most often, one for each image (Toneva et al. 2019).
 
     Pairs that are never learned come first: in noisy data, expect many mismatched ones among them.
+
+    Args:
+        generator: source of randomness; it orders ties.
+        events: (K,) forgetting events of every pair, largest for those never learned (`forgetting_events`).
+        rows: the candidates, rows into the captions.
+        image_of: (K,) the image of each caption.
+        count: how many pairs.
+
+    Returns:
+        (count,) rows into the captions, the most forgotten first.
+
+    Raises:
+        UserError: `count` exceeds the number of images among the candidates.
     """
     rows = generator.permutation(np.asarray(rows))
     rows = rows[np.argsort(-np.asarray(events)[rows], kind="stable")]
@@ -140,35 +207,104 @@ def most_forgotten(generator: np.random.Generator, events, rows, image_of, count
 
 
 @_one_thread
-def clip_filter(similarity, features, count: int, seed: int, drop: float = 0.2):
-    """Filter by similarity, then cluster (after PDS): indices (count,) into `features`, one a cluster.
+def clip_filter(similarity: np.ndarray, features: np.ndarray, count: int, seed: int, drop: float = 0.2) -> np.ndarray:
+    """Drop the pairs of lowest similarity, cluster the others, and take one pair per cluster (after PDS).
 
-    similarity: (n,) image-text similarity of each pair under a frozen two-tower model; features: (n, d) float32 joint
-    features; drop: the share of pairs, those of lowest similarity, left out. The rest is clustered into `count`
-    clusters by mini-batch k-means (`seed`), and every centroid is stood for by the real pair nearest to it. No pair
-    stands for two: the closer centroid has it, and the other takes its nearest among those left. That holds for the
-    centroid of an empty cluster too. Raises UserError where `count` exceeds the pairs left or `drop` is not in [0, 1).
+    The pairs are clustered by mini-batch k-means, and each centroid is represented by the nearest real pair. No pair
+    represents two centroids: the closer one gets it, and the other takes its nearest among those left, also where its
+    cluster is empty.
 
-    Departs from PDS, which clusters each modality by itself, matches image to text clusters by a Hungarian assignment
-    on how many pairs they share, takes the mean feature of a matched couple as prototype and has a diffusion model
-    synthesise the image. Here both modalities are clustered at once and a real pair stands for a cluster: nothing is
-    generated.
+    This departs from PDS, which clusters each modality by itself, matches image and text clusters by a Hungarian
+    assignment on the number of pairs they share, takes the mean feature of matched clusters as a prototype, and
+    synthesizes the image with a diffusion model. Here both modalities are clustered at once and nothing is generated.
+
+    Args:
+        similarity: (n,) similarity of image and text of each pair under a frozen two-tower model.
+        features: (n, d) float32 joint features.
+        count: how many pairs, and clusters.
+        seed: of k-means.
+        drop: the fraction of pairs to drop.
+
+    Returns:
+        (count,) indices, one per cluster.
+
+    Raises:
+        UserError: `count` exceeds the pairs left, or `drop` is not in [0, 1).
     """
     if not 0 <= drop < 1:
-        raise UserError(f"clip_filter cannot drop a share of {drop} of the pairs; give one in [0, 1), such as 0.2.")
-    kept = np.sort(np.argsort(similarity, kind="stable")[round(drop * len(similarity)):])
-    _require_enough("clip_filter", count, len(kept))
-    kept_features = np.asarray(features, np.float32)[kept]
-    distance = MiniBatchKMeans(count, random_state=seed).fit(kept_features).transform(kept_features)
+        raise UserError(f"clip_filter cannot drop a fraction of {drop} of the pairs; choose one in [0, 1), such as "
+                        "0.2.")
+    remaining = np.sort(np.argsort(similarity, kind="stable")[round(drop * len(similarity)):])
+    _require_enough("clip_filter", count, len(remaining))
+    points = np.asarray(features, np.float32)[remaining]
+    distance = MiniBatchKMeans(count, random_state=seed).fit(points).transform(points)
     chosen = np.empty(count, int)
     for _ in range(count):
         pair, centroid = np.unravel_index(distance.argmin(), distance.shape)
-        chosen[centroid] = kept[pair]
+        chosen[centroid] = remaining[pair]
         distance[pair] = distance[:, centroid] = np.inf
     return chosen
 
 
-def _require_enough(method: str, count: int, available: int):
+def _require_enough(method: str, count: int, available: int) -> None:
     if count > available:
         raise UserError(f"{method} is to choose {count} pairs but there are only {available} to choose from; lower "
                         "distill.pairs.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CoresetInputs:
+    """What a coreset may choose by. The functions compute only when they are called.
+
+    Attributes:
+        image_of: (K,) the image that each training caption is paired with.
+        count: how many pairs to choose.
+        generator: source of randomness of this set.
+        features: (n,) rows into the captions -> (n, d) float32 joint features of these pairs (`joint_features`).
+        history: -> (networks, epochs, K) bool, whether each expert network matched each pair correctly within its batch.
+        similarity: -> (K,) cosine similarity of each pair under the experts, the mean over the networks.
+    """
+
+    image_of: np.ndarray
+    count: int
+    generator: np.random.Generator
+    features: Callable[[np.ndarray], np.ndarray]
+    history: Callable[[], np.ndarray]
+    similarity: Callable[[], np.ndarray]
+
+
+Coreset = Callable[[CoresetInputs], np.ndarray]  # returns (count,) different rows into the training captions
+
+
+def _random(inputs: CoresetInputs) -> np.ndarray:
+    return random_pairs(inputs.generator, inputs.image_of, inputs.count)
+
+
+def _herding(inputs: CoresetInputs) -> np.ndarray:
+    candidates = one_caption_each(inputs.generator, inputs.image_of)
+    return candidates[herding(inputs.features(candidates), inputs.count)]
+
+
+def _k_center(inputs: CoresetInputs) -> np.ndarray:
+    candidates = one_caption_each(inputs.generator, inputs.image_of)
+    first = int(inputs.generator.integers(len(candidates)))
+    return candidates[k_center(inputs.features(candidates), inputs.count, first)]
+
+
+def _forgetting(inputs: CoresetInputs) -> np.ndarray:
+    candidates = one_caption_each(inputs.generator, inputs.image_of)
+    events = np.mean([forgetting_events(history) for history in inputs.history()], axis=0)
+    return most_forgotten(inputs.generator, events, candidates, inputs.image_of, inputs.count)
+
+
+def _clip_filter(inputs: CoresetInputs) -> np.ndarray:
+    candidates = one_caption_each(inputs.generator, inputs.image_of)
+    seed = int(inputs.generator.integers(2**31))
+    chosen = clip_filter(inputs.similarity()[candidates], inputs.features(candidates), inputs.count, seed)
+    return candidates[chosen]
+
+
+CORESETS: dict[str, Coreset] = {
+    "random": _random, "herding": _herding, "k_center": _k_center, "forgetting": _forgetting,
+    "clip_filter": _clip_filter,
+}

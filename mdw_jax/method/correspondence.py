@@ -1,34 +1,48 @@
-"""P, the learnable soft correspondence between M distilled images and M distilled texts."""
+"""P, the learnable soft correspondence between M distilled images and M distilled texts (docs/method.md, section 5.3)."""
 
 import jax
 import jax.numpy as jnp
 
+from mdw_jax.config.options import CORRESPONDENCES
 from mdw_jax.errors import UserError
-
-KINDS = ("identity", "full", "lowrank")
 
 
 def init_correspondence(key, kind: str, pairs: int, rank: int) -> dict:
     """Parameters of P, chosen so that P is the identity at the start.
 
-    `identity`: none; `full`: {"matrix": (M, M)}; `lowrank` (LoRS): {"diag": (M,), "left": (M, r), "right": (M, r)}.
-    Raises UserError for an unknown kind or a rank outside 1..M.
+    Args:
+        key: a typed key, for `lowrank`.
+        kind: `identity`, `full` or `lowrank` (LoRS).
+        pairs: M.
+        rank: r of `lowrank`.
+
+    Returns:
+        `identity`: {}; `full`: {"matrix": (M, M)}; `lowrank`: {"diag": (M,), "left": (M, r), "right": (M, r)}.
+
+    Raises:
+        UserError: the kind is unknown or the rank is outside 1..M.
     """
-    if kind not in KINDS:
-        raise UserError(f"there is no correspondence '{kind}'; choose one of {', '.join(KINDS)}.")
     if kind == "identity":
         return {}
     if kind == "full":
         return {"matrix": jnp.eye(pairs)}
+    if kind != "lowrank":
+        raise UserError(f"there is no correspondence '{kind}'; choose one of {', '.join(CORRESPONDENCES)}.")
     if not 1 <= rank <= pairs:
         raise UserError(f"a low-rank correspondence of {pairs} pairs needs a rank in 1..{pairs}, not {rank}.")
     return {"diag": jnp.ones(pairs), "left": jax.random.normal(key, (pairs, rank)), "right": jnp.zeros((pairs, rank))}
 
 
 def correspondence(params: dict, rows, alpha: float = 1.0):
-    """The block of P at `rows` x `rows`: (b,) indices -> (b, b).
+    """The block of P at `rows` x `rows`.
 
-    `lowrank`: `diag(a) + (alpha / r) L R^T` (LoRS). The kind is read off the parameters.
+    Args:
+        params: as `init_correspondence` returns them; they tell the kind.
+        rows: (b,) indices.
+        alpha: scale of the low-rank part: `lowrank` is `diag(a) + (alpha / r) L R^T` (LoRS).
+
+    Returns:
+        (b, b).
     """
     if not params:
         return jnp.eye(len(rows))
@@ -39,5 +53,8 @@ def correspondence(params: dict, rows, alpha: float = 1.0):
 
 
 def matching_probability(matrix):
-    """P read as probabilities: the mean of its row and column softmax, (M, M) -> (M, M) (MDW's words, our formula)."""
+    """P read as probabilities, (M, M) -> (M, M): the mean of its row softmax and its column softmax.
+
+    MDW speaks of matching probabilities; the formula is this work's.
+    """
     return (jax.nn.softmax(matrix, axis=1) + jax.nn.softmax(matrix, axis=0)) / 2

@@ -1,11 +1,13 @@
 """Distillation: learn images, texts, correspondence and step sizes so that a student's path follows the experts'.
 
-One outer step (METHOD section 4): roll a student out from expert snapshots on the distilled set, compare where it ends
-with where the experts went, differentiate through the roll-out, scale the image part by the CEO weights, update.
+One outer step (docs/method.md, section 5): roll a student out from expert snapshots on the distilled set, compare where
+it ends with where the experts went, differentiate through the unroll, scale the image part by the Grad-CAM weights,
+update.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mdw_jax.config.plugins import unknown_option
 from mdw_jax.data.augment import augment
 from mdw_jax.method.correspondence import correspondence, init_correspondence
 from mdw_jax.method.losses import soft_loss
@@ -25,9 +28,10 @@ from mdw_jax.runtime.rng import named_key
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How to distil: fields of `config.distill`, explained there."""
+    """How to distill: fields of `config.distill`, explained there."""
 
     inner_steps: int
+    inner_optimizer: str
     batch: int
     gradient: str
     loss_merge: str
@@ -55,8 +59,15 @@ class Method:
 
 
 class State(NamedTuple):
-    """Everything that changes. learned and average are dicts of
-    images (M, H, W, C), texts (M, d), correspondence (parameters of P), log_steps {"image", "text"}."""
+    """Everything that an outer step changes.
+
+    Attributes:
+        learned: dict of images (M, H, W, C), texts (M, d) or (M, L, h), correspondence (parameters of P) and log_steps
+            {"image", "text"} (logarithms of the student's step sizes).
+        average: its exponential moving average over outer steps.
+        optimizer: state of the optimizers.
+        step: number of outer steps done.
+    """
 
     learned: Any
     average: Any
@@ -65,33 +76,85 @@ class State(NamedTuple):
 
 
 def init_state(key, method: Method, images, texts) -> State:
-    """Start from real pairs: images (M, H, W, C) float32 in [0, 1], texts (M, d) or (M, L, h)."""
+    """The state before the first outer step, from real pairs.
+
+    Args:
+        key: a typed key, for a low-rank P.
+        method: how to distill.
+        images: (M, H, W, C) float32 in [0, 1].
+        texts: (M, d) features or (M, L, h) embedded tokens.
+    """
     learned = {
         "images": jnp.asarray(images, jnp.float32),
         "texts": jnp.asarray(texts, jnp.float32),
         "correspondence": init_correspondence(key, method.correspondence, len(texts), method.rank),
         # Logarithms keep the step sizes positive.
-        "log_steps": {"image": jnp.log(jnp.float32(method.inner_lr_image)), "text": jnp.log(jnp.float32(method.inner_lr_text))},
+        "log_steps": {"image": jnp.log(jnp.float32(method.inner_lr_image)),
+                      "text": jnp.log(jnp.float32(method.inner_lr_text))},
     }
     # The average must not share buffers with what is learned: both are donated.
     return State(learned, jax.tree.map(jnp.copy, learned), optimizer_of(method).init(learned), jnp.int32(0))
 
 
-def optimizer_of(method: Method):
-    """One optimizer a group of learned tensors: Adam, or SGD with momentum 0.5 (the peers'); cosine decay if asked."""
-    make = optax.adam if method.optimizer == "adam" else lambda lr: optax.sgd(lr, momentum=0.5)
+class SetOptimizer(NamedTuple):
+    """An optimizer of the distilled set.
+
+    Attributes:
+        make: learning rate or schedule -> optax transformation.
+        weighs: what the Grad-CAM pixel weights multiply, "gradient" or "update". (Adam divides a constant factor of the
+            gradient out again, so its update has to be weighted.)
+    """
+
+    make: Callable[[Any], optax.GradientTransformation]
+    weighs: str
+
+
+SET_OPTIMIZERS = {
+    "adam": SetOptimizer(optax.adam, "update"),
+    "sgd": SetOptimizer(lambda lr: optax.sgd(lr, momentum=0.5), "gradient"),  # as LoRS and VLD
+}
+DECAYS: dict[str, Callable[[float, int], Any]] = {
+    "cosine": lambda lr, steps: optax.cosine_decay_schedule(lr, steps),
+    "none": lambda lr, steps: lr,
+}
+
+
+def optimizer_of(method: Method) -> optax.GradientTransformation:
+    """One optimizer for each group of learned tensors, with its own learning rate.
+
+    Raises:
+        UserError: distill.optimizer or distill.decay is unknown.
+    """
+    make = _choice(SET_OPTIMIZERS, method.optimizer, "distill.optimizer", "optimizer of the distilled set").make
+    decay = _choice(DECAYS, method.decay, "distill.decay", "learning rate decay")
     rates = {"images": method.lr_images, "texts": method.lr_texts, "correspondence": method.lr_correspondence,
              "log_steps": method.lr_inner_lr}
-    if method.decay == "cosine":
-        rates = {name: optax.cosine_decay_schedule(lr, method.steps) for name, lr in rates.items()}
-    return optax.multi_transform({name: make(lr) for name, lr in rates.items()}, {name: name for name in rates})
+    return optax.multi_transform({name: make(decay(lr, method.steps)) for name, lr in rates.items()},
+                                 {name: name for name in rates})
 
 
-def objective(model: DualEncoder, method: Method, learned, starts, targets, batches, key):
-    """Matching loss averaged over trajectories.
+def _choice(table: dict, name: str, setting: str, noun: str):
+    if name not in table:
+        raise unknown_option(name, setting, noun, table, plugin=False)
+    return table[name]
 
-    starts, targets: snapshots stacked on a leading axis R; batches: (R, S, b) rows. One augmentation is drawn for the
-    whole outer step. Returns (loss, (S,) mean inner losses).
+
+# ---- the objective ---------------------------------------------------------------------------------------------------
+
+
+def objective(model: DualEncoder, method: Method, learned: dict, starts, targets, batches, key):
+    """Matching loss, averaged over trajectories. One augmentation is drawn for the whole outer step.
+
+    Args:
+        model: the dual encoder.
+        method: how to distill.
+        learned: `State.learned`.
+        starts, targets: snapshots of the experts, stacked on a leading axis R.
+        batches: (R, S, b) rows of the distilled set.
+        key: a typed key.
+
+    Returns:
+        Loss, (S,) mean inner losses.
     """
     inputs = model.inputs(mesh.shard_rows(augment(key, learned["images"], method.augment), (mesh.REPLICA, mesh.DATA)))
     steps = jax.tree.map(jnp.exp, learned["log_steps"])
@@ -99,17 +162,18 @@ def objective(model: DualEncoder, method: Method, learned, starts, targets, batc
 
     def inner_loss(params, batch):
         rows, blend = batch
-        logits = model.logits(params, mesh.shard_rows(blend(inputs[rows])), mesh.shard_rows(blend(learned["texts"][rows])))
+        logits = model.logits(params, mesh.shard_rows(blend(inputs[rows])),
+                              mesh.shard_rows(blend(learned["texts"][rows])))
         return soft(logits, correspondence(learned["correspondence"], rows, method.alpha))
 
     def trajectory(start, target, batches, key):
         final, inner = unroll(inner_loss, start, (batches, _blends(key, batches, method.mixup)), steps,
-                              gradient=method.gradient)
+                              gradient=method.gradient, optimizer=method.inner_optimizer)
         return matching_loss(final, start, target, method.loss_merge), inner
 
     keys = jax.random.split(key, len(batches))
     if not use_vmap(model):
-        return scan_mean(lambda one: trajectory(*one), (starts, targets, batches, keys))
+        return scan_mean(lambda item: trajectory(*item), (starts, targets, batches, keys))
     losses, inner = jax.vmap(trajectory, spmd_axis_name=mesh.REPLICA)(starts, targets, batches, keys)
     return losses.mean(), inner.mean(0)
 
@@ -117,7 +181,7 @@ def objective(model: DualEncoder, method: Method, learned, starts, targets, batc
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Blend:
-    """RepBlend's mixing of the rows of a mini-batch: `weight x + (1 - weight) x[order]`; weight None leaves them be."""
+    """RepBlend's mixing of the rows of a mini-batch: `weight x + (1 - weight) x[order]`; weight None changes nothing."""
 
     weight: Any
     order: Any
@@ -126,9 +190,9 @@ class _Blend:
         return x if self.weight is None else self.weight * x + (1 - self.weight) * x[self.order]
 
 
-def _blends(key, batches, mix: bool) -> _Blend:
-    """One blend an inner step, the same for images and texts: weight ~ Beta(1, 1) = U(0, 1) (RepBlend)."""
-    if not mix:
+def _blends(key, batches, mixup: bool) -> _Blend:
+    """One blend per inner step, the same for images and texts: weight ~ Beta(1, 1) = U(0, 1) (RepBlend)."""
+    if not mixup:
         return _Blend(None, None)
     by_weight, by_order = jax.random.split(key)
     steps, size = batches.shape
@@ -136,70 +200,79 @@ def _blends(key, batches, mix: bool) -> _Blend:
     return _Blend(jax.random.uniform(by_weight, (steps,)), orders)
 
 
-def make_outer_step(model: DualEncoder, method: Method):
+# ---- the outer step --------------------------------------------------------------------------------------------------
+
+
+def make_outer_step(model: DualEncoder, method: Method) -> Callable:
     """The jitted outer step: (state, starts, targets, pixel_weights, key) -> (state, metrics).
 
-    It has `lower` and `trace`, as jitted functions do. The state's buffers are donated: use the returned one. Where a
-    value is not finite the state is left as it was, and `first_nonfinite` of the metrics is its place in `finite_checks`; it is -1
-    where all are.
+    It also has `lower` and `trace`, as jitted functions do. The state's buffers are donated: use the returned one.
+    Where a value is not finite the state stays as it was, and the metric `first_nonfinite` is the value's position in
+    `finite_checks`; else it is -1.
+
+    Args:
+        model: the dual encoder that students and experts share.
+        method: how to distill.
     """
     optimizer = optimizer_of(method)
 
     def outer_step(model, state: State, starts, targets, pixel_weights, key):
         by_batch, by_augment = jax.random.split(key)
-        pairs, trajectories = len(state.learned["texts"]), len(jax.tree.leaves(starts)[0])
-        batches = jnp.stack([minibatches(k, pairs, method.batch, method.inner_steps)
-                             for k in jax.random.split(by_batch, trajectories)])
-        (loss, inner), grads = jax.value_and_grad(objective, argnums=2, has_aux=True)(
+        batches = _draw_batches(by_batch, method, len(state.learned["texts"]), len(jax.tree.leaves(starts)[0]))
+        (loss, inner), gradient = jax.value_and_grad(objective, argnums=2, has_aux=True)(
             model, method, state.learned, starts, targets, batches, by_augment
         )
-        gradient, norm = dict(grads), jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
-        if method.optimizer == "sgd":
-            grads["images"] = grads["images"] * pixel_weights
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.learned)
-        if method.optimizer == "adam":
-            # Adam divides a constant factor of the gradient out again, so here W must scale the update itself.
-            updates["images"] = updates["images"] * pixel_weights
-        learned = optax.apply_updates(state.learned, updates)
-        if method.clip_images:
-            learned["images"] = jnp.clip(learned["images"], 0, 1)
-        average = jax.tree.map(lambda a, x: method.ema_decay * a + (1 - method.ema_decay) * x, state.average, learned)
-        new = State(learned, average, optimizer_state, state.step + 1)
+        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient)))
+        updated = _update(method, optimizer, state, gradient, pixel_weights)
+        # In the order of `finite_checks`.
         finite = jnp.stack([*_finite(state.learned), *jnp.isfinite(inner), jnp.isfinite(loss), *_finite(gradient),
-                            jnp.isfinite(norm), *_finite(learned)])
-        good = finite.all()
-        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
-        steps = jax.tree.map(jnp.exp, new.learned["log_steps"])
+                            jnp.isfinite(norm), *_finite(updated.learned)])
+        all_finite = finite.all()
+        updated = jax.tree.map(lambda new, old: jnp.where(all_finite, new, old), updated, state)
+        steps = jax.tree.map(jnp.exp, updated.learned["log_steps"])
         metrics = {"loss": loss, "gradient": norm, "inner_first": inner[0], "inner_last": inner[-1],
                    "inner_lr_image": steps["image"], "inner_lr_text": steps["text"],
-                   "first_nonfinite": jnp.where(good, -1, jnp.argmin(finite))}
-        return new, metrics
+                   "first_nonfinite": jnp.where(all_finite, -1, jnp.argmin(finite))}
+        return updated, metrics
 
     if len(jax.devices()) == 1:
         return jit_with_frozen(model, outer_step, donate_argnums=1)
     return ShardedOuterStep(model, outer_step)
 
 
-def outer_shapes(model: DualEncoder, method: Method, trajectories: int, images, texts):
-    """Shapes of all arguments of `make_outer_step`'s function, to compile it ahead of its first call:
-    `step.lower(*outer_shapes(...)).compile()`.
+def _draw_batches(key, method: Method, pairs: int, trajectories: int):
+    """(R, S, b) rows of the distilled set."""
+    return jnp.stack([minibatches(k, pairs, method.batch, method.inner_steps)
+                      for k in jax.random.split(key, trajectories)])
 
-    images: shape (M, H, W, C) of the distilled images; texts: that of the texts.
-    """
-    shape = lambda sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
-    key = jax.eval_shape(jax.random.key, 0)
-    state = jax.eval_shape(functools.partial(init_state, method=method), key, images=shape(images), texts=shape(texts))
-    snapshots = jax.tree.map(lambda x: shape((trajectories, *x.shape), x.dtype),
-                             jax.eval_shape(model.init, key))
-    return state, snapshots, snapshots, shape((*images[:-1], 1)), key
+
+def _update(method: Method, optimizer: optax.GradientTransformation, state: State, gradient: dict,
+            pixel_weights) -> State:
+    """The state after one step of the optimizers, the images' weighted by `pixel_weights` (M, H, W, 1)."""
+    weighs = SET_OPTIMIZERS[method.optimizer].weighs
+    if weighs == "gradient":
+        gradient = {**gradient, "images": gradient["images"] * pixel_weights}
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.learned)
+    if weighs == "update":
+        updates["images"] = updates["images"] * pixel_weights
+    learned = optax.apply_updates(state.learned, updates)
+    if method.clip_images:
+        learned["images"] = jnp.clip(learned["images"], 0, 1)
+    average = jax.tree.map(lambda a, x: method.ema_decay * a + (1 - method.ema_decay) * x, state.average, learned)
+    return State(learned, average, optimizer_state, state.step + 1)
 
 
 def _finite(tree) -> list:
     return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
 
 
-def finite_checks(learned, inner_steps: int) -> list[str]:
-    """Names of what an outer step checks to be finite, in the order in which one value comes of another."""
+def finite_checks(learned: dict, inner_steps: int) -> list[str]:
+    """Names of the values that an outer step checks to be finite, in the order in which they are computed.
+
+    Args:
+        learned: `State.learned`.
+        inner_steps: number S of inner steps.
+    """
     names = [jax.tree_util.keystr(path, simple=True, separator=".")
              for path, _ in jax.tree_util.tree_leaves_with_path(learned)]
     return [*(f"{name}, before the step" for name in names),
@@ -208,44 +281,85 @@ def finite_checks(learned, inner_steps: int) -> list[str]:
             *(f"{name}, after the step" for name in names)]
 
 
-class ShardedOuterStep:
-    """The jitted outer step with trajectories side by side and mini-batches over what is left; the state is on all."""
+def outer_shapes(model: DualEncoder, method: Method, trajectories: int, images: Sequence[int], texts: Sequence[int]):
+    """Shapes of all arguments of the outer step, to compile it ahead of its first call:
+    `step.lower(*outer_shapes(...)).compile()`.
 
-    def __init__(self, model: DualEncoder, outer_step):
+    Args:
+        model, method: as in `make_outer_step`.
+        trajectories: number R of trajectories per outer step.
+        images: shape (M, H, W, C) of the distilled images.
+        texts: shape of the distilled texts.
+    """
+    shape = lambda sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(functools.partial(init_state, method=method), key, images=shape(images), texts=shape(texts))
+    snapshots = jax.tree.map(lambda x: shape((trajectories, *x.shape), x.dtype), jax.eval_shape(model.init, key))
+    return state, snapshots, snapshots, shape((*images[:-1], 1)), key
+
+
+class ShardedOuterStep:
+    """The jitted outer step on several devices: trajectories in parallel, mini-batches over the devices left.
+
+    The state is replicated on all devices.
+    """
+
+    def __init__(self, model: DualEncoder, outer_step: Callable):
         self._model, self._outer_step = model, outer_step
-        self._made = functools.cache(self._make)
+        self._compiled: dict[int, tuple] = {}  # by number of trajectories
 
     def __call__(self, *arguments):
-        return self._through(lambda step: step, *arguments)
+        devices, step, arguments = self._place(*arguments)
+        with jax.set_mesh(devices):
+            return step(*arguments)
 
     def lower(self, *arguments):
-        """As a jitted function has it: of arrays or of their shapes."""
-        return self._through(lambda step: step.lower, *arguments)
+        """Lowered for arguments that are arrays or `jax.ShapeDtypeStruct`s."""
+        devices, step, arguments = self._place(*arguments)
+        with jax.set_mesh(devices):
+            return step.lower(*arguments)
 
     def trace(self, *arguments):
-        """Likewise."""
-        return self._through(lambda step: step.trace, *arguments)
-
-    def _through(self, what, state, starts, targets, *rest):
-        devices, step = self._made(len(jax.tree.leaves(starts)[0]))
-        state = mesh.shard(devices, PartitionSpec(), state)
-        starts, targets = (mesh.shard(devices, PartitionSpec(mesh.REPLICA), tree) for tree in (starts, targets))
-        rest = mesh.shard(devices, PartitionSpec(), rest)
+        """Traced for arguments that are arrays or `jax.ShapeDtypeStruct`s."""
+        devices, step, arguments = self._place(*arguments)
         with jax.set_mesh(devices):
-            return what(step)(state, starts, targets, *rest)
+            return step.trace(*arguments)
 
-    def _make(self, trajectories: int):
-        devices = mesh.mesh_for(trajectories)
-        # On all devices once, not at every step.
-        model = self._model.with_frozen(mesh.shard(devices, PartitionSpec(), self._model.frozen))
-        return devices, jit_with_frozen(model, self._outer_step, donate_argnums=1,
-                                out_shardings=NamedSharding(devices, PartitionSpec()))
+    def _place(self, state: State, starts, targets, *others) -> tuple:
+        """(mesh, jitted step, arguments on that mesh)."""
+        devices, step = self._step_for(len(jax.tree.leaves(starts)[0]))
+        everywhere, by_trajectory = PartitionSpec(), PartitionSpec(mesh.REPLICA)
+        state = mesh.shard(devices, everywhere, state)
+        starts, targets = (mesh.shard(devices, by_trajectory, tree) for tree in (starts, targets))
+        return devices, step, (state, starts, targets, *mesh.shard(devices, everywhere, others))
+
+    def _step_for(self, trajectories: int) -> tuple:
+        """(mesh, jitted step) for a number of trajectories, made once."""
+        if trajectories not in self._compiled:
+            devices = mesh.mesh_for(trajectories)
+            # Frozen weights are sent to all devices here, not at every step.
+            model = self._model.with_frozen(mesh.shard(devices, PartitionSpec(), self._model.frozen))
+            self._compiled[trajectories] = devices, jit_with_frozen(
+                model, self._outer_step, donate_argnums=1, out_shardings=NamedSharding(devices, PartitionSpec()))
+        return self._compiled[trajectories]
 
 
-def schedule(seed: int, set_index: int, step: int, trajectories: int, networks: int, max_start_epoch: int):
-    """Which network and which start epoch each trajectory of an outer step uses: two (R,) lists of ints.
+def schedule(seed: int, set_index: int, step: int, trajectories: int, networks: int,
+             max_start_epoch: int) -> tuple[list[int], list[int]]:
+    """Which network and which start epoch each trajectory of an outer step uses.
 
-    A function of the step alone, so that a resumed run goes on exactly where it was.
+    It is a function of the step alone, so that a resumed run continues exactly where it was.
+
+    Args:
+        seed: of the run.
+        set_index: which distilled set.
+        step: which outer step.
+        trajectories: number R of trajectories.
+        networks: number of networks whose trajectories are stored.
+        max_start_epoch: start epochs are drawn from 0 .. max_start_epoch - 1.
+
+    Returns:
+        R networks, R start epochs.
     """
     by_network, by_start = jax.random.split(named_key(seed, "distill", set_index, "schedule", step))
     order = jax.random.permutation(by_network, networks)

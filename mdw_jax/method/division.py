@@ -1,14 +1,20 @@
-"""The clean / risky split of the training pairs (METHOD: division)."""
+"""Division of the training pairs into clean and risky ones (docs/method.md, section 2.2)."""
 
 import numpy as np
 from sklearn.mixture import GaussianMixture
 
 
-def divide(losses, seed: int = 0):
+def divide(losses, seed: int = 0) -> np.ndarray:
     """`w_n`: the probability that pair n belongs to the low-loss component of a two-component Gaussian mixture.
 
-    losses: (K,) one network's loss of each training pair; they are min-max scaled first (DivideMix, NCR; the mixture's
-    constants are NCR's). Returns (K,) float32 in [0, 1]; all ones where the losses do not differ.
+    Losses are min-max scaled first (DivideMix, NCR; the mixture's constants are NCR's).
+
+    Args:
+        losses: (K,) one network's loss of each training pair.
+        seed: of the mixture's initialization.
+
+    Returns:
+        (K,) float32 in [0, 1]; all ones where the losses do not differ.
     """
     losses = np.asarray(losses, np.float64)
     spread = np.ptp(losses)
@@ -20,11 +26,19 @@ def divide(losses, seed: int = 0):
 
 
 def division_quality(clean_probability, mismatched) -> dict[str, float]:
-    """How well `w_n >= 0.5` finds the truly matched pairs: precision, recall, and the share called clean."""
-    clean, true = np.asarray(clean_probability) >= 0.5, ~np.asarray(mismatched)
-    hits = float((clean & true).sum())
+    """How well `w_n >= 0.5` finds the truly matched pairs.
+
+    Args:
+        clean_probability: (K,) `w_n`.
+        mismatched: (K,) bool, the truth.
+
+    Returns:
+        precision and recall of the matched pairs, and share_clean, the share of pairs called clean.
+    """
+    clean, matched = np.asarray(clean_probability) >= 0.5, ~np.asarray(mismatched)
+    hits = float((clean & matched).sum())
     return {
         "precision": hits / max(float(clean.sum()), 1.0),
-        "recall": hits / max(float(true.sum()), 1.0),
+        "recall": hits / max(float(matched.sum()), 1.0),
         "share_clean": float(clean.mean()),
     }

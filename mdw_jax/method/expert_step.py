@@ -1,4 +1,4 @@
-"""One epoch of expert training: batches, track weights, and the compiled steps over them."""
+"""One epoch of one expert network: batches, weights of the tracks, and the compiled steps over them (docs/method.md, 2)."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from mdw_jax.data.augment import augment
+from mdw_jax.errors import UserError
 from mdw_jax.method.losses import debiased, infonce, label_loss, pair_losses, shuffled_losses, soft_cross_entropy
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import to_float
@@ -50,11 +51,33 @@ class Recipe:
     rescale_step: bool
 
 
-class EpochBatches(NamedTuple):
-    """One epoch, each (steps, B).
+class NetworkState(NamedTuple):
+    """What the optimizer changes of one network.
 
-    rows: which pair. images, captions: what it pairs. pixels: that image itself, (steps, B, ...), if they are
-    streamed; None if they are all at hand. unrelated: a caption of another batch. clean, tolerant: weights of the tracks.
+    Attributes:
+        params: the parameters.
+        optimizer_state: of `ExpertSteps.optimizer`.
+        average: the exponential moving average of the parameters; this is the expert.
+        step_count: float32 scalar, steps done.
+    """
+
+    params: Any
+    optimizer_state: Any
+    average: Any
+    step_count: Any
+
+
+class EpochBatches(NamedTuple):
+    """The batches of one epoch of one network; every array is (steps, B).
+
+    Attributes:
+        rows: row of each pair in the training set.
+        images: row of the pair's image.
+        pixels: the images themselves, (steps, B, ...), where they are streamed; None where all are in memory.
+        captions: row of the caption that the image is trained with.
+        unrelated: row of a caption of another batch.
+        clean: weight of the pair in the clean track.
+        tolerant: weight of the pair in the tolerant track.
     """
 
     rows: Any
@@ -66,23 +89,67 @@ class EpochBatches(NamedTuple):
     tolerant: Any
 
 
-class ExpertSteps(NamedTuple):
-    """The compiled functions of one model; `map_networks` applies the per-network ones to a list of networks."""
+class EpochInputs(NamedTuple):
+    """What is a network's own in an epoch; all else is shared by the networks.
 
-    optimizer: Any
-    map_networks: Callable
+    Attributes:
+        state: its `NetworkState`.
+        batches: its `EpochBatches`.
+        keys: (steps,) typed keys of the augmentation.
+        teacher: embeddings of its own teachers, of all images (N, D) and all captions (K, D); None without guidance, or
+            where all networks have the same teachers.
+    """
+
+    state: NetworkState
+    batches: EpochBatches
+    keys: Any
+    teacher: Any
+
+
+class ExpertSteps(NamedTuple):
+    """The compiled functions of one model and recipe.
+
+    Attributes:
+        optimizer: an optax optimizer.
+        epoch: (EpochInputs, images, texts, common teacher or None) -> (NetworkState, losses (steps,), correct (steps, B)
+            bool: whether image and caption of the pair found each other in the batch). Not jitted; one object, so that
+            jitting it twice compiles it once.
+        map_networks: (function, list of EpochInputs, *shared) -> list of function(inputs, *shared), jitted; all networks
+            in one program where that is faster.
+    """
+
+    optimizer: optax.GradientTransformation
     epoch: Callable
-    pair_loss: Callable
+    map_networks: Callable
+
+    def init(self, params) -> NetworkState:
+        """The state of a network before its first step."""
+        return NetworkState(params, self.optimizer.init(params), params, jnp.float32(0))
 
 
 def make_expert_steps(model: DualEncoder, recipe: Recipe, rate: float) -> ExpertSteps:
-    """Compile what an epoch needs. `rate` is eta, used by the debiased loss and the rescaled step size only."""
+    """The optimizer and the steps of networks that train by `recipe`.
+
+    Args:
+        model: whose networks train.
+        recipe: losses, weights and step sizes.
+        rate: eta, the share of mismatched pairs; only the debiased loss and the rescaled step size use it.
+
+    Raises:
+        UserError: the recipe names an unknown loss.
+    """
+    lr = recipe.lr / (1 - rate) if recipe.rescale_step else recipe.lr  # Proposition 2
+    optimizer = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(lr, recipe.momentum or None))
+    return ExpertSteps(optimizer, _make_epoch(_make_batch_loss(model, recipe, rate), optimizer, recipe),
+                       functools.partial(_map_networks, model))
+
+
+def _make_batch_loss(model: DualEncoder, recipe: Recipe, rate: float) -> Callable:
+    """The loss of a batch and which of its pairs found each other: both tracks and guidance (docs/method.md, 2.3, 2.5)."""
     clean_loss = label_loss(recipe.clean_loss, recipe.clean_q)
     tolerant_loss = label_loss(recipe.tolerant_loss, recipe.tolerant_q)
-    lr = recipe.lr / (1 - rate) if recipe.rescale_step else recipe.lr
-    optimizer = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(lr, recipe.momentum or None))
 
-    def batch_loss(params, images, texts, unrelated, clean, tolerant, said):
+    def batch_loss(params, images, texts, unrelated, clean, tolerant, teacher):
         v, t = model.embed_image(params["image"], images), model.embed_text(params["text"], texts)
         logits = v @ t.T / model.tau
 
@@ -95,81 +162,109 @@ def make_expert_steps(model: DualEncoder, recipe: Recipe, rate: float) -> Expert
             return debiased(pairs, shuffled_losses(loss, shuffled), rate)
 
         loss = (clean * track(clean_loss) + tolerant * track(tolerant_loss)).mean()
-        if said is not None:
-            loss += recipe.guidance_weight * soft_cross_entropy(logits, said[0] @ said[1].T / recipe.guidance_tau)
+        if teacher is not None:
+            loss += recipe.guidance_weight * soft_cross_entropy(logits, teacher[0] @ teacher[1].T / recipe.guidance_tau)
         own = jnp.arange(len(logits))
         return loss, (logits.argmax(0) == own) & (logits.argmax(1) == own)
 
-    def epoch(carry, plan, keys, own_teacher, images, texts, common_teacher):
-        teacher = own_teacher or common_teacher
+    return batch_loss
 
-        def step(carry, scanned):
-            (params, state, (average, count)), (now, key) = carry, scanned
-            pixels = images[now.images] if now.pixels is None else now.pixels
+
+def _make_epoch(batch_loss: Callable, optimizer: optax.GradientTransformation, recipe: Recipe) -> Callable:
+    """`ExpertSteps.epoch`."""
+
+    def epoch(inputs: EpochInputs, images, texts, common_teacher):
+        teacher = inputs.teacher or common_teacher
+
+        def step(state: NetworkState, batch_and_key):
+            batch, key = batch_and_key
+            pixels = images[batch.images] if batch.pixels is None else batch.pixels
             x = shard_rows(augment(key, to_float(pixels), recipe.augment))
-            said = teacher and (teacher[0][now.images], teacher[1][now.captions])
-            (loss, right), grads = jax.value_and_grad(batch_loss, has_aux=True)(
-                params, x, shard_rows(texts[now.captions]), texts[now.unrelated], now.clean, now.tolerant, said
+            batch_teacher = teacher and (teacher[0][batch.images], teacher[1][batch.captions])
+            (loss, correct), grads = jax.value_and_grad(batch_loss, has_aux=True)(
+                state.params, x, shard_rows(texts[batch.captions]), texts[batch.unrelated], batch.clean, batch.tolerant,
+                batch_teacher
             )
-            updates, state = optimizer.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
+            updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            count = state.step_count
             decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))  # short at first, or it would lag behind
-            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
-            return (params, state, (average, count + 1)), (loss, right)
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
+            return NetworkState(params, optimizer_state, average, count + 1), (loss, correct)
 
-        carry, (losses, right) = jax.lax.scan(step, carry, (plan, keys))
-        return carry, losses, right
+        state, (losses, correct) = jax.lax.scan(step, inputs.state, (inputs.batches, inputs.keys))
+        return state, losses, correct
 
-    def map_networks(function, mapped, *shared):
-        """Apply function(one network's, *shared) to each entry of the list `mapped`."""
-        if use_vmap(model):
-            return map_replicas(function, mapped, *shared)
-        return [jitted(function)(one, *shared) for one in mapped]
+    return epoch
 
-    return ExpertSteps(
-        optimizer, map_networks,
-        lambda one, *shared: epoch(*one, *shared),
-        jitted(_pair_loss(model.tau)),
-    )
+
+def _map_networks(model: DualEncoder, function: Callable, networks: list, *shared) -> list:
+    """[function(network, *shared) for network in networks], jitted."""
+    if use_vmap(model):
+        return map_replicas(function, networks, *shared)
+    return [jitted(function)(network, *shared) for network in networks]
 
 
 @functools.lru_cache(maxsize=8)
-def _pair_loss(tau: float):
+def compiled_pair_losses(tau: float) -> Callable:
+    """The jitted InfoNCE loss of pairs, each within its batch, at temperature `tau`.
+
+    Returns:
+        A function of unit embeddings (N, D) of images and (K, D) of captions and of (steps, B) rows of either, which
+        returns (steps, B) losses.
+    """
+
     def pair_loss(v, t, images, captions):
-        """Embeddings (N, D) and (K, D), rows (steps, B) of either -> (steps, B) losses, each among its batch."""
         batch = lambda rows: pair_losses(infonce, v[rows[0]] @ t[rows[1]].T / tau)
         return jax.lax.map(batch, (images, captions))
 
-    return pair_loss
+    return jitted(pair_loss)
 
 
-def make_epoch_batches(generator, image_of, batch: int, clean, tolerant, captions) -> EpochBatches:
-    """Shuffle K pairs into batches (the last few that fill none are left for another epoch).
+def make_epoch_batches(generator: np.random.Generator, image_of, batch: int, clean, tolerant, captions) -> EpochBatches:
+    """Shuffle K pairs into batches; the last pairs that fill no batch are left out of this epoch.
 
-    image_of, captions: (K,) what each row pairs; clean, tolerant: (K,) weights of the two tracks.
+    Args:
+        generator: draws the order.
+        image_of: (K,) row of each pair's image.
+        batch: pairs in a batch, at most K.
+        clean, tolerant: (K,) weights of the two tracks.
+        captions: (K,) row of the caption that each image is trained with.
     """
     batch = min(batch, len(image_of))
     steps = len(image_of) // batch
     order = generator.permutation(len(image_of))[: steps * batch].reshape(steps, batch)
     pick = lambda values, dtype: jnp.asarray(np.asarray(values)[order], dtype)
     images, captions = pick(image_of, jnp.int32), pick(captions, jnp.int32)
-    return EpochBatches(jnp.asarray(order), images, None, captions, jnp.roll(captions, 1, axis=0), pick(clean, jnp.float32),
-                pick(tolerant, jnp.float32))
+    return EpochBatches(jnp.asarray(order), images, None, captions, jnp.roll(captions, 1, axis=0),
+                        pick(clean, jnp.float32), pick(tolerant, jnp.float32))
 
 
-def tracks(recipe: Recipe, clean_probability, recovered: bool):
-    """Weights of the clean and of the tolerant track for each pair: two (K,) arrays."""
+def track_weights(recipe: Recipe, clean_probability, recovering: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(K,) weights of divided pairs in the clean and in the tolerant track (docs/method.md, 2.3).
+
+    Args:
+        recipe: its weights lambda and mu.
+        clean_probability: (K,) w_n.
+        recovering: whether risky images get captions that their teachers choose.
+    """
     w = np.asarray(clean_probability, np.float32)
     clean = np.where(w >= 0.5, w, 0)
-    risky = recipe.recovery_weight if recovered else recipe.tolerant_weight
+    risky = recipe.recovery_weight if recovering else recipe.tolerant_weight
     return clean, np.where(w >= 0.5, 0, risky).astype(np.float32)
 
 
-def _undivided(recipe: Recipe, pairs: int, warming_up: bool):
-    """Track weights where no pair is told from another: during warm-up, or for a whole recipe."""
+def undivided_weights(recipe: Recipe, pairs: int, warming_up: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(K,) weights in both tracks where all pairs are treated alike: in the warm-up, or by a recipe without division.
+
+    Raises:
+        UserError: `experts.division` is no choice that treats all pairs alike.
+    """
     ones, zeros = np.ones(pairs, np.float32), np.zeros(pairs, np.float32)
     if recipe.division == "clean":
         return ones, zeros
-    if recipe.division == "both" and not warming_up:
+    if warming_up or recipe.division == "tolerant":
+        return zeros, ones
+    if recipe.division == "both":
         return ones, ones * recipe.tolerant_weight
-    return zeros, ones
+    raise UserError(f"experts.division is '{recipe.division}'; choose one of gmm, oracle, clean, tolerant, both.")

@@ -1,284 +1,435 @@
-"""Dual-track collaborative learning: experts on noisy pairs (METHOD section 2).
+"""Dual-track collaborative learning: experts on noisy pairs (docs/method.md, section 2).
 
-An expert is two networks, A and B. After a warm-up under the tolerant loss, each divides the pairs into clean and risky
-by its own losses, and the *other* one trains on that division:
+An expert is two networks, A and B. After a warm-up under the tolerant loss, other networks divide the pairs of each one
+into clean and risky ones by their own losses, and it trains on that division:
 
     L = sum over clean pairs  w_n * clean_loss
       + lambda * sum over risky pairs  tolerant_loss                       (while they are not recovered)
-      + mu     * sum over risky images tolerant_loss on a caption drawn from the teacher's top k  (recovery)
-      + nu     * sum over all pairs    cross entropy to the teacher's matching probabilities      (guidance)
+      + mu     * sum over risky images tolerant_loss on a caption drawn from the teachers' top k  (recovery)
+      + nu     * sum over all pairs    cross entropy to the teachers' matching probabilities      (guidance)
 
-The teacher of a network is other networks (its peer first), never itself; what it says comes from averaged weights.
-With `scouts` the warm-up is a generation of its own: networks that learn under the tolerant loss alone, and what they
-come to know, all of them together, divides the pairs for the experts proper and teaches them from their first step.
-Recovery, guidance, averaging and scouts are ours.
+The teachers of a network are other networks of its generation (its peer first), never itself, and they teach by their
+averaged weights. With `teacher_count` above 0 the warm-up is a generation of its own: its networks learn under the
+tolerant loss alone, and the ensemble of them divides the pairs for the experts proper and teaches them from their first
+step. Recovery, guidance, averaging and the generation of teachers are this work's.
 
-All networks of a generation advance together, epoch by epoch; between two epochs it can be stopped, and go on later.
+All networks of a generation advance together, epoch by epoch (`generation_epochs`). Between two epochs training can be
+stopped and resumed, with a result that is equal bit for bit.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.data.lazy_images import LazyImages
-from mdw_jax.data.streaming import concat_map, streamed_epochs
+from mdw_jax.data.prefetch import LoaderStats
+from mdw_jax.data.streaming import streamed_epochs
 from mdw_jax.errors import UserError
+from mdw_jax.io.scores import METRICS
 from mdw_jax.method.division import divide, division_quality
-from mdw_jax.method.expert_step import Recipe, _undivided, make_epoch_batches, make_expert_steps, tracks
-from mdw_jax.method.retrieval import METRICS, scores
+from mdw_jax.method.expert_step import (
+    EpochBatches,
+    EpochInputs,
+    ExpertSteps,
+    NetworkState,
+    Recipe,
+    make_epoch_batches,
+    make_expert_steps,
+    track_weights,
+    undivided_weights,
+)
+from mdw_jax.method.retrieval import scores
+from mdw_jax.method.teachers import (
+    Phase,
+    all_pair_losses,
+    epoch_phase,
+    recovered_captions,
+    recovery_candidates,
+    teacher_indices,
+)
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_embeddings
+from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_of_all
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.mesh import replicated
 from mdw_jax.runtime.pytree import restore
 from mdw_jax.runtime.rng import named_generator, named_key
 
+# Random streams of the teachers have had this name from the start; another one would change every number.
+_STREAMS = {"teachers": "scouts"}
+
 
 class TrainedExperts(NamedTuple):
-    """What training leaves behind, one entry a network (2 e is A and 2 e + 1 is B of expert e).
+    """The result of training, one entry per network (2 e is A and 2 e + 1 is B of expert e).
 
-    snapshots: lists of parameters, entry k after epoch k. log: one dict an epoch and network. best: parameters at the
-    best validation r_mean. clean_probability: (K,) mean over networks of the last division (ones without one).
-    right: (networks, epochs, K) bool, whether a pair found its partner in its batch, both ways, when it was trained on
-    (a pair left out of an epoch keeps what it had).
+    Attributes:
+        epochs: epochs done, those of the teachers included.
+        snapshots: lists of parameters (the averaged weights); entry k is after epoch k, 0 before training.
+        log: one dict for each epoch and network, those of the teachers first.
+        best: parameters at the best validation r_mean.
+        clean_probability: (K,) mean over networks of the last division; ones where pairs were not divided.
+        correct: (networks, epochs, K) bool: whether image and caption of a pair found each other in its batch, when the
+            pair was trained on; a pair left out of an epoch keeps the value of the epoch before.
     """
 
+    epochs: int
     snapshots: list
-    log: list
+    log: list[dict]
     best: list
     clean_probability: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
 
 
 class ExpertTrainState(NamedTuple):
-    """Everything of a generation that changes from one epoch to the next, entries as in `TrainedExperts`.
+    """All that changes from one epoch of a generation to the next.
 
-    epoch: how many are done. params, states, averages: one a network. steps: optimizer steps done.
+    Attributes:
+        epoch: epochs done.
+        networks: one `NetworkState` per network.
+        snapshots, best, log, clean_probability, correct: as in `TrainedExperts`, of this generation alone.
     """
 
     epoch: Any
-    params: list
-    states: list
-    averages: list
-    steps: Any
+    networks: list[NetworkState]
     snapshots: list
     best: list
     log: Any
-    probability: np.ndarray
-    right: np.ndarray
+    clean_probability: np.ndarray
+    correct: np.ndarray
 
 
-class Checkpointer(NamedTuple):
-    """Where a generation is kept between epochs; functions, for training knows nothing of files.
+class Checkpointer:
+    """Where the state of a generation is kept between epochs. This one keeps nothing; subclasses write files."""
 
-    load: name -> what `save` was given, as {name of a leaf: array}, or None. save: (name, pytree of arrays).
-    due: () -> whether the last save is long ago. The default keeps nothing.
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of the state last saved under `name`, by their names in the pytree; None if there is none."""
+        return None
+
+    def save(self, name: str, state: ExpertTrainState) -> None:
+        """Keep `state`, a pytree of arrays, under `name`."""
+
+    def should_save(self) -> bool:
+        """Whether so much time has passed that the state should be saved before training goes on."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generation:
+    """What stays the same while a generation of networks trains.
+
+    Attributes:
+        name: "teachers", "experts", or the name of a fold (`noise_rate.py`); in the log and in names of files.
+        model, train, val, recipe: as in `train_experts`.
+        steps: the compiled steps.
+        networks: how many networks, two per expert.
+        epochs: epochs to train.
+        keep: snapshots 0 .. keep are kept.
+        seed: of all random draws.
+        mismatched: (K,) bool, the truth, or None.
+        teachers: parameters of finished networks that teach all networks from the first step; None: they teach each
+            other after the warm-up.
     """
 
-    load: Callable = lambda name: None
-    save: Callable = lambda name, tree: None
-    due: Callable = lambda: False
+    name: str
+    model: DualEncoder
+    train: Inputs
+    val: Inputs
+    recipe: Recipe
+    steps: ExpertSteps
+    networks: int
+    epochs: int
+    keep: int
+    seed: int
+    mismatched: np.ndarray | None
+    teachers: list | None
+
+    @property
+    def image_of(self) -> np.ndarray:
+        return np.asarray(self.train.image_of)
+
+    def key(self, network: int, *names):
+        """A random key of one network."""
+        return named_key(self.seed, _STREAMS.get(self.name, self.name), network // 2, *names, network % 2)
+
+    def generator(self, network: int, *names) -> np.random.Generator:
+        """A random generator of one network, on the host."""
+        return named_generator(self.seed, _STREAMS.get(self.name, self.name), network // 2, *names, network % 2)
 
 
-def teacher_indices(network: int, networks: int, count: int) -> list[int]:
-    """Who teaches a network: its peer, then the others in turn, up to `count` of them, never itself."""
-    others = [network ^ 1] + [n % networks for n in range(network + 1, network + networks)]
-    return list(dict.fromkeys(others))[:count]
+class TeacherSignals(NamedTuple):
+    """What one network learns from its teachers in one epoch; None where it is not used.
+
+    Attributes:
+        embeddings: the ensemble's embeddings of all images (N, D) and of all captions (K, D).
+        clean_probability: (K,) w_n.
+        candidates: (N, k) captions to draw from for each image with a risky pair.
+    """
+
+    embeddings: tuple | None = None
+    clean_probability: np.ndarray | None = None
+    candidates: np.ndarray | None = None
 
 
-def top_captions(images, texts, k: int):
-    """The k captions nearest to each image, best first: (N, D), (K, D) -> (N, k) int."""
-    similarity = jax.jit(lambda rows: rows @ texts.T)
+class EpochResults(NamedTuple):
+    """One epoch of all networks, an entry per network.
 
-    def nearest(rows):
-        values = np.asarray(similarity(rows))
-        found = np.argpartition(-values, k - 1, axis=1)[:, :k]  # on a CPU far faster than `jax.lax.top_k`
-        return np.take_along_axis(found, np.argsort(-np.take_along_axis(values, found, 1), 1, kind="stable"), 1)
+    Attributes:
+        networks: the states after it.
+        losses: (steps,) each.
+        correct: (steps, B) bool each.
+        loading: `LoaderStats` each, where images are streamed; else None.
+    """
 
-    return np.asarray(concat_map(nearest, images))
+    networks: list[NetworkState]
+    losses: list
+    correct: list
+    loading: list[LoaderStats] | None
 
 
 def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int, seed: int, keep: int,
-                  rate: float = 0.0, mismatched=None, on_epoch=lambda *_: None, shelf: Checkpointer = Checkpointer()) -> TrainedExperts:
-    """Train `count` experts together, after their scouts if the recipe has any.
+                  rate: float = 0.0, mismatched: np.ndarray | None = None,
+                  checkpointer: Checkpointer | None = None) -> TrainedExperts:
+    """Train experts together, after their teachers if the recipe has any.
 
-    train: pairs as paired by the noise draw (image_of is the noisy pairing). keep: snapshots 0..keep are returned.
-    rate: eta, where `debias` or `rescale_step` ask for it. mismatched: (K,) bool, the truth, for the log and for
-    `division="oracle"`. on_epoch: called with the index of each epoch done (after a restart, of the last one before
-    it), the mean val r_mean after it and the rows of the log since the last call. shelf: where to go on from, and where
-    to keep what is done: with the same arguments the result is the same, bit for bit. An epoch that is cut short is
-    done again. Raises UserError where training diverges, or `recovery_top_k` exceeds the captions.
+    Args:
+        model: the dual encoder.
+        train: training pairs as paired by the noise draw (`image_of` is the noisy pairing).
+        val: truly paired data that the best epoch is chosen on.
+        recipe: losses, weights, epochs.
+        count: how many experts, of two networks each.
+        seed: of all random draws.
+        keep: snapshots 0 .. keep are returned.
+        rate: eta, the share of mismatched pairs, used by the recipe's `debias` and `rescale_step` alone.
+        mismatched: (K,) bool, the truth, for the log and for `division="oracle"`.
+        checkpointer: where to resume from and to keep states. An epoch that is cut short is done again; with the same
+            arguments the result is the same, bit for bit.
+
+    Raises:
+        UserError: training diverges, or `recovery_top_k` exceeds the number of captions.
+    """
+    *_, trained = expert_epochs(model, train, val, recipe, count=count, seed=seed, keep=keep, rate=rate,
+                                mismatched=mismatched, checkpointer=checkpointer)
+    return trained
+
+
+def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int, seed: int, keep: int,
+                  rate: float = 0.0, mismatched: np.ndarray | None = None,
+                  checkpointer: Checkpointer | None = None) -> Iterator[TrainedExperts]:
+    """`train_experts`, one epoch at a time.
+
+    Yields:
+        The experts so far: as they begin or are resumed, and after every epoch. During the teachers' epochs they are
+        the teachers. The last one is the result of `train_experts`.
     """
     if recipe.recovery_weight and recipe.recovery_top_k > len(train.image_of):
         raise UserError(f"experts.recovery_top_k is {recipe.recovery_top_k} but there are only {len(train.image_of)} "
                         "training captions; lower it.")
-    shared = {"seed": seed, "rate": rate, "mismatched": mismatched, "shelf": shelf}
-    if not recipe.teacher_count:
-        return _generation(model, train, val, recipe, "experts", count=count, epochs=recipe.epochs, keep=keep,
-                           on_epoch=on_epoch, **shared)
-    warming_up = dataclasses.replace(recipe, warmup=recipe.teacher_epochs)  # the tolerant loss on all pairs, undivided
-    scouts = _generation(model, train, val, warming_up, "scouts", count=recipe.teacher_count, epochs=recipe.teacher_epochs,
-                         keep=0, on_epoch=on_epoch, **shared)
-    taught = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
-    experts = _generation(model, train, val, taught, "experts", count=count, epochs=recipe.epochs, keep=keep,
-                          teachers=scouts.best, **shared,
-                          on_epoch=lambda epoch, *said: on_epoch(recipe.teacher_epochs + epoch, *said))
-    return experts._replace(log=scouts.log + experts.log)
+    teachers, earlier = None, TrainedExperts(0, [], [], [], np.ones(0), np.zeros(0, bool))
+    if recipe.teacher_count:
+        warming_up = dataclasses.replace(recipe, warmup=recipe.teacher_epochs)  # the tolerant loss on all pairs
+        generation = make_generation("teachers", model, train, val, warming_up, count=recipe.teacher_count,
+                                     epochs=recipe.teacher_epochs, seed=seed, rate=rate, mismatched=mismatched)
+        for state in generation_epochs(generation, checkpointer):
+            yield _trained(state)
+        teachers, earlier = state.best, _trained(state)
+        recipe = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
+    generation = make_generation("experts", model, train, val, recipe, count=count, epochs=recipe.epochs, seed=seed,
+                                 keep=keep, rate=rate, mismatched=mismatched, teachers=teachers)
+    for state in generation_epochs(generation, checkpointer):
+        trained = _trained(state)
+        yield trained._replace(epochs=earlier.epochs + trained.epochs, log=earlier.log + trained.log)
 
 
-def _generation(model, train, val, recipe, name: str, *, count, epochs, seed, keep, rate, mismatched, on_epoch, shelf,
-                teachers=None) -> TrainedExperts:
-    """`count` experts that teach each other from `warmup` on, or are taught by finished `teachers` from the start."""
-    run = make_expert_steps(model, recipe, rate)
-    nets = range(2 * count)
-    params = [model.init(named_key(seed, name, n // 2, "init", n % 2)) for n in nets]
-    averages, steps = list(params), jnp.float32(0)
-    states = [run.optimizer.init(p) for p in params]
-    pairs, image_of = len(train.image_of), np.asarray(train.image_of)
+def _trained(state: ExpertTrainState) -> TrainedExperts:
+    return TrainedExperts(state.epoch, state.snapshots, state.log, state.best, state.clean_probability, state.correct)
+
+
+def make_generation(name: str, model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int,
+                    epochs: int, seed: int, keep: int = 0, rate: float = 0.0, mismatched: np.ndarray | None = None,
+                    teachers: list | None = None) -> Generation:
+    """A generation of `count` pairs of networks, its data on all devices. Args: as in `Generation` and `train_experts`."""
+    steps = make_expert_steps(model, recipe, rate)
     train = train._replace(texts=replicated(train.texts))
     if not isinstance(train.images, LazyImages):
         train = train._replace(images=replicated(train.images))
-    own_captions = np.arange(pairs)
-    first, params, states, averages, steps, snapshots, best, log, probability, right = _restore_state(
-        shelf.load(name), ExpertTrainState(0, params, states, averages, steps, [[p] for p in params], list(params), [],
-                                     np.ones(pairs, np.float32), np.zeros((len(nets), epochs, pairs), bool)), keep)
-    best_val = [max((row["val_r_mean"] for row in log[n::len(nets)]), default=-1.0) for n in nets]
-    said = division = nearest = None
+    return Generation(name, model, train, val, recipe, steps, 2 * count, epochs, keep, seed, mismatched, teachers)
 
-    def save_state(epoch):
-        words = np.frombuffer(json.dumps(log).encode(), np.uint8)
-        shelf.save(name, ExpertTrainState(np.int32(epoch), params, states, averages, steps, snapshots, best, words,
-                                    probability, right))
 
-    if first:
-        on_epoch(first - 1, _mean_val(log[-len(nets):]), log)
-    for epoch in range(first, epochs):
-        with preemption.save_on_interrupt(lambda epoch=epoch: save_state(epoch)):
+def generation_epochs(generation: Generation, checkpointer: Checkpointer | None = None) -> Iterator[ExpertTrainState]:
+    """Train a generation to its end.
+
+    Yields:
+        The state that training begins with or is resumed from, then the state after each epoch.
+
+    Raises:
+        UserError: training diverges.
+    """
+    checkpointer = checkpointer or Checkpointer()
+    state = restore_state(generation, checkpointer.load(generation.name))
+    yield state
+    phase, signals = None, None
+    for epoch in range(state.epoch, generation.epochs):
+        with preemption.save_on_interrupt(lambda state=state: save_state(checkpointer, generation, state)):
             preemption.raise_if_interrupted()
-        divided = (epoch >= recipe.warmup or teachers is not None) and recipe.division in ("gmm", "oracle")
-        late = epoch >= recipe.recovery_start or teachers is not None
-        recovering = divided and late and recipe.recovery_weight > 0
-        guided = divided and late and recipe.guidance_weight > 0
-        if teachers is not None and said is None:
-            said = embeddings_of_all(model, teachers, train)
-            taught = [tuple(ensemble_embeddings([one[branch] for one in said]) for branch in (0, 1))] * len(nets)
-        elif teachers is None and (recovering or guided or (divided and recipe.division == "gmm")):
-            said = embeddings_of_all(model, averages, train)
-            who = [teacher_indices(n, len(nets), recipe.peers) if recipe.dual else [n] for n in nets]
-            taught = [tuple(ensemble_embeddings([said[t][branch] for t in who[n]]) for branch in (0, 1)) for n in nets]
-        if divided and recipe.division == "oracle":
-            division = [(~mismatched).astype(np.float32) for _ in nets]
-        elif divided and (teachers is None or division is None):
-            # Finished teachers say the same to all, and always.
-            losses = _all_pair_losses(run.pair_loss, taught[:1] if teachers else taught, image_of, recipe.batch, seed,
-                                      0 if teachers else epoch)
-            division = [divide(values, seed) for values in losses] * (len(nets) // len(losses))
-
-        plans = []
-        for n in nets:
-            captions = own_captions
-            if divided:
-                clean, tolerant = tracks(recipe, division[n], recovering)
-            else:
-                clean, tolerant = _undivided(recipe, pairs, epoch < recipe.warmup)
-            generator = named_generator(seed, name, n // 2, "epoch", epoch, n % 2)
-            if recovering:
-                if teachers is None or nearest is None:  # finished teachers say the same to all
-                    nearest = _nearest(taught[n], image_of, clean > 0, recipe.recovery_top_k)
-                captions = _recovered(generator, nearest, image_of, clean > 0)
-            plans.append(make_epoch_batches(generator, image_of, recipe.batch, clean, tolerant, captions))
-        keys = [jax.random.split(named_key(seed, name, n // 2, "augment", epoch, n % 2), len(plans[n].rows))
-                for n in nets]
-        mapped = [((params[n], states[n], (averages[n], steps)), plans[n], keys[n],
-                   taught[n] if guided and teachers is None else None) for n in nets]
-        common = taught[0] if guided and teachers is not None else None
-        if isinstance(train.images, LazyImages):
-            results, meters = streamed_epochs(run.epoch, mapped, train.images, train.texts, common)
-        else:
-            results = run.map_networks(run.epoch, mapped, train.images, train.texts, common)
-        params, states = [r[0][0] for r in results], [r[0][1] for r in results]
-        averages, steps = [r[0][2][0] for r in results], results[0][0][2][1]
-
-        on_val = scores(model, averages, val)
-        for n in nets:
-            loss = float(np.mean(results[n][1]))
-            if not np.isfinite(loss):
-                raise UserError(f"expert {n // 2} diverged in epoch {epoch + 1}: its loss is not finite; lower "
-                                "experts.lr.")
-            right[n, epoch] = right[n, max(epoch - 1, 0)]
-            right[n, epoch, np.asarray(plans[n].rows).ravel()] = np.asarray(results[n][2]).ravel()
-            row: dict[str, Any] = {"generation": name, "epoch": epoch + 1, "expert": n // 2, "network": "AB"[n % 2],
-                                   "loss": loss}
-            row |= {f"val_{metric}": float(value) for metric, value in zip(METRICS, on_val[n], strict=True)}
-            if isinstance(train.images, LazyImages):
-                row |= {"pairs_per_second": meters[n].pairs_per_second, "device_waits": meters[n].waiting}
-            if divided and mismatched is not None:
-                row |= division_quality(division[n], mismatched)
-            log.append(row)
-            if row["val_r_mean"] > best_val[n]:
-                best[n], best_val[n] = averages[n], row["val_r_mean"]
-            if epoch + 1 <= keep:
-                snapshots[n].append(averages[n])
-        if divided:
-            probability = np.mean(division, axis=0)
-        on_epoch(epoch, _mean_val(log[-len(nets):]), log[-len(nets):])
-        if shelf.due() or epoch + 1 == epochs:
-            save_state(epoch + 1)
-    return TrainedExperts(snapshots, log, best, probability, right)
+        if signals is None or generation.teachers is None:  # what finished teachers know does not change
+            phase = epoch_phase(generation.recipe, epoch, generation.teachers is not None)
+            signals = teacher_signals(generation, state, phase)
+        batches = epoch_batches(generation, epoch, phase, signals)
+        results = train_epoch(generation, state, batches, phase, signals)
+        state = finish_epoch(generation, state, batches, results, signals)
+        yield state
+        if checkpointer.should_save() or state.epoch == generation.epochs:
+            save_state(checkpointer, generation, state)
 
 
-def _mean_val(rows) -> float:
-    return float(np.mean([row["val_r_mean"] for row in rows]))
+def init_state(generation: Generation) -> ExpertTrainState:
+    """The state before the first epoch."""
+    networks = range(generation.networks)
+    params = [generation.model.init(generation.key(n, "init")) for n in networks]
+    pairs = len(generation.image_of)
+    return ExpertTrainState(0, [generation.steps.init(p) for p in params], [[p] for p in params], params, [],
+                            np.ones(pairs, np.float32), np.zeros((len(networks), generation.epochs, pairs), bool))
 
 
-def _restore_state(saved: dict | None, start: ExpertTrainState, keep: int) -> ExpertTrainState:
-    """What `save_state` saved, in the structure of `start`; `start` itself if nothing is there that fits."""
+def save_state(checkpointer: Checkpointer, generation: Generation, state: ExpertTrainState) -> None:
+    """Hand the state to the checkpointer, as arrays."""
+    log = np.frombuffer(json.dumps(state.log).encode(), np.uint8)
+    checkpointer.save(generation.name, state._replace(epoch=np.int32(state.epoch), log=log))
+
+
+def restore_state(generation: Generation, saved: Mapping[str, np.ndarray] | None) -> ExpertTrainState:
+    """The state that `save_state` saved, or the one before the first epoch where nothing was saved that fits."""
+    start = init_state(generation)
     if saved is None:
         return start
     try:
         epoch = int(saved[".epoch"])
-        found = restore(saved, start._replace(epoch=saved[".epoch"], log=saved[".log"], snapshots=[
-            [params] * (min(epoch, keep) + 1) for params in start.params]))
-    except (KeyError, ValueError):  # another version's
+        kept = min(epoch, generation.keep) + 1
+        state = restore(saved, start._replace(epoch=saved[".epoch"], log=saved[".log"], snapshots=[
+            snapshots * kept for snapshots in start.snapshots]))
+    except (KeyError, ValueError):  # saved by another version
         return start
-    return found._replace(epoch=epoch, log=json.loads(found.log.tobytes()))
+    return state._replace(epoch=epoch, log=json.loads(state.log.tobytes()))
 
 
-def _nearest(teacher, image_of, clean, k: int):
-    """(N, k) the captions nearest to each image by its teacher, for images with a risky pair; -1 elsewhere."""
-    images = np.unique(image_of[~clean])
-    nearest = np.full((len(teacher[0]), k), -1)
-    if len(images):
-        nearest[images] = top_captions(teacher[0][images], teacher[1], k)
-    return nearest
+def teacher_signals(generation: Generation, state: ExpertTrainState, phase: Phase) -> list[TeacherSignals]:
+    """What each network learns from its teachers in an epoch of this phase."""
+    recipe, image_of = generation.recipe, generation.image_of
+    unused: list[Any] = [None] * generation.networks
+    embeddings, division, candidates = unused, unused, unused
+    if phase.recovering or phase.guided or (phase.divided and recipe.division == "gmm"):
+        embeddings = teacher_embeddings(generation, state)
+    if phase.divided:
+        division = divide_pairs(generation, state.epoch, embeddings)
+    if phase.recovering:
+        taught_alike = generation.teachers is not None
+        candidates = [recovery_candidates(embeddings[n], image_of, division[n] >= 0.5, recipe.recovery_top_k)
+                      for n in range(1 if taught_alike else generation.networks)]
+        candidates = candidates * generation.networks if taught_alike else candidates
+    return [TeacherSignals(*signals) for signals in zip(embeddings, division, candidates, strict=True)]
 
 
-def _recovered(generator, nearest, image_of, clean):
-    """(K,) captions: its own for a clean pair, for a risky one a draw from those nearest to its image."""
-    drawn = nearest[image_of, generator.integers(nearest.shape[1], size=len(image_of))]
-    return np.where(clean, np.arange(len(image_of)), drawn)
+def teacher_embeddings(generation: Generation, state: ExpertTrainState) -> list[tuple]:
+    """The embeddings of all images and captions by the teachers of each network, as one ensemble."""
+    count = generation.networks
+    if generation.teachers is not None:
+        return [ensemble_of_all(embeddings_of_all(generation.model, generation.teachers, generation.train))] * count
+    recipe = generation.recipe
+    averages = [network.average for network in state.networks]
+    embeddings = embeddings_of_all(generation.model, averages, generation.train)
+    teachers_of = [teacher_indices(n, count, recipe.peers) if recipe.dual else [n] for n in range(count)]
+    return [ensemble_of_all([embeddings[t] for t in teachers]) for teachers in teachers_of]
 
 
-def _all_pair_losses(pair_loss, embedded, image_of, batch, seed, epoch, mismatch: bool = False):
-    """InfoNCE loss of every pair among a random batch, a list of (K,), one a network.
+def divide_pairs(generation: Generation, epoch: int, embeddings: list[tuple]) -> list[np.ndarray]:
+    """(K,) clean probabilities w_n of the pairs for each network, by the losses of its teachers or by the truth."""
+    networks = generation.networks
+    if generation.recipe.division == "oracle":
+        return [(~generation.mismatched).astype(np.float32) for _ in range(networks)]
+    if generation.teachers is not None:  # the same teachers for all networks, in all epochs
+        embeddings, epoch = embeddings[:1], 0
+    losses = all_pair_losses(embeddings, generation.model.tau, generation.image_of, generation.recipe.batch,
+                             seed=generation.seed, epoch=epoch)
+    return [divide(values, generation.seed) for values in losses] * (networks // len(losses))
 
-    mismatch: with the captions of another batch, so that no pair matches (but for those that do so by chance).
+
+def epoch_batches(generation: Generation, epoch: int, phase: Phase, signals: list[TeacherSignals]) -> list[EpochBatches]:
+    """The batches of one epoch for each network: shuffled pairs, weights of the tracks, recovered captions."""
+    recipe, image_of = generation.recipe, generation.image_of
+    batches = []
+    for n, taught in enumerate(signals):
+        generator = generation.generator(n, "epoch", epoch)
+        captions = np.arange(len(image_of))
+        if phase.divided:
+            clean, tolerant = track_weights(recipe, taught.clean_probability, phase.recovering)
+        else:
+            clean, tolerant = undivided_weights(recipe, len(image_of), epoch < recipe.warmup)
+        if phase.recovering:
+            captions = recovered_captions(generator, taught.candidates, image_of, clean > 0)
+        batches.append(make_epoch_batches(generator, image_of, recipe.batch, clean, tolerant, captions))
+    return batches
+
+
+def train_epoch(generation: Generation, state: ExpertTrainState, batches: list[EpochBatches], phase: Phase,
+                signals: list[TeacherSignals]) -> EpochResults:
+    """One epoch of optimizer steps of all networks."""
+    train, steps, taught_alike = generation.train, generation.steps, generation.teachers is not None
+    own = phase.guided and not taught_alike
+    inputs = [EpochInputs(network, batches[n], jax.random.split(generation.key(n, "augment", state.epoch),
+                                                                len(batches[n].rows)),
+                          signals[n].embeddings if own else None) for n, network in enumerate(state.networks)]
+    common_teacher = signals[0].embeddings if phase.guided and taught_alike else None
+    loading = None
+    if isinstance(train.images, LazyImages):
+        results, loading = streamed_epochs(steps.epoch, inputs, train.images, train.texts, common_teacher)
+    else:
+        results = steps.map_networks(steps.epoch, inputs, train.images, train.texts, common_teacher)
+    networks, losses, correct = zip(*results, strict=True)
+    return EpochResults(list(networks), list(losses), list(correct), loading)
+
+
+def finish_epoch(generation: Generation, state: ExpertTrainState, batches: list[EpochBatches], results: EpochResults,
+                 signals: list[TeacherSignals]) -> ExpertTrainState:
+    """The state after an epoch: scored on val, logged, its best and its first snapshots kept.
+
+    Raises:
+        UserError: a network's loss is not finite.
     """
-    pairs, results = len(image_of), []
-    batch = min(batch, pairs)
-    for n, (v, t) in enumerate(embedded):
-        generator = named_generator(seed, "experts", n // 2, "division", epoch, n % 2)
-        order = generator.permutation(pairs)
-        order = np.concatenate([order, order[: -pairs % batch]]).reshape(-1, batch)  # the last batch borrows rows
-        losses = np.empty(pairs)
-        captions = np.roll(order, 1, axis=0) if mismatch else order
-        losses[order.ravel()] = np.asarray(pair_loss(v, t, image_of[order], captions)).ravel()
-        results.append(losses)
-    return results
+    epoch, networks = state.epoch, range(generation.networks)
+    averages = [network.average for network in results.networks]
+    on_val = scores(generation.model, averages, generation.val)
+    rows = [log_row(generation, epoch, n, results, on_val[n], signals[n]) for n in networks]
+    correct = state.correct.copy()
+    correct[:, epoch] = correct[:, max(epoch - 1, 0)]
+    for n in networks:
+        correct[n, epoch, np.asarray(batches[n].rows).ravel()] = np.asarray(results.correct[n]).ravel()
+    best_before = [max((row["val_r_mean"] for row in state.log[n::len(networks)]), default=-1.0) for n in networks]
+    best = [averages[n] if rows[n]["val_r_mean"] > best_before[n] else state.best[n] for n in networks]
+    snapshots = state.snapshots
+    if epoch + 1 <= generation.keep:
+        snapshots = [[*snapshots[n], averages[n]] for n in networks]
+    clean_probability = state.clean_probability
+    if signals[0].clean_probability is not None:
+        clean_probability = np.mean([taught.clean_probability for taught in signals], axis=0)
+    return ExpertTrainState(epoch + 1, results.networks, snapshots, best, state.log + rows, clean_probability, correct)
 
 
+def log_row(generation: Generation, epoch: int, network: int, results: EpochResults, on_val,
+            taught: TeacherSignals) -> dict[str, Any]:
+    """One network's row of the log of an epoch. Raises UserError where its loss is not finite."""
+    loss = float(np.mean(results.losses[network]))
+    if not np.isfinite(loss):
+        raise UserError(f"expert {network // 2} diverged in epoch {epoch + 1}: its loss is not finite; lower "
+                        "experts.lr.")
+    row: dict[str, Any] = {"generation": generation.name, "epoch": epoch + 1, "expert": network // 2,
+                           "network": "AB"[network % 2], "loss": loss}
+    row |= {f"val_{metric}": float(value) for metric, value in zip(METRICS, on_val, strict=True)}
+    if results.loading is not None:
+        loading = results.loading[network]
+        row |= {"pairs_per_second": loading.pairs_per_second, "wait_fraction": loading.wait_fraction}
+    if taught.clean_probability is not None and generation.mismatched is not None:
+        row |= division_quality(taught.clean_probability, generation.mismatched)
+    return row

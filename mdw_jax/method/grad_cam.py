@@ -1,4 +1,7 @@
-"""Correspondence-enhanced optimization: Grad-CAM weights on the pixels of distilled images (METHOD section 4)."""
+"""Correspondence-enhanced optimization (CEO): Grad-CAM weights on the pixels of distilled images.
+
+docs/method.md, section 5.4.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +11,19 @@ from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.image.tower import mean_over_space
 
 
-def grad_cam(model: DualEncoder, params, feature_map, texts):
+def grad_cam(model: DualEncoder, params: dict, feature_map, texts):
     """`relu(sum_c mean_xy(ds/dA_c) A_c)` of the similarity s of one image with each of k texts.
 
-    feature_map: the backbone's last map A of the image, without a batch axis; texts: (k, d). Returns (k, h, w), of
-    clips (k, t, h, w).
-    Source: Grad-CAM (Selvaraju et al. 2017) applied to s_ij, MDW's CEO.
+    Grad-CAM (Selvaraju et al. 2017) applied to the similarity of an image and a text, as in MDW's CEO.
+
+    Args:
+        model: the dual encoder.
+        params: its parameters.
+        feature_map: the backbone's last map A of the image, without a batch axis.
+        texts: (k, d).
+
+    Returns:
+        (k, h, w); of video clips (k, t, h, w).
     """
     embedded = model.embed_text(params["text"], texts)
 
@@ -24,22 +34,35 @@ def grad_cam(model: DualEncoder, params, feature_map, texts):
     return jax.nn.relu(jnp.einsum("kc,...c->k...", importance, model.grid(feature_map[None])[0]))
 
 
-def pixel_weights(model: DualEncoder, params, images, texts, correspondence_params, *, alpha: float, top_k: int,
-                  beta: float):
-    """`W_i`, the weight of each pixel's update: (M, H, W, 1), of clips (M, T, H, W, 1), mean about 1.
+def pixel_weights(model: DualEncoder, params: dict, images, texts, correspondence_params: dict, *, alpha: float,
+                  top_k: int, beta: float):
+    """`W_i`, the weight of each pixel's update.
 
-    Maps of each image's top_k texts by P are added, weighted by P (as probabilities), scaled to mean 1, resized to the
-    image, and softened to `1 + beta (W / mean - 1)`, clipped at 0 (the softening is ours). An image whose maps are all
-    zero gets weight 1 everywhere.
+    The maps of each image's `top_k` texts under P are added, weighted by P (as probabilities), resized to the image and
+    scaled to mean 1, then softened to `1 + beta (W / mean - 1)`, clipped at 0 (the softening is this work's). An image
+    whose maps are all zero gets weight 1 everywhere.
+
+    Args:
+        model: the dual encoder.
+        params: its parameters.
+        images: (M, H, W, C), or video clips (M, T, H, W, C).
+        texts: (M, d).
+        correspondence_params: parameters of P.
+        alpha: scale of a low-rank P.
+        top_k: texts per image, at most M.
+        beta: 0 weights all pixels alike.
+
+    Returns:
+        (M, H, W, 1), of video clips (M, T, H, W, 1); the mean of each image is about 1.
     """
     p = matching_probability(correspondence(correspondence_params, jnp.arange(len(images)), alpha))
-    weights, nearest = jax.lax.top_k(p, top_k)
+    weights, best_texts = jax.lax.top_k(p, top_k)
     maps = model.feature_map(params["image"], images)
 
-    def one(a, nearest, weights):
-        return jnp.einsum("k,k...->...", weights, grad_cam(model, params, a, texts[nearest]))
+    def combine(a, best_texts, weights):
+        return jnp.einsum("k,k...->...", weights, grad_cam(model, params, a, texts[best_texts]))
 
-    combined = jax.lax.map(lambda row: one(*row), (maps, nearest, weights))
+    combined = jax.lax.map(lambda row: combine(*row), (maps, best_texts, weights))
     resized = jax.image.resize(combined, images.shape[:-1], "linear")
     mean = resized.mean(tuple(range(1, resized.ndim)), keepdims=True)
     relative = jnp.where(mean > 1e-12, resized / jnp.maximum(mean, 1e-12), 1.0)

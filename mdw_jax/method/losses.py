@@ -1,21 +1,27 @@
-"""Contrastive losses: pure functions of a square matrix of logits.
+"""Contrastive losses: pure functions of a square matrix of logits (docs/method.md, sections 2 and 5.3).
 
-Two families.
+Two families, each with a table. To add a loss, write its function and one entry of the table.
 
-*Label losses* `(B, B) logits -> (B, B)`: entry `[i, y]` is what row i would pay if its true candidate were y. The
-diagonal is the ordinary loss of a batch of pairs, and the row *sum* is what the certificate bounds (`certificate.py`),
-so noise tolerance can be read off the matrix.
+*Label losses* (`LABEL_LOSSES`), `(B, B) logits -> (B, B)`: entry `[i, y]` is the loss of row i if its true candidate
+were y. The diagonal is the ordinary loss of a batch of pairs. The row *sum* is what the certificate bounds
+(`certificate.py`), so noise tolerance can be read off the matrix.
 
-*Soft-target losses* `(logits (B, B), target (B, B)) -> scalar`: the target is a block of the correspondence matrix P.
+*Soft-target losses* (`SOFT_LOSSES`), `(logits (B, B), target (B, B)) -> scalar`: the target is a block of the
+correspondence matrix P.
 """
 
+import dataclasses
+import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mdw_jax.config.plugins import lookup
 from mdw_jax.errors import UserError
+from mdw_jax.method import loss_bounds as bounds
 
 # ---- label losses ----------------------------------------------------------------------------------------------------
 
@@ -61,38 +67,120 @@ def acl(logits, q=1.0):
     return (total - tangent) / total**q
 
 
-LABEL_LOSSES: dict[str, Callable] = {
-    "infonce": infonce, "gce": gce, "mae": mae, "rince": rince, "ccl_tan": ccl_tan, "acl": acl}
-_WITH_Q = ("gce", "rince", "acl")
+IntervalFunction = Callable[[int, Any, float], tuple[float, float]]
 
 
-def label_loss(name: str, q: float | None = None):
-    """The label loss called `name`, its exponent set to `q` where it has one (None keeps its default).
+@dataclasses.dataclass(frozen=True)
+class LabelLoss:
+    """A label loss and what the certificate needs to know of it.
 
-    Raises UserError for an unknown name.
+    Attributes:
+        function: logits (B, B) -> (B, B), with the keyword `q` if the loss has an exponent.
+        q: the default of the exponent; None if the loss has none.
+        sum_bounds: (batch, q, tau) -> (lo, hi) of the sum over a row's candidates, or None: no certificate.
+        value_range: (batch, q, tau) -> (lowest, highest) loss of one candidate, or None.
+        chance_gap: (batch, q, tau) -> loss at equal logits minus the lowest loss, or None.
+        zero_exponent: whether the bounds also hold at q = 0, beside 0 < q <= 1.
+
+    `loss_bounds.py` says what the three functions mean.
     """
-    if name not in LABEL_LOSSES:
-        raise UserError(f"there is no loss '{name}'; choose one of {', '.join(sorted(LABEL_LOSSES))}.")
-    function = LABEL_LOSSES[name]
-    return partial(function, q=q) if q is not None and name in _WITH_Q else function
+
+    function: Callable
+    q: float | None = None
+    sum_bounds: IntervalFunction | None = None
+    value_range: IntervalFunction | None = None
+    chance_gap: Callable[[int, Any, float], float] | None = None
+    zero_exponent: bool = False
+
+    def __call__(self, logits, **settings):
+        return self.function(logits, **settings)
 
 
-def pair_losses(loss, logits):
+LABEL_LOSSES: dict[str, LabelLoss] = {
+    "infonce": LabelLoss(infonce, None, bounds.infonce_sum_bounds, bounds.infonce_range, bounds.infonce_chance_gap),
+    "gce": LabelLoss(gce, 0.7, bounds.gce_sum_bounds, bounds.gce_range, bounds.gce_chance_gap),
+    "mae": LabelLoss(mae, None, bounds.mae_sum_bounds, bounds.mae_range, bounds.mae_chance_gap),
+    "rince": LabelLoss(rince, 0.5, bounds.rince_sum_bounds, bounds.rince_range, bounds.rince_chance_gap),
+    "ccl_tan": LabelLoss(ccl_tan, None, bounds.ccl_tan_sum_bounds, bounds.ccl_tan_range, bounds.ccl_tan_chance_gap),
+    "acl": LabelLoss(acl, 1.0, bounds.acl_sum_bounds, bounds.acl_range, bounds.acl_chance_gap, zero_exponent=True),
+}
+
+
+def label_loss_entry(name: str) -> LabelLoss:
+    """The label loss called `name`.
+
+    Args:
+        name: a key of `LABEL_LOSSES`, or `module:function` naming a function of the logits (with a parameter `q` if it
+            has an exponent) or a `LabelLoss`.
+
+    Raises:
+        UserError: there is no such loss, or its parameter `q` has no default.
+    """
+    entry = lookup(LABEL_LOSSES, name, "experts.clean_loss or experts.tolerant_loss", "loss")
+    return entry if isinstance(entry, LabelLoss) else LabelLoss(entry, _default_exponent(entry, name))
+
+
+def label_loss(name: str, q: float | None = None) -> Callable:
+    """The function of a label loss, logits (B, B) -> (B, B).
+
+    Args:
+        name: as in `label_loss_entry`.
+        q: the exponent, ignored by losses that have none; None keeps the loss's default.
+
+    Raises:
+        UserError: as `label_loss_entry`.
+    """
+    entry = label_loss_entry(name)
+    return entry.function if q is None or entry.q is None else partial(entry.function, q=q)
+
+
+def _default_exponent(function: Callable, name: str) -> float | None:
+    try:
+        parameter = inspect.signature(function).parameters.get("q")
+    except (TypeError, ValueError):  # some callables have no signature
+        return None
+    if parameter is None:
+        return None
+    if parameter.default is inspect.Parameter.empty or parameter.default is None:
+        raise UserError(f"the loss '{name}' has an exponent q without a default; give it one, as in q=0.7.")
+    return parameter.default
+
+
+def pair_losses(loss: Callable, logits):
     """Loss of each pair of a batch, both directions averaged: (B, B) logits -> (B,)."""
     return (jnp.diagonal(loss(logits)) + jnp.diagonal(loss(logits.T))) / 2
 
 
-def shuffled_losses(loss, logits):
-    """What each row would pay on average if its caption were any of the batch, both directions averaged: (B,).
+def shuffled_losses(loss: Callable, logits):
+    """Mean loss of each row over all captions as its true one, both directions averaged: (B, B) logits -> (B,).
 
     With logits between one batch's images and *another* batch's captions this estimates the risk under full
-    re-shuffling, without clean data (ours, Fact D). On a batch's own logits it does not: the true captions are there.
+    re-shuffling, without clean data (this work, Proposition 4). On a batch's own logits it does not: the true captions
+    are there.
     """
     return (loss(logits).mean(-1) + loss(logits.T).mean(-1)) / 2
 
 
-# ---- soft-target losses ----------------------------------------------------------------------------------------------
+def debiased(noisy, shuffled, rate: float):
+    """An unbiased clean risk or gradient, `(noisy - rate * shuffled) / (1 - rate)` (this work, Proposition 4).
 
+    The variance grows as 1 / (1 - rate)^2, and a debiased risk can be negative.
+
+    Args:
+        noisy: any pytree, measured on the pairs as given.
+        shuffled: the same pytree after permuting the captions of the *whole* train set anew, or from
+            `shuffled_losses` of logits between the images of one batch and the captions of another.
+        rate: share of the pairs that is mismatched.
+
+    Raises:
+        UserError: the rate is outside [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise UserError(f"the noise rate must be at least 0 and below 1 to be corrected for, not {rate}.")
+    return jax.tree.map(lambda a, b: (a - rate * b) / (1 - rate), noisy, shuffled)
+
+
+# ---- soft-target losses ----------------------------------------------------------------------------------------------
 
 
 def bce(logits, target):
@@ -101,8 +189,8 @@ def bce(logits, target):
 
 
 def wbce(logits, target):
-    """Binary cross entropy, positives (target > 0.5) and the rest averaged apart and then halved (LoRS's WBCE)."""
-    # The other side as a sigmoid of its own: 1 - p would be rounded to a multiple of 6e-8 where p is close to 1.
+    """Binary cross entropy, the mean over positives (target > 0.5) and that over the rest averaged (LoRS's WBCE)."""
+    # 1 - p as a sigmoid of its own: the difference would be rounded to a multiple of 6e-8 where p is close to 1.
     p, other = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
     epsilon = 1e-6  # LoRS's, inside both logarithms; `bce` has none
     terms = -target * jnp.log(p + epsilon) - (1 - target) * jnp.log(other + epsilon)
@@ -141,41 +229,77 @@ def mse(logits, target):
 
 
 def probability(logits, target):
-    """Cross entropy to the matching probabilities `softmax(10 target)`, rows and columns averaged (ours).
+    """Cross entropy to the matching probabilities `softmax(10 target)`, rows and columns averaged (this work).
 
-    `kl` up to a constant, in the units of `nce`. Whatever P becomes, the targets are a distribution, so the loss is
-    bounded below and a student can train on it longer than the unroll that P was learned for.
+    It is `kl` up to a constant, in the units of `nce`. Whatever P becomes, the targets are a distribution, so the loss
+    is bounded below and a student can train on it longer than the unroll that P was learned for.
     """
     return soft_cross_entropy(logits, 10 * target)
 
 
-def soft_cross_entropy(logits, wanted):
-    """Cross entropy to the probabilities `softmax(wanted)`, rows and columns averaged: two (B, B) -> scalar.
+def soft_cross_entropy(logits, target_logits):
+    """Cross entropy to the probabilities `softmax(target_logits)`, rows and columns averaged: two (B, B) -> scalar.
 
-    Least where rows and columns of `logits` have the softmax of those of `wanted`, whose entries may be any numbers.
+    It is lowest where rows and columns of `logits` have the softmax of those of `target_logits`, whose entries may be
+    any numbers.
     """
-    rows = -(jax.nn.softmax(wanted, axis=1) * jax.nn.log_softmax(logits, axis=1)).sum(1).mean()
-    columns = -(jax.nn.softmax(wanted, axis=0) * jax.nn.log_softmax(logits, axis=0)).sum(0).mean()
+    rows = -(jax.nn.softmax(target_logits, axis=1) * jax.nn.log_softmax(logits, axis=1)).sum(1).mean()
+    columns = -(jax.nn.softmax(target_logits, axis=0) * jax.nn.log_softmax(logits, axis=0)).sum(0).mean()
     return (rows + columns) / 2
 
 
-SOFT_LOSSES = {"probability": probability, "wbce": wbce, "bce": bce, "nce": nce, "cwcl": cwcl, "kl": kl, "mse": mse}
+@dataclasses.dataclass(frozen=True)
+class SoftLoss:
+    """A soft-target loss.
 
-
-def soft_loss(name: str):
-    """The soft-target loss called `name`. Raises UserError for an unknown name."""
-    if name not in SOFT_LOSSES:
-        raise UserError(f"there is no distillation loss '{name}'; choose one of {', '.join(sorted(SOFT_LOSSES))}.")
-    return SOFT_LOSSES[name]
-
-
-def debiased(noisy, shuffled, rate: float):
-    """Fact D: `(noisy - rate * shuffled) / (1 - rate)`, an unbiased clean risk or gradient (any pytree, equal shapes).
-
-    `noisy` is measured on the pairs as given; `shuffled` after permuting the captions of the *whole* train set anew,
-    or as `losses.shuffled_losses` of logits between the images of one batch and the captions of another. The variance
-    grows as 1 / (1 - rate)^2, and a debiased risk can be negative. Raises UserError for a rate outside [0, 1).
+    Attributes:
+        function: (logits (B, B), target (B, B)) -> scalar.
+        torch: the same as a PyTorch expression of `logits`, `target` and `F` (torch.nn.functional), for the recipe on
+            dataset cards; None if there is none.
     """
-    if not 0 <= rate < 1:
-        raise UserError(f"the noise rate must be at least 0 and below 1 to be corrected for, not {rate}.")
-    return jax.tree.map(lambda a, b: (a - rate * b) / (1 - rate), noisy, shuffled)
+
+    function: Callable
+    torch: str | None = None
+
+    def __call__(self, logits, target):
+        return self.function(logits, target)
+
+
+_BOTH_DIRECTIONS = "sum({} for d in (0, 1)) / 2"
+
+SOFT_LOSSES: dict[str, SoftLoss] = {
+    "probability": SoftLoss(probability, _BOTH_DIRECTIONS.format(
+        "-((10 * target).softmax(d) * logits.log_softmax(d)).sum(d).mean()")),
+    "wbce": SoftLoss(wbce, "sum((m * -(target * (logits.sigmoid() + 1e-6).log() + (1 - target) * ((-logits).sigmoid() "
+                           "+ 1e-6).log())).sum()\n           / m.sum().clamp(min=1) for m in (target > 0.5, "
+                           "target <= 0.5)) / 2"),
+    "bce": SoftLoss(bce, "F.binary_cross_entropy_with_logits(logits, target)"),
+    "nce": SoftLoss(nce, _BOTH_DIRECTIONS.format("-(target * logits.log_softmax(d)).sum(d).mean()")),
+    "cwcl": SoftLoss(cwcl, _BOTH_DIRECTIONS.format(
+        "-((target * logits.log_softmax(d)).sum(d) / target.sum(d)).mean()")),
+    "kl": SoftLoss(kl, _BOTH_DIRECTIONS.format(
+        "((10 * target).softmax(d) * ((10 * target).log_softmax(d) - logits.log_softmax(d))).mean()")),
+    "mse": SoftLoss(mse, "F.mse_loss(logits.sigmoid(), target)"),
+}
+
+
+def soft_loss_entry(name: str) -> SoftLoss:
+    """The soft-target loss called `name`.
+
+    Args:
+        name: a key of `SOFT_LOSSES`, or `module:function` naming a function of (logits, target) or a `SoftLoss`.
+
+    Raises:
+        UserError: there is no such loss.
+    """
+    entry = lookup(SOFT_LOSSES, name, "distill.loss", "distillation loss")
+    return entry if isinstance(entry, SoftLoss) else SoftLoss(entry)
+
+
+def soft_loss(name: str) -> Callable:
+    """The function of a soft-target loss, (logits (B, B), target (B, B)) -> scalar.
+
+    Raises:
+        UserError: as `soft_loss_entry`.
+    """
+    return soft_loss_entry(name).function

@@ -1,141 +1,211 @@
-"""Unrolled trajectory matching: pure functions of pytrees.
+"""Unrolled trajectory matching: pure functions of pytrees (docs/method.md, sections 5.1 and 5.2).
 
-Parameters and step sizes are dicts with one entry a branch ("image", "text"). With expert snapshots `theta*`:
+Parameters and step sizes are dicts with one entry per branch ("image", "text"). With expert snapshots `theta*`:
 
     theta_0     = theta*_start
-    theta_{s+1} = theta_s - a * grad inner_loss(theta_s, batch_s)          (`unroll`)
-    L           = |theta_S - theta*_target|^2 / |theta_0 - theta*_target|^2   (`matching_loss`)
+    theta_{s+1} = theta_s - a * direction(grad inner_loss(theta_s, batch_s))   (`unroll`)
+    L           = |theta_S - theta*_target|^2 / |theta_0 - theta*_target|^2    (`matching_loss`)
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from mdw_jax.config.options import GRADIENTS, LOSS_MERGES
+from mdw_jax.config.plugins import lookup
 from mdw_jax.errors import UserError
 
-GRADIENTS = ("exact", "detached")
-MERGES = ("separate", "merged")
+STUDENT_OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sgd": optax.identity,
+    "momentum": lambda: optax.trace(0.9),
+    # With eps_root = 0 the derivative of the square root is infinite where a gradient is 0.
+    "adam": lambda: optax.scale_by_adam(eps_root=1e-12),
+}
 
 
-def inner_step(inner_loss, params, batch, step_sizes, gradient: str):
-    """One plain SGD step of the student. Returns (new params, loss). A fork that wants another optimizer edits this.
+def student_optimizer(name: str) -> optax.GradientTransformation:
+    """The optimizer of the student in the unroll: gradients -> directions, without the step size, which is learned.
 
-    `exact` differentiates through the place where the gradient is taken, `detached` (TESLA) does not.
+    Args:
+        name: a key of `STUDENT_OPTIMIZERS`, or `module:function`; the function takes no arguments and returns an
+            `optax.GradientTransformation`.
+
+    Raises:
+        UserError: there is no such optimizer, or the function returns something else.
+    """
+    optimizer = lookup(STUDENT_OPTIMIZERS, name, "distill.inner_optimizer", "student optimizer")()
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise UserError(f"distill.inner_optimizer names '{name}', which returns {type(optimizer).__name__}; let it "
+                        "return an optax.GradientTransformation.")
+    return optimizer
+
+
+def inner_step(inner_loss: Callable, params: dict, state: dict, batch, step_sizes: dict, gradient: str,
+               optimizer: optax.GradientTransformation):
+    """One step of the student, `p - a * direction`.
+
+    Args:
+        inner_loss: (params, batch) -> scalar.
+        params: {branch: pytree}.
+        state: {branch: state of the optimizer}.
+        batch: one mini-batch.
+        step_sizes: {branch: scalar}.
+        gradient: `exact` differentiates through the parameters at which the gradient is taken, `detached` (TESLA) does
+            not.
+        optimizer: what makes a direction of a gradient, one branch at a time.
+
+    Returns:
+        (new params, new state), loss.
     """
     at = jax.lax.stop_gradient(params) if gradient == "detached" else params
     loss, grads = jax.value_and_grad(inner_loss)(at, batch)
-    new = {
-        branch: jax.tree.map(lambda p, g, a=step_sizes[branch]: p - a * g, params[branch], grads[branch])
-        for branch in params
-    }
-    return new, loss
+    new_params, new_state = {}, {}
+    for branch in params:
+        directions, new_state[branch] = optimizer.update(grads[branch], state[branch], at[branch])
+        new_params[branch] = jax.tree.map(lambda p, d, a=step_sizes[branch]: p - a * d, params[branch], directions)
+    return (new_params, new_state), loss
 
 
-def unroll(inner_loss, params, batches, step_sizes, *, gradient: str = "exact", remat: bool = True):
-    """S inner steps.
+def unroll(inner_loss: Callable, params: dict, batches, step_sizes: dict, *, gradient: str = "exact",
+           remat: bool = True, optimizer: str = "sgd"):
+    """S inner steps of a student.
 
-    inner_loss: (params, batch) -> scalar; it may close over the distilled data that is being learned.
-    params: {branch: pytree}. batches: pytree of arrays with leading axis S, one slice a step; not to be
-    differentiated by. step_sizes: {branch: scalar}. gradient: `exact` or `detached`. remat: keep little in memory and
-    compute the rest again on the way back: of `exact` the parameters between steps are kept, of `detached` nothing.
-    Returns (final params, (S,) inner losses). Raises UserError for an unknown gradient.
+    With `remat` little is kept in memory and the rest is computed again in the backward pass. Of `exact` gradients the
+    parameters (and the optimizer's state) between steps are kept. Of `detached` ones nothing is, if the optimizer has
+    no state (TESLA's two passes). An optimizer with state (momentum, adam) needs what `exact` needs: a step's direction
+    depends on all earlier gradients, so memory grows with S.
+
+    Args:
+        inner_loss: (params, batch) -> scalar; it may close over the distilled data that are being learned.
+        params: {branch: pytree}.
+        batches: pytree of arrays with leading axis S, one slice per step. It gets no gradient.
+        step_sizes: {branch: scalar}.
+        gradient: `exact`, or `detached`: each gradient is taken at parameters that count as constants. An optimizer's
+            state still carries the dependence of earlier gradients on the learned data.
+        remat: see above.
+        optimizer: name of the student's optimizer, see `student_optimizer`.
+
+    Returns:
+        Final params, (S,) inner losses.
+
+    Raises:
+        UserError: the gradient or the optimizer is unknown.
     """
     if gradient not in GRADIENTS:
         raise UserError(f"there is no gradient '{gradient}'; choose one of {', '.join(GRADIENTS)}.")
-    if gradient == "detached" and remat:
-        return _two_passes(inner_loss, params, batches, step_sizes)
+    direction = student_optimizer(optimizer)
+    state = {branch: direction.init(params[branch]) for branch in params}
+    if gradient == "detached" and remat and not jax.tree.leaves(state):
+        return _two_passes(inner_loss, params, state, batches, step_sizes, direction)
 
-    def step(params, batch):
-        return inner_step(inner_loss, params, batch, step_sizes, gradient)
+    def step(carry, batch):
+        return inner_step(inner_loss, *carry, batch, step_sizes, gradient, direction)
 
-    return jax.lax.scan(jax.checkpoint(step) if remat else step, params, batches)
+    (final, _), losses = jax.lax.scan(jax.checkpoint(step) if remat else step, (params, state), batches)
+    return final, losses
 
 
-def _two_passes(inner_loss, params, batches, step_sizes):
-    """`unroll`, detached, in memory that does not grow with S (TESLA's two passes).
+def _two_passes(inner_loss, params, state, batches, step_sizes, optimizer):
+    """`unroll`, detached, of an optimizer without state, in memory that does not grow with S (TESLA's two passes).
 
-    With g_s the gradient at step s, taken where no derivative goes through theta_s:
+    With g_s the direction at step s, through whose theta_s no derivative goes:
 
         theta_S = theta_0 - sum_s a g_s(learned)        dL/dlearned = -sum_s a (dL/dtheta_S) dg_s/dlearned
 
-    What L pulls on passes every step unchanged, so the way back may as well run forwards: it rolls out once more and
-    takes each step's share where it passes.
+    The cotangent dL/dtheta_S passes every step unchanged, so the backward pass may run forwards as well: it rolls out
+    once more and adds each step's share where it passes.
     """
-    inner_loss, learned, others = _opened(inner_loss, params, _first(batches))
+    inner_loss, learned, constants = closure_to_args(inner_loss, params, _first(batches))
 
-    def step(params, batch, others, step_sizes, learned):
-        loss = lambda at, batch: inner_loss(learned, others, at, batch)
-        return inner_step(loss, params, batch, step_sizes, "detached")
+    def step(params, batch, constants, step_sizes, learned):
+        loss = lambda at, batch: inner_loss(learned, constants, at, batch)
+        (params, _), value = inner_step(loss, params, state, batch, step_sizes, "detached", optimizer)
+        return params, value
 
     @jax.custom_vjp
-    def roll_out(params, batches, others, step_sizes, learned):
-        return jax.lax.scan(lambda params, batch: step(params, batch, others, step_sizes, learned), params, batches)
+    def roll_out(params, batches, constants, step_sizes, learned):
+        return jax.lax.scan(lambda params, batch: step(params, batch, constants, step_sizes, learned), params, batches)
 
-    def backward(arguments, pulls):
-        params, batches, others, step_sizes, learned = arguments
-        on_final, on_losses = pulls
+    def backward(arguments, cotangents):
+        params, batches, constants, step_sizes, learned = arguments
+        of_final, of_losses = cotangents
 
-        def again(carry, now):
-            (params, total), (batch, on_loss) = carry, now
-            (params, _), pull = jax.vjp(functools.partial(step, params, batch, others), step_sizes, learned)
-            return (params, jax.tree.map(jnp.add, total, pull((on_final, on_loss)))), None
+        def step_again(carry, inputs):
+            (params, total), (batch, of_loss) = carry, inputs
+            (params, _), pullback = jax.vjp(functools.partial(step, params, batch, constants), step_sizes, learned)
+            return (params, jax.tree.map(jnp.add, total, pullback((of_final, of_loss)))), None
 
-        nothing = jax.tree.map(jnp.zeros_like, (step_sizes, learned))
-        (_, total), _ = jax.lax.scan(again, (params, nothing), (batches, on_losses))
-        return on_final, None, None, *total
+        zeros = jax.tree.map(jnp.zeros_like, (step_sizes, learned))
+        (_, total), _ = jax.lax.scan(step_again, (params, zeros), (batches, of_losses))
+        return of_final, None, None, *total
 
     roll_out.defvjp(lambda *arguments: (roll_out(*arguments), arguments), backward)
-    return roll_out(params, batches, others, step_sizes, learned)
+    return roll_out(params, batches, constants, step_sizes, learned)
 
 
-def scan_mean(function, each):
-    """Means over the leading axis of `each` of the (loss, aux) that function(one) returns, one after another.
+def scan_mean(function: Callable, items):
+    """Means over the leading axis of `items` of what a function returns, one item after another.
 
-    Where the loss is differentiated, the gradient by what `function` closes over is summed on the way, so memory is
-    that of one, however many there are. `each` gets no gradient, and `aux` gives none.
+    Where the loss is differentiated, the gradient with respect to what `function` closes over is summed on the way, so
+    memory is that of one item, however many there are.
+
+    Args:
+        function: (one item) -> (loss, aux). `aux` gives no gradient.
+        items: pytree of arrays with a common leading axis. It gets no gradient.
+
+    Returns:
+        Mean loss, mean aux.
     """
-    function, learned, others = _opened(function, _first(each))
+    function, learned, constants = closure_to_args(function, _first(items))
 
     @jax.custom_vjp
-    def mean(each, others, learned):
-        return _mean(jax.lax.map(lambda one: function(learned, others, one), each))
+    def mean(items, constants, learned):
+        return _mean(jax.lax.map(lambda item: function(learned, constants, item), items))
 
-    def forward(each, others, learned):
-        def add(total, one):
-            found, gradient = jax.value_and_grad(function, has_aux=True)(learned, others, one)
-            return jax.tree.map(jnp.add, total, gradient), found
+    def forward(items, constants, learned):
+        def add(total, item):
+            outputs, gradient = jax.value_and_grad(function, has_aux=True)(learned, constants, item)
+            return jax.tree.map(jnp.add, total, gradient), outputs
 
-        total, found = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learned), each)
-        count = len(jax.tree.leaves(each)[0])
-        return _mean(found), jax.tree.map(lambda x: x / count, total)
+        total, outputs = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learned), items)
+        count = len(jax.tree.leaves(items)[0])
+        return _mean(outputs), jax.tree.map(lambda x: x / count, total)
 
-    def backward(gradient, pulls):
-        return None, None, jax.tree.map(lambda x: pulls[0] * x, gradient)
+    def backward(gradient, cotangents):
+        return None, None, jax.tree.map(lambda x: cotangents[0] * x, gradient)
 
     mean.defvjp(forward, backward)
-    return mean(each, others, learned)
+    return mean(items, constants, learned)
 
 
-def _opened(function, *example):
-    """(function(learned, others, *arguments), learned, others): what `function` closes over, handed in as arguments.
+def closure_to_args(function: Callable, *example) -> tuple[Callable, list[Any], list[Any]]:
+    """Turn what a function closes over into arguments, since a `custom_vjp` may close over no traced values.
 
-    learned: the floats that are being traced, by which it can be differentiated; others: all else of that kind. A
-    `custom_vjp` may close over neither. (`jax.closure_convert` leaves integers where they are, and keeps all of it
-    alive.)
+    (`jax.closure_convert` leaves integers where they are, and keeps alive all that it converts.)
+
+    Args:
+        function: any function of pytrees of arrays.
+        example: arguments for it, of which shapes and dtypes count.
+
+    Returns:
+        function(learned, constants, *arguments), learned, constants. learned: the floats that are being traced, by
+        which it can be differentiated. constants: all other arrays that it closes over.
     """
     traced, shapes = jax.make_jaxpr(function, return_shape=True)(*example)
-    floats = [isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.inexact) for x in traced.consts]
-    parts = {kind: [x for x, is_float in zip(traced.consts, floats, strict=True) if is_float == kind]
-             for kind in (True, False)}
+    is_learned = [isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.inexact) for x in traced.consts]
+    parts = {kind: [x for x, of in zip(traced.consts, is_learned, strict=True) if of == kind] for kind in (True, False)}
 
-    def opened(learned, others, *arguments):
-        sides = {True: iter(learned), False: iter(others)}
-        consts = [next(sides[is_float]) for is_float in floats]
-        found = jax.core.eval_jaxpr(traced.jaxpr, consts, *jax.tree.leaves(arguments))
-        return jax.tree.unflatten(jax.tree.structure(shapes), found)
+    def converted(learned, constants, *arguments):
+        sources = {True: iter(learned), False: iter(constants)}
+        consts = [next(sources[kind]) for kind in is_learned]
+        outputs = jax.core.eval_jaxpr(traced.jaxpr, consts, *jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
-    return opened, parts[True], parts[False]
+    return converted, parts[True], parts[False]
 
 
 def _first(tree):
@@ -151,24 +221,39 @@ def squared_distance(a, b):
     return sum(jnp.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def matching_loss(final, start, target, merge: str = "separate"):
-    """Distance left, in units of the distance the expert travelled.
+def matching_loss(final: dict, start: dict, target: dict, merge: str = "separate"):
+    """Squared distance left to the expert's target, in units of the squared distance that the expert traveled.
 
-    `separate`: sum over branches of `|final - target|^2 / |start - target|^2` (VLD, LoRS); `merged`: one ratio of the
-    sums (LoRS's --merge_loss_branches). Raises UserError for an unknown merge.
+    Args:
+        final, start, target: {branch: pytree} of the student's last parameters and of both ends of the trajectory.
+        merge: `separate`, the sum over branches of `|final - target|^2 / |start - target|^2` (VLD, LoRS), or `merged`,
+            one ratio of the sums (LoRS's --merge_loss_branches).
+
+    Raises:
+        UserError: the merge is unknown.
     """
     left = {branch: squared_distance(final[branch], target[branch]) for branch in final}
-    travelled = {branch: squared_distance(start[branch], target[branch]) for branch in final}
+    traveled = {branch: squared_distance(start[branch], target[branch]) for branch in final}
     if merge == "separate":
-        return sum(left[branch] / travelled[branch] for branch in left)
+        return sum(left[branch] / traveled[branch] for branch in left)
     if merge == "merged":
-        return sum(left.values()) / sum(travelled.values())
-    raise UserError(f"there is no merge '{merge}'; choose one of {', '.join(MERGES)}.")
+        return sum(left.values()) / sum(traveled.values())
+    raise UserError(f"there is no loss merge '{merge}'; choose one of {', '.join(LOSS_MERGES)}.")
 
 
 def minibatches(key, pairs: int, batch: int, steps: int):
-    """Rows for `steps` inner steps: (steps, batch) int32, without replacement until the distilled set is used up."""
-    each = pairs // batch
-    rounds = -(-steps // each)
-    orders = [jax.random.permutation(k, pairs)[: each * batch] for k in jax.random.split(key, rounds)]
-    return jnp.concatenate(orders).reshape(rounds * each, batch)[:steps].astype(jnp.int32)
+    """Rows of the distilled set for each inner step, without replacement until the set is used up.
+
+    Args:
+        key: a typed key.
+        pairs: size M of the set.
+        batch: rows per step, at most M.
+        steps: number of steps.
+
+    Returns:
+        (steps, batch) int32.
+    """
+    per_round = pairs // batch
+    rounds = -(-steps // per_round)
+    orders = [jax.random.permutation(k, pairs)[: per_round * batch] for k in jax.random.split(key, rounds)]
+    return jnp.concatenate(orders).reshape(rounds * per_round, batch)[:steps].astype(jnp.int32)

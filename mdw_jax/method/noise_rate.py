@@ -1,36 +1,43 @@
-"""Estimating eta: what share of the pairs is mismatched, where nobody knows (ours).
+"""Estimate of eta, the share of mismatched pairs, where it is unknown (this work).
 
-Mismatched pairs are a random image and a random caption, so how a network scores them needs no guess: pair every
-image with a caption of another batch and look. What is observed is a mixture, `F = (1 - eta) F_clean + eta F_null`, of
-which F_null is thus known. Where clean pairs are rare, in the upper tail of the losses, the ratio of the two tails is
-eta. This is mixture proportion estimation with one known part (Blanchard et al. 2010; best bin: Garg et al. 2021),
-and needs no shape for F_clean, unlike a Gaussian mixture, which finds two groups in anything.
+Mismatched pairs are a random image and a random caption, so how a network scores them can be measured: pair every image
+with a caption of another batch. The losses of the pairs as given are a mixture, `F = (1 - eta) F_clean + eta F_null`, of
+which F_null is thus known. In the upper tail of the losses, where clean pairs are rare, the ratio of the two tails is
+eta. This is mixture proportion estimation with one known part (Blanchard et al. 2010; best bin: Garg et al. 2021). It
+assumes no shape of F_clean, unlike a Gaussian mixture, which finds two groups in any data.
 
-The estimate is eta plus whatever clean pairs are no better than random ones to this network, so it errs upwards for
-weak networks, and downwards for networks that have learned the mismatched pairs by heart: let others judge than those
-that were trained on them (`experts.noise_rate`). Mismatches that are not random (near duplicates' captions exchanged)
-look half clean, and count so.
+The estimate is eta plus the share of clean pairs that look no better than random ones to the network, so it errs upwards
+for weak networks. For networks that have memorized mismatched pairs it errs downwards, so the pairs are judged by
+networks that were not trained on them (`noise_rate`). Mismatches that are not random (exchanged captions of
+near-duplicates) look half clean and count as such.
 
-The least of many noisy ratios is too small (by up to 13 points where it was measured): each half of the data therefore
+The least of many noisy ratios is too small (by up to 13 points where it was measured). Therefore each half of the data
 chooses the threshold at which the other half is counted.
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from mdw_jax.method.expert_step import Recipe, _pair_loss
-from mdw_jax.method.experts import Checkpointer, _all_pair_losses, _generation
+from mdw_jax.method.expert_step import Recipe
+from mdw_jax.method.experts import Checkpointer, generation_epochs, make_generation
+from mdw_jax.method.teachers import all_pair_losses
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_embeddings
-from mdw_jax.runtime.mesh import jitted
+from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_of_all
 from mdw_jax.runtime.rng import named_generator
+
+_THRESHOLDS = 99  # quantiles of the null losses that are candidates for the start of the tail
 
 
 class Rate(NamedTuple):
-    """An estimate of eta and its bootstrap interval."""
+    """An estimate of eta and its bootstrap interval.
+
+    Attributes:
+        eta: the estimate, in [0, 1].
+        low, high: ends of the interval.
+        confidence: of the interval.
+    """
 
     eta: float
     low: float
@@ -38,36 +45,47 @@ class Rate(NamedTuple):
     confidence: float
 
 
+UNKNOWN = Rate(0.0, 0.0, 1.0, 1.0)  # of data too few to say anything
+
+
 def estimate_rate(observed, null, groups, *, seed: int = 0, draws: int = 200, confidence: float = 0.95,
                   smallest_tail: float = 0.02) -> Rate:
     """Estimate eta from losses.
 
-    observed: (K,) losses of the pairs as given. null: (K',) losses of pairs mismatched on purpose. groups: (K,) what is
-    drawn together in the bootstrap: the image of each pair, for captions of one image share their fate. smallest_tail:
-    the least share of the null's tail that is looked at; further out the ratio is noise. With fewer than two groups
-    nothing is said: 0 to 1.
+    Args:
+        observed: (K,) losses of the pairs as given.
+        null: (K',) losses of pairs that were mismatched on purpose.
+        groups: (K,) the image of each pair: captions of one image are right or wrong together, so the bootstrap draws
+            them together.
+        seed: of the halves and of the bootstrap.
+        draws: bootstrap samples.
+        confidence: of the interval.
+        smallest_tail: the smallest share of the null's tail that is looked at; further out the ratio is noise.
+
+    Returns:
+        The estimate; `UNKNOWN` with fewer than two groups.
     """
     observed, null = np.asarray(observed, np.float64), np.asarray(null, np.float64)
     generator = np.random.default_rng(seed)
     _, group_of = np.unique(groups, return_inverse=True)
     size = group_of.max() + 1
     if size < 2:
-        return Rate(0.0, 0.0, 1.0, 1.0)
-    thresholds = np.quantile(null, np.linspace(0, 1 - smallest_tail, 99))
+        return UNKNOWN
+    thresholds = np.quantile(null, np.linspace(0, 1 - smallest_tail, _THRESHOLDS))
     bins = np.searchsorted(thresholds, observed, side="right")
-    # One row a group: how many of its pairs lie above each threshold is a cumulative sum from the right.
+    # One row per group: the number of its pairs above each threshold is a cumulative sum from the right.
     counts = np.zeros((size, len(thresholds) + 1), np.int32)
     np.add.at(counts, (group_of, bins), 1)
     null_counts = [np.bincount(np.searchsorted(thresholds, half, side="right"), minlength=len(thresholds) + 1)
                    for half in np.array_split(generator.permutation(null), 2)]
     halves = [_Half(counts[rows], null_tail, len(null) // 2) for rows, null_tail in zip(
         np.array_split(generator.permutation(size), 2), map(_tail, null_counts), strict=True)]
-    choices = [half.best() for half in halves][::-1]
+    choices = [half.best_threshold() for half in halves][::-1]
     ratio = lambda resample: np.mean([half.ratio(choice, resample)
                                       for half, choice in zip(halves, choices, strict=True)])
-    # The bootstrap keeps the thresholds: they were not chosen on what is counted.
-    found = np.minimum([ratio(generator) for _ in range(draws)], 1)
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    # The bootstrap keeps the thresholds: they were not chosen on the data that is counted.
+    samples = np.minimum([ratio(generator) for _ in range(draws)], 1)
+    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Rate(min(float(ratio(None)), 1.0), float(low), float(high), confidence)
 
 
@@ -83,16 +101,16 @@ class _Half(NamedTuple):
     null_tail: np.ndarray
     null_size: int
 
-    def best(self) -> int:
-        """The threshold of the least ratio, two standard errors of the tail added: further out it would be noise."""
+    def best_threshold(self) -> int:
+        """Index of the threshold with the smallest ratio, two standard errors of the tail added."""
         tail = _tail(self.counts.sum(0))
         return int(np.argmin((tail + 2 * np.sqrt(tail * (1 - tail) / len(self.counts)))
                              / np.maximum(self.null_tail, 1 / self.null_size)))
 
-    def ratio(self, choice: int, generator) -> float:
-        """The ratio of the tails there; of a bootstrap sample of both, if there is a generator."""
-        groups, null_tail = len(self.counts), max(self.null_tail[choice], 1 / self.null_size)
-        above, pairs = self.counts[:, choice + 1 :].sum(1), self.counts.sum(1)
+    def ratio(self, threshold: int, generator: np.random.Generator | None) -> float:
+        """The ratio of the tails above a threshold; with a generator, of a bootstrap sample of both."""
+        groups, null_tail = len(self.counts), max(self.null_tail[threshold], 1 / self.null_size)
+        above, pairs = self.counts[:, threshold + 1 :].sum(1), self.counts.sum(1)
         if generator is not None:
             drawn = generator.integers(groups, size=groups)
             above, pairs = above[drawn], pairs[drawn]
@@ -101,31 +119,46 @@ class _Half(NamedTuple):
 
 
 def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, seed: int,
-               shelf: Checkpointer = Checkpointer()) -> Rate:
-    """The share of mismatched pairs (`rate.py`), by networks that were not trained on the pairs they judge.
+               checkpointer: Checkpointer | None = None) -> Rate:
+    """Estimate the share of mismatched pairs by networks that were not trained on the pairs they judge.
 
-    Two folds by image: a pair of networks learns on one without any division and judges the other. Those that divide
-    would have learned by heart the mismatched pairs that slipped through, and count them as right. A set too small for
-    two batches a fold says nothing: 0 to 1.
+    There are two folds by image: a pair of networks learns on one fold and judges the other. They train without any
+    division, because networks that divide memorize the mismatched pairs that slip through and count them as right.
+
+    Args:
+        model: the dual encoder.
+        train: training pairs as given.
+        val: truly paired data that the best epoch is chosen on.
+        recipe: of the experts, whose losses and step sizes are used.
+        seed: of all random draws.
+        checkpointer: where to resume from and to keep states.
+
+    Returns:
+        The estimate; `UNKNOWN` where a fold is smaller than two batches.
     """
     image_of = np.asarray(train.image_of)
-    division = recipe.division if recipe.division in ("clean", "tolerant", "both") else "tolerant"
-    plain = dataclasses.replace(recipe, division=division, recovery_weight=0.0, guidance_weight=0.0, debias=False)
     fold = named_generator(seed, "rate").permutation(image_of.max() + 1)[image_of] % 2
     observed, null, judged = [], [], []
     for side in (0, 1):
         learn, judge = np.flatnonzero(fold != side), np.flatnonzero(fold == side)
         if min(len(learn), len(judge)) < 2 * recipe.batch:
-            return Rate(0.0, 0.0, 1.0, 1.0)
-        half = Inputs(train.images, train.texts[learn], image_of[learn])
-        epochs = recipe.teacher_epochs if recipe.teacher_count else recipe.epochs
-        trained = _generation(model, half, val, plain, f"rate {side}", count=1, epochs=epochs, seed=seed, keep=0,
-                              rate=0.0, mismatched=None, on_epoch=lambda *_: None, shelf=shelf)
-        said = embeddings_of_all(model, trained.best, Inputs(train.images, train.texts[judge], None))
-        both = [tuple(ensemble_embeddings([one[branch] for one in said]) for branch in (0, 1))]
-        find = functools.partial(_all_pair_losses, jitted(_pair_loss(model.tau)), both, image_of[judge],
-                                 recipe.batch, seed, f"rate {side}")
-        observed.append(find()[0])
-        null.append(find(mismatch=True)[0])
+            return UNKNOWN
+        networks = _train_fold(f"rate {side}", model, Inputs(train.images, train.texts[learn], image_of[learn]), val,
+                               recipe, seed, checkpointer)
+        ensemble = ensemble_of_all(embeddings_of_all(model, networks, Inputs(train.images, train.texts[judge], None)))
+        for losses, mismatch in ((observed, False), (null, True)):
+            losses += all_pair_losses([ensemble], model.tau, image_of[judge], recipe.batch, seed=seed,
+                                      epoch=f"rate {side}", mismatch=mismatch)
         judged.append(image_of[judge])
     return estimate_rate(*map(np.concatenate, (observed, null, judged)), seed=seed)
+
+
+def _train_fold(name: str, model: DualEncoder, fold: Inputs, val: Inputs, recipe: Recipe, seed: int,
+                checkpointer: Checkpointer | None) -> list:
+    """Two networks that learned one fold without division, at their best epochs."""
+    division = recipe.division if recipe.division in ("clean", "tolerant", "both") else "tolerant"
+    undivided = dataclasses.replace(recipe, division=division, recovery_weight=0.0, guidance_weight=0.0, debias=False)
+    epochs = recipe.teacher_epochs if recipe.teacher_count else recipe.epochs
+    generation = make_generation(name, model, fold, val, undivided, count=1, epochs=epochs, seed=seed)
+    *_, state = generation_epochs(generation, checkpointer)
+    return state.best

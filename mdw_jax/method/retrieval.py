@@ -1,22 +1,27 @@
-"""Recall of text -> image (IR) and image -> text (TR) retrieval."""
+"""Recall of text -> image (IR) and image -> text (TR) retrieval (docs/method.md, section 6)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdw_jax.io.scores import RANKS
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs, embeddings_of_all
 from mdw_jax.runtime.mesh import jitted
 
-RANKS = (1, 5, 10)
-METRICS = tuple(f"{side}@{k}" for side in ("IR", "TR") for k in RANKS) + ("r_mean",)
 
-
-def ranks(similarity, image_of):
+def ranks(similarity, image_of) -> tuple[jax.Array, jax.Array]:
     """0-based ranks of the right answers.
 
-    similarity: (N, K), image by caption; image_of: (K,) the image each caption belongs to.
-    Returns ((K,) rank of each caption's image among all images, (N,) rank of each image's best caption among all).
     Ties and NaN count against the model: a collapsed or broken model must not score.
+
+    Args:
+        similarity: (N, K), image by caption.
+        image_of: (K,) the image that each caption belongs to.
+
+    Returns:
+        (K,) rank of each caption's image among all images, and (N,) rank of each image's best caption among all captions
+        of other images.
     """
     captions = jnp.arange(similarity.shape[1])
     own = similarity[image_of, captions]
@@ -27,17 +32,31 @@ def ranks(similarity, image_of):
     return text_to_image, image_to_text
 
 
-def recalls(similarity, image_of):
-    """IR@1/5/10, TR@1/5/10 (image -> text, best over an image's captions) and their mean `r_mean`, in percent.
+def recalls(similarity, image_of) -> jax.Array:
+    """IR@1/5/10, TR@1/5/10 (best over an image's captions) and their mean `r_mean`.
 
-    similarity: (N, K); image_of: (K,). Returns a (7,) array in the order of `METRICS`.
+    Args:
+        similarity: (N, K), image by caption.
+        image_of: (K,) the image that each caption belongs to.
+
+    Returns:
+        (7,) percent, in the order of `io.scores.METRICS`.
     """
     text_to_image, image_to_text = ranks(similarity, image_of)
-    values = [100 * (found < k).mean() for found in (text_to_image, image_to_text) for k in RANKS]
+    values = [100 * (rank < k).mean() for rank in (text_to_image, image_to_text) for k in RANKS]
     return jnp.stack([*values, jnp.stack(values).mean()])
 
 
 def scores(model: DualEncoder, networks: list, data: Inputs) -> np.ndarray:
-    """Recalls of each network on one split: (networks, 7) in the order of `retrieval.METRICS`."""
+    """Recalls of several networks on one split.
+
+    Args:
+        model: the dual encoder.
+        networks: parameters of each network.
+        data: the split.
+
+    Returns:
+        (networks, 7) percent, in the order of `io.scores.METRICS`.
+    """
     recall = lambda v, t: np.asarray(jitted(recalls)(v @ t.T, data.image_of))
     return np.stack([recall(v, t) for v, t in embeddings_of_all(model, networks, data)])

@@ -1,7 +1,7 @@
 """Embeddings of whole splits by one or several networks, and nearest neighbors among them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +20,10 @@ from mdw_jax.runtime.mesh import jitted, map_replicas, replicated, shard_rows
 class Inputs(NamedTuple):
     """One split as a model sees it.
 
-    images: (N, ...) uint8 pixels, maybe streamed, or float features. texts: (K, d) features or (K, L) token ids.
-    image_of: (K,).
+    Attributes:
+        images: (N, ...) uint8 pixels, perhaps streamed (`LazyImages`), or float features.
+        texts: (K, d) features or (K, L) token ids.
+        image_of: (K,) row of each caption's image.
     """
 
     images: Any
@@ -30,87 +32,123 @@ class Inputs(NamedTuple):
 
 
 def to_float(images):
-    """uint8 pixels -> float32 in [0, 1]; features pass through."""
+    """uint8 pixels as float32 in [0, 1]; float features as they are."""
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-def ensemble_embeddings(embedded):
-    """Embeddings of several networks as those of one whose similarity is the mean of theirs: [(N, D)] -> (N, n D)."""
-    return jnp.concatenate(embedded, -1) / np.sqrt(len(embedded))
+def ensemble_embeddings(embeddings_of_each: Sequence) -> jax.Array:
+    """Embeddings of an ensemble: their dot products are the mean of those of its networks.
+
+    Args:
+        embeddings_of_each: (N, D) embeddings of the same rows by each of n networks.
+
+    Returns:
+        (N, n D).
+    """
+    return jnp.concatenate(embeddings_of_each, -1) / np.sqrt(len(embeddings_of_each))
 
 
-def embeddings(model: DualEncoder, params, data: Inputs):
-    """Unit embeddings of all images (N, D) and of all captions (K, D)."""
+def ensemble_of_all(networks: Sequence[tuple]) -> tuple[jax.Array, jax.Array]:
+    """`ensemble_embeddings` of images and of captions, from the (images, captions) embeddings of each network."""
+    images, texts = zip(*networks, strict=True)
+    return ensemble_embeddings(images), ensemble_embeddings(texts)
+
+
+def embeddings(model: DualEncoder, params, data: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Unit embeddings of all images (N, D) and of all captions (K, D) by one network."""
     return embeddings_of_all(model, [params], data)[0]
 
 
 def embeddings_of_all(model: DualEncoder, networks: list, data: Inputs) -> list[tuple]:
-    """`embeddings` of each network; together where that is faster. Images that are streamed are decoded once for all."""
-    ensemble_embeddings = len(jax.devices()) > 1 or (len(networks) > 1 and not on_cpu())
+    """Unit embeddings of all images (N, D) and of all captions (K, D) by each network.
 
-    def embedded(branch, of):
+    All networks are computed in one program where that is faster. Streamed images are decoded once for all networks.
+    """
+    in_one_program = len(jax.devices()) > 1 or (len(networks) > 1 and not on_cpu())
+
+    def embed_rows(branch: str, rows) -> list:
         branches = [params[branch] for params in networks]
         embed = jitted(_embedder(model, branch))
-        if isinstance(of, LazyImages):
+        if isinstance(rows, LazyImages):
             branches = replicated(branches)
-            parts = map_batches(lambda rows: [embed(params, rows) for params in branches], of)
-            return [jnp.concatenate(own) for own in zip(*parts, strict=True)]
-        if ensemble_embeddings:
-            return map_replicas(_whole_embedder(model, branch), branches, of)
-        return [concat_map(lambda rows: embed(params, rows), of) for params in branches]
+            batches = map_batches(lambda batch: [embed(params, batch) for params in branches], rows)
+            return [jnp.concatenate(parts) for parts in zip(*batches, strict=True)]
+        if in_one_program:
+            return map_replicas(_split_embedder(model, branch), branches, rows)
+        return [concat_map(lambda batch: embed(params, batch), rows) for params in branches]
 
-    return list(zip(embedded("image", data.images), embedded("text", data.texts), strict=True))
+    return list(zip(embed_rows("image", data.images), embed_rows("text", data.texts), strict=True))
 
 
 @functools.lru_cache(maxsize=64)
-def _whole_embedder(model, branch, size: int = 500):
-    """All rows of a split in one computation, `size` at a time."""
+def _split_embedder(model: DualEncoder, branch: str, size: int = 500) -> Callable:
+    """A function that embeds all rows of a split in one program, `size` at a time."""
     embed = _embedder(model, branch)
 
-    def whole(params, data):
-        part = lambda x: embed(params, shard_rows(x))
-        even = len(data) // size * size
-        map_batches = jax.lax.map(part, data[:even].reshape(-1, size, *data.shape[1:]))
-        rest = [part(data[even:])] if even < len(data) else []
-        return jnp.concatenate([map_batches.reshape(even, map_batches.shape[-1]), *rest])
+    def embed_split(params, rows):
+        embed_batch = lambda x: embed(params, shard_rows(x))
+        even = len(rows) // size * size
+        batches = jax.lax.map(embed_batch, rows[:even].reshape(-1, size, *rows.shape[1:]))
+        rest = [embed_batch(rows[even:])] if even < len(rows) else []
+        return jnp.concatenate([batches.reshape(even, batches.shape[-1]), *rest])
 
-    return whole
+    return embed_split
 
 
-def similarities(model: DualEncoder, params, data: Inputs):
+def similarities(model: DualEncoder, params, data: Inputs) -> jax.Array:
     """(N, K) cosine similarity of all images with all captions."""
     v, t = embeddings(model, params, data)
     return v @ t.T
 
 
 @functools.lru_cache(maxsize=64)
-def _embedder(model, branch):
+def _embedder(model: DualEncoder, branch: str) -> Callable:
+    """The function of parameters and inputs of one branch; one object per model, so that it is compiled once."""
     if branch == "text":
         return model.embed_text
     return lambda params, images: model.embed_image(params, to_float(images))
 
 
 def nearest(rows, real, count: int = 1, chunk: int = 16384) -> np.ndarray:
-    """(M, count) the real rows of largest cosine with each row, nearest first. rows: (M, d); real: (K, d)."""
-    rows, values, found = np.asarray(rows, np.float32), None, None
+    """The real rows of largest cosine with each row.
+
+    Args:
+        rows: (M, d).
+        real: (K, d).
+        count: neighbors of each row, at most K of them.
+        chunk: real rows compared at a time; a data set's similarities to all rows do not fit into memory.
+
+    Returns:
+        (M, count) indices into `real`, nearest first.
+    """
+    rows, values, indices = np.asarray(rows, np.float32), None, None
     count = min(count, len(real))
-    for start in range(0, len(real), chunk):  # a data set's similarities to all rows do not fit into memory
+    for start in range(0, len(real), chunk):
         part = np.asarray(real[start:start + chunk], np.float32)
-        lengths = np.maximum(np.linalg.norm(part, axis=1), 1e-12)  # a row's own length changes no order
-        new = rows @ part.T / lengths
-        numbers = np.broadcast_to(np.arange(start, start + len(part)), new.shape)
+        lengths = np.maximum(np.linalg.norm(part, axis=1), 1e-12)  # the length of `rows` changes no order
+        new_values = rows @ part.T / lengths
+        new_indices = np.broadcast_to(np.arange(start, start + len(part)), new_values.shape)
         if values is not None:
-            new, numbers = np.concatenate([values, new], 1), np.concatenate([found, numbers], 1)
-        best = np.argsort(-new, axis=1, kind="stable")[:, :count]
-        values, found = np.take_along_axis(new, best, 1), np.take_along_axis(numbers, best, 1)
-    return found
+            new_values = np.concatenate([values, new_values], 1)
+            new_indices = np.concatenate([indices, new_indices], 1)
+        best = np.argsort(-new_values, axis=1, kind="stable")[:, :count]
+        values, indices = np.take_along_axis(new_values, best, 1), np.take_along_axis(new_indices, best, 1)
+    return indices
 
 
 def nearest_captions(texts, real_texts, captions: Sequence[str]) -> list[str]:
-    """For each distilled text feature the real caption whose feature has the largest cosine with it.
+    """The real caption nearest to each distilled text.
 
-    texts: (M, d); real_texts: (K, d) in the same feature space; captions: K strings. Returns M strings.
-    Raises UserError when the two kinds of features differ in width, or captions and features in number.
+    Args:
+        texts: (M, d) distilled text features.
+        real_texts: (K, d) features of real captions in the same space.
+        captions: K strings.
+
+    Returns:
+        M strings, by largest cosine.
+
+    Raises:
+        UserError: the two kinds of features differ in width, or captions and features in number.
     """
     texts, real_texts = np.asarray(texts), np.asarray(real_texts)
     if texts.shape[1] != real_texts.shape[1]:
@@ -118,14 +156,12 @@ def nearest_captions(texts, real_texts, captions: Sequence[str]) -> list[str]:
                         "use the text encoder that the set was distilled with.")
     if len(captions) != len(real_texts):
         raise UserError(f"there are {len(captions)} captions for {len(real_texts)} text features; give one for each.")
-    from mdw_jax.models.embedding import nearest  # here, because `mdw table` does without jax
-
     return [captions[k] for k in nearest(texts, real_texts)[:, 0]]
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_inputs(model: DualEncoder):
-    """The jitted function of (B, H, W, C) images, uint8 or float in [0, 1], that gives what `embed_image` takes."""
+def compiled_inputs(model: DualEncoder) -> Callable:
+    """The jitted function from images (B, H, W, C), uint8 or float in [0, 1], to the inputs of `model.embed_image`."""
     def inputs(model, images):
         return model.inputs(to_float(images))
 

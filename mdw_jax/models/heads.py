@@ -1,4 +1,4 @@
-"""Projection heads, as the peers' (VLD, LoRS, RepBlend)."""
+"""Projection heads, those of the baselines (VLD, LoRS, RepBlend)."""
 
 import flax.linen as nn
 
@@ -6,7 +6,10 @@ import flax.linen as nn
 class ProjectionHead(nn.Module):
     """`h = W1 x; out = LayerNorm(W2 gelu(h) + h)`: (B, d) -> (B, dim).
 
-    The peers' head without its dropout: two passes over one unroll must be the same function.
+    The baselines' head without its dropout: two passes over one unroll must be the same function.
+
+    Attributes:
+        dim: width of the shared space.
     """
 
     dim: int

@@ -1,37 +1,48 @@
 """Compiling functions of a model whose frozen weights go in as arguments."""
 
+from collections.abc import Callable
+
 import jax
 
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.image.conv import on_cpu
 
 
-class jit_with_frozen:
-    """`jax.jit` of `function(model, *arguments)`, to be called with the arguments alone; `lower` and `trace` likewise.
+def jit_with_frozen(model: DualEncoder, function: Callable, **options) -> "_JittedWithFrozen":
+    """`jax.jit` of `function(model, *arguments)`, to be called with the arguments alone.
 
-    What the model has frozen goes in as an argument (number 0 for the options that count them). As constants of the
-    program a backbone's weights would be folded by XLA, written to the compilation cache, and copied into each program
-    that uses them.
+    The model's frozen arrays go in as an argument. As constants of the program a backbone's weights would be folded by
+    XLA, written to the compilation cache, and copied into each program that uses them.
+
+    Args:
+        model: whose frozen arrays are used.
+        function: of a model and arguments.
+        options: of `jax.jit`; those that count arguments count the frozen arrays as number 0.
+    Returns:
+        A callable of the arguments, with `lower` and `trace` as a jitted function has them.
     """
+    def program(frozen, *arguments):
+        return function(model.with_frozen(frozen), *arguments)
 
-    def __init__(self, model: DualEncoder, function, **options):
-        self._frozen = model.frozen
+    program.__name__ = function.__name__  # what profiles and logs call it
+    return _JittedWithFrozen(model.frozen, jax.jit(program, **options))
 
-        def program(frozen, *arguments):
-            return function(model.with_frozen(frozen), *arguments)
 
-        program.__name__ = function.__name__  # what profiles and logs call it
-        self._jitted = jax.jit(program, **options)
+class _JittedWithFrozen:
+    """A jitted function with its first argument filled in."""
+
+    def __init__(self, frozen, jitted):
+        self._frozen, self._jitted = frozen, jitted
 
     def __call__(self, *arguments):
         return self._jitted(self._frozen, *arguments)
 
     def lower(self, *arguments):
-        """As a jitted function has it: of arrays or of their shapes."""
+        """Lowered for arguments that are arrays or `jax.ShapeDtypeStruct`s."""
         return self._jitted.lower(self._frozen, *arguments)
 
     def trace(self, *arguments):
-        """Likewise."""
+        """Traced for arguments that are arrays or `jax.ShapeDtypeStruct`s."""
         return self._jitted.trace(self._frozen, *arguments)
 
 

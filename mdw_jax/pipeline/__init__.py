@@ -1,23 +1,29 @@
-"""The stages of one preset: train its experts, distil its sets, evaluate them. Each skips what is already complete.
+"""The stages of a run. Each is given one preset, does what it is named after, and skips what is already complete.
 
-In the run folder:
+`run` goes through the presets; `prepared` has the data and the model that they share; `preset_run` says where the
+experts and sets of a preset lie; then `experts` trains, `distill` chooses (`coreset`) or distills (`distill_loop`) the
+sets, and `evaluate` scores them. `sweep` does all that for every cell of a grid.
 
-    config.json environment.json     what was asked, and with which versions
-    scores.csv table.md report.json index.html
-                                     what came of it; where its sets and experts lie, for the page; the page
-    metrics.csv                      by step, while it runs; tensorboard/, wandb/ and .wandb-id, where they were asked for
-    pictures/                        sounds of distilled clips; pictures of `mdw certify` and `mdw fairness`
+In the run directory:
+
+    config.json environment.json     the resolved config; versions, devices and commit
+    scores.csv table.md              scores of all students, and the table of all presets
+    report.json index.html           where the sets and experts of the run lie, for the report; the report
+    metrics.csv                      metrics of every step, while the run goes on; tensorboard/, wandb/ and .wandb-id
+                                     where they were asked for
+    figures/                         audio of distilled spectrograms; figures of `mdw certify` and `mdw fairness`
     certificate.csv fairness.csv export/ sweep/ sweep.csv
-                                     of the commands of these names
-    noise/  cache/                   noise draws; frozen features
-    experts/<recipe>-<key>/          trajectories net_00, ...; log.jsonl; division.npy; right.npy; experts.json (last);
-                                     state-*.safetensors while they are trained
+                                     results of the commands of these names
+    noise/  cache/                   noise draws; features of frozen encoders
+    experts/<recipe>-<key>/          trajectories net_00, ... and networks at their best epoch best_00, ...; log.jsonl;
+                                     division.npy; correct.npy; experts.json (written last); state-*.safetensors during
+                                     training
     distilled/<preset>-<key>/set_<i>/
-                                     metrics.jsonl; record.safetensors (images on their way); distilled.safetensors;
-                                     card.json (last); nearest.json (captions); scores-<key>.json; while it is
-                                     distilled checkpoint.safetensors, history.jsonl and, where restarts are allowed,
-                                     checkpoint-good.safetensors
+                                     metrics.jsonl; record.safetensors (images at a few steps); distilled.safetensors;
+                                     card.json (written last); nearest.json (captions); scores-<split>-<key>.json;
+                                     during distillation checkpoint.safetensors, history.jsonl and, where restarts are
+                                     allowed, checkpoint-good.safetensors
 
-A key is a sha256 of everything that the folder's contents depend on. What two configurations share is made once, and
-what they do not share never meets: any number of them can live in one run folder, which is all that a sweep is.
+A key is a sha256 of everything that the contents of the directory depend on. What two configs share is made once, and
+what they do not share is kept apart: any number of them can use one run directory, and a sweep is nothing more.
 """

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,132 +12,178 @@ from mdw_jax.config.sections import fields
 from mdw_jax.data.noise import Noise
 from mdw_jax.errors import UserError
 from mdw_jax.io.checkpoint import read_checkpoint, save_checkpoint
-from mdw_jax.io.files import locked, write_json
-from mdw_jax.io.metrics import writers
-from mdw_jax.io.records import _write_array, complete, write_lines
+from mdw_jax.io.files import write_array, write_json
+from mdw_jax.io.locks import locked
+from mdw_jax.io.metrics import MetricsWriter
+from mdw_jax.io.records import complete, write_lines
+from mdw_jax.io.scores import METRICS
 from mdw_jax.io.trajectory import save_trajectory
 from mdw_jax.method import certificate
 from mdw_jax.method.expert_step import Recipe
-from mdw_jax.method.experts import Checkpointer, train_experts
+from mdw_jax.method.experts import Checkpointer, ExpertTrainState, TrainedExperts, expert_epochs
 from mdw_jax.method.noise_rate import noise_rate
-from mdw_jax.method.retrieval import METRICS, scores
+from mdw_jax.method.retrieval import scores
+from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.prepared import Prepared
-from mdw_jax.pipeline.preset_run import Preset, snapshots_kept
+from mdw_jax.pipeline.preset_run import PresetRun, StageFolder, last_snapshot
 from mdw_jax.runtime.processes import barrier, is_main
 from mdw_jax.runtime.progress import progress
 
-_NO_METRICS = ("generation", "epoch", "expert", "network")  # of a row of the log: what it is of
-_FIELDS = ("recipe", "networks", "snapshots", "val", "test", "rate", "certificate_inputs")
-SAVE_EVERY = 300.0  # seconds between states of the training; a kill without warning costs that much, and its epoch
+SAVE_EVERY = 300.0  # seconds between saved states; a kill without warning costs that much work, and the epoch it is in
+_RECORD_FIELDS = ("recipe", "networks", "snapshots", "val", "test", "rate", "certificate_inputs")
+_LABELS = ("generation", "epoch", "expert", "network")  # columns of the log that are no metrics
 
 
-def experts_stage(preset: Preset, prepared: Prepared) -> dict:
-    """Train the experts of a preset; returns their record (`experts.json`)."""
-    with locked(preset.experts.with_suffix(".lock")):  # processes of one sweep may want the same experts
-        record = complete(preset.experts / "experts.json", preset.experts_key, *_FIELDS) or _train(preset, prepared)
-        asked = preset.noise.true_rate is None or preset.config.noise.estimate
-        if asked and record["rate"]["estimated"] is None:
-            record = _estimated(preset, prepared, record)
+def experts_stage(run: PresetRun, prepared: Prepared) -> dict:
+    """Train the experts of a preset, and estimate the noise rate if it is unknown; nothing is done twice.
+
+    Returns:
+        Their record, `experts.json`.
+
+    Raises:
+        UserError: training diverges, the recipe needs a noise rate that is not set, or stored files are damaged.
+    """
+    with locked(run.experts.path.with_suffix(".lock")):  # processes of one sweep may want the same experts
+        record = complete(run.experts.path / "experts.json", run.experts.key, *_RECORD_FIELDS)
+        if record is None:
+            record = _train(run, prepared)
+        estimate = run.noise.true_rate is None or run.config.noise.estimate
+        if estimate and record["rate"]["estimated"] is None:
+            record = _estimate_noise_rate(run, prepared, record)
         return record
 
 
-def _shelf(preset: Preset) -> Checkpointer:
-    """States of the training in the experts' folder, `state-<generation>.safetensors`."""
-    last = time.monotonic()
+class ExpertCheckpointer(Checkpointer):
+    """Keeps states of the training in the experts' directory, as `state-<generation>.safetensors`.
 
-    def path(name: str) -> Path:
-        return preset.experts / f"state-{name.replace(' ', '-')}.safetensors"
+    With several processes, process 0 writes.
 
-    def save(name: str, tree) -> None:
-        nonlocal last
+    Args:
+        experts: the directory, and the key that the states belong to.
+    """
+
+    def __init__(self, experts: StageFolder):
+        self._experts = experts
+        self._last_save = time.monotonic()
+
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        return read_checkpoint(self._path(name), self._experts.key)
+
+    def save(self, name: str, state: ExpertTrainState) -> None:
         if is_main():
-            save_checkpoint(path(name), tree, preset.experts_key)
-        last = time.monotonic()
+            save_checkpoint(self._path(name), state, self._experts.key)
+        self._last_save = time.monotonic()
 
-    return Checkpointer(lambda name: read_checkpoint(path(name), preset.experts_key), save,
-                 lambda: time.monotonic() - last >= SAVE_EVERY)
+    def should_save(self) -> bool:
+        return time.monotonic() - self._last_save >= SAVE_EVERY
+
+    def clear(self) -> None:
+        """Remove all states, once every process has the record that replaces them."""
+        barrier()
+        for path in self._experts.path.glob("state-*.safetensors") if is_main() else ():
+            path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._experts.path / f"state-{name.replace(' ', '-')}.safetensors"
 
 
-def _clear(preset: Preset) -> None:
-    """Remove the states: the record stands for them now, in all processes."""
-    barrier()
-    for path in preset.experts.glob("state-*.safetensors") if is_main() else ():
-        path.unlink(missing_ok=True)
-
-
-def _train(preset: Preset, prepared: Prepared) -> dict:
-    c, noise = preset.config, preset.noise
-    recipe = fields(Recipe, c.experts)
-    shown = 0
-
-    def on_epoch(epoch: int, r_mean: float, rows: list[dict]) -> None:
-        nonlocal shown
-        advance(epoch + 1 - shown, val_r_mean=r_mean)
-        shown = epoch + 1
-        for row in rows:
-            watch.write(f"{row['generation']}/{row['expert']}{row['network']}", row["epoch"],
-                        {name: value for name, value in row.items() if name not in _NO_METRICS})
-
-    with contextlib.closing(writers(c, preset.experts)) as watch:
-        with progress(f"experts ({c.experts.recipe}, noise {noise.label})",
-                      recipe.epochs + (recipe.teacher_epochs if recipe.teacher_count else 0), "epochs") as advance:
-            trained = train_experts(
-                prepared.model, prepared.train(noise), prepared.val, recipe, count=c.experts.count, seed=c.run.seed,
-                keep=snapshots_kept(c), rate=_rate_to_correct(recipe, noise),
-                mismatched=noise.mismatched, on_epoch=on_epoch, shelf=_shelf(preset),
-            )
+def _train(run: PresetRun, prepared: Prepared) -> dict:
+    """Train the experts and store them; the record comes last."""
+    recipe, checkpointer = fields(Recipe, run.config.experts), ExpertCheckpointer(run.experts)
+    with contextlib.closing(open_writers(run.config, run.experts.path)) as metrics:
+        trained = _train_epochs(run, prepared, recipe, checkpointer, metrics)
         val, test = (scores(prepared.model, trained.best, split) for split in (prepared.val, prepared.test))
         for n, (on_val, on_test) in enumerate(zip(val, test, strict=True)):
-            watch.write("scores", n, {"val_r_mean": on_val[-1], **dict(zip(METRICS, on_test, strict=True))})
-    for n, snapshots in enumerate(trained.snapshots):
-        save_trajectory(preset.experts / f"net_{n:02d}", [jax.tree.map(np.asarray, s) for s in snapshots],
-                        key=preset.experts_key, dtype=c.experts.store_dtype, overwrite=True)
-    write_lines(preset.experts / "log.jsonl", trained.log)
-    _write_array(preset.experts / "division.npy", trained.clean_probability)
-    _write_array(preset.experts / "right.npy", np.packbits(trained.right, axis=-1))
+            metrics.write("scores", n, {"val_r_mean": on_val[-1], **dict(zip(METRICS, on_test, strict=True))})
+    _store(run, trained)
+    rate = run.noise.true_rate
     record = {
-        "key": preset.experts_key, "recipe": c.experts.recipe, "noise": noise.sha256,
+        "key": run.experts.key, "recipe": run.config.experts.recipe, "noise": run.noise.sha256,
         "networks": len(trained.snapshots), "snapshots": len(trained.snapshots[0]),
         "metrics": METRICS, "val": val.tolist(), "test": test.tolist(),
-        "rate": {"true": noise.true_rate, "estimated": None},
-        "certificate_inputs": None if noise.true_rate is None else _certificate_inputs(recipe, noise.true_rate,
-                                                                                       c.model.tau),
+        "rate": {"true": rate, "estimated": None},
+        "certificate_inputs": None if rate is None else _certificate_inputs(recipe, rate, run.config.model.tau),
     }
-    write_json(preset.experts / "experts.json", record)
-    _clear(preset)
+    write_json(run.experts.path / "experts.json", record)
+    checkpointer.clear()
     return record
 
 
-def _estimated(preset: Preset, prepared: Prepared, record: dict) -> dict:
-    """The record with the noise rate estimated, and the certificate at that rate where no other is known."""
-    c, noise = preset.config, preset.noise
-    recipe = fields(Recipe, c.experts)
-    found = noise_rate(prepared.model, prepared.train(noise), prepared.val, recipe, seed=c.run.seed,
-                       shelf=_shelf(preset))
-    record = {**record, "rate": {**record["rate"], "estimated": found._asdict()}}
-    if noise.true_rate is None:
-        record["certificate_inputs"] = _certificate_inputs(recipe, found.eta, c.model.tau)
-    write_json(preset.experts / "experts.json", record)
-    _clear(preset)
+def _train_epochs(run: PresetRun, prepared: Prepared, recipe: Recipe, checkpointer: Checkpointer,
+                  metrics: MetricsWriter) -> TrainedExperts:
+    """Train all epochs, the teachers' first, and show and log each of them."""
+    config, noise = run.config, run.noise
+    epochs = recipe.epochs + (recipe.teacher_epochs if recipe.teacher_count else 0)
+    epochs_shown = rows_written = 0
+    with progress(f"experts ({config.experts.recipe}, noise {noise.label})", epochs, "epochs") as advance:
+        for trained in expert_epochs(
+            prepared.model, prepared.train(noise), prepared.val, recipe, count=config.experts.count,
+            seed=config.run.seed, keep=last_snapshot(config), rate=_rate_to_correct_for(recipe, noise),
+            mismatched=noise.mismatched, checkpointer=checkpointer,
+        ):
+            rows = trained.log[rows_written:]  # resumed experts bring the rows of several epochs
+            if not rows:
+                continue
+            latest = [row["val_r_mean"] for row in rows[-len(trained.best):]]
+            advance(trained.epochs - epochs_shown, val_r_mean=float(np.mean(latest)))
+            for row in rows:
+                metrics.write(f"{row['generation']}/{row['expert']}{row['network']}", row["epoch"],
+                              {name: value for name, value in row.items() if name not in _LABELS})
+            epochs_shown, rows_written = trained.epochs, len(trained.log)
+    return trained
+
+
+def _store(run: PresetRun, trained: TrainedExperts) -> None:
+    """Write everything but the record."""
+    directory, key = run.experts
+    for n, (snapshots, best) in enumerate(zip(trained.snapshots, trained.best, strict=True)):
+        save_trajectory(directory / f"net_{n:02d}", [_on_host(params) for params in snapshots], key=key,
+                        dtype=run.config.experts.store_dtype, overwrite=True)
+        # float32 whatever `store_dtype` is: exactly the network whose scores are in the record.
+        save_trajectory(directory / f"best_{n:02d}", [_on_host(best)], key=key, overwrite=True)
+    write_lines(directory / "log.jsonl", trained.log)
+    write_array(directory / "division.npy", trained.clean_probability)
+    write_array(directory / "correct.npy", np.packbits(trained.correct, axis=-1))
+
+
+def _on_host(params) -> Any:
+    return jax.tree.map(np.asarray, params)
+
+
+def _estimate_noise_rate(run: PresetRun, prepared: Prepared, record: dict) -> dict:
+    """Add the estimated noise rate to the record, and the certificate at that rate where the true one is unknown."""
+    config, checkpointer = run.config, ExpertCheckpointer(run.experts)
+    recipe = fields(Recipe, config.experts)
+    estimate = noise_rate(prepared.model, prepared.train(run.noise), prepared.val, recipe, seed=config.run.seed,
+                          checkpointer=checkpointer)
+    record = {**record, "rate": {**record["rate"], "estimated": estimate._asdict()}}
+    if run.noise.true_rate is None:
+        record["certificate_inputs"] = _certificate_inputs(recipe, estimate.eta, config.model.tau)
+    write_json(run.experts.path / "experts.json", record)
+    checkpointer.clear()
     return record
 
 
-def _rate_to_correct(recipe: Recipe, noise: Noise) -> float:
-    """eta for the recipes that undo noise by its rate: the truth where it is known, else what is believed."""
+def _rate_to_correct_for(recipe: Recipe, noise: Noise) -> float:
+    """eta for recipes that correct for it: the true rate, or `noise.rate` where the true one is unknown."""
     if noise.true_rate is not None:
         return noise.true_rate
     if (recipe.debias or recipe.rescale_step) and not noise.rate:
-        raise UserError("experts.debias and experts.rescale_step correct for a rate that natural noise does not tell; "
-                        "set noise.rate to what you believe (mdw experts with another recipe estimates it).")
+        raise UserError("experts.debias and experts.rescale_step correct for the noise rate, which natural noise does "
+                        "not tell; set noise.rate to what you believe (mdw experts with another recipe estimates it).")
     return noise.rate
 
 
 def _certificate_inputs(recipe: Recipe, rate: float, tau: float) -> dict:
-    """What the certificate (Fact C) says of each track's loss at this noise rate."""
-    entry = {}
+    """Bounds of each track's loss at this noise rate (Proposition 3)."""
+    tracks = {}
     for track, loss, q in (("clean", recipe.clean_loss, recipe.clean_q),
                            ("tolerant", recipe.tolerant_loss, recipe.tolerant_q)):
+        tracks[track] = {"loss": loss, "q": q}
+        if not certificate.has_certificate(loss):
+            tracks[track]["certificate"] = certificate.NO_CERTIFICATE
+            continue
         low, high = certificate.sum_bounds(loss, recipe.batch, q, tau)
-        entry[track] = {"loss": loss, "q": q, "sum_low": float(low), "sum_high": float(high),
-                        "excess_risk_bound": float(certificate.excess_risk_bound(loss, recipe.batch, rate, q, tau))}
-    return {"eta": rate, "batch": recipe.batch, "tracks": entry}
+        bound = certificate.excess_risk_bound(loss, recipe.batch, rate, q, tau)
+        tracks[track] |= {"sum_low": float(low), "sum_high": float(high), "excess_risk_bound": float(bound)}
+    return {"eta": rate, "batch": recipe.batch, "tracks": tracks}

@@ -1,24 +1,38 @@
-"""The data set of a config and its noise draw."""
+"""The data set of a config."""
 
 import functools
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mdw_jax.config.options import LOG_MEL_READERS
+from mdw_jax.config.validation import refuse_unused
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.registry import load, settings_of
 from mdw_jax.data.structured_noise import degrade_captions
 
-_load = functools.lru_cache(maxsize=1)(load)  # presets of one run share it
+_load = functools.lru_cache(maxsize=1)(load)  # presets of one run share the data
 
 
 def load_pairs(data: ConfigDict, cache: Path) -> Pairs:
-    """The data set of `config.data`. Of its keys a reader gets those it knows; "", () and 0 stand for its defaults.
+    """Read the data set of `config.data`.
 
-    `data.captions` holds for every preset, those without noise included: see `structured.degrade_captions`.
+    `data.captions` degrades the captions for every preset, those without noise included.
+
+    Args:
+        data: the data section of a config. The reader gets the settings it takes; those that are "", () or 0 are left
+            at the reader's own defaults.
+        cache: directory for what readers keep on the way.
+
+    Raises:
+        UserError: there is no such reader, it lacks a setting or does not take one that is set, or the data cannot be
+            read.
     """
-    said = {**data.to_dict(), "cache": data.cache or (str(cache / "shards") if data.name == "webdataset" else "")}
-    pairs = _load(data.name, **{key: said[key] for key in settings_of(data.name) if said.get(key)})
+    settings = data.to_dict()
+    if data.name == "webdataset" and not data.cache:
+        settings["cache"] = str(cache / "shards")
+    taken = settings_of(data.name)
+    used = {*taken, "name", "captions", "captions_rate", *(["seed"] if data.captions else [])}
+    refuse_unused("data", data, "name", "reader", used - {"size"} if data.name in LOG_MEL_READERS else used)
+    pairs = _load(data.name, **{key: settings[key] for key in taken if settings.get(key)})
     return degrade_captions(pairs, data.captions, data.captions_rate, data.seed) if data.captions else pairs
-
-

@@ -1,6 +1,7 @@
-"""From a config to what training needs: data, one noise draw, frozen features, the model."""
+"""From a config to what training needs: data, frozen features and the model."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -8,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mdw_jax.config.options import PRETRAINED
-from mdw_jax.data import noise as noise_files
+from mdw_jax.config.options import TOWER_SETTINGS
 from mdw_jax.data.lazy_images import LazyImages
+from mdw_jax.data.noise import Noise
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.streaming import concat_map
-from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
-from mdw_jax.models.build import _build_model
+from mdw_jax.models.build import BuildContext, build_model
 from mdw_jax.models.dual_encoder import DualEncoder, TextTower
 from mdw_jax.models.embedding import Inputs, compiled_inputs, to_float
 from mdw_jax.models.text.encoder import load_text_encoder
@@ -23,14 +23,25 @@ from mdw_jax.models.text.features import TextFeatures, text_features
 from mdw_jax.pipeline.feature_cache import image_features
 from mdw_jax.pipeline.inputs import load_pairs
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What every preset of a run shares. key: sha256 of data, text features and model (no noise in it).
+    """What all presets of a run share.
 
-    train_images: (N, ...) uint8 pixels in full mode (on the host if `data.stream`), float features in projection mode.
-    texts: features of all captions by the frozen encoder. captions: what the model takes for them: the same, or, where
-    the encoder is trained, their token ids (K, L), -1 beyond the last.
+    Attributes:
+        pairs: the data set, without noise.
+        fingerprint: sha256 of the data set.
+        texts: features of all captions by the frozen text encoder.
+        captions: what the model takes for captions: `texts`, or, where the text encoder is trained, their token ids
+            (K, L), -1 beyond the last one.
+        text_tower: the text encoder, where it is trained.
+        model: the model.
+        train_images: (N, H, W, C) uint8 images in full mode (on the host if `data.stream`), (N, F) float features in
+            projection mode.
+        val, test: these splits as the model sees them.
+        key: sha256 of the data, the text features and the model. The noise is not part of it.
     """
 
     pairs: Pairs
@@ -44,95 +55,113 @@ class Prepared:
     test: Inputs
     key: str
 
-    def train(self, noise: noise_files.Noise) -> Inputs:
-        """The training pairs as `noise` pairs them."""
+    def train(self, noise: Noise) -> Inputs:
+        """The training split, with the pairs that a noise draw makes."""
         return Inputs(self.train_images, jnp.asarray(self.captions.train), np.asarray(noise.image_of))
 
-    def read(self, texts):
-        """Distilled texts -> (M, d) features in the space of `texts`, whichever the model takes."""
+    def text_features_of(self, texts) -> np.ndarray:
+        """Distilled texts, (M, d) features or (M, L, h) embedded tokens, as (M, d) features in the space of `texts`."""
         tower = self.text_tower
         return texts if tower is None else np.asarray(tower.encode(tower.params, jnp.asarray(texts)))
 
 
 def prepare(config: ConfigDict) -> Prepared:
-    """Load the data and compute, or read back, its frozen features (cached in `<run.dir>/cache`)."""
+    """Load the data, compute its frozen features or read them from `<run.dir>/cache`, and build the model.
+
+    Args:
+        config: a resolved config.
+
+    Raises:
+        UserError: the data cannot be read, or the model does not fit them.
+    """
     cache = Path(config.run.dir) / "cache"
     pairs = load_pairs(config.data, cache)
-    fingerprint = pairs.fingerprint
-    text = config.text
+    fingerprint, text = pairs.fingerprint, config.text
     texts = text_features(pairs, text.encoder, cache_dir=cache, dim=text.dim, seed=text.seed, path=text.path or None,
                           pooling=text.pooling, max_tokens=text.max_tokens)
     captions, text_tower = _trained_text(text, pairs, texts) if text.train else (texts, None)
-    m = config.model
-    model, weights = _build_model(m, pairs.train.images.shape[1:], texts.train.shape[1], config.run.seed, cache,
-                                  text_tower)
-    # Settings of the vit say nothing of another tower. The weights count by what is in them, not by their path.
-    said = {k: v for k, v in m.to_dict().items() if k != "weights" and (m.tower == "vit" or not k.startswith("vit_"))}
-    key = digest(fingerprint, captions.key, said, weights)
-    images = {name: getattr(pairs, name).images for name in ("train", "val", "test")}
-    if m.mode == "projection":
-        images = image_features(model, images, cache, digest(fingerprint, weights))
-    # On the device once: the loops only ever index them. Training images that are streamed stay where they are.
-    inputs = {
-        name: Inputs(jnp.asarray(np.asarray(images[name])), jnp.asarray(getattr(captions, name)),
-                     jnp.asarray(getattr(pairs, name).image_of, jnp.int32))
-        for name in ("val", "test")
-    }
+    model, weights = build_model(config.model, pairs.train.images.shape[1:], texts.train.shape[1], text_tower,
+                                 BuildContext(config.run.seed, cache))
+    images = _images_as_seen(model, pairs, SPLITS, cache, digest(fingerprint, weights))
+    # All splits go to the device once, for the loops only ever index them; training images that are streamed do not.
     train_images = images["train"] if isinstance(images["train"], LazyImages) else jnp.asarray(images["train"])
-    return Prepared(pairs, fingerprint, texts, captions, text_tower, model, train_images, inputs["val"],
-                    inputs["test"], key)
-
-
-def _trained_text(text: ConfigDict, pairs: Pairs, texts: TextFeatures) -> tuple[TextFeatures, TextTower]:
-    """Token ids of all captions, and the encoder that is trained on them."""
-    encoder, params, tokenize = load_text_encoder(text.path, text.pooling, text.max_tokens)
-    splits = [getattr(pairs, name).captions for name in ("train", "val", "test")]
-    ids, mask = tokenize([caption for split in splits for caption in split])
-    parts = np.split(np.where(mask, ids, -1), np.cumsum([len(split) for split in splits])[:-1])
-    key = digest("trained", texts.key)
-    return TextFeatures(parts[0], parts[1], parts[2], key), TextTower(encoder, jax.device_put(params))
+    val, test = (Inputs(jnp.asarray(np.asarray(images[name])), jnp.asarray(getattr(captions, name)),
+                        jnp.asarray(getattr(pairs, name).image_of, jnp.int32)) for name in ("val", "test"))
+    # The weights count by their values, not by their path.
+    key = digest(fingerprint, captions.key, _model_settings(config.model), weights)
+    return Prepared(pairs, fingerprint, texts, captions, text_tower, model, train_images, val, test, key)
 
 
 def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, Inputs, Inputs]:
     """The model that students of an evaluation train, and val and test as it sees them.
 
-    With `evaluate.tower` "" it is the distilled one: `prepared`'s own, unchanged. Otherwise (cross-architecture
-    evaluation) it has that tower instead, in `evaluate.mode`, with `evaluate.weights`; all else is as in
-    `config.model`, text features and image size included. In projection mode the tower is frozen and its val and test
-    features are cached in `<run.dir>/cache`: sensible for a pretrained tower only, for the features of a convnet or
-    vit that nothing has trained are random; take mode full for those.
+    With `evaluate.tower` "" it is the model of the distillation, `prepared.model` itself. Otherwise (cross-architecture
+    evaluation) it has that image tower, in `evaluate.mode`, with `evaluate.weights`; all else is as in `config.model`,
+    text features and image size included. In projection mode the tower is frozen, and its val and test features are
+    cached in `<run.dir>/cache`: useful for pretrained towers only, for a convnet or vit would be random.
 
-    Build it once a run: what is compiled for a model is compiled again for its double. Raises UserError for a tower
-    that does not fit the images, or without its weights.
+    Call it once per run: everything that is compiled for a model is compiled again for an equal one.
+
+    Args:
+        config: a resolved config.
+        prepared: what `prepare` returned for it.
+
+    Raises:
+        UserError: the tower does not fit the images, or lacks its weights.
     """
-    e = config.evaluate
-    if not e.tower:
+    settings = config.evaluate
+    if not settings.tower:
         return prepared.model, prepared.val, prepared.test
-    if e.tower == "mobilenet" and not Path(e.weights).is_file():
-        raise UserError(f"there are no MobileNet weights at '{e.weights}'; set evaluate.weights to a .q8.npz file.")
-    if e.tower in PRETRAINED and not e.weights:
-        raise UserError(f"the tower '{e.tower}' needs weights; set evaluate.weights to a .safetensors file, a folder "
-                        "that holds one, or a Hub model's name.")
-    m = ConfigDict({**config.model.to_dict(), "tower": e.tower, "mode": e.mode, "weights": e.weights})
+    section = ConfigDict({**config.model.to_dict(), "tower": settings.tower, "mode": settings.mode,
+                          "weights": settings.weights})
     cache = Path(config.run.dir) / "cache"
-    model, weights = _build_model(m, prepared.pairs.train.images.shape[1:], prepared.texts.train.shape[1],
-                                  config.run.seed, cache, prepared.text_tower, "evaluate.tower")
-    images = {"val": prepared.pairs.val.images, "test": prepared.pairs.test.images}
-    if m.mode == "projection":
-        images = image_features(model, images, cache, digest(prepared.fingerprint, weights))
+    model, weights = build_model(section, prepared.pairs.train.images.shape[1:], prepared.texts.train.shape[1],
+                                 prepared.text_tower, BuildContext(config.run.seed, cache, "evaluate.tower"))
+    images = _images_as_seen(model, prepared.pairs, ("val", "test"), cache, digest(prepared.fingerprint, weights))
     val, test = (getattr(prepared, name)._replace(images=jnp.asarray(np.asarray(images[name])))
                  for name in ("val", "test"))
     return model, val, test
 
 
-def backbone_features(prepared: Prepared):
-    """The jitted function from images to features (B, F) of the frozen backbone, or, where it moves, of its first
-    weights; and those of all training images, (N, F) float32."""
+def tower_settings(model: ConfigDict, tower: str) -> dict:
+    """The keys of a model section that the image tower called `tower` takes, without its weights."""
+    names = TOWER_SETTINGS.get(tower, ())  # a tower from outside the package takes none
+    return {name: value for name, value in model.to_dict().items() if name in names and name != "weights"}
+
+
+def backbone_features(prepared: Prepared) -> tuple[Callable, np.ndarray]:
+    """The frozen backbone, or, where it is trained, the backbone with its first weights.
+
+    Returns:
+        The jitted function from images (B, H, W, C) to features (B, F), and the features of all training images,
+        (N, F) float32.
+    """
     model = prepared.model
     if model.mode == "projection":
         return compiled_inputs(model), np.asarray(prepared.train_images)
     params = model.init(jax.random.key(0))["image"]
-    forward = jax.jit(lambda rows: model.pool(params, model.feature_map(params, to_float(rows))))
+    forward = jax.jit(lambda images: model.pool(params, model.feature_map(params, to_float(images))))
     return forward, np.asarray(concat_map(forward, prepared.train_images, 100))
 
 
+def _images_as_seen(model: DualEncoder, pairs: Pairs, splits: Sequence[str], cache: Path, key: str) -> dict:
+    """{split: its images as the model takes them}: uint8 in full mode, features in projection mode."""
+    images = {name: getattr(pairs, name).images for name in splits}
+    return image_features(model, images, cache, key) if model.mode == "projection" else images
+
+
+def _model_settings(model: ConfigDict) -> dict:
+    """A model section without the settings of other towers and without the path of the weights."""
+    of_towers = {name for names in TOWER_SETTINGS.values() for name in names}
+    shared = {name: value for name, value in model.to_dict().items() if name not in of_towers}
+    return {**shared, **tower_settings(model, model.tower)}
+
+
+def _trained_text(text: ConfigDict, pairs: Pairs, texts: TextFeatures) -> tuple[TextFeatures, TextTower]:
+    """Token ids of all captions, and the text encoder that is trained on them."""
+    encoder, params, tokenize = load_text_encoder(text.path, text.pooling, text.max_tokens)
+    splits = [getattr(pairs, name).captions for name in SPLITS]
+    ids, mask = tokenize([caption for split in splits for caption in split])
+    parts = np.split(np.where(mask, ids, -1), np.cumsum([len(split) for split in splits])[:-1])
+    key = digest("trained", texts.key)
+    return TextFeatures(parts[0], parts[1], parts[2], key), TextTower(encoder, jax.device_put(params))

@@ -1,4 +1,4 @@
-"""A preset of a run, opened: its resolved config, its noise draw, and the folders and keys of what it leaves behind."""
+"""One preset of a run: its resolved config, its noise draw, and where its experts and its sets lie."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from mdw_jax.config.presets import CORESETS, DISTILLED, WITHOUT_EXPERTS, preset_config
+from mdw_jax.config import resolve
+from mdw_jax.config.overrides import preset_config
+from mdw_jax.config.presets import PresetSpec, preset_spec, safe_name
 from mdw_jax.data import noise as noise_files
 from mdw_jax.data.noise import Noise
 from mdw_jax.errors import UserError
@@ -14,91 +16,138 @@ from mdw_jax.io.files import digest
 from mdw_jax.io.records import stored_array
 from mdw_jax.pipeline.prepared import Prepared
 
-# How snapshots are stored, and what resolving has put into effect elsewhere: not which experts they are.
+# Settings that do not change the experts: how snapshots are stored, and what is already resolved into other keys.
 _NOT_EXPERTS = ("store_dtype", "recipe", "lr_infonce")
-_OF_TEACHERS = ("teacher_count", "teacher_epochs", "lr_with_teachers")
-# A set that gets to its end is the same however many restarts were allowed, so one that diverged may be allowed more.
+_ONLY_WITH_TEACHERS = ("teacher_count", "teacher_epochs", "lr_with_teachers")
+# A set that comes to its end is the same however many restarts were allowed, so one that diverged may be allowed more.
 _NOT_SETS = ("sets", "restarts")
-_NEUTRAL = (("restart_factor", 0.3),)  # keys younger than sets that are kept: as they were before
-# What only scores a finished set. The rest of the evaluation chooses between candidates: it is part of what a set is.
+# Settings that only score a finished set. The others choose between candidates, so a set depends on them.
 _ONLY_SCORES = ("select_on", "students", "tower", "mode", "weights", "tower_lr_scales")
 
 
-class Preset(NamedTuple):
-    """One preset of a run: its name, its resolved config, its noise draw; where its experts and its sets live."""
+class StageFolder(NamedTuple):
+    """A directory that a stage fills, and the digest of everything that its contents depend on."""
+
+    path: Path
+    key: str
+
+
+class PresetRun(NamedTuple):
+    """One preset of a run.
+
+    Attributes:
+        name: as in `run.presets`: a built-in preset, or `module:function`.
+        spec: what kind of preset it is.
+        config: the run's config with the preset's overrides, resolved.
+        noise: which image each training caption is paired with.
+        experts: where its experts lie; presets with the same experts share them.
+        sets: where its sets lie.
+    """
 
     name: str
+    spec: PresetSpec
     config: ConfigDict
     noise: Noise
-    experts: Path
-    experts_key: str
-    sets: Path
-    sets_key: str
+    experts: StageFolder
+    sets: StageFolder
 
 
-def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> Preset:
-    """Resolve a preset's config and the identity of what it builds on."""
-    c = preset_config(config, name)
+def resolve_run(config: ConfigDict) -> ConfigDict:
+    """The resolved config of a run.
+
+    Raises:
+        UserError: the config, or that of one of its presets, is not valid.
+    """
+    resolved = resolve(config)
+    for name in config.run.presets:
+        # From the unresolved config: a preset may name another recipe, which must not be mixed with the config's own.
+        preset_config(config, name)
+    return resolved
+
+
+def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> PresetRun:
+    """Resolve a preset's config, get its noise draw, and find out where its experts and sets belong.
+
+    Args:
+        config: the run's config, not resolved.
+        prepared: the data and the model of the run.
+        name: a preset's name, or `module:function`.
+
+    Raises:
+        UserError: the preset's config is not valid, or the data are too few for it.
+    """
+    spec, c = preset_spec(name), preset_config(config, name)
+    _require_enough_data(c, prepared, spec)
     noise = noise_of(c, prepared)
-    without = _NOT_EXPERTS if c.experts.teacher_count else _NOT_EXPERTS + _OF_TEACHERS
-    recipe = {k: v for k, v in c.experts.to_dict().items() if k not in without}
-    experts_key = digest(prepared.key, noise.sha256, recipe, c.run.seed, snapshots_kept(c))
-    if name in WITHOUT_EXPERTS:
-        built_on = digest(prepared.key, noise.sha256, c.run.seed)
-    else:
-        built_on = experts_key
-    if name in CORESETS:
-        sets_key = digest(built_on, name, c.distill.pairs)
-    else:
-        method = {k: v for k, v in c.distill.to_dict().items() if k not in _NOT_SETS and (k, v) not in _NEUTRAL}
-        choice = {k: v for k, v in c.evaluate.to_dict().items() if k not in _ONLY_SCORES}
-        sets_key = digest(built_on, name, method, choice)
-    _check_sizes(c, prepared, name)
-    folder = Path(c.run.dir)
-    return Preset(name, c, noise, folder / "experts" / f"{c.experts.recipe}-{experts_key[:10]}", experts_key,
-                  folder / "distilled" / f"{name}-{sets_key[:10]}", sets_key)
+    experts_key = _experts_key(c, prepared, noise)
+    sets_key = _sets_key(c, prepared, noise, name, spec, experts_key)
+    directory = Path(c.run.dir)
+    return PresetRun(
+        name, spec, c, noise,
+        StageFolder(directory / "experts" / f"{safe_name(c.experts.recipe)}-{experts_key[:10]}", experts_key),
+        StageFolder(directory / "distilled" / f"{safe_name(name)}-{sets_key[:10]}", sets_key))
 
 
-def _check_sizes(c: ConfigDict, prepared: Prepared, name: str) -> None:
-    """Raises UserError, before anything is trained, if the data are too few for what the preset asks."""
+def _experts_key(c: ConfigDict, prepared: Prepared, noise: Noise) -> str:
+    """Digest of everything that the experts of a config depend on."""
+    ignored = _NOT_EXPERTS if c.experts.teacher_count else _NOT_EXPERTS + _ONLY_WITH_TEACHERS
+    recipe = {key: value for key, value in c.experts.to_dict().items() if key not in ignored}
+    return digest(prepared.key, noise.sha256, recipe, c.run.seed, last_snapshot(c))
+
+
+def _sets_key(c: ConfigDict, prepared: Prepared, noise: Noise, name: str, spec: PresetSpec, experts_key: str) -> str:
+    """Digest of everything that the sets of a preset depend on."""
+    base = experts_key if spec.needs_experts else digest(prepared.key, noise.sha256, c.run.seed)
+    if spec.kind == "coreset":
+        return digest(base, name, spec.coreset, c.distill.pairs)
+    method = {key: value for key, value in c.distill.to_dict().items() if key not in _NOT_SETS}
+    choice = {key: value for key, value in c.evaluate.to_dict().items() if key not in _ONLY_SCORES}
+    return digest(base, name, method, choice)
+
+
+def _require_enough_data(c: ConfigDict, prepared: Prepared, spec: PresetSpec) -> None:
+    """Raises UserError, before anything is trained, where the data are too few for the preset."""
     train = prepared.pairs.train
     images, captions = len(train.images), len(train.captions)
-    if name in DISTILLED and c.distill.pairs > images:
+    if spec.has_sets and c.distill.pairs > images:
         raise UserError(f"distill.pairs is {c.distill.pairs} but there are only {images} training images; lower it.")
-    if name in WITHOUT_EXPERTS:
+    if not spec.needs_experts:
         return
-    asked = {"experts.batch": c.experts.batch}
-    asked |= {"experts.recovery_top_k": c.experts.recovery_top_k} if c.experts.recovery_weight else {}
-    for key, value in asked.items():
+    minimum = {"experts.batch": c.experts.batch}
+    if c.experts.recovery_weight:
+        minimum["experts.recovery_top_k"] = c.experts.recovery_top_k
+    for key, value in minimum.items():
         if value > captions:
             raise UserError(f"{key} is {value} but there are only {captions} training captions; lower it.")
 
 
-def snapshots_kept(config: ConfigDict) -> int:
-    """The last snapshot that distillation will read."""
+def last_snapshot(config: ConfigDict) -> int:
+    """The last epoch whose expert snapshot distillation reads."""
     return config.distill.max_start_epoch - 1 + config.distill.match_epochs
 
 
-def division_of(preset: Preset) -> np.ndarray:
-    """(K,) the probability of each training pair to be rightly paired, as the preset's experts divided them."""
-    return stored_array(preset.experts / "division.npy", (len(preset.noise.image_of),))
+def read_division(run: PresetRun) -> np.ndarray:
+    """(K,) the probability that each training pair is clean, as the preset's experts divided them."""
+    return stored_array(run.experts.path / "division.npy", (len(run.noise.image_of),))
 
 
-def noise_of(config: ConfigDict, prepared: Prepared) -> noise_files.Noise:
-    """The noise draw of a config: read from `noise.file`, or drawn once and kept in the run folder as a file.
+def noise_of(config: ConfigDict, prepared: Prepared) -> Noise:
+    """The noise draw of a config: read from `noise.file`, or drawn once and kept in the run directory.
 
-    Raises UserError if the file in the run folder is of another data set.
+    Raises:
+        UserError: there is no such file, or it belongs to another data set.
     """
-    n = config.noise
-    if n.file:
-        if not Path(n.file).exists():
-            raise UserError(f"there is no noise file '{n.file}'; set noise.file to a .npz or .npy file, or to ''.")
-        read = noise_files.read_index if n.file.endswith(".npy") else noise_files.load
-        return read(n.file, prepared.pairs)
+    settings = config.noise
+    if settings.file:
+        if not Path(settings.file).exists():
+            raise UserError(f"there is no noise file '{settings.file}'; set noise.file to a .npz or .npy file, or to "
+                            "''.")
+        read = noise_files.read_index if settings.file.endswith(".npy") else noise_files.load
+        return read(settings.file, prepared.pairs)
     path = Path(config.run.dir) / "noise" / (
-        f"{n.protocol}-{n.rate}-seed{n.seed}-{prepared.fingerprint[:8]}.npz")
+        f"{settings.protocol}-{settings.rate}-seed{settings.seed}-{prepared.fingerprint[:8]}.npz")
     if path.exists():
         return noise_files.load(path, prepared.pairs)
-    drawn = noise_files.draw(prepared.pairs, n.protocol, n.rate, n.seed)
-    noise_files.save(drawn, path)
-    return drawn
+    noise = noise_files.draw(prepared.pairs, settings.protocol, settings.rate, settings.seed)
+    noise_files.save(noise, path)
+    return noise

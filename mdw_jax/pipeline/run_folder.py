@@ -1,4 +1,4 @@
-"""The run folder, and what a run was made with."""
+"""The run directory, and the environment that a run was made in."""
 
 import platform
 import subprocess
@@ -14,17 +14,22 @@ _PACKAGES = ("mdw-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 
 
 def run_folder(config: ConfigDict) -> Path:
-    """The run folder, made if need be. Raises UserError if it cannot be."""
-    folder = Path(config.run.dir)
+    """The run directory of a config, made if it is not there yet.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    directory = Path(config.run.dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the run folder '{folder}' ({error.strerror}); set run.dir elsewhere.") from None
-    return folder
+        raise UserError(f"cannot make the run directory '{directory}' ({error.strerror}); set run.dir elsewhere."
+                        ) from None
+    return directory
 
 
 def environment() -> dict:
-    """Versions, devices and the commit this run was made with (None outside a checkout)."""
+    """Versions, devices and the commit (None outside a checkout) that a run is made with."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -36,11 +41,12 @@ def environment() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of this package, where it is a checkout; not that of a repository which merely encloses it."""
+    """The commit of this package where it is a checkout, not that of a repository that only encloses it."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        ours = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, timeout=10)
-        if ours.returncode:
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True,
+                                 timeout=10)
+        if tracked.returncode:
             return None
         return subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True,
                               timeout=10).stdout.strip() or None

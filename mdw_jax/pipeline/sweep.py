@@ -1,19 +1,19 @@
-"""`mdw sweep`: a grid of configurations and presets in one run folder, and one tidy CSV of all its students.
+"""`mdw sweep`: a grid of configs and presets in one run directory, and one tidy CSV of all its students.
 
-In the run folder, beside what the stages keep there (mdw_jax/stages):
+In the run directory, beside what the stages keep there (see `mdw_jax.pipeline`):
 
-    sweep.csv                   one row a student, of every finished cell of the grid that ran last
-    sweep/<key>.json            a finished cell: its rows, its config, what it was made with
+    sweep.csv                   one row per student, of every finished cell of the latest grid
+    sweep/<key>.json            a finished cell: its rows, its config, its environment
     sweep/<key>.failed.json     a cell that failed, and why; the next sweep tries it again
 
-A cell's key is a digest of its resolved config and its preset, without the folder: cells that differ only in what their
-preset overrules (`full` at every noise rate) are one, and done once. A finished cell is skipped without loading any
-data, so files that a config names are trusted to stay what they were; delete `sweep/` after changing one.
+The key of a cell is a digest of its resolved config and its preset, without the directory: cells that differ only in
+settings that their preset overrides (`full` at every noise rate) are one cell, done once. A finished cell is skipped
+without loading any data, so files that a config names are trusted not to change; delete `sweep/` after changing one.
 """
 
 import copy
+import functools
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,15 +21,19 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from mdw_jax.config.presets import DISTILLED, preset_config
+from mdw_jax.config.overrides import preset_config
+from mdw_jax.config.presets import preset_spec
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, locked, write_csv, write_json
-from mdw_jax.method.retrieval import METRICS
-from mdw_jax.pipeline.distill import set_folder
+from mdw_jax.io.distilled_set import CARD
+from mdw_jax.io.files import digest, read_json, write_csv, write_json
+from mdw_jax.io.keyed import read_keyed_json
+from mdw_jax.io.locks import locked
+from mdw_jax.io.scores import METRICS
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.prepared import Prepared, prepare
-from mdw_jax.pipeline.preset_run import Preset, open_preset
+from mdw_jax.pipeline.preset_run import PresetRun, open_preset
 from mdw_jax.pipeline.run_folder import environment, run_folder
+from mdw_jax.pipeline.sets import set_folder
 from mdw_jax.reporting.stats import summary
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.processes import broadcast_from_main
@@ -37,12 +41,22 @@ from mdw_jax.runtime.processes import broadcast_from_main
 _FORMAT = "sweep.1"
 _COLUMNS = ("noise.protocol", "noise.rate", "true_rate", "distill.pairs", "set", "student", "select_on", "lr_scale",
             "steps", "val_r_mean", *METRICS, "bytes", "seconds", "commit", "run.seed")
+_FAILED = ".failed.json"
 
 
 class Cell(NamedTuple):
-    """One cell of a grid. values: {dotted key: value} on the axes; config: with them, not yet the preset's."""
+    """One cell of a grid.
 
-    number: int  # from 1, in the order of the grid
+    Attributes:
+        number: its place in the grid, from 1.
+        preset: name of its preset.
+        values: {dotted config key: value} on the axes.
+        config: the sweep's config with these values, before the preset's overrides.
+        resolved: the resolved config of the preset.
+        key: digest of everything that its scores depend on.
+    """
+
+    number: int
     preset: str
     values: dict
     config: ConfigDict
@@ -50,14 +64,18 @@ class Cell(NamedTuple):
     key: str
 
     def __str__(self):
-        return " ".join(f"{name}={_text(value)}" for name, value in {"preset": self.preset, **self.values}.items())
+        return " ".join(f"{name}={_as_text(value)}" for name, value in {"preset": self.preset, **self.values}.items())
 
 
 def grid(config: ConfigDict, axes: Mapping[str, Sequence]) -> list[Cell]:
-    """The product of the axes, the last one varying fastest; every cell resolved.
+    """The cells of the product of all axes, the last axis varying fastest; each is resolved.
 
-    axes: {dotted key of the config, or "preset": values}; without "preset", run.presets are the last axis.
-    Raises UserError, naming the cell, for a combination that cannot be.
+    Args:
+        config: the config of the sweep, not resolved.
+        axes: {dotted config key, or "preset": values}. Without "preset", run.presets are the last axis.
+
+    Raises:
+        UserError: a combination is not valid; the message names its cell.
     """
     axes = {**axes} if "preset" in axes else {**axes, "preset": tuple(dict.fromkeys(config.run.presets))}
     points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
@@ -70,56 +88,63 @@ def grid(config: ConfigDict, axes: Mapping[str, Sequence]) -> list[Cell]:
         try:
             resolved = preset_config(changed, preset)
         except UserError as error:
-            raise UserError(f"cell {number} of {len(points)} ({cell}) cannot be: {error}") from None
-        cells.append(cell._replace(resolved=resolved, key=_key(resolved, preset)))
+            raise UserError(f"cell {number} of {len(points)} ({cell}) is not valid: {error}") from None
+        cells.append(cell._replace(resolved=resolved, key=_cell_key(resolved, preset)))
     return cells
 
 
-def _key(resolved: ConfigDict, preset: str) -> str:
+def _cell_key(resolved: ConfigDict, preset: str) -> str:
     sections = {name: section for name, section in resolved.to_dict().items() if name != "watch"}
-    # `tuned` has had its effect on the other sections, and what it says of other presets is none of this cell's.
-    sections["run"] = {name: value for name, value in sections["run"].items() if name not in ("dir", "preset_overrides")}
+    # `preset_overrides` are already applied to the other sections, and those of other presets do not matter here.
+    ignored = ("dir", "preset_overrides")
+    sections["run"] = {name: value for name, value in sections["run"].items() if name not in ignored}
     return digest(_FORMAT, preset, sections)
 
 
-def sweep(config: ConfigDict, axes: Mapping[str, Sequence], part: tuple[int, int] = (0, 1), dry: bool = False) -> None:
-    """Do what is not done yet of the cells of this part, writing `<run.dir>/sweep.csv` after each.
+def sweep_command(config: ConfigDict, axes: Mapping[str, Sequence], shard: tuple[int, int] = (0, 1),
+                  dry_run: bool = False) -> None:
+    """Do the cells of one shard of a grid that are not done yet, and write `<run.dir>/sweep.csv` after each.
 
-    axes: as in `grid`. part: (i, n), the cells whose index mod n is i. dry: only say what is done and what is not.
-    A cell that fails with a UserError is noted and passed over; raises UserError at the end if any did.
+    Args:
+        config: the config of the sweep, not resolved.
+        axes: as in `grid`.
+        shard: (i, n), for the cells whose index modulo n is i.
+        dry_run: only list the cells and their states.
+
+    Raises:
+        UserError: a cell is not valid; or, at the end, some cells failed with a UserError.
     """
     cells = grid(config, axes)
-    mine = cells[part[0]::part[1]]
-    if dry:
-        _list(mine, len(cells))
+    own = cells[shard[0]::shard[1]]
+    if dry_run:
+        _list_command(own, len(cells))
         return
-    folder = run_folder(config)
-    made_with = environment()
-    prepared_for = _keep_last()
+    directory, made_with, data = run_folder(config), environment(), _LatestData()
     failed = 0
-    for cell in mine:
+    for cell in own:
         preemption.raise_if_interrupted()
-        record, before = broadcast_from_main(lambda cell=cell: _finished(cell)), "done before"
+        record = broadcast_from_main(functools.partial(_finished, cell))
+        outcome = "done before"
         if record is None:
             try:
-                record = _work(cell, prepared_for, made_with)
+                record = _do_cell(cell, data, made_with)
             except UserError as error:
                 failed += 1
-                write_json(_path(cell, ".failed.json"), {"key": cell.key, "cell": str(cell), "message": str(error)})
+                write_json(_path(cell, _FAILED), {"key": cell.key, "cell": str(cell), "message": str(error)})
                 print(f"[{cell.number}/{len(cells)}] {cell}: failed: {error}", flush=True)
                 continue
-            before = f"{record['seconds']:.0f} s"
-            _collect(folder, cells, axes)
-        print(f"[{cell.number}/{len(cells)}] {cell}: {_said(cell, record['rows'])}, {before}", flush=True)
-    finished = _collect(folder, cells, axes)
-    print(f"{finished} of {len(cells)} cells are done: {folder / 'sweep.csv'}")
+            outcome = f"{record['seconds']:.0f} s"
+            _collect(directory, cells, axes)
+        print(f"[{cell.number}/{len(cells)}] {cell}: {_score(cell, record['rows'])}, {outcome}", flush=True)
+    finished = _collect(directory, cells, axes)
+    print(f"{finished} of {len(cells)} cells are done: {directory / 'sweep.csv'}")
     if failed:
-        raise UserError(f"{failed} of {len(mine)} cells failed; see '{folder / 'sweep'}/*.failed.json', mend the cause "
+        raise UserError(f"{failed} of {len(own)} cells failed; see '{directory / 'sweep'}/*{_FAILED}', fix the cause "
                         "and give the same command again.")
 
 
-def _list(cells: list[Cell], count: int):
-    states = ["done" if _finished(cell) else "failed before" if _path(cell, ".failed.json").exists() else "to do"
+def _list_command(cells: list[Cell], count: int) -> None:
+    states = ["done" if _finished(cell) else "failed before" if _path(cell, _FAILED).exists() else "to do"
               for cell in cells]
     for cell, state in zip(cells, states, strict=True):
         print(f"[{cell.number}/{count}] {cell}: {state}")
@@ -131,88 +156,86 @@ def _path(cell: Cell, suffix: str) -> Path:
 
 
 def _finished(cell: Cell) -> dict | None:
-    """The record of a cell; None if there is none or it is damaged (making it again is cheap: the stages are done)."""
-    try:
-        record = json.loads(_path(cell, ".json").read_text())
-        return record if record["key"] == cell.key else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+    """The record of a cell; None if there is none or it is damaged: it is cheap to make again from finished stages."""
+    return read_keyed_json(_path(cell, ".json"), cell.key)
 
 
-def _keep_last():
-    """A `prepare` that remembers the last thing it prepared, and nothing else: data may fill the memory."""
-    held = {}
+class _LatestData:
+    """The data of the latest cell, for the next one; only these, because data may fill the memory."""
 
-    def prepared_for(resolved: ConfigDict) -> Prepared:
-        # Of evaluate, only what says which tower the students have.
+    def __init__(self):
+        self._key, self._prepared = None, None
+
+    def prepare(self, resolved: ConfigDict) -> Prepared:
+        """The data of a resolved config, prepared anew where its data, text or model differ from the latest."""
+        # Of evaluate, only the settings of the students' tower.
         evaluate = {name: resolved.evaluate[name] for name in ("tower", "mode", "weights")}
         key = digest(*(resolved[name].to_dict() for name in ("data", "text", "model")), evaluate, resolved.run.seed)
-        if key not in held:
-            held.clear()
-            with locked(Path(resolved.run.dir) / "cache.lock"):  # other parts find the features in the cache
-                held[key] = prepare(resolved)
-        return held[key]
+        if key != self._key:
+            self._key, self._prepared = None, None  # frees the memory first
+            with locked(Path(resolved.run.dir) / "cache.lock"):  # other shards find the features in the cache
+                self._prepared = prepare(resolved)
+            self._key = key
+        return self._prepared
 
-    return prepared_for
 
-
-def _work(cell: Cell, prepared_for, made_with: dict) -> dict:
+def _do_cell(cell: Cell, data: _LatestData, made_with: dict) -> dict:
     """Do a cell; returns its record, which is written last."""
     start = time.monotonic()
-    prepared = prepared_for(cell.resolved)
-    preset = open_preset(cell.config, prepared, cell.preset)
-    with locked(preset.sets.with_suffix(".lock")):  # cells that differ in evaluation want the same sets
-        rows = evaluate_stage(preset, prepared)
+    prepared = data.prepare(cell.resolved)
+    run = open_preset(cell.config, prepared, cell.preset)
+    with locked(run.sets.path.with_suffix(".lock")):  # cells that differ in evaluation share their sets
+        rows = evaluate_stage(run, prepared)
     seconds = round(time.monotonic() - start, 1)
     record = {
         "key": cell.key, "cell": str(cell), "axes": cell.values, "config": cell.resolved.to_dict(),
         "environment": made_with, "seconds": seconds,
-        "rows": [{**row, **_facts(preset, row["set"]), "seconds": seconds, "commit": made_with["commit"]}
+        "rows": [{**row, **_set_columns(run, row["set"]), "seconds": seconds, "commit": made_with["commit"]}
                  for row in rows],
     }
     write_json(_path(cell, ".json"), record)
-    _path(cell, ".failed.json").unlink(missing_ok=True)
+    _path(cell, _FAILED).unlink(missing_ok=True)
     return record
 
 
-def _facts(preset: Preset, index: int) -> dict:
-    """What a row says of the set its student learned from; bytes: what that set costs, everything counted."""
-    facts = {"noise.protocol": preset.noise.protocol, "noise.rate": _text(preset.noise.rate),
-             "true_rate": preset.noise.true_rate, "run.seed": preset.config.run.seed}
-    if preset.name in DISTILLED:
-        card = json.loads((set_folder(preset, index) / "card.json").read_text())
-        facts |= {"distill.pairs": preset.config.distill.pairs, "bytes": card["byte_budget"]["total"]}
-    return facts
+def _set_columns(run: PresetRun, index: int) -> dict:
+    """Columns about the set that a student learned from; bytes: its size, everything counted."""
+    columns = {"noise.protocol": run.noise.protocol, "noise.rate": _as_text(run.noise.rate),
+               "true_rate": run.noise.true_rate, "run.seed": run.config.run.seed}
+    if run.spec.has_sets:
+        card = read_json(set_folder(run, index) / CARD)
+        columns |= {"distill.pairs": run.config.distill.pairs, "bytes": card["byte_budget"]["total"]}
+    return columns
 
 
-def _collect(folder: Path, cells: list[Cell], axes: Mapping) -> int:
-    """Write the rows of all finished cells, whoever did them, in the order of the grid; returns how many cells.
+def _collect(directory: Path, cells: list[Cell], axes: Mapping) -> int:
+    """Write the rows of all finished cells, of all shards, in the order of the grid; returns how many cells.
 
-    An axis's column holds the value asked for, also where the preset overrules it, so that `full` stands beside the
-    others at every noise rate; `true_rate` is what its pairs really had. Without such an axis the noise is the
-    preset's own, and `distill.pairs` is empty where nothing is distilled.
+    The column of an axis holds the requested value, also where the preset overrides it, so that `full` stands beside
+    the others at every noise rate; `true_rate` is the rate its pairs really had. Without such an axis the noise is the
+    preset's own, and `distill.pairs` is empty for presets without sets.
     """
     columns = list(dict.fromkeys(("preset", *axes, *_COLUMNS)))
-    with locked(folder / "sweep" / ".lock"):  # or a part that read earlier could write later
+    with locked(directory / "sweep" / ".lock"):  # or a shard that read earlier could write later
         finished = [(cell, record) for cell in cells if (record := _finished(cell))]
-        write_csv(folder / "sweep.csv", columns, [
-            {**row, **{name: _text(value) for name, value in cell.values.items()}}
+        write_csv(directory / "sweep.csv", columns, [
+            {**row, **{name: _as_text(value) for name, value in cell.values.items()}}
             for cell, record in finished for row in record["rows"]])
     return len(finished)
 
 
-def _said(cell: Cell, rows: list[dict]) -> str:
-    """r_mean and its deviation over rows, and how many there are: 'r_mean 21.3 +- 0.4 (3 x 5)', sets x students."""
+def _score(cell: Cell, rows: list[dict]) -> str:
+    """Mean and deviation of r_mean, and over how many sets x students: "r_mean 21.3 +- 0.4 (3 x 5)"."""
     stats = summary([[row[name] for name in METRICS] for row in rows])
     sets = len({row["set"] for row in rows})
-    of = f"{sets} x {len(rows) // sets}" if cell.preset in DISTILLED else f"{len(rows)} networks"
-    return f"r_mean {stats['r_mean']:.1f} +- {stats['r_mean_std']:.1f} ({of})"
+    count = f"{sets} x {len(rows) // sets}" if preset_spec(cell.preset).has_sets else f"{len(rows)} networks"
+    return f"r_mean {stats['r_mean']:.1f} +- {stats['r_mean_std']:.1f} ({count})"
 
 
-def _text(value) -> str:
+def _as_text(value) -> str:
     """A value as the command line takes it."""
     if isinstance(value, tuple):
-        return ",".join(map(_text, value))
+        return ",".join(map(_as_text, value))
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.12g}" if isinstance(value, float) else str(value)

@@ -1,1 +1,1 @@
-"""Tables, figures and pages of what a run left."""
+"""Tables, figures and reports of finished runs."""

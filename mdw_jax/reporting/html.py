@@ -1,11 +1,10 @@
-"""The parts of a self-contained HTML page, which opens from a disk, runs nothing and asks no network; Markdown tables.
-"""
+"""Parts of a self-contained HTML page: it opens from a disk, runs no code and loads nothing from the network."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from mdw_jax.io.files import write_atomically
-from mdw_jax.reporting.text import _cell, _columns
+from mdw_jax.reporting.text import cell_text, columns_of
 
 _LINES = (("#1b6ec2", "#6cb2f5"), ("#c2410c", "#fb9a5b"), ("#15803d", "#5fd38a"), ("#9333ea", "#c79bf7"),
           ("#b4861a", "#e8c268"), ("#0e8a92", "#5fd5dd"), ("#be185d", "#f58ab7"), ("#6b7280", "#b6bdc8"))
@@ -56,7 +55,7 @@ img { display: block; max-width: 100%%; height: auto; border-radius: 3px; }
 .matches img { width: 5rem; }
 .heat { max-width: 24rem; }
 .heat img { width: 100%%; }
-.picture img { background: #fff; }
+.drawing img { background: #fff; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%%), 1fr)); gap: 1.75rem;
           margin: .75rem 0; }
 .chart { max-width: 29rem; }
@@ -85,15 +84,21 @@ dd { font-family: ui-monospace, monospace; font-size: .85rem; white-space: pre-w
 
 
 def write_page(path, title: str, top: str, sections: Iterable[tuple[str, str, str]]) -> int:
-    """Write the page to `path`, atomically; returns its size in bytes.
+    """Write a page, atomically.
 
-    top: HTML between the title and the sections. sections: (heading, one line that explains it, HTML); one without
-    HTML is left out.
+    Args:
+        path: the HTML file.
+        title: plain text.
+        top: HTML between the title and the sections.
+        sections: (heading, one line that explains it, HTML) each; sections without HTML are left out.
+
+    Returns:
+        Its size in bytes.
     """
-    kept = [(heading, line, html) for heading, line, html in sections if html]
-    links = "".join(f'<a href="#s{n}">{escape(heading)}</a>\n' for n, (heading, *_) in enumerate(kept))
-    body = "\n".join(f'<section id="s{n}">\n<h2>{escape(heading)}</h2>\n<p class="soft">{escape(line)}</p>\n{html}\n'
-                     "</section>" for n, (heading, line, html) in enumerate(kept))
+    shown = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#s{n}">{escape(heading)}</a>\n' for n, (heading, *_) in enumerate(shown))
+    body = "\n".join(f'<section id="s{n}">\n<h2>{escape(heading)}</h2>\n<p class="soft">{escape(line)}</p>\n{content}\n'
+                     "</section>" for n, (heading, line, content) in enumerate(shown))
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -115,59 +120,76 @@ def write_page(path, title: str, top: str, sections: Iterable[tuple[str, str, st
 </body>
 </html>
 """
-    data = page.encode("utf-8", "replace")  # half a surrogate in a caption is a question mark
+    data = page.encode("utf-8", "replace")  # a lone surrogate in a caption becomes a question mark
     write_atomically(path, data)
     return len(data)
 
 
 def html_table(rows: Sequence[Mapping], name: str) -> str:
-    """A table in a box of its own that scrolls; the first column names the row. name: what it is, for those who do not
-    see it. Columns in order of first appearance. No rows give no text."""
+    """A table in a box that scrolls; the first column names the row.
+
+    Args:
+        rows: {column: value} each; columns come in order of first appearance.
+        name: what the table shows, for screen readers.
+
+    Returns:
+        HTML; "" without rows.
+    """
     if not any(rows):
         return ""
-    columns = _columns(rows)
+    columns = columns_of(rows)
     kind = {name: ' class="number"' if numeric else "" for name, numeric in columns.items()}
     head = "".join(f'<th scope="col"{kind[name]}>{escape(name)}</th>' for name in columns)
     first = next(iter(columns))
     lines = []
     for row in rows:
-        cells = (f'<th scope="row"{kind[name]}>{escape(_cell(row.get(name)))}</th>' if name == first else
-                 f"<td{kind[name]}>{escape(_cell(row.get(name)))}</td>" for name in columns)
+        cells = (f'<th scope="row"{kind[name]}>{escape(cell_text(row.get(name)))}</th>' if name == first else
+                 f"<td{kind[name]}>{escape(cell_text(row.get(name)))}</td>" for name in columns)
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = "\n".join(lines)
     return (f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">\n<table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>")
 
 
-def tiles(shown: Sequence[tuple[str, str]]) -> str:
+def tiles(numbers: Sequence[tuple[str, str]]) -> str:
     """Large numbers: (number, what it is) each."""
-    items = (f"<li><strong>{escape(number)}</strong><span>{escape(words)}</span></li>\n" for number, words in shown)
+    items = (f"<li><strong>{escape(number)}</strong><span>{escape(words)}</span></li>\n" for number, words in numbers)
     return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
 def image(source: str, alternative: str, small: bool = False) -> str:
-    """source: a data URI. small: of few pixels, to be shown large and square."""
+    """An image.
+
+    Args:
+        source: a data URI.
+        alternative: text for those who do not see it.
+        small: it has few pixels, and is enlarged without smoothing.
+    """
     return f'<img{" class=small" * small} src="{source}" alt="{escape(alternative)}">'
 
 
 def figures(pairs: Iterable[tuple[str, str]], kind: str = "pairs") -> str:
-    """A grid of (image, caption as text)."""
+    """A grid of (image as HTML, caption as text); `kind` is its CSS class."""
     return f'<ul class="{kind}">' + "".join(
-        f"<li><figure>{picture}<figcaption>{escape(caption)}</figcaption></figure></li>\n" for picture, caption in pairs
+        f"<li><figure>{shown}<figcaption>{escape(caption)}</figcaption></figure></li>\n" for shown, caption in pairs
     ) + "</ul>"
 
 
 def folded(parts: Sequence[tuple[str, str]], opened: int = 1) -> str:
-    """(heading, HTML) each under a heading that opens and closes it; the first `opened` are open. A single one stands
-    as it is."""
-    parts = [(heading, html) for heading, html in parts if html]
+    """Parts under headings that open and close them; a single part is shown without its heading.
+
+    Args:
+        parts: (heading, HTML) each; parts without HTML are left out.
+        opened: how many are open at first.
+    """
+    parts = [part for part in parts if part[1]]
     if len(parts) < 2:
-        return "".join(html for _, html in parts)
-    return "\n".join(f"<details{' open' * (n < opened)}><summary>{escape(heading)}</summary>\n{html}\n</details>"
-                     for n, (heading, html) in enumerate(parts))
+        return "".join(content for _, content in parts)
+    return "\n".join(f"<details{' open' * (n < opened)}><summary>{escape(heading)}</summary>\n{content}\n</details>"
+                     for n, (heading, content) in enumerate(parts))
 
 
 def facts(entries: Mapping[str, object]) -> str:
-    """Names and values, for what is needed to repeat a run."""
+    """A list of names and values."""
     lines = (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in entries.items())
     return "<dl>\n" + "\n".join(lines) + "\n</dl>" if entries else ""

@@ -1,6 +1,5 @@
-"""`mdw table`: Markdown tables from tidy CSVs, one row a student, as `mdw sweep` writes them."""
+"""`mdw table`: Markdown tables from tidy CSVs with one row per student, as `mdw sweep` writes them."""
 
-import csv
 import difflib
 import math
 from collections import Counter
@@ -9,29 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
-from mdw_jax.config.presets import DISTILLED, LABELS, PRESETS
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically
-from mdw_jax.reporting import figures
-from mdw_jax.reporting.stats import half_interval
+from mdw_jax.io.scores import read_scores
+from mdw_jax.reporting.preset_info import spec_by_name
+from mdw_jax.reporting.stats import deviation, half_interval
 from mdw_jax.reporting.text import markdown_table
 
 _NEEDED = ("preset", "set", "student", "select_on")
-_CEILINGS = tuple(name for name in PRESETS if name not in DISTILLED)  # not what distilled sets compete with
 _OPTIMISTIC = "(optimistic)"
 
 
 def table_command(files: Sequence[str], rows: Sequence[str], columns: Sequence[str], metric: str, interval: bool,
-                  out: str | None, drawn: str | None) -> None:
-    """Print the table of these CSVs, or write it to the file `out`; draw it to the PNG `drawn` if there is one."""
+                  out: str | None, plot: str | None) -> None:
+    """Print the table of these CSVs, or write it to the file `out`; with `plot`, also draw it as a PNG there."""
     data = read_rows(files)
     text = table(data, rows, columns, metric, interval)
-    if drawn is not None:
+    if plot is not None:
         try:
-            draw(data, rows, columns, metric, drawn)
+            draw(data, rows, columns, metric, plot)
         except OSError as error:
-            raise UserError(f"cannot write '{drawn}' ({error.strerror}); choose another --plot.") from None
-        print(f"picture: {drawn}")
+            raise UserError(f"cannot write '{plot}' ({error.strerror}); choose another --plot.") from None
+        print(f"figure: {plot}")
     if out is None:
         print(text, end="")
         return
@@ -42,50 +40,47 @@ def table_command(files: Sequence[str], rows: Sequence[str], columns: Sequence[s
     print(f"table: {out}")
 
 
-def read_rows(files: Iterable[str]) -> list[dict]:
-    """The rows of all files as text, each with the columns of all files; a row that comes twice is kept once.
+def read_rows(files: Iterable) -> list[dict[str, str]]:
+    """Read several tables of students as one.
 
-    Raises UserError for a file that cannot be read or is no such CSV, and for two rows that are of the same student
-    but differ in their scores.
+    Args:
+        files: paths of CSVs with the columns preset, set, student and select_on.
+
+    Returns:
+        The rows as text, each with the columns of all files; a row that occurs twice is kept once.
+
+    Raises:
+        UserError: a file cannot be read or is not such a CSV, or two rows of the same student differ in their scores.
     """
-    read = {str(path): _read(Path(path)) for path in files}
-    names = list(dict.fromkeys(name for rows in read.values() for row in rows for name in row))
-    found = {}
-    for path, rows in read.items():
+    tables = {str(path): _read(Path(path)) for path in files}
+    names = list(dict.fromkeys(name for rows in tables.values() for row in rows for name in row))
+    unique: dict[tuple, tuple[str, dict, dict]] = {}
+    for path, rows in tables.items():
         for row in rows:
             row = {name: row.get(name, "") for name in names}
-            who = tuple((name, _canonical(row[name])) for name in names if _identifies(name))
+            student = tuple((name, _canonical(row[name])) for name in names if _identifies(name))
             scores = {name: _canonical(text) for name, text in row.items() if name not in ("seconds", "commit")}
-            other_path, other_scores, _ = found.setdefault(who, (path, scores, row))
+            other_path, other_scores, _ = unique.setdefault(student, (path, scores, row))
             if scores != other_scores:
                 raise UserError(f"'{path}' and '{other_path}' disagree about student {row['student']} of set "
-                                f"{row['set']} of preset {row['preset']}: what differs between them is no column; "
-                                "tabulate them apart.")
-    return [row for _, _, row in found.values()]
+                                f"{row['set']} of preset {row['preset']}: they differ in a setting that is not a "
+                                "column; tabulate them separately.")
+    return [row for _, _, row in unique.values()]
 
 
-def _read(path: Path) -> list[dict]:
+def _read(path: Path) -> list[dict[str, str]]:
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            rows, names = list(reader), reader.fieldnames or []
+        return read_scores(path, _NEEDED)
     except FileNotFoundError:
         raise UserError(f"there is no file '{path}'; `mdw sweep` writes one.") from None
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror}); give a CSV.") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is not a CSV ({error}); give one that `mdw sweep` wrote.") from None
-    lacking = [name for name in _NEEDED if name not in names]
-    if lacking or any(None in row for row in rows):  # None: cells beyond the header's
-        why = f"it has no column '{lacking[0]}'" if lacking else "some rows are longer than its header"
-        raise UserError(f"'{path}' is not a table of students such as `mdw sweep` writes: {why}; give another.")
-    if not rows:
-        raise UserError(f"'{path}' holds no rows yet; finish a cell of the sweep first.")
-    return rows
+    except ValueError as error:
+        raise UserError(f"'{path}' {error}.") from None
 
 
 def _is_setting(name: str) -> bool:
-    """A choice that must not vary inside a cell; seeds may, since repeating is what they are for."""
+    """Whether a column is a choice that must not vary inside a cell; seeds may."""
     return name in ("preset", "select_on") or ("." in name and not _is_seed(name))
 
 
@@ -99,30 +94,30 @@ def _identifies(name: str) -> bool:
 
 def table(data: list[dict], rows: Sequence[str] = ("preset",), columns: Sequence[str] = ("noise.rate",),
           metric: str = "r_mean", interval: bool = False) -> str:
-    """Markdown: a table of mean and deviation of `metric` in each cell, and a line on what they are over.
+    """A Markdown table of the mean and spread of a metric in each cell, and a line on what they are computed over.
 
-    data: as from `read_rows`. rows, columns: names of CSV columns; columns may be empty. The deviation is the standard
-    deviation over all students of all sets or, with `interval`, half the 95 % t-interval of the mean over sets, the
-    independent unit. The best recall of each column is bold, ceilings apart.
-    Raises UserError for an unknown column, a metric that is no number, or a setting that varies inside a cell.
+    The best recall of each column is bold; reference presets do not compete.
+
+    Args:
+        data: as from `read_rows`.
+        rows: names of CSV columns whose values name the rows of the table.
+        columns: names of CSV columns whose values name its columns; may be empty.
+        metric: a CSV column of numbers.
+        interval: show half the 95 % t-interval of the mean over sets, the independent unit, instead of the standard
+            deviation over all students of all sets.
+
+    Raises:
+        UserError: an unknown column, a metric without numbers, or a setting that varies inside a cell.
     """
-    for name in (*rows, *columns, metric):
-        if name not in data[0]:
-            nearest = difflib.get_close_matches(name, data[0], 1)
-            raise UserError(f"there is no column '{name}'; " + (
-                f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(data[0])}."))
-    twice = [name for name, count in Counter((*rows, *columns)).items() if count > 1]
-    if twice or not rows:
-        raise UserError(f"'{twice[0]}' is named twice among --rows and --columns; name it once." if twice else
-                        "--rows names no column; give at least one, such as preset.")
+    _check_names(data, rows, columns, metric)
     cells = {}
     for row in data:
         place = tuple(tuple(_canonical(row[name]) for name in names) for names in (rows, columns))
         cells.setdefault(place, []).append(row)
     for place, group in cells.items():
-        _check_alike(place, group, rows, columns)
-    numbers = {place: _summary(group, metric, interval) for place, group in cells.items()}
-    if all(found is None for found in numbers.values()):
+        _check_settings(place, group, rows, columns)
+    numbers = {place: _mean_and_spread(group, metric, interval) for place, group in cells.items()}
+    if all(value is None for value in numbers.values()):
         raise UserError(f"column '{metric}' is empty in every row; choose another --metric.")
     down, across = (_ordered(place[axis] for place in cells) for axis in (0, 1))
     best = {at: _best([(down_at, at) for down_at in down], cells, numbers, metric) for at in across}
@@ -134,26 +129,53 @@ def table(data: list[dict], rows: Sequence[str] = ("preset",), columns: Sequence
             text = _shown(cells.get((down_at, at)), numbers.get((down_at, at)))
             line[head] = f"**{text}**" if (down_at, at) in best[at] else text
         lines.append(line)
-    return f"{markdown_table(lines)}\n{_line_below(cells, rows, columns, metric, interval)}\n"
+    return f"{markdown_table(lines)}\n{_footer(cells, rows, columns, metric, interval)}\n"
+
+
+def _check_names(data: list[dict], rows: Sequence[str], columns: Sequence[str], metric: str) -> None:
+    """Raises UserError for column names that are unknown or repeated."""
+    for name in (*rows, *columns, metric):
+        if name not in data[0]:
+            nearest = difflib.get_close_matches(name, data[0], 1)
+            raise UserError(f"there is no column '{name}'; " + (
+                f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(data[0])}."))
+    repeated = [name for name, count in Counter((*rows, *columns)).items() if count > 1]
+    if repeated:
+        raise UserError(f"'{repeated[0]}' is named twice among --rows and --columns; name it once.")
+    if not rows:
+        raise UserError("--rows names no column; give at least one, such as preset.")
 
 
 def draw(data: list[dict], rows: Sequence[str], columns: Sequence[str], metric: str, path) -> None:
-    """A PNG of what `table` would say: a line for each of its rows over its one column, with 95 % intervals over sets.
+    """Write a PNG of the table: a line for each of its rows over its one column, with 95 % intervals over sets.
 
-    Raises UserError where `columns` is not one column of numbers.
+    Args:
+        data: as from `read_rows`.
+        rows: as in `table`.
+        columns: one name of a CSV column of numbers.
+        metric: as in `table`.
+        path: the PNG file.
+
+    Raises:
+        UserError: `columns` is not one column of numbers.
     """
     cells = {}
     for row in data:
         if len(columns) != 1 or not _is_number(row[columns[0]]):
-            raise UserError("a picture needs one column of numbers; give one, such as --columns noise.rate.")
+            raise UserError("a figure needs one column of numbers; give one, such as --columns noise.rate.")
         values = tuple(row[name] for name in rows)
-        key = _label(rows, values) if len(rows) > 1 else LABELS.get(*values, *values)
+        key = _label(rows, values) if len(rows) > 1 else spec_by_name(values[0]).label
         cells.setdefault(key, {}).setdefault(float(row[columns[0]]), []).append(row)
     series = {}
     for key, places in cells.items():
-        means = [(x, *_summary(places[x], metric, interval=True)) for x in sorted(places)]
-        found = [(x, mean, math.nan if half is None else half) for x, mean, half in means]
-        series[key] = tuple(zip(*found, strict=True))
+        points = []
+        for x in sorted(places):
+            if numbers := _mean_and_spread(places[x], metric, interval=True):
+                points.append((x, numbers[0], math.nan if numbers[1] is None else numbers[1]))
+        if points:
+            series[key] = tuple(zip(*points, strict=True))
+    from mdw_jax.reporting import figures  # here, because matplotlib is slow to import and a table does without it
+
     figures.curves(series, path, columns[0], f"{metric}, %", f"{metric} by {columns[0]}, 95 % intervals over sets")
 
 
@@ -165,7 +187,7 @@ def _is_number(text: str) -> bool:
 
 
 def _canonical(text: str) -> str:
-    """The text of a value, the same however a number is spelled: 0.0 and 0 are one column."""
+    """The text of a value, the same for all spellings of a number, so that 0.0 and 0 are one column."""
     try:
         return f"{float(text):.12g}" if math.isfinite(float(text)) else text
     except ValueError:
@@ -173,7 +195,7 @@ def _canonical(text: str) -> str:
 
 
 def _ordered(keys: Iterable[tuple]) -> list[tuple]:
-    """Distinct keys, each part in order of first appearance, or of size where all are numbers."""
+    """Distinct keys, each part in order of first appearance, or by size where all are numbers."""
     keys = list(dict.fromkeys(keys))
     ranks = []
     for values in map(dict.fromkeys, zip(*keys, strict=True)):
@@ -189,13 +211,14 @@ def _label(names: Sequence[str], values: Sequence[str]) -> str:
     return ", ".join(f"{name} = {value or '-'}" for name, value in zip(names, values, strict=True))
 
 
-def _check_alike(place, group: list[dict], rows: Sequence[str], columns: Sequence[str]):
+def _check_settings(place: tuple, group: list[dict], rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Raises UserError if a setting that is no row or column varies inside a cell."""
     values = {name: _ordered((_canonical(row[name]),) for row in group)
               for name in group[0] if _is_setting(name) and name not in (*rows, *columns)}
-    varying = [name for name, found in values.items() if len(found) > 1]
+    varying = [name for name, distinct in values.items() if len(distinct) > 1]
     if varying:
-        found = ", ".join(value or "-" for value, in values[varying[0]])
-        raise UserError(f"{varying[0]} varies ({found}) inside the cell {_label((*rows, *columns), sum(place, ()))}; "
+        distinct = ", ".join(value or "-" for value, in values[varying[0]])
+        raise UserError(f"{varying[0]} varies ({distinct}) inside the cell {_label((*rows, *columns), sum(place, ()))}; "
                         f"add it: --rows {','.join((*rows, *varying))}.")
 
 
@@ -207,8 +230,8 @@ def _sets(group: list[dict]) -> dict[tuple, list[dict]]:
     return sets
 
 
-def _summary(group: list[dict], metric: str, interval: bool) -> tuple[float, float | None] | None:
-    """Mean and its deviation or half-interval (None where one value gives none); None for a cell without numbers."""
+def _mean_and_spread(group: list[dict], metric: str, interval: bool) -> tuple[float, float | None] | None:
+    """Mean, and deviation or half-interval (None if a single value gives none); None for a cell without numbers."""
     sets = [values for rows in _sets(group).values() if (values := _numbers(rows, metric))]
     if not sets:
         return None
@@ -217,7 +240,7 @@ def _summary(group: list[dict], metric: str, interval: bool) -> tuple[float, flo
     mean = float(np.mean(values))
     if interval:
         return mean, half_interval(values)
-    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return mean, deviation(values)
 
 
 def _numbers(rows: list[dict], metric: str) -> list[float]:
@@ -231,20 +254,20 @@ def _numbers(rows: list[dict], metric: str) -> list[float]:
         raise UserError(f"column '{metric}' holds no numbers ({error}); choose another --metric.") from None
 
 
-def _optimistic(group: list[dict]) -> bool:
+def _is_optimistic(group: list[dict]) -> bool:
     return group[0]["select_on"] == "test"  # as is every row of a cell
 
 
-def _ceiling(group: list[dict]) -> bool:
-    return group[0]["preset"] in _CEILINGS
+def _is_reference(group: list[dict]) -> bool:
+    return not spec_by_name(group[0]["preset"]).has_sets
 
 
 def _best(places: list[tuple], cells: dict, numbers: dict, metric: str) -> list[tuple]:
-    """The bold cells of one column: the best that distil. Peer-protocol cells do not compete with honest ones."""
+    """The bold cells of one column: the best with sets. Cells selected on test do not compete with those on val."""
     if not metric.startswith(("IR@", "TR@")) and not metric.endswith("r_mean"):
         return []  # of bytes or seconds, more is not better
-    competing = [place for place in places if numbers.get(place) and not _ceiling(cells[place])]
-    competing = [place for place in competing if not _optimistic(cells[place])] or competing
+    competing = [place for place in places if numbers.get(place) and not _is_reference(cells[place])]
+    competing = [place for place in competing if not _is_optimistic(cells[place])] or competing
     top = max((numbers[place][0] for place in competing), default=None)
     return [place for place in competing if numbers[place][0] == top]
 
@@ -252,43 +275,43 @@ def _best(places: list[tuple], cells: dict, numbers: dict, metric: str) -> list[
 def _shown(group: list[dict] | None, numbers: tuple | None) -> str:
     if numbers is None:
         return "-"
-    mean, deviation = numbers
-    text = f"{mean:.2f}" if deviation is None else f"{mean:.2f} +- {deviation:.2f}"
-    return f"{text} {_OPTIMISTIC}" if _optimistic(group) else text
+    mean, spread = numbers
+    text = f"{mean:.2f}" if spread is None else f"{mean:.2f} +- {spread:.2f}"
+    return f"{text} {_OPTIMISTIC}" if _is_optimistic(group) else text
 
 
-def _line_below(cells: dict, rows, columns, metric: str, interval: bool) -> str:
-    """What the numbers are over: sets and students (and where they differ), protocol, seeds, commits."""
+def _footer(cells: dict, rows, columns, metric: str, interval: bool) -> str:
+    """What the numbers are computed over: sets and students (and exceptions), selection, seeds, commits."""
     data = [row for group in cells.values() for row in group]
-    said = [f"{name} {', '.join(dict.fromkeys(row.get(name) or 'unknown' for row in data))}"
-            for name in ("select_on", *filter(_is_seed, data[0]), "commit")]
-    if any(map(_optimistic, cells.values())):
-        said[0] += f" {_OPTIMISTIC[:-1]}: peer is the best of the test evaluations)"
+    facts = [f"{name} {', '.join(dict.fromkeys(row.get(name) or 'unknown' for row in data))}"
+             for name in ("select_on", *filter(_is_seed, data[0]), "commit")]
+    if any(map(_is_optimistic, cells.values())):
+        facts[0] += f" {_OPTIMISTIC[:-1]}: with test, the best of the test evaluations)"
     spread = ("half the 95 % t-interval over sets (none where there is one set)" if interval else
               "standard deviation over sets x students")
-    return f"{metric}: mean +- {spread}; {'; '.join([_counts(cells, rows, columns), *said])}."
+    return f"{metric}: mean +- {spread}; {'; '.join([_counts(cells, rows, columns), *facts])}."
 
 
 def _counts(cells: dict, rows, columns) -> str:
-    """'each 3 sets x 5 students, except 4 networks (preset = full)': the commonest count, then every other one."""
+    """The most common count, then every other one: "each 3 sets x 5 students, except 4 networks (preset = full)"."""
     counts = {place: _count(group) for place, group in cells.items()}
-    distilled = [count for place, count in counts.items() if not _ceiling(cells[place])]
+    distilled = [count for place, count in counts.items() if not _is_reference(cells[place])]
     usual = Counter(distilled or counts.values()).most_common(1)[0][0]
     exceptions = {}
     for down_at in dict.fromkeys(place[0] for place in counts):
         own = {place: count for place, count in counts.items() if place[0] == down_at and count != usual}
-        whole_row = len(set(own.values())) == 1 and len(own) == sum(place[0] == down_at for place in counts)
+        entire_row = len(set(own.values())) == 1 and len(own) == sum(place[0] == down_at for place in counts)
         for place, count in own.items():
-            where = _label(rows, down_at) if whole_row else _label((*rows, *columns), sum(place, ()))
+            where = _label(rows, down_at) if entire_row else _label((*rows, *columns), sum(place, ()))
             exceptions.setdefault(count, {})[where] = None
-    said = ", ".join(f"{count} ({'; '.join(places)})" for count, places in exceptions.items())
-    return f"each {usual}" + (f", except {said}" if said else "")
+    others = ", ".join(f"{count} ({'; '.join(places)})" for count, places in exceptions.items())
+    return f"each {usual}" + (f", except {others}" if others else "")
 
 
 def _count(group: list[dict]) -> str:
     sets = _sets(group)
     students = {len(rows) for rows in sets.values()}
-    if _ceiling(group):
+    if _is_reference(group):
         return _plural(len(group), "network")
     if len(students) > 1:
         return f"{_plural(len(sets), 'set')} with {len(group)} students in all"

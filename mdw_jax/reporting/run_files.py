@@ -1,141 +1,190 @@
-"""A finished run folder, read back."""
+"""A finished run directory, read back. Imports neither jax nor matplotlib."""
 
-import csv
-import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mdw_jax.config.presets import CORESETS, LABELS
 from mdw_jax.config.sections import config_digest, refuse_sweep
 from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
 from mdw_jax.io.distilled_set import DistilledSet, load_distilled, read_captions
-from mdw_jax.method.retrieval import METRICS
-from mdw_jax.reporting import figures, html
+from mdw_jax.io.files import read_json, read_json_lines
+from mdw_jax.io.locate import wrong_level
+from mdw_jax.io.scores import METRICS, SCORES, read_scores
+from mdw_jax.reporting.preset_info import spec_by_name
 
-ABOUT, SCORES = "report.json", "scores.csv"
+SUMMARY = "report.json"  # which config the scores belong to, and where the sets and experts of a run lie
+DIVISION_EDGES = [k / 10 for k in range(11)]  # of the histogram of clean probabilities in it
 
 
-class Part:
-    """One preset of a run, with what its folders hold; files are read when they are asked for."""
+class PresetResults:
+    """The results of one preset of a run; files are read when an attribute is first used.
 
-    def __init__(self, folder: Path, said: dict):
-        self.folder, self.said = folder, said
-        self.name, self.label = said["name"], LABELS.get(said["name"], said["name"])
-        self.distils = bool(said["sets"])
-        self.coreset = self.name in CORESETS
+    Attributes:
+        run_directory: the run directory.
+        metadata: what report.json says of the preset.
+        name: its name in the config.
+        label: its name in tables.
+        kind: "distilled", "coreset" or "reference" (see `mdw_jax.config.presets.PresetSpec`).
+        rows: its rows of scores.csv, one per student.
+    """
+
+    def __init__(self, run_directory: Path, metadata: dict, rows: list[dict]):
+        self.run_directory, self.metadata, self.rows = run_directory, metadata, rows
+        self.name: str = metadata["name"]
+        self.label: str = metadata.get("label") or spec_by_name(self.name).label
+        self.kind: str = metadata.get("kind") or spec_by_name(self.name).kind
+        self.has_sets = bool(metadata["sets"])
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(students, 7) test scores in the order of `METRICS`, in %."""
+        return np.array([[row[name] for name in METRICS] for row in self.rows])
+
+    @property
+    def set_directories(self) -> list[Path]:
+        """The directories of its distilled sets."""
+        return [self.run_directory / place for place in self.metadata["sets"]]
 
     @cached_property
     def set(self) -> tuple[DistilledSet, dict]:
-        """The first set and its card."""
-        return load_distilled(self.folder / self.said["sets"][0])
+        """The first distilled set and its card."""
+        return load_distilled(self.set_directories[0])
 
     @cached_property
     def captions(self) -> list[str]:
-        found = read_captions(self.folder / self.said["sets"][0], self.set[1]["sha256"])
-        return found or ["(nearest caption unknown)"] * len(self.set[0].images)
+        """For each text of the first set, the nearest real caption."""
+        captions = read_captions(self.set_directories[0], self.set[1]["sha256"])
+        return captions or ["(nearest caption unknown)"] * len(self.set[0].images)
 
     @cached_property
-    def spectrogram(self) -> bool:
+    def is_spectrogram(self) -> bool:
+        """Whether the images of its sets are log-mel spectrograms."""
         return bool(self.set[1].get("log_mel"))
 
     @cached_property
     def metrics(self) -> list[dict]:
-        return _lines(self.folder / self.said["sets"][0] / "metrics.jsonl")
+        """The metrics of each outer step of the first set."""
+        return _lines(self.set_directories[0] / "metrics.jsonl")
 
     @cached_property
-    def seen(self) -> dict | None:
-        return image_history.load(self.folder / self.said["sets"][0])
+    def image_history(self) -> dict[str, np.ndarray] | None:
+        """How the first images of the first set changed (`mdw_jax.io.image_history`); None for coresets."""
+        return image_history.load(self.set_directories[0])
 
     @cached_property
     def experts(self) -> dict | None:
-        """The record of the experts, with their log; None where there are none."""
-        if "experts" not in self.said:
+        """The record of its experts, with their log; None if it has none."""
+        if "experts" not in self.metadata:
             return None
-        path = self.folder / self.said["experts"]
-        return {**_json(path / "experts.json"), "log": _lines(path / "log.jsonl")}
-
-    @cached_property
-    def colours(self) -> np.ndarray:
-        return figures.coloured(self.set[0].images, self.spectrogram)
-
-    def picture(self, index: int, alternative: str) -> str:
-        return _image(self.colours[index], alternative)
+        directory = self.run_directory / self.metadata["experts"]
+        return {**_json(directory / "experts.json"), "log": _lines(directory / "log.jsonl")}
 
 
 class Run:
-    """A finished run folder. label: its name on a page of several. Raises UserError for what is no finished run."""
+    """A finished run directory.
 
-    def __init__(self, folder, label: str = ""):
-        self.folder = Path(folder)
-        self.label = label or self.folder.name
-        if not self.folder.is_dir():
-            raise UserError(f"there is no run folder '{folder}'; check the path.")
-        if not (self.folder / "config.json").exists():
-            refuse_sweep(self.folder)
-        missing = [name for name in ("config.json", "environment.json", SCORES, ABOUT)
-                   if not (self.folder / name).exists()]
-        if "config.json" in missing:
-            raise UserError(f"'{folder}' is no run folder (it has no config.json); give the folder of a finished run.")
-        if missing:
-            raise UserError(f"the run in '{folder}' has no scores for a page yet ({missing[0]} is missing); give its "
-                            "mdw run or mdw evaluate again: what is done is not done twice.")
-        self.config = _json(self.folder / "config.json")
-        self.environment = _json(self.folder / "environment.json")
-        self.about = _json(self.folder / ABOUT)
-        self.rows = _csv(self.folder / SCORES)
+    Attributes:
+        path: the directory.
+        label: its name where several runs are shown.
+        config: the config, as nested dicts.
+        environment: versions, devices and the commit it was made with.
+        summary: report.json.
+        presets: the results of each preset.
+        main: the preset that a report leads with: mdw, otherwise a distilled preset, otherwise the first one.
+    """
+
+    def __init__(self, path, label: str = ""):
+        """Read the small files of the run. Raises UserError where `path` is not a finished run directory."""
+        self.path = Path(path)
+        self.label = label or self.path.name
+        _check_directory(self.path)
+        self.config: dict = _json(self.path / "config.json")
+        self.environment: dict = _json(self.path / "environment.json")
+        self.summary: dict = _json(self.path / SUMMARY)
+        self.presets = self._read_presets()
+        order = [preset for preset in self.presets if preset.has_sets and preset.kind != "coreset"] or self.presets
+        self.main = next((preset for preset in order if preset.name == "mdw"), order[0])
+
+    def _read_presets(self) -> list[PresetResults]:
         try:
-            self.parts = [Part(self.folder, said) for said in self.about["presets"]]
-            self.scores = {part.name: [[float(row[name]) for name in METRICS] for row in self.of(part)]
-                           for part in self.parts}
-            if not self.parts or not all(self.scores.values()):
+            rows = read_scores(self.path / SCORES, numbers=METRICS)
+            presets = [PresetResults(self.path, metadata, [row for row in rows if row["preset"] == metadata["name"]])
+                       for metadata in self.summary["presets"]]
+            if not presets or not all(preset.rows for preset in presets):
                 raise ValueError("presets without scores")
-            of_this = config_digest(self.config)
-            if self.about.get("config", of_this) != of_this:
-                raise UserError(f"the scores in '{folder}' are of another config than its config.json; give mdw "
-                                "evaluate with the config that you mean: what is done is not done twice.")
+            digest = config_digest(self.config)
+        except OSError as error:
+            raise UserError(f"'{self.path / SCORES}' cannot be read ({error}); run the command again.") from None
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{SCORES} and {ABOUT} in '{folder}' do not fit together or are damaged; give mdw evaluate "
-                            "again.") from None
-        # What the page leads with: the method, else whatever else is distilled, else anything.
-        order = [part for part in self.parts if part.distils and not part.coreset] or self.parts
-        self.main = next((part for part in order if part.name == "mdw"), order[0])
-
-    def of(self, part: Part) -> list[dict]:
-        return [row for row in self.rows if row["preset"] == part.name]
+            raise UserError(f"{SCORES} and {SUMMARY} in '{self.path}' do not fit together or are damaged; run mdw "
+                            "evaluate again.") from None
+        if self.summary.get("config", digest) != digest:
+            raise UserError(f"the scores in '{self.path}' are of another config than its config.json; run mdw evaluate "
+                            "with the config that you mean: finished stages are not repeated.")
+        return presets
 
     @property
-    def distilled(self) -> list[Part]:
+    def presets_with_sets(self) -> list[PresetResults]:
         """Presets that end in a small set, the main one first."""
-        return sorted((part for part in self.parts if part.distils), key=lambda part: part is not self.main)
+        return sorted((preset for preset in self.presets if preset.has_sets),
+                      key=lambda preset: preset is not self.main)
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{preset.name} {preset.scores[:, -1].mean():.2f}" for preset in self.presets)
+        return f"Run('{self.path}': test r_mean {scores})"
 
 
-def _json(path: Path) -> Any:
+def open_run(path) -> Run:
+    """Open a finished run directory.
+
+    Args:
+        path: the run.dir of a run that `mdw run` or `mdw evaluate` finished.
+
+    Raises:
+        UserError: it is not a finished run directory; for a path one level too high or too low, the message names the
+            right one.
+    """
+    return Run(path)
+
+
+def open_runs(paths: Sequence) -> list[Run]:
+    """Open several runs, with labels that tell them apart: their names, or their paths where two names are equal."""
+    resolved = [Path(path).resolve() for path in paths]
+    repeated = [path for path, place in zip(paths, resolved, strict=True) if resolved.count(place) > 1]
+    if repeated:
+        raise UserError(f"the run '{repeated[-1]}' is given twice; give each once.")
+    names = [place.name for place in resolved]
+    return [Run(path, name if names.count(name) == 1 else str(path)) for path, name in zip(paths, names, strict=True)]
+
+
+def _check_directory(path: Path) -> None:
+    """Raises UserError for a path that is not a finished run directory."""
+    names = ("config.json", "environment.json", SCORES, SUMMARY)
+    missing = [name for name in names if not (path / name).exists()]
+    if not missing:
+        return
+    if not path.exists():
+        raise UserError(f"there is no run directory '{path}'; check the path.")
+    if "config.json" in missing:
+        refuse_sweep(path)
+        raise UserError(wrong_level(path, "run") or f"'{path}' is not a run directory (it has no config.json); give "
+                        "the directory of a finished run.")
+    raise UserError(f"the run in '{path}' is not finished ({missing[0]} is missing); run its mdw run or mdw evaluate "
+                    "again: finished stages are not repeated.")
+
+
+def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); give the run's command again.") from None
-
-
-def _csv(path: Path) -> list[dict]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); give the run's command again.") from None
+        raise UserError(f"'{path}' cannot be read ({error}); run its command again.") from None
 
 
 def _lines(path: Path) -> list[dict]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return read_json_lines(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); give the run's command again.") from None
-
-
-def _image(picture, alternative: str, side: int = 112) -> str:
-    return html.image(figures.data_uri(picture, side), alternative, small=min(picture.shape[:2]) < 96)
-
-EDGES = [k / 10 for k in range(11)]  # of the histogram of clean probabilities
+        raise UserError(f"'{path}' cannot be read ({error}); run its command again.") from None

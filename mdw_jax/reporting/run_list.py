@@ -1,259 +1,250 @@
-"""`mdw runs` and `mdw diff`: what lies in run folders, read off their files alone, in a moment and without jax."""
+"""`mdw runs` and `mdw diff`: the state and the scores of runs, read from their files in a moment and without jax."""
 
 import contextlib
-import csv
 import datetime
-import fcntl
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mdw_jax.config.presets import DISTILLED, LABELS, WITHOUT_EXPERTS
+from mdw_jax.config.presets import safe_name
 from mdw_jax.config.sections import config_digest, differences, flat, refuse_sweep
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import is_run_lock
-from mdw_jax.reporting.stats import welch
+from mdw_jax.io.files import read_json
+from mdw_jax.io.locks import is_locked, is_run_lock
+from mdw_jax.io.scores import SCORES, read_scores
+from mdw_jax.reporting.preset_info import spec_by_name
+from mdw_jax.reporting.stats import mean_text, welch
 from mdw_jax.reporting.text import aligned, text
 
-# The latest of these says when a run last did something.
-_TOUCHED = (".lock", "config.json", "metrics.csv", "scores.csv", "sweep.csv", "certificate.csv", "fairness.csv")
+# The latest of these files says when a run last did something.
+_TOUCHED = (".lock", "config.json", "metrics.csv", SCORES, "sweep.csv", "certificate.csv", "fairness.csv")
 
 
-def runs_command(folders: Sequence[str]) -> None:
-    """Print a table of the runs in and below these folders, the latest last. Raises UserError where there are none."""
-    found = [folder for name in folders for folder in run_folders(Path(name))]
-    if not found:
-        raise UserError(f"there are no runs in {' or '.join(map(repr, folders))}; `mdw run` makes one in its "
+def runs_command(directories: Sequence[str]) -> None:
+    """Print a table of the runs in and below these directories, the latest last."""
+    paths = [path for name in directories for path in run_directories(Path(name))]
+    if not paths:
+        raise UserError(f"there are no runs in {' or '.join(map(repr, directories))}; `mdw run` makes one in its "
                         "config.run.dir.")
-    when = {folder: _when(folder) for folder in found}
-    rows = [{**described(folder), "when": f"{when[folder]:%Y-%m-%d %H:%M}"} for folder in sorted(found, key=when.get)]
-    print(aligned(rows))
+    times = {path: _last_touched(path) for path in paths}
+    print(aligned([{**described(path), "when": f"{times[path]:%Y-%m-%d %H:%M}"}
+                   for path in sorted(paths, key=lambda path: times[path])]))
 
 
 def diff_command(a: str, b: str) -> None:
-    """Print where two runs differ: in their configs and environments, and in the scores of the presets."""
-    folders = Path(a), Path(b)
-    settings = [_settings(folder) for folder in folders]
-    scores = [_scores(folder) if _is_finished(folder) else [] for folder in folders]
-    found = differences(*settings)
+    """Print where two runs differ: in their configs and environments, and in the scores of their presets."""
+    paths = Path(a), Path(b)
+    settings = [_settings(path) for path in paths]
+    scores = [_scores(path) if _is_finished(path) else [] for path in paths]
+    changed = differences(*settings)
     print(f"A: {a}\nB: {b}\n")
-    print(aligned([{"setting": key, "A": text(x), "B": text(y)} for key, x, y in found]) if found
+    print(aligned([{"setting": key, "A": text(x), "B": text(y)} for key, x, y in changed]) if changed
           else "The configs are the same.")
-    for folder, rows in zip(folders, scores, strict=True):
+    for path, rows in zip(paths, scores, strict=True):
         if not rows:
-            print(f"\n'{folder}' has no scores of this config: {state(folder)}.")
+            print(f"\n'{path}' has no scores of this config: {state(path)}.")
     if all(scores):
         print("\n" + aligned(score_differences(*scores)))
-        protocols = [", ".join(dict.fromkeys(row["select_on"] for row in rows)) for rows in scores]
-        if protocols[0] != protocols[1]:
-            print(f"\nA was scored under the protocol {protocols[0]}, B under {protocols[1]}: r_mean does not compare.")
+        selected = [", ".join(dict.fromkeys(row["select_on"] for row in rows)) for rows in scores]
+        if selected[0] != selected[1]:
+            print(f"\nA was selected on {selected[0]}, B on {selected[1]}: their r_mean cannot be compared.")
 
 
-def run_folders(folder: Path) -> Iterator[Path]:
-    """The run folders in and below `folder`. What is inside one is its own. Raises UserError if there is no folder."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder '{folder}'; give one that holds runs.")
-    for path, below, names in os.walk(folder):
+def run_directories(path: Path) -> Iterator[Path]:
+    """Yield the run directories in and below a directory; what is inside one belongs to it.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no directory '{path}'; give one that holds runs.")
+    for place, below, names in os.walk(path):
         below.sort()
-        if (".lock" in names and is_run_lock(Path(path) / ".lock")) or (
-                "config.json" in names and _config(Path(path)) is not None):
+        if (".lock" in names and is_run_lock(Path(place) / ".lock")) or (
+                "config.json" in names and _config(Path(place)) is not None):
             below.clear()
-            yield Path(path)
+            yield Path(place)
 
 
-def described(folder: Path) -> dict[str, str]:
-    """What `mdw runs` says of a run folder; r_mean: test, mean +- standard deviation over students, of which preset."""
-    config = _config(folder)
-    row = {"run": str(folder), "state": state(folder), "data": "-", "noise": "-", "presets": "-", "r_mean": "-"}
+def described(path: Path) -> dict[str, str]:
+    """The row of `mdw runs` for a run directory; r_mean: on test, mean +- standard deviation, and of which preset."""
+    config = _config(path)
+    row = {"run": str(path), "state": state(path), "data": "-", "noise": "-", "presets": "-", "r_mean": "-"}
     if config is not None:
         row |= {"data": config["data"]["name"], "noise": f"{config['noise']['protocol']} {config['noise']['rate']:g}",
                 "presets": ",".join(config["run"]["presets"])}
-        if _is_finished(folder):
+        if _is_finished(path):
             with contextlib.suppress(UserError):  # damaged, as the state says
-                row["r_mean"] = _headline(_scores(folder))
+                row["r_mean"] = _headline(_scores(path))
     return row
 
 
-def state(folder: Path) -> str:
-    """finished, running or stopped (and at which stage), never begun; for a sweep how many cells are done, and without
-    a run what other commands have done; damaged files."""
-    cells = list((folder / "sweep").glob("*.json"))
-    failed = sum(path.name.endswith(".failed.json") for path in cells)
+def state(path: Path) -> str:
+    """Where a run stands: finished, running or stopped (and at which stage), never begun, or damaged.
+
+    For a sweep: how many cells are done. Without a run: what other commands have done.
+    """
+    cells = list((path / "sweep").glob("*.json"))
+    failed = sum(cell.name.endswith(".failed.json") for cell in cells)
     sweep = f"sweep, {len(cells) - failed} cells done" + (f", {failed} failed" if failed else "")
-    config = _config(folder)
-    if _held(folder):
-        return "running, " + (sweep if config is None and (folder / "sweep").is_dir() else _stage(folder, config))
+    config = _config(path)
+    if _is_in_use(path):
+        return "running, " + (sweep if config is None and (path / "sweep").is_dir() else _stage(path, config))
     if config is None:
-        if (folder / "config.json").exists():
+        if (path / "config.json").exists():
             return "damaged config.json"
-        begun = any((folder / name).is_dir() for name in ("cache", "experts", "distilled"))
-        return sweep if cells else _beside(folder) or (f"stopped at {_stage(folder, None)}" if begun else "never begun")
-    if not _is_finished(folder):
-        return f"stopped at {_stage(folder, config)}"
+        begun = any((path / name).is_dir() for name in ("cache", "experts", "distilled"))
+        return sweep if cells else (_other_commands(path) or
+                                    (f"stopped at {_stage(path, None)}" if begun else "never begun"))
+    if not _is_finished(path):
+        return f"stopped at {_stage(path, config)}"
     try:
-        _scores(folder)
+        _scores(path)
     except UserError:
-        return "damaged scores.csv"
+        return f"damaged {SCORES}"
     return "finished"
 
 
-def _beside(folder: Path) -> str:
-    """What commands have done that leave no config.json: certified, fairness measured, 2 sets exported."""
-    exported = len(list(folder.glob("export/*/card.json")))
-    done = {"certified": (folder / "certificate.csv").exists(), "fairness measured": (folder / "fairness.csv").exists(),
+def _other_commands(path: Path) -> str:
+    """What commands without a config.json have done: "certified, fairness measured, 2 sets exported"."""
+    exported = len(list(path.glob("export/*/card.json")))
+    done = {"certified": (path / "certificate.csv").exists(), "fairness measured": (path / "fairness.csv").exists(),
             f"{exported} set{'s' * (exported > 1)} exported": exported}
     return ", ".join(words for words, holds in done.items() if holds)
 
 
-def _stage(folder: Path, config: dict | None) -> str:
-    """The stage that is not complete, as far as file names tell: which config left them, only their keys would."""
+def _stage(path: Path, config: dict | None) -> str:
+    """The first stage that is not complete, as far as file names tell; only keys would tell which config left them."""
     if config is None:
         return next((stage for stage, name in (("distill", "distilled"), ("experts", "experts"))
-                     if (folder / name).is_dir()), "prepare")
-    begun = list(folder.glob("experts/*.lock"))
-    if not all((path.with_suffix("") / "experts.json").exists() for path in begun):
+                     if (path / name).is_dir()), "prepare")
+    begun = list(path.glob("experts/*.lock"))
+    if not all((lock.with_suffix("") / "experts.json").exists() for lock in begun):
         return "experts"
-    if any(not (path / "card.json").exists() for path in folder.glob("distilled/*/set_*") if path.is_dir()):
+    if any(not (place / "card.json").exists() for place in path.glob("distilled/*/set_*") if place.is_dir()):
         return "distill"
-    presets = config["run"]["presets"]
-    if not begun and any(name not in WITHOUT_EXPERTS for name in presets):
+    specs = {name: spec_by_name(name) for name in config["run"]["presets"]}
+    if not begun and any(spec.needs_experts for spec in specs.values()):
         return "experts"
     sets = config["distill"]["sets"]
-    if any(len(list(folder.glob(f"distilled/{name}-*/set_*/card.json"))) < sets for name in presets
-           if name in DISTILLED):
+    if any(len(list(path.glob(f"distilled/{safe_name(name)}-*/set_*/card.json"))) < sets
+           for name, spec in specs.items() if spec.has_sets):
         return "distill"
     return "evaluate"
 
 
-def _is_finished(folder: Path) -> bool:
-    """Whether the scores are those of the config: every command begins with writing that.
+def _is_finished(path: Path) -> bool:
+    """Whether the scores are those of the config, which every command writes first.
 
-    report.json says of which they are. Where it does not (older runs), they must be younger than config.json.
+    report.json says which config they belong to. Where it does not, they must be younger than config.json.
     """
-    scores, config = folder / "scores.csv", folder / "config.json"
+    scores, config = path / SCORES, path / "config.json"
     if not scores.exists() or not config.exists():
         return False
     try:
-        return json.loads((folder / "report.json").read_bytes())["config"] == config_digest(
-            json.loads(config.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(path / "report.json")["config"] == config_digest(read_json(config))
+    except (OSError, ValueError, KeyError):
         return scores.stat().st_mtime_ns >= config.stat().st_mtime_ns
 
 
-def _held(folder: Path) -> bool:
-    """Whether a process is at work in the folder: see `files.run_folder_held`."""
-    path = folder / ".lock"
-    # Parts of a sweep share their lock, so that only one that does not share tells of them; a run's is its alone.
-    single = (folder / "config.json").exists() and not (folder / "sweep").is_dir()
-    for kind in (fcntl.LOCK_SH,) if single else (fcntl.LOCK_EX, fcntl.LOCK_SH):
-        with contextlib.suppress(OSError):  # there is none, or no such locks: NFS has exclusive ones for writers alone
-            try:
-                file = open(path, "r+")
-            except OSError:  # not ours to write
-                file = open(path)
-            with file:
-                try:
-                    fcntl.flock(file, kind | fcntl.LOCK_NB)  # let go of at once, on closing
-                    return False
-                except BlockingIOError:
-                    return True
-    return False
+def _is_in_use(path: Path) -> bool:
+    """Whether a process works in the directory (`mdw_jax.io.locks.hold_run_directory`)."""
+    is_sweep = not (path / "config.json").exists() or (path / "sweep").is_dir()
+    return is_locked(path / ".lock", shared_locks_exist=is_sweep)
 
 
-def _config(folder: Path) -> dict | None:
-    """The config of a run; None if there is none, or another program's: all that is read of it here is checked."""
+def _config(path: Path) -> dict | None:
+    """The config of a run; None if there is none, or another program's: everything that is read here is checked."""
     try:
-        found = json.loads((folder / "config.json").read_bytes())
-        presets, rate, sets = found["run"]["presets"], found["noise"]["rate"], found["distill"]["sets"]
-        ours = (isinstance(presets, list) and isinstance(rate, (int, float)) and isinstance(sets, int)
-                and all(isinstance(name, str) for name in (*presets, found["data"]["name"], found["noise"]["protocol"])))
-        return found if ours else None
+        config = read_json(path / "config.json")
+        presets, rate, sets = config["run"]["presets"], config["noise"]["rate"], config["distill"]["sets"]
+        names = (*presets, config["data"]["name"], config["noise"]["protocol"])
+        is_run = (isinstance(presets, list) and isinstance(rate, (int, float)) and isinstance(sets, int)
+                  and all(isinstance(name, str) for name in names))
+        return config if is_run else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _scores(folder: Path) -> list[dict]:
+def _scores(path: Path) -> list[dict]:
     """The rows of scores.csv. Raises UserError if it is damaged."""
     try:
-        with open(folder / "scores.csv", newline="", encoding="utf-8") as file:
-            rows = [{**row, "r_mean": float(row["r_mean"])} for row in csv.DictReader(file)]
-        if not rows or any(row[name] is None for row in rows for name in ("preset", "set", "select_on")):
-            raise ValueError("cells are missing")
-        return rows
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        raise UserError(f"'{folder / 'scores.csv'}' is damaged; give mdw evaluate again.") from None
+        return read_scores(path / SCORES, numbers=("r_mean",))
+    except (OSError, ValueError):
+        raise UserError(f"'{path / SCORES}' is damaged; run mdw evaluate again.") from None
 
 
 def _by_preset(rows: Iterable[dict]) -> dict[str, list[dict]]:
-    found = {}
+    groups: dict[str, list[dict]] = {}
     for row in rows:
-        found.setdefault(row["preset"], []).append(row)
-    return found
+        groups.setdefault(row["preset"], []).append(row)
+    return groups
 
 
 def _headline(rows: list[dict]) -> str:
-    """mdw's score or, without it, the best of the distilled presets."""
-    found = {name: [row["r_mean"] for row in own] for name, own in _by_preset(rows).items() if name in DISTILLED}
-    if not found:
+    """The score of mdw or, without it, the best among presets with sets."""
+    r_means = {name: [row["r_mean"] for row in own] for name, own in _by_preset(rows).items()
+               if spec_by_name(name).has_sets}
+    if not r_means:
         return "-"
-    name = "mdw" if "mdw" in found else max(found, key=lambda name: np.mean(found[name]))
+    name = "mdw" if "mdw" in r_means else max(r_means, key=lambda name: np.mean(r_means[name]))
     optimistic = " (optimistic)" if any(row["select_on"] == "test" for row in rows if row["preset"] == name) else ""
-    return f"{_mean(found[name])} {name}{optimistic}"
+    return f"{mean_text(r_means[name])} {name}{optimistic}"
 
 
-def _mean(values: Sequence[float]) -> str:
-    """Mean +- standard deviation, as in the table of a run."""
-    return f"{np.mean(values):.2f} +- {np.std(values, ddof=1) if len(values) > 1 else 0.0:.2f}"
+def _last_touched(path: Path) -> datetime.datetime:
+    files = [path / name for name in _TOUCHED if (path / name).exists()]
+    return datetime.datetime.fromtimestamp(max(file.stat().st_mtime for file in files))
 
 
-def _when(folder: Path) -> datetime.datetime:
-    paths = [folder / name for name in _TOUCHED if (folder / name).exists()]
-    return datetime.datetime.fromtimestamp(max(path.stat().st_mtime for path in paths))
-
-
-def _settings(folder: Path) -> dict:
-    """{dotted key: value} of the config of a run, and of what it was made with. Raises UserError if it is no run."""
-    config = _config(folder)
+def _settings(path: Path) -> dict:
+    """{dotted key: value} of the config and the environment of a run. Raises UserError if it is not one."""
+    config = _config(path)
     if config is None:
-        if not folder.is_dir():
-            raise UserError(f"there is no folder '{folder}'; `mdw runs` lists the runs below one.")
-        refuse_sweep(folder)
-        said = state(folder) if is_run_lock(folder / ".lock") else "no run"
-        raise UserError(f"'{folder}' holds no config of a run ({said}); `mdw runs` lists the runs below a folder.")
+        if not path.is_dir():
+            raise UserError(f"there is no directory '{path}'; `mdw runs` lists the runs below one.")
+        refuse_sweep(path)
+        reason = state(path) if is_run_lock(path / ".lock") else "no run"
+        raise UserError(f"'{path}' holds no config of a run ({reason}); `mdw runs` lists the runs below a directory.")
     try:
-        environment = json.loads((folder / "environment.json").read_bytes())
+        environment = read_json(path / "environment.json")
     except (OSError, ValueError):
         environment = {}
     return flat({**config, "environment": environment})
 
 
-def score_differences(a: list[dict], b: list[dict]) -> list[dict]:
-    """One row a preset: r_mean in both runs and B - A with its 95 % interval, as text.
+def score_differences(a: list[dict], b: list[dict]) -> list[dict[str, str]]:
+    """Compare the scores of two runs.
 
-    a, b: rows of scores.csv. The interval is over distilled sets where both runs have several, the independent unit,
-    and else over students, which says nothing of how much another set would differ.
+    Args:
+        a: rows of the first scores.csv.
+        b: rows of the second.
+
+    Returns:
+        One row per preset, as text: r_mean in both runs, and B - A with its 95 % interval. The interval is over
+        distilled sets, the independent unit, where both runs have several, and otherwise over students, which does not
+        say how much another set would differ.
     """
-    both = _by_preset(a), _by_preset(b)
-    found = []
-    for preset in dict.fromkeys((*both[0], *both[1])):
-        row = {"preset": LABELS.get(preset, preset),
-               **{name: _mean([one["r_mean"] for one in of[preset]]) if preset in of else "-"
-                  for name, of in zip("AB", both, strict=True)},
-               "B - A": "-", "over": "-"}
-        if preset in both[0] and preset in both[1]:
-            by_set = [[float(np.mean([one["r_mean"] for one in of[preset] if one["set"] == number]))
-                       for number in dict.fromkeys(one["set"] for one in of[preset])] for of in both]
-            unit, values = "sets", by_set
-            if min(map(len, by_set)) == 1:
-                unit = "students" if preset in DISTILLED else "networks"
-                values = [[one["r_mean"] for one in of[preset]] for of in both]
-            difference, low, high = welch(values[0], values[1])
-            row |= {"B - A": f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]",
-                    "over": f"{len(values[0])} and {len(values[1])} {unit}"}
-        found.append(row)
-    return found
+    groups = _by_preset(a), _by_preset(b)
+    return [_score_difference(preset, [group.get(preset, []) for group in groups])
+            for preset in dict.fromkeys((*groups[0], *groups[1]))]
 
 
+def _score_difference(preset: str, both: list[list[dict]]) -> dict[str, str]:
+    """The row of one preset; both: its rows of scores.csv in the two runs."""
+    spec = spec_by_name(preset)
+    students = [[row["r_mean"] for row in rows] for rows in both]
+    texts = [mean_text(values) if values else "-" for values in students]
+    result = {"preset": spec.label, "A": texts[0], "B": texts[1], "B - A": "-", "over": "-"}
+    if all(both):
+        by_set = [[float(np.mean([row["r_mean"] for row in rows if row["set"] == number]))
+                   for number in dict.fromkeys(row["set"] for row in rows)] for rows in both]
+        unit, values = "sets", by_set
+        if min(map(len, by_set)) == 1:
+            unit, values = "students" if spec.has_sets else "networks", students
+        difference, low, high = welch(values[0], values[1])
+        result |= {"B - A": f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]",
+                   "over": f"{len(values[0])} and {len(values[1])} {unit}"}
+    return result

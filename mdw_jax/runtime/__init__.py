@@ -1,1 +1,1 @@
-"""Devices, processes, signals, random keys."""
+"""Devices, processes, signals, random streams, pytrees and progress."""

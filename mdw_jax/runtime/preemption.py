@@ -1,12 +1,12 @@
-"""Stopping on a signal: end the step at hand, keep what is done, and be gone within half a minute.
+"""Stopping on a signal: finish the current step, save, and exit within half a minute.
 
-SIGTERM is what a scheduler sends before it takes the machine away, SIGINT is Ctrl-C. While `handle_signals`, the first one
-only leaves a note. Long loops `raise_if_interrupted` it where their state is saved or cheap to save, and what they raise is handled in
-`cli.main`. A loop that does not come by in time (an epoch of minutes, a large step on a slow device) is abandoned:
-every file is written whole or not at all, so the same command goes on from the last checkpoint. A second signal kills
-at once.
+A scheduler sends SIGTERM before it takes the machine away; Ctrl-C is SIGINT. Inside `handle_signals`, the first signal
+is only recorded. Long loops call `raise_if_interrupted` where their state is saved or quick to save; the command line
+handles the exception. A loop that does not get there in time (an epoch of minutes, a large step on a slow device) is
+abandoned: files are written whole or not at all, so the same command resumes from the last checkpoint. A second signal
+kills the process at once.
 
-A thread does the waiting, because Python runs signal handlers between two of its own instructions, and those of the
+A thread waits for signals, because Python runs signal handlers between two of its own instructions, and those of the
 main thread may be minutes apart while a compiled function runs.
 """
 
@@ -17,20 +17,20 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
-import numpy as np
-
-GRACE = 25.0  # seconds from the signal to the end; SLURM and Kubernetes kill 30 s after SIGTERM
-ECHO = 1.0  # seconds in which a second signal is the first one again: `timeout` and terminals can send it twice
+GRACE = 25.0  # seconds from the signal to the exit; SLURM and Kubernetes kill 30 s after SIGTERM
+ECHO = 1.0  # seconds in which a second signal counts as the first one: `timeout` and terminals can send it twice
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_received = 0  # the first signal of this process, 0 before it: signals belong to the process, and so does this
+_received = 0  # the first signal of this process, 0 before it; global because signals belong to the process
 
 
 class Interrupted(BaseException):
-    """A signal asked the process to stop, and what it did is kept. No error: `except Exception` lets it pass.
+    """A signal asked the process to stop. It is not an error: `except Exception` lets it pass.
 
-    number: the signal.
+    Attributes:
+        number: the signal.
     """
 
     def __init__(self, number: int):
@@ -39,19 +39,19 @@ class Interrupted(BaseException):
 
 
 def exit_status(number: int) -> int:
-    """The exit status after a stop: 130 after Ctrl-C; after SIGTERM 0, or what MDW_STATUS_WHEN_STOPPED says.
+    """The exit status after a stop: 130 after Ctrl-C; after SIGTERM the value of MDW_STATUS_WHEN_STOPPED, or 0.
 
-    Schedulers that take 0 for "finished" are told another number by the launch files, and start the run again.
+    Some schedulers read 0 as "finished"; the launch files set another number, so that these start the run again.
     """
     return 130 if number == signal.SIGINT else int(os.environ.get("MDW_STATUS_WHEN_STOPPED") or 0)
 
 
 @contextlib.contextmanager
-def handle_signals():
-    """Takes SIGTERM and SIGINT while inside, once a process and in its main thread (elsewhere it does nothing).
+def handle_signals() -> Iterator[None]:
+    """Handle SIGTERM and SIGINT inside the block. Use it once per process, in its main thread; elsewhere it does nothing.
 
-    A signal that is ignored stays so (`nohup`, jobs in the background of a script). After a signal the process has to
-    end: handlers and deadline stay in force when this is left.
+    A signal that is ignored stays ignored (`nohup`, background jobs of a script). After a signal the process has to
+    exit: the handlers and the deadline stay in force when the block is left.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -73,10 +73,11 @@ def handle_signals():
 
 
 def raise_if_interrupted(*, together: bool = True) -> None:
-    """Raises Interrupted if a signal has come; with several jax processes, if it has come to any of them.
+    """Raise `Interrupted` if a signal has come; with several processes, if it has come to any of them.
 
-    together: all processes of the run come by here in the same order, so that they stop at the same step. False where
-    each goes its own way.
+    Args:
+        together: all processes of the run call this in the same order, so that they stop at the same step. False where
+            each process works on its own.
     """
     number = _received
     if together:
@@ -86,8 +87,8 @@ def raise_if_interrupted(*, together: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def save_on_interrupt(save):
-    """Around a loop that checks: calls `save()` on the way out where it is interrupted."""
+def save_on_interrupt(save: Callable[..., None]) -> Iterator[None]:
+    """Call `save` if the block is interrupted; for loops that call `raise_if_interrupted`."""
     try:
         yield
     except Interrupted:
@@ -96,15 +97,16 @@ def save_on_interrupt(save):
 
 
 def _agreed(number: int) -> int:
-    """The signal that any process of the run has received, 0 if none has: the same on all of them."""
+    """The signal that any process of the run has received, 0 if none has; the same in all of them."""
     import jax  # here, because `mdw --help` does without it
 
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return number
+    import numpy as np
     from jax.experimental import multihost_utils
 
     agreed = int(np.max(multihost_utils.process_allgather(np.int32(number))))
-    if agreed and not number:  # another process's: it is on its way out, and so must this one be
+    if agreed and not number:  # another process received it and will exit, so this one must exit too
         timer = threading.Timer(GRACE, _abandon, (agreed,))
         timer.daemon = True
         timer.start()
@@ -112,7 +114,7 @@ def _agreed(number: int) -> int:
 
 
 def _watch(inbox: socket.socket) -> None:
-    """Notes the first signal, then waits for the second or for the deadline; ends when nobody listens any more."""
+    """Record the first signal, then wait for the second or for the deadline; ends when the socket is closed."""
     global _received
     since = None
     with inbox:
@@ -129,19 +131,19 @@ def _watch(inbox: socket.socket) -> None:
                 continue
             if since is None:
                 _received, since = number, time.monotonic()
-                _say(f"mdw: {signal.Signals(number).name}: stopping after this step; a second signal stops at once.")
+                _print(f"mdw: {signal.Signals(number).name}: stopping after this step; a second signal stops at once.")
             elif time.monotonic() - since > ECHO:
                 os._exit(128 + number)
 
 
 def _abandon(number: int) -> None:
-    """Ends the process in the middle of what it does."""
-    _say(f"mdw: stopped {GRACE:.0f} s after the signal, in the middle of a step; the same command goes on from the "
-         "last checkpoint.")
+    """End the process in the middle of a step."""
+    _print(f"mdw: stopped {GRACE:.0f} s after the signal, in the middle of a step; the same command resumes from the "
+           "last checkpoint.")
     os._exit(exit_status(number))
 
 
-def _say(line: str) -> None:
-    """One line on stderr; whoever read it may be gone."""
+def _print(line: str) -> None:
+    """Print one line on stderr; its reader may be gone."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)

@@ -1,8 +1,10 @@
-"""Progress of a long stage: a bar on a terminal, a line a minute in a log."""
+"""Progress of a long stage: a bar on a terminal, one line per minute in a log."""
 
 import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,70 +16,108 @@ REDRAW_EVERY = 0.5  # seconds between looks at the metrics on a terminal: each l
 
 
 @contextlib.contextmanager
-def progress(stage: str, total: int, unit: str = "steps", *, stream=None, clock=time.monotonic):
-    """Shows how `stage` gets on; yields `advance(n=1, **metrics)`.
+def progress(stage: str, total: int, unit: str = "steps", *, stream: TextIO | None = None,
+             clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[..., None]]:
+    """Show the progress of a stage; yields `advance(n=1, **metrics)`.
 
-    total: units still to do. stream: where to write, stderr by default. clock: seconds, for tests.
-    Of the processes of a run the first one shows it.
-    Metrics are scalars (floats or 0-d arrays); the last ones given are shown. They are read only when shown, so that
-    a loop that passes device arrays is not held up at each step. After an exception the last line says how far it got.
+    Metrics are scalars (floats or 0-d arrays); the latest ones are shown. They are read only when they are shown, so
+    that a loop that passes device arrays does not wait for the device at each step. After an exception, the last line
+    says how far the stage got. With several processes, only process 0 shows anything.
+
+    Args:
+        stage: the name of the stage.
+        total: units still to do.
+        unit: the name of what is counted.
+        stream: where to write; None: stderr.
+        clock: returns seconds, for tests.
     """
     if not is_main():
-        yield lambda n=1, **latest: None
+        yield lambda n=1, **metrics: None
         return
     stream = sys.stderr if stream is None else stream
-    show = _bar if stream.isatty() else _lines
-    done, metrics, start = 0, {}, clock()
-    with show(stage, total, unit, stream) as update:
-        shown = start
-
-        def advance(n: int = 1, **latest):
-            nonlocal done, metrics, shown
-            done += n
-            metrics = latest or metrics
-            now = clock()
-            if now - shown >= (REDRAW_EVERY if show is _bar else LOG_EVERY):
-                shown = now
-                update(done, now - start, metrics)
-
+    with _Bar(stage, total, unit, stream) if stream.isatty() else _Lines(stage, total, unit, stream) as display:
+        counter = _Counter(display, clock)
         try:
-            yield advance
+            yield counter.advance
         except BaseException:
-            update(done, clock() - start, {}, "stopped at ")
+            display.update(counter.done, counter.seconds(), {}, "stopped at ")
             raise
-        update(done, clock() - start, metrics, "done, ")
+        display.update(counter.done, counter.seconds(), counter.metrics, "done, ")
 
 
-@contextlib.contextmanager
-def _lines(stage: str, total: int, unit: str, stream):
-    """Plain lines: yields `update(done, seconds, metrics, ending="")`."""
-    print(f"{stage}: {total} {unit}", file=stream, flush=True)
+class _Counter:
+    """Counts what is done, and updates a display from time to time."""
 
-    def update(done: int, seconds: float, metrics: dict, ending: str = ""):
+    def __init__(self, display: "_Lines | _Bar", clock: Callable[[], float]):
+        self.display, self.clock = display, clock
+        self.start = self.updated = clock()
+        self.done = 0
+        self.metrics: dict[str, Any] = {}
+
+    def seconds(self) -> float:
+        return self.clock() - self.start
+
+    def advance(self, n: int = 1, **metrics) -> None:
+        self.done += n
+        self.metrics = metrics or self.metrics
+        now = self.clock()
+        if now - self.updated >= self.display.every:
+            self.updated = now
+            self.display.update(self.done, now - self.start, self.metrics)
+
+
+class _Lines(contextlib.AbstractContextManager):
+    """Plain lines in a log."""
+
+    every = LOG_EVERY
+
+    def __init__(self, stage: str, total: int, unit: str, stream: TextIO):
+        self.stage, self.total, self.unit, self.stream = stage, total, unit, stream
+
+    def __enter__(self) -> "_Lines":
+        self._print(f"{self.total} {self.unit}")
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+    def update(self, done: int, seconds: float, metrics: dict[str, Any], ending: str = "") -> None:
         rate = _rate(done, seconds)
         if ending:
-            parts = [f"{ending}{_count(done, total)} {unit} in {_duration(seconds)}", f"{rate:.3g} {unit}/s"]
+            parts = [f"{ending}{_count(done, self.total)} {self.unit} in {_duration(seconds)}",
+                     f"{rate:.3g} {self.unit}/s"]
         else:
-            left = _duration((total - done) / rate) if rate else "unknown time"
-            parts = [f"{_count(done, total)} {unit}", f"{rate:.3g} {unit}/s", f"{left} left"]
-        print(f"{stage}: {', '.join(parts + _words(metrics))}", file=stream, flush=True)
+            left = _duration((self.total - done) / rate) if rate else "unknown time"
+            parts = [f"{_count(done, self.total)} {self.unit}", f"{rate:.3g} {self.unit}/s", f"{left} left"]
+        self._print(", ".join(parts + _texts(metrics)))
 
-    yield update
+    def _print(self, line: str) -> None:
+        print(f"{self.stage}: {line}", file=self.stream, flush=True)
 
 
-@contextlib.contextmanager
-def _bar(stage: str, total: int, unit: str, stream):
-    """A rich bar: yields `update(done, seconds, metrics, ending="")`."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-               TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"))
-    with Progress(*columns, console=Console(file=stream)) as bar:
-        task = bar.add_task(stage, total=total, rate="", metrics="")
+class _Bar(contextlib.AbstractContextManager):
+    """A rich bar on a terminal."""
 
-        def update(done: int, seconds: float, metrics: dict, ending: str = ""):
-            words = [f"in {_duration(seconds)}"] * bool(ending) + _words(metrics)
-            bar.update(task, completed=done, rate=f"{_rate(done, seconds):.3g} {unit}/s", metrics=", ".join(words))
+    every = REDRAW_EVERY
 
-        yield update
+    def __init__(self, stage: str, total: int, unit: str, stream: TextIO):
+        self.unit = unit
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+                            TextColumn("{task.fields[metrics]}"), console=Console(file=stream))
+        self.task = self.bar.add_task(stage, total=total, rate="", metrics="")
+
+    def __enter__(self) -> "_Bar":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.__exit__(*error)
+
+    def update(self, done: int, seconds: float, metrics: dict[str, Any], ending: str = "") -> None:
+        words = [f"in {_duration(seconds)}"] * bool(ending) + _texts(metrics)
+        self.bar.update(self.task, completed=done, rate=f"{_rate(done, seconds):.3g} {self.unit}/s",
+                        metrics=", ".join(words))
 
 
 def _rate(done: int, seconds: float) -> float:
@@ -88,7 +128,7 @@ def _count(done: int, total: int) -> str:
     return str(done) if done == total else f"{done}/{total}"
 
 
-def _words(metrics: dict) -> list[str]:
+def _texts(metrics: dict[str, Any]) -> list[str]:
     return [f"{name} {float(value):.4g}" for name, value in metrics.items()]
 
 

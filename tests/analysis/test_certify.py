@@ -22,7 +22,7 @@ from mdw_jax.method import certificate, losses
 from mdw_jax.method.losses import label_loss, pair_losses
 from mdw_jax.runtime.rng import named_generator
 
-TAU, B, ITEMS, DRAWS, FAILING = 0.07, 32, 200, 250, 0.1
+TAU, B, ITEMS, DRAWS, DELTA = 0.07, 32, 200, 250, 0.1
 GCE = ("gce", 0.7)
 TRIVIAL = certificate.sum_bounds("gce", B)[0] / B
 SPAN = certificate.loss_range("gce", B)
@@ -43,7 +43,7 @@ def candidates():
     return tuple(views(named_generator(0, name), B - 1)[side][None] for side, name in enumerate(("images", "texts")))
 
 
-def paid(v, t, losses=(GCE,)):
+def pair_loss(v, t, losses=(GCE,)):
     return estimate.losses_among(losses, v, t, candidates(), TAU)
 
 
@@ -51,7 +51,7 @@ def paid(v, t, losses=(GCE,)):
 def truth():
     """The clean risk and the risk at random partners, given the candidates."""
     v, t = views(named_generator(0, "truth"), 40_000)
-    return float(paid(v, t).mean()), float(paid(v, np.roll(t, 1, 0)).mean())
+    return float(pair_loss(v, t).mean()), float(pair_loss(v, np.roll(t, 1, 0)).mean())
 
 
 @functools.cache
@@ -63,7 +63,7 @@ def draws(rate, items=ITEMS):
         v, t = views(generator, items)
         noisy = estimate.with_noise(generator, np.arange(items), rate)
         shuffled = estimate.matchings(generator, np.arange(items), 2)
-        at = lambda units, v=v, t=t: estimate.by_unit(paid(v[units.images], t[units.captions])[0], units)
+        at = lambda units, v=v, t=t: estimate.by_unit(pair_loss(v[units.images], t[units.captions])[0], units)
         found.append((at(noisy), np.concatenate([at(units) for units in shuffled]), shuffled[0].count,
                       noisy.mismatched / noisy.count))
     return found
@@ -71,14 +71,14 @@ def draws(rate, items=ITEMS):
 
 def bounds(rate, items=ITEMS, claimed=None):
     """(DRAWS,) upper bounds, eta being known unless another is claimed."""
-    return np.array([estimate.upper_bound(noisy, shuffled, count, claimed or (known, known), SPAN, FAILING).bound
+    return np.array([estimate.upper_bound(noisy, shuffled, count, claimed or (known, known), SPAN, DELTA).bound
                      for noisy, shuffled, count, known in draws(rate, items)])
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4, 0.6])
 def test_the_upper_bound_fails_no_more_often_than_it_may(rate):
     # 40 of 250 is what a bound that fails as often as it may, one time in ten, exceeds once in a thousand.
-    assert (bounds(rate) < truth()[0]).sum() <= binom.ppf(0.999, DRAWS, FAILING)
+    assert (bounds(rate) < truth()[0]).sum() <= binom.ppf(0.999, DRAWS, DELTA)
 
 
 @pytest.mark.parametrize("rate, items, factor", [(0.4, ITEMS, 1.9), (0.6, ITEMS, 2.3), (0.4, 1000, 1.4)])
@@ -90,21 +90,21 @@ def test_the_upper_bound_is_not_vacuous(rate, items, factor):
 def test_bounds_that_leave_something_out_fail_too_often():
     clean, shuffled = truth()
     point = np.array([losses.debiased(noisy.mean(), others.mean(), rate) for noisy, others, _, rate in draws(0.4)])
-    most = binom.ppf(0.999, DRAWS, FAILING)
+    most = binom.ppf(0.999, DRAWS, DELTA)
     assert (point < clean).sum() > 2 * most  # no allowance for chance
     assert (bounds(0.4, 1000, claimed=(0.6, 0.6)) < clean).sum() > 2 * most  # an eta too large
     # The clean risk from the pairs as given, eta ignored: it cannot fall short, but as an interval it misses.
     noisy = [values for values, _, _, _ in draws(0.4, 1000)]
-    low = np.array([estimate.hoeffding(values.mean(), len(values), SPAN, FAILING / 2, upper=False) for values in noisy])
+    low = np.array([estimate.hoeffding(values.mean(), len(values), SPAN, DELTA / 2, upper=False) for values in noisy])
     assert (low > clean).sum() > 2 * most and clean < shuffled
 
 
 def test_eta_pays_for_itself_on_enough_images():
-    ignoring = np.mean([estimate.upper_mean(noisy, SPAN, FAILING / 2) for noisy, _, _, _ in draws(0.4, 1000)])
+    ignoring = np.mean([estimate.upper_mean(noisy, SPAN, DELTA / 2) for noisy, _, _, _ in draws(0.4, 1000)])
     assert bounds(0.4, 1000).mean() < ignoring - 0.1
 
 
-def test_the_noisy_risk_is_the_mixture_that_fact_d_takes_apart():
+def test_the_noisy_risk_is_the_mixture_that_proposition_4_inverts():
     clean, shuffled = truth()
     means = np.array([noisy.mean() - (1 - rate) * clean - rate * shuffled for noisy, _, _, rate in draws(0.4)])
     error = means.std() / DRAWS**0.5
@@ -112,13 +112,13 @@ def test_the_noisy_risk_is_the_mixture_that_fact_d_takes_apart():
 
 
 def test_of_an_interval_of_eta_the_worse_end_counts():
-    low_noise, high_noise, wide = (estimate.upper_bound(*draws(0.4)[0][:3], eta, SPAN, FAILING).bound
+    low_noise, high_noise, wide = (estimate.upper_bound(*draws(0.4)[0][:3], eta, SPAN, DELTA).bound
                                    for eta in ((0.3, 0.3), (0.5, 0.5), (0.3, 0.5)))
     assert high_noise < low_noise == wide  # less noise to blame: more of the loss is the network's own
     guessing = np.full(100, 1.42)
-    assert (estimate.upper_bound(guessing, guessing - 0.3, 100, (0.1, 0.3), SPAN, FAILING).bound
-            == estimate.upper_bound(guessing, guessing - 0.3, 100, (0.3, 0.3), SPAN, FAILING).bound)
-    assert estimate.upper_bound(guessing, guessing - 0.3, 100, (0.0, 1.0), SPAN, FAILING).bound == SPAN[1]
+    assert (estimate.upper_bound(guessing, guessing - 0.3, 100, (0.1, 0.3), SPAN, DELTA).bound
+            == estimate.upper_bound(guessing, guessing - 0.3, 100, (0.3, 0.3), SPAN, DELTA).bound)
+    assert estimate.upper_bound(guessing, guessing - 0.3, 100, (0.0, 1.0), SPAN, DELTA).bound == SPAN[1]
 
 
 # Inequalities
@@ -214,14 +214,14 @@ def test_residual_noise_is_weighted():
     assert np.isnan(estimate.residual_noise(probability, [0, 0, 0]))
 
 
-def test_a_network_that_learned_mismatched_pairs_by_heart_is_told_from_one_that_did_not():
+def test_a_network_that_memorized_mismatched_pairs_is_told_from_one_that_did_not():
     generator = np.random.default_rng(0)
     v, t = views(generator, 96)
     seen = np.roll(np.arange(96), 1)  # all pairs wrong
     wrong = np.roll(np.arange(96), 7)
     unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
     lift = generator.normal(size=(12, 300)).astype(np.float32)
-    features = [np.maximum(x @ lift, 0) for x in (v, t)]  # many enough to learn anything by heart
+    features = [np.maximum(x @ lift, 0) for x in (v, t)]  # enough to memorize anything
     heads = tuple(0.05 * jnp.asarray(generator.normal(size=(300, 16)), jnp.float32) for _ in range(2))
     embed = lambda heads: [unit(x @ head) for x, head in zip(features, heads, strict=True)]
 
@@ -234,8 +234,8 @@ def test_a_network_that_learned_mismatched_pairs_by_heart_is_told_from_one_that_
     state, gaps = optimizer.init(heads), []
     for _ in range(4):
         v_, t_ = (np.asarray(x) for x in embed(heads))
-        at = lambda rows, v_=v_, t_=t_: paid_by(v_, t_[rows])
-        gaps.append(estimate.memorized(at(seen), at(wrong), right=0.0))
+        at = lambda rows, v_=v_, t_=t_: losses_of(v_, t_[rows])
+        gaps.append(estimate.memorized(at(seen), at(wrong), matched=0.0))
         for _ in range(40):
             updates, state = step(heads, state)
             heads = optax.apply_updates(heads, updates)
@@ -243,16 +243,16 @@ def test_a_network_that_learned_mismatched_pairs_by_heart_is_told_from_one_that_
     assert estimate.first_memorized(gaps) == 1 and estimate.first_memorized(gaps[:1]) is None
 
 
-def paid_by(v, t):
+def losses_of(v, t):
     others = np.random.default_rng(5).normal(size=(2, 1, 15, v.shape[1])).astype(np.float32)
     others /= np.linalg.norm(others, axis=-1, keepdims=True)
     return estimate.losses_among((GCE,), v, t, tuple(others), TAU)[0]
 
 
 def test_memory_that_comes_and_goes_counts_from_where_it_stays():
-    made = lambda gap: estimate.Memory(gap, 1.0, 0.0)
-    assert estimate.first_memorized([made(0), made(5), made(0), made(4), made(9)]) == 3
-    assert estimate.first_memorized([made(5), made(0)]) is None
+    memory = lambda gap: estimate.Memory(gap, 1.0, 0.0)
+    assert estimate.first_memorized([memory(0), memory(5), memory(0), memory(4), memory(9)]) == 3
+    assert estimate.first_memorized([memory(5), memory(0)]) is None
 
 
 # The command
@@ -277,16 +277,16 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-def test_the_command_certifies_every_rate_and_says_what_it_does_not(tmp_path, capsys):
+def test_the_command_certifies_every_rate_and_says_what_it_does_not_promise(tmp_path, capsys):
     certify_command(tiny(tmp_path))
-    said, rows = capsys.readouterr().out, rows_of(tmp_path)
-    assert (tmp_path / "pictures" / "certificate.png").stat().st_size > 10_000
-    assert "does not promise" in said and "Memorization" in said and "random" not in {row["preset"] for row in rows}
+    printed, rows = capsys.readouterr().out, rows_of(tmp_path)
+    assert (tmp_path / "figures" / "certificate.png").stat().st_size > 10_000
+    assert "does not promise" in printed and "Memorization" in printed and "random" not in {row["preset"] for row in rows}
     pick = lambda measure, **where: [row for row in rows if row["measure"] == measure
                                      and all(row[name] == value for name, value in where.items())]
     noisy = max(row["eta"] for row in rows)
     assert {row["eta"] for row in pick("upper_bound")} == {"0.0", noisy} and 0.3 < float(noisy) <= 0.4
-    for row in pick("excess_bound_open"):
+    for row in pick("excess_bound_large_n"):
         name, _, q = row["loss"].partition(" ")
         assert float(row["value"]) == pytest.approx(
             certificate.excess_risk_bound(name, 32, float(row["eta"]), float(q) if q else None))
@@ -294,7 +294,7 @@ def test_the_command_certifies_every_rate_and_says_what_it_does_not(tmp_path, ca
         [upper] = pick("upper_bound", preset=row["preset"], eta=row["eta"], loss=row["loss"])
         assert float(row["value"]) <= float(upper["value"])
     [excess] = pick("excess")
-    assert excess["against"] == "clean pairs, the same recipe" and excess["eta"] == noisy
+    assert excess["reference"] == "clean pairs, the same recipe" and excess["eta"] == noisy
     clean = [float(pick("clean_risk", loss="gce 0.7", eta=eta)[0]["value"]) for eta in (noisy, "0.0")]
     assert float(excess["value"]) == pytest.approx(clean[0] - clean[1], abs=1e-6)
     assert {row["track"] for row in pick("residual", eta=noisy, source="known")} == {"clean", "recovered", "all"}
@@ -313,6 +313,29 @@ def test_natural_noise_is_certified_at_the_rate_that_is_believed_and_at_that_est
     assert {row["source"] for row in rows if row["measure"] == "upper_bound"} == {"given", "estimated"}
     assert not {"clean_risk", "excess", "memory"} & {row["measure"] for row in rows}
     assert {"train_given", "val_given"} <= {row["measure"] for row in rows}
+
+
+def test_a_loss_without_bounds_is_measured_but_not_certified(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_losses.py").write_text(
+        "import jax\n\n\ndef half_mae(logits):\n    return (1 - jax.nn.softmax(logits, axis=-1)) / 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "own_losses:half_mae"
+    certify_command(tiny(tmp_path / "run", run__presets=("mdw",), experts__recipe="tolerant", experts__epochs=1,
+                         experts__recovery_start=0, experts__tolerant_loss=own, distill__match_epochs=1))
+    printed, rows = capsys.readouterr().out, rows_of(tmp_path / "run")
+    assert printed.count("no certificate for this loss") >= 4 and "its risks are measured only" in printed
+    measures = {row["measure"] for row in rows if row["loss"] == own}
+    assert {"certificate", "clean_risk", "noisy_risk", "shuffled_risk", "excess", "residual", "memory"} <= measures
+    assert not {measure for measure in measures if "bound" in measure or "informative" in measure}
+    value = lambda measure, loss, column="value": [row[column] for row in rows if row["measure"] == measure
+                                                   and row["loss"] == loss]
+    assert set(value("certificate", own)) == {certificate.NO_CERTIFICATE}
+    assert set(value("excess", own, "bound")) == set(value("residual", own, "bound")) == {""}
+    # Half of MAE in everything that is measured, chance included.
+    for column in ("value", "low", "high", "trivial"):
+        np.testing.assert_allclose(2 * np.array(value("clean_risk", own, column), float),
+                                   np.array(value("clean_risk", "mae", column), float), rtol=1e-4)
+    assert len(value("upper_bound", "mae")) == 2
 
 
 @pytest.mark.parametrize("changes, match", [

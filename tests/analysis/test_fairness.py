@@ -1,6 +1,7 @@
 """Groups, shares and recalls against brute force; intervals against what was planted."""
 
 import csv
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,23 +10,19 @@ from PIL import Image
 from scipy.stats import beta
 
 from mdw_jax.analysis.fairness import metrics
-from mdw_jax.analysis.fairness.attributes import _by_column, choose_attributes, read_word_lists
-from mdw_jax.analysis.fairness.command import (
-    control_rows,
-    distilled_rows,
-    fairness_command,
-    model_hits,
-    real_rows,
-    recall_rows,
-)
+from mdw_jax.analysis.fairness.attributes import attribute_by_column, choose_attributes, read_word_lists
+from mdw_jax.analysis.fairness.command import fairness_command
 from mdw_jax.analysis.fairness.metrics import Interval
+from mdw_jax.analysis.fairness.recall import model_hits, recall_rows
 from mdw_jax.analysis.fairness.report import report
+from mdw_jax.analysis.fairness.representation import control_rows, distilled_rows, real_rows
 from mdw_jax.config import base
-from mdw_jax.data.synthetic.scene_captions import COLOURS
+from mdw_jax.data.synthetic.scene_captions import COLORS
 from mdw_jax.data.synthetic.scenes import SKEWED, scenes
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import load_distilled
-from mdw_jax.method.retrieval import METRICS, RANKS, recalls
+from mdw_jax.io.scores import METRICS, RANKS
+from mdw_jax.method.retrieval import recalls
 from mdw_jax.method.students import Protocol, StudentData, evaluate
 from mdw_jax.models import embedding
 from mdw_jax.models.dual_encoder import dual_encoder
@@ -85,15 +82,15 @@ def test_word_lists_of_the_package_and_of_ones_own(tmp_path):
 
 def test_attributes_are_chosen_or_named():
     pairs = scenes(60, 2, 30, size=16)
-    lists = {"colour": {"red": ["red", "crimson", "scarlet"], "pink": ["pink", "rosy"]}, "gender": WORDS}
+    lists = {"color": {"red": ["red", "crimson", "scarlet"], "pink": ["pink", "rosy"]}, "gender": WORDS}
     chosen, left_out = choose_attributes(pairs, (), lists)
-    assert [a.name for a in chosen] == ["words:colour", "objects", "background", "background_kind", "shape", "colour"]
+    assert [a.name for a in chosen] == ["words:color", "objects", "background", "background_kind", "shape", "color"]
     assert "size" in left_out and "words:gender" not in left_out
-    [colour], left_out = choose_attributes(pairs, ("colour",), lists)
-    assert left_out == [] and set(colour.values) == set(map(str, pairs.train.attributes["colour"]))
-    np.testing.assert_array_equal(np.array(colour.values)[colour.train.argmax(1)], pairs.train.attributes["colour"])
+    [color], left_out = choose_attributes(pairs, ("color",), lists)
+    assert left_out == [] and set(color.values) == set(map(str, pairs.train.attributes["color"]))
+    np.testing.assert_array_equal(np.array(color.values)[color.train.argmax(1)], pairs.train.attributes["color"])
     by_words = chosen[0].train[pairs.train.attributes["objects"] == 1][:, 0]  # where nothing else can be meant
-    assert (by_words == (pairs.train.attributes["colour"] == "red")[pairs.train.attributes["objects"] == 1]).all()
+    assert (by_words == (pairs.train.attributes["color"] == "red")[pairs.train.attributes["objects"] == 1]).all()
     for name, complaint in (("words:gender", "no training caption"), ("nothing", "no column of the data")):
         with pytest.raises(UserError, match=complaint):
             choose_attributes(pairs, (name,), lists)
@@ -153,16 +150,16 @@ def test_a_group_without_real_members_has_no_ratio():
 
 
 def thumbs(images):
-    """(N, F) colours seen in a picture, wherever: what a backbone may tell of it."""
+    """(N, F) colors seen in a picture, wherever: what a backbone may tell of it."""
     pixels = np.stack([np.asarray(Image.fromarray(image).convert("HSV"), float).reshape(-1, 3) for image in images])
     vivid = (pixels[..., 1] > 90) & (pixels[..., 2] > 115)
     return np.stack([np.bincount((pixel[seen, 0] * 24 / 256).astype(int), minlength=24) / len(pixel)
                      for pixel, seen in zip(pixels, vivid)]) + 1e-6
 
 
-def colours_said(captions):
-    """Features of an encoder that hears colour words alone."""
-    known = {word for words in COLOURS.values() for word in words}
+def colors_said(captions):
+    """Features of an encoder that hears color words alone."""
+    known = {word for words in COLORS.values() for word in words}
     return bow_features([" ".join(word for word in caption.replace(",", "").split() if word in known)
                          for caption in captions])
 
@@ -170,27 +167,27 @@ def colours_said(captions):
 @pytest.fixture(scope="module")
 def real():
     pairs = scenes(1500, 100, 1, captions_per_image=3)  # many, since their shares are taken as known
-    return pairs, thumbs(pairs.train.images), colours_said(pairs.train.captions)
+    return pairs, thumbs(pairs.train.images), colors_said(pairs.train.captions)
 
 
-def colour(pairs):
-    return _by_column("colour", metrics.values_of(pairs.train.attributes["colour"]), pairs)
+def color(pairs):
+    return attribute_by_column("color", metrics.values_of(pairs.train.attributes["color"]), pairs)
 
 
 @pytest.mark.parametrize("skew", [0.0, 0.5])
 def test_a_skew_planted_in_what_was_distilled_is_found_and_none_where_there_is_none(real, skew):
-    """"Distilled" are pictures of ten other worlds, in which red is commoner or is not; the real ones are balanced."""
+    """"Distilled" images are those of ten disjoint generated sets, red more common or not; the real ones are balanced."""
     pairs, pixels, words = real
     off, asked, red = 0, 0, []
     for seed in range(1, 11):
         other = scenes(60, 1, 1, seed=seed, captions_per_image=1, skew=skew).train
         images = embedding.nearest(thumbs(other.images), pixels)
-        texts = embedding.nearest(colours_said(other.captions), words)
-        rows = distilled_rows(colour(pairs), "mdw", images[None], texts[None], pairs.train.image_of,
+        texts = embedding.nearest(colors_said(other.captions), words)
+        rows = distilled_rows(color(pairs), "mdw", images[None], texts[None], pairs.train.image_of,
                               np.random.default_rng(seed), 1000)
         ratios = [row for row in rows if row["measure"] == "ratio" and np.isfinite(row["value"])]
         leaving = [row for row in ratios if row["low"] > 1 or row["high"] < 1]
-        red += [row["side"] for row in leaving if row["group"] == SKEWED and row["low"] > 1]
+        red += [row["modality"] for row in leaving if row["group"] == SKEWED and row["low"] > 1]
         off, asked = off + len(leaving), asked + len(ratios)
         assert f"{len(leaving)} of 16 ratios" in report(rows, None, [])
     assert asked == 160
@@ -203,12 +200,12 @@ def test_a_skew_planted_in_what_was_distilled_is_found_and_none_where_there_is_n
 def test_a_blind_encoder_shows_in_the_control(real):
     pairs, pixels, words = real
     seen = embedding.nearest(thumbs(pairs.val.images), pixels)
-    heard = embedding.nearest(colours_said(pairs.val.captions[::3]), words)
+    heard = embedding.nearest(colors_said(pairs.val.captions[::3]), words)
     blind = np.random.default_rng(0).integers(len(pairs.train.captions), size=heard.shape)
     for texts, agrees in ((heard, True), (blind, False)):
-        rows = control_rows(colour(pairs), seen, texts, pairs.train.image_of, np.random.default_rng(0), 200)
-        image, text = (row for row in rows if row["measure"] == "agreement")
-        held, trained = (np.asarray(split.attributes["colour"]) for split in (pairs.val, pairs.train))
+        rows = control_rows(color(pairs), seen, texts, pairs.train.image_of, np.random.default_rng(0), 200)
+        image, text = (row for row in rows if row["measure"] == "neighbor_consistency")
+        held, trained = (np.asarray(split.attributes["color"]) for split in (pairs.val, pairs.train))
         assert image["value"] == pytest.approx(np.mean(held == trained[seen[:, 0]])) and image["value"] > 0.5
         assert image["chance"] == pytest.approx(np.mean(held[:, None] == trained[None, :]))
         assert (text["value"] > 2 * text["chance"]) == agrees
@@ -217,15 +214,15 @@ def test_a_blind_encoder_shows_in_the_control(real):
 def test_the_control_compares_val_with_what_it_is(real):
     """With val all of one group, the share that is counted for it is how often its neighbors are of it."""
     pairs, pixels, _ = real
-    attribute = colour(pairs)
-    chosen = np.flatnonzero(np.asarray(pairs.val.attributes["colour"]) == pairs.val.attributes["colour"][0])
+    attribute = color(pairs)
+    chosen = np.flatnonzero(np.asarray(pairs.val.attributes["color"]) == pairs.val.attributes["color"][0])
     attribute = attribute._replace(val=attribute.val[chosen])
     blind = np.random.default_rng(0).integers(len(pairs.train.captions), size=(len(chosen), 1))
     rows = control_rows(attribute, embedding.nearest(thumbs(pairs.val.images[chosen]), pixels), blind,
                         pairs.train.image_of, np.random.default_rng(0), 200)
     found = {measure: [row["value"] for row in rows if row["measure"] == measure and row["group"] == group]
-             for measure, group in (("ratio", pairs.val.attributes["colour"][0]), ("agreement", "(all)"))}
-    assert found["ratio"] == pytest.approx(found["agreement"]) and found["ratio"][1] < 0.4
+             for measure, group in (("ratio", pairs.val.attributes["color"][0]), ("neighbor_consistency", "(all)"))}
+    assert found["ratio"] == pytest.approx(found["neighbor_consistency"]) and found["ratio"][1] < 0.4
 
 
 @pytest.mark.parametrize("skew", [0.0, 0.5])
@@ -233,9 +230,9 @@ def test_a_skew_of_the_real_data_is_seen_in_its_shares(skew):
     off = []
     for seed in range(4):
         pairs = scenes(150, 1, 1, captions_per_image=1, size=16, skew=skew, seed=seed)
-        shares = [row for row in real_rows(colour(pairs), pairs.train, []) if row["group"] != "(none)"]
-        assert {row["of"] for row in shares} == {"real"} and sum(row["value"] for row in shares) == pytest.approx(2)
-        off += [row["group"] for row in shares if row["low"] > 1 / 8 and row["side"] == "image"]
+        shares = [row for row in real_rows(color(pairs), pairs.train, []) if row["group"] != "(none)"]
+        assert {row["source"] for row in shares} == {"real"} and sum(row["value"] for row in shares) == pytest.approx(2)
+        off += [row["group"] for row in shares if row["low"] > 1 / 8 and row["modality"] == "image"]
     assert off.count(SKEWED) == (4 if skew else 0) and len(off) - off.count(SKEWED) <= 2  # of 28, each with 1 in 40
 
 
@@ -292,31 +289,32 @@ def gaps(seed, images, lift=None, groups=2):
 def test_a_planted_gap_is_found_and_chance_is_told_where_there_is_none():
     even = (np.arange(60) % 2 == 0).astype(float)
     planted = gaps(0, 60, even)
-    assert (planted.best, planted.worst) == (0, 1) and planted.found.low > 0 and planted.found.value > planted.chance
+    assert (planted.best, planted.worst) == (0, 1)
+    assert planted.difference.low > 0 and planted.difference.value > planted.chance
     none = [gaps(seed, 60, groups=4) for seed in range(40)]
     # The best of four groups always beats the worst, often beyond an interval that knows nothing of the choice ...
-    assert np.mean([bool(one.found.excludes(0)) for one in none]) > 0.15
+    assert np.mean([bool(one.difference.excludes(0)) for one in none]) > 0.15
     # ... which is why a gap is held against what shuffled groups give: 1 in 20 exceeds it.
-    assert np.mean([one.found.value > one.chance for one in none]) <= 0.125
+    assert np.mean([one.difference.value > one.chance for one in none]) <= 0.125
 
 
 def test_the_ratio_of_gaps_and_its_ends():
     half = metrics.Gap(Interval(2.0, 1.0, 3.0), 0, 1, np.array([1.0, 2.0, 3.0]), 1.0)
-    whole = half._replace(found=Interval(4.0, 2.0, 6.0), draws=np.array([2.0, 4.0, 6.0]))
+    whole = half._replace(difference=Interval(4.0, 2.0, 6.0), draws=np.array([2.0, 4.0, 6.0]))
     assert metrics.gap_ratio(half, whole) == (0.5, 0.5, 0.5)
     unsure = whole._replace(draws=np.array([-1.0, 4.0, 6.0]))
     assert metrics.gap_ratio(half, unsure).high == np.inf
-    assert np.isnan(metrics.gap_ratio(half, whole._replace(found=Interval(0.0, 0.0, 0.0))).value)
+    assert np.isnan(metrics.gap_ratio(half, whole._replace(difference=Interval(0.0, 0.0, 0.0))).value)
 
 
 def test_rows_of_recalls_leave_small_groups_out_of_gaps():
     pairs = scenes(1, 1, 60, size=16, captions_per_image=1)
-    attribute = _by_column("size", ("large", "small"), pairs)
+    attribute = attribute_by_column("size", ("large", "small"), pairs)
     similarity = jnp.asarray(np.random.default_rng(0).normal(size=(60, 60)) + 2 * np.eye(60))
     sums = {"mdw": sums_of(similarity, np.arange(60)), "full": sums_of(similarity + 3 * jnp.eye(60), np.arange(60))}
     rows = recall_rows([attribute], sums, "full", 200, 0)
     assert {row["measure"] for row in rows} == {*METRICS, "gap", "gap_ratio"}
-    assert [row["of"] for row in rows if row["measure"] == "gap_ratio"] == ["mdw"]
+    assert [row["source"] for row in rows if row["measure"] == "gap_ratio"] == ["mdw"]
     only = [row for row in rows if row["group"] == "small" and row["measure"] == "r_mean"]
     assert {row["count"] for row in only} == {int(attribute.test[:, 1].sum())}
     few = attribute._replace(test=attribute.test & (np.cumsum(attribute.test, 0) <= 9))
@@ -346,35 +344,36 @@ def test_an_evaluation_returns_the_students_that_it_scored(kind):
 # The command
 
 
-def test_the_command_on_a_tiny_run(tmp_path, capsys):
+def test_the_command_on_a_tiny_run(tmp_path, capsys, caplog):
     c = base()
     c.update_from_flattened_dict({
         "run.dir": str(tmp_path), "run.presets": ("random", "full"), "data.size": 16, "data.train": 60, "data.val": 30,
         "data.test": 40, "text.dim": 24, "model.mode": "projection", "model.patches": (8,), "model.widths": (16,),
-        "model.dim": 8, "experts.count": 1, "experts.epochs": 2, "experts.batch": 32, "distill.pairs": 8,
-        "distill.sets": 2, "distill.batch": 4, "distill.rank": 2, "evaluate.students": 2, "evaluate.steps": 10,
-        "evaluate.every": 5, "evaluate.batch": 8, "evaluate.lr_scales": (0.3, 1.0),
+        "model.dim": 8, "experts.count": 1, "experts.epochs": 2, "experts.recovery_start": 1, "experts.batch": 32,
+        "distill.pairs": 8, "distill.sets": 2, "distill.batch": 4, "distill.rank": 2, "evaluate.students": 2,
+        "evaluate.steps": 10, "evaluate.every": 5, "evaluate.batch": 8, "evaluate.lr_scales": (0.3, 1.0),
         "fairness.attributes": ("size", "objects"), "fairness.resamples": 200})
     fairness_command(c)
     printed = capsys.readouterr().out
     assert "What these numbers do not show" in printed and "Words in captions" not in printed
-    assert Image.open(tmp_path / "pictures" / "fairness.png").size[0] > 800
+    assert Image.open(tmp_path / "figures" / "fairness.png").size[0] > 800
     with open(tmp_path / "fairness.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["of"] for row in rows} == {"real", "val", "random", "full"} | {
-        row["of"] for row in rows if "mismatched" in row["of"]}
+    assert {row["source"] for row in rows} == {"real", "val", "random", "full"} | {
+        row["source"] for row in rows if "mismatched" in row["source"]}
 
     def number(of, group, measure, side=""):
-        [row] = [row for row in rows if (row["of"], row["group"], row["measure"], row["side"]) == (
+        [row] = [row for row in rows if (row["source"], row["group"], row["measure"], row["modality"]) == (
             of, group, measure, side)]
         return float(row["value"])
 
-    # The students are those of the scores.
+    # The students, and the networks of `full`, are those of the scores.
     STAGES["evaluate"](c)
     with open(tmp_path / "scores.csv", newline="") as file:
         scores = [(row["preset"], float(row["r_mean"])) for row in csv.DictReader(file)]
-    expected = np.mean([score for preset, score in scores if preset == "random"])
-    assert number("random", "(all)", "r_mean") == pytest.approx(expected, abs=1e-3)
+    for name in ("random", "full"):  # of `full` the networks at their best epoch on val
+        expected = np.mean([score for preset, score in scores if preset == name])
+        assert number(name, "(all)", "r_mean") == pytest.approx(expected, abs=1e-3)
     # A coreset is counted as the pairs it is.
     sizes = scenes(60, 30, 40, size=16).train.attributes["size"]
     real = {image.tobytes(): size for image, size in zip(scenes(60, 30, 40, size=16).train.images, sizes)}
@@ -383,7 +382,12 @@ def test_the_command_on_a_tiny_run(tmp_path, capsys):
              for image in load_distilled(card.parent)[0].images]
     assert len(large) == 16 and number("random", "large", "share", "image") == pytest.approx(np.mean(large))
     # What was found is kept.
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/hits-*.npz")}
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/hits-*.safetensors")}
     assert len(kept) == 3
     fairness_command(c)
-    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/hits-*.npz")}
+    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/hits-*.safetensors")}
+    # Without the best networks the last ones are measured, and a warning says so.
+    for path in tmp_path.glob("experts/*/best_*"):
+        shutil.rmtree(path)
+    fairness_command(c)
+    assert "of the networks after epoch 2, not of those in scores.csv" in caplog.text

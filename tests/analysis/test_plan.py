@@ -44,7 +44,7 @@ def test_a_preset_without_distillation_has_no_outer_step():
     assert not any("outer" in what for what in plan(config(plan__compile=False), "full"))
 
 
-@pytest.mark.parametrize("changes, said", [({"plan__device": "abacus"}, "plan.device must be one of a100"),
+@pytest.mark.parametrize("changes, said", [({"plan__device": "abacus"}, "set plan.device to one of a100"),
                                            ({"plan__images": 0}, "mdw plan opens no data")])
 def test_user_errors(changes, said):
     with pytest.raises(UserError, match=said):

@@ -10,12 +10,13 @@ torch = pytest.importorskip("torch")
 
 from mdw_jax.analysis.benchmark import torch_reference as reference  # noqa: E402
 from mdw_jax.analysis.benchmark.case import make_case  # noqa: E402
-from mdw_jax.analysis.benchmark.command import difference, outer_gradient  # noqa: E402
+from mdw_jax.analysis.benchmark.compare import difference  # noqa: E402
+from mdw_jax.analysis.benchmark.outer_step import outer_gradient  # noqa: E402
 from mdw_jax.analysis.benchmark.torch_problem import torch_memory, torch_problem, torch_settings  # noqa: E402
 from mdw_jax.config import base  # noqa: E402
-from mdw_jax.config.presets import preset_config  # noqa: E402
+from mdw_jax.config.overrides import preset_config  # noqa: E402
 from mdw_jax.config.sections import fields  # noqa: E402
-from mdw_jax.method.expert_step import Recipe, make_epoch_batches, make_expert_steps  # noqa: E402
+from mdw_jax.method.expert_step import EpochInputs, Recipe, make_epoch_batches, make_expert_steps  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +32,8 @@ def tiny(**changes):
     c = base()
     c.update_from_flattened_dict({
         "data.size": 8, "model.patches": (2, 2), "model.widths": (10, 12), "model.dim": 8, "text.dim": 10,
-        "experts.batch": 16, "experts.epochs": 2, "distill.pairs": 8, "distill.inner_steps": 3, "distill.batch": 4,
-        "distill.trajectories": 2, "distill.rank": 2, "distill.alpha": 0.7})
+        "experts.batch": 16, "experts.epochs": 2, "experts.recovery_start": 1, "distill.pairs": 8,
+        "distill.inner_steps": 3, "distill.batch": 4, "distill.trajectories": 2, "distill.rank": 2, "distill.alpha": 0.7})
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     case = make_case(preset_config(c, "mdw"))
     p = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), case.learned["correspondence"])
@@ -97,7 +98,8 @@ def mobilenet_file(tmp_path):
 
 
 def test_a_mobilenet_agrees(mobilenet_file):
-    ours, other = both(tiny(data__size=18, model__tower="mobilenet", model__weights=mobilenet_file,
+    convnet = {f"model__{name}": base().model[name] for name in ("patches", "widths")}  # not taken: at their defaults
+    ours, other = both(tiny(data__size=18, model__tower="mobilenet", model__weights=mobilenet_file, **convnet,
                             model__mode="projection", distill__loss="nce", distill__trajectories=1))
     assert difference(ours, other)[0] < 1e-4
 
@@ -106,29 +108,28 @@ def test_a_mobilenet_agrees(mobilenet_file):
                                           ("projection", {"clean_loss": "infonce", "guidance_weight": 0.0})])
 def test_expert_steps_agree(mode, recipe):
     case = tiny(model__mode=mode)
-    recipe = dataclasses.replace(fields(Recipe, case.c.experts), lr=0.05, **recipe)
+    recipe = dataclasses.replace(fields(Recipe, case.config.experts), lr=0.05, **recipe)
     generator, pairs = np.random.default_rng(0), 3 * recipe.batch
     images = (generator.integers(256, size=(pairs, 8, 8, 3), dtype=np.uint8) if mode == "full" else
               generator.normal(size=(pairs, 12)).astype(np.float32))
     texts, probability = generator.normal(size=(pairs, 10)).astype(np.float32), generator.uniform(size=pairs)
-    said = generator.normal(size=(2, pairs, 5)).astype(np.float32) if recipe.guidance_weight else None
+    teacher = generator.normal(size=(2, pairs, 5)).astype(np.float32) if recipe.guidance_weight else None
     params, run = case.model.init(jax.random.key(0)), make_expert_steps(case.model, recipe, 0.0)
     plan = make_epoch_batches(generator, generator.permutation(pairs), recipe.batch, probability, 1 - probability,
                       generator.permutation(pairs))
-    carry = (params, run.optimizer.init(params), (params, jnp.float32(0)))
-    (new, _, (average, _)), losses, _ = jax.jit(run.epoch)(
-        (carry, plan, jax.random.split(jax.random.key(1), 3), None if said is None else tuple(said)),
-        images, jnp.asarray(texts), None)
+    inputs = EpochInputs(run.init(params), plan, jax.random.split(jax.random.key(1), 3),
+                         None if teacher is None else tuple(teacher))
+    state, losses, _ = jax.jit(run.epoch)(inputs, images, jnp.asarray(texts), None)
 
     data = {"images": images, "texts": texts, "image_rows": plan.images, "text_rows": plan.captions,
             "clean": plan.clean, "tolerant": plan.tolerant}
-    data |= {} if said is None else {"said_images": said[0], "said_texts": said[1]}
+    data |= {} if teacher is None else {"teacher_images": teacher[0], "teacher_texts": teacher[1]}
     flat = lambda tree: {"/".join(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
     begin = flat(params)
     found = reference.expert_steps(reference.to_torch(begin), reference.to_torch(data), dataclasses.asdict(recipe),
                                    torch_settings(case, reference, "exact"))
     np.testing.assert_allclose(losses, found[2], rtol=1e-5)
-    for ours, other in zip((new, average), found, strict=False):
+    for ours, other in zip((state.params, state.average), found, strict=False):
         moves = [{name: np.asarray(x) - np.asarray(begin[name]) for name, x in end.items()}
                  for end in (flat(ours), other)]
         assert difference(*moves)[0] < 1e-4

@@ -1,10 +1,17 @@
+from pathlib import Path
+
 import pytest
 
 from mdw_jax.config import base, published, resolve
-from mdw_jax.config.options import PRETRAINED
-from mdw_jax.config.presets import preset_config
+from mdw_jax.config.loading import load_config
+from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.recipes import RECIPES
+from mdw_jax.config.validation import refuse_unused
+from mdw_jax.data.registry import settings_of
 from mdw_jax.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = [path for path in sorted(CONFIGS.rglob("*.py")) if "def get_config" in path.read_text()]
 
 
 def changed(**values):
@@ -42,10 +49,10 @@ def test_every_recipe_resolves_to_its_choices(recipe):
     ({"distill__max_start_epoch": 3, "distill__match_epochs": 2, "experts__epochs": 3}, "epoch 4 .*epochs is 3"),
     ({"noise__rate": 1.0}, "noise.rate"),
     ({"noise__rate": -0.1}, "noise.rate"),
-    ({"experts__division": "half"}, "experts.division must be one of .*'half'"),
+    ({"experts__division": "half"}, "no division 'half'; set experts.division to one of gmm, oracle"),
     ({"distill__init": "zero"}, "distill.init"),
     ({"distill__optimizer": "lion"}, "distill.optimizer"),
-    ({"evaluate__protocol": "fair"}, "evaluate.select_on"),
+    ({"evaluate__select_on": "train"}, "evaluate.select_on"),
     ({"data__name": "coco"}, "data.name"),
     ({"model__tower": "resnet"}, "model.tower"),
     ({"experts__augment": "mixup"}, "experts.augment"),
@@ -65,15 +72,53 @@ def test_impossible_combinations(values, words):
         resolve(changed(**values))
 
 
+@pytest.mark.parametrize("values, words", [
+    ({"model__vit_depth": 2}, "model.vit_depth is set, but the tower 'convnet' does not take it; .* model.tower"),
+    ({"model__tower": "vit", "model__widths": (8, 8, 8)}, "model.widths is set, but the tower 'vit'"),
+    ({"model__tower": "nfnet_l0", "model__weights": "a.safetensors", "model__pretrain_epochs": 1}, "pretrain_epochs"),
+    ({"model__weights": "a.safetensors"}, "model.weights is set, but the tower 'convnet'"),
+    ({"model__tower": "json:dumps", "model__vit_depth": 2}, "the tower 'json:dumps' does not take it"),
+    ({"text__pooling": "cls"}, "text.pooling is set, but the encoder 'bow' does not take it; .* text.encoder"),
+    ({"text__path": "features.npz"}, "text.path is set, but the encoder 'bow'"),
+    ({"text__encoder": "precomputed", "text__path": "a.npz", "text__dim": 24}, "the encoder 'precomputed'"),
+    ({"evaluate__weights": "a.safetensors"}, "evaluate.weights is set, but evaluate.tower is empty"),
+    ({"evaluate__tower": "vit", "evaluate__weights": "a.safetensors"}, "evaluate.weights is set, but the tower 'vit'"),
+    ({"data__captions_rate": 0.2}, "data.captions_rate is set, but data.captions is empty"),
+    ({"model__pretrain_images": 10}, "model.pretrain_images is set, but model.pretrain_epochs is 0"),
+    ({"experts__epochs": 2}, "recovery and guidance begin at epoch 2 .* experts.epochs is 2: they would never begin"),
+    ({"experts__warmup": 7}, "recovery and guidance begin at epoch 7"),
+    ({"experts__recovery_start": 6, "experts__guidance_weight": 0.0}, "begin at epoch 6"),
+    ({"experts__recovery_start": 6, "experts__recovery_weight": 0.0}, "begin at epoch 6"),
+])
+def test_settings_that_cannot_take_effect(values, words):
+    with pytest.raises(UserError, match=words):
+        resolve(changed(**values))
+
+
+@pytest.mark.parametrize("values", [
+    {"evaluate__tower": "vit", "model__vit_depth": 2, "model__widths": (8, 8, 8)},  # of the students' tower
+    {"text__encoder": "transformer", "text__path": "bert", "text__pooling": "cls", "text__max_tokens": 8},
+    {"experts__epochs": 2, "experts__teacher_count": 1},  # finished teachers recover and guide from the first epoch
+    {"experts__epochs": 2, "experts__recipe": "tolerant"},
+    {"experts__epochs": 2, "experts__recovery_weight": 0.0, "experts__guidance_weight": 0.0},
+    {"experts__epochs": 2, "run__presets": ("random", "infonce", "full")},  # no preset with the config's own recipe
+    {"experts__clean_loss": "mae", "experts__clean_q": 0.3},  # a loss without an exponent ignores it
+])
+def test_settings_that_can(values):
+    resolve(changed(**values))
+
+
 def test_matching_may_reach_the_last_epoch_but_not_beyond():
     limit = {"distill__max_start_epoch": 3, "distill__match_epochs": 2}
     assert resolve(changed(**limit, experts__epochs=4)).experts.epochs == 4
 
 
-def test_the_pretrained_towers_that_the_config_names_are_those_there_are():
-    from mdw_jax.models.image import pretrained
-
-    assert set(PRETRAINED) == set(pretrained.RECIPES)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_resolve(path):
+    config = load_config(str(path))
+    for preset in config.run.presets:
+        preset_config(config, preset)
+    refuse_unused("data", config.data, "name", "reader", [*settings_of(config.data.name), "name"])
 
 
 def test_the_published_setting_and_its_configs_resolve():

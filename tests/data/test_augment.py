@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdw_jax.data.augment import MAX_ASPECT, MIN_AREA, POLICIES, augment, crop, draw_crops, flip
+from mdw_jax.data.augment import AUGMENTATIONS, MAX_ASPECT, MIN_AREA, augment, crop, draw_crops, flip
 from mdw_jax.errors import UserError
 
 KEY = jax.random.key(0)
@@ -20,7 +20,7 @@ def _boxes(*boxes):
     return [jnp.asarray(column, jnp.float32) for column in zip(*boxes)]
 
 
-def test_the_whole_picture_is_reproduced():
+def test_the_whole_image_is_reproduced():
     images = _images(3, 7, 10, 2)
     np.testing.assert_allclose(crop(images, *_boxes(*[(0, 0, 7, 10)] * 3)), images, atol=1e-5)
 
@@ -47,19 +47,19 @@ def test_crop_equals_pillow_away_from_the_box_edge():
     top, left, tall, wide = 2, 3, 8, 12
     pillow = Image.fromarray(image[0, :, :, 0], mode="F").resize((16, 16), Image.Resampling.BILINEAR,
                                                                box=(left, top, left + wide, top + tall))
-    ours = crop(jnp.asarray(image), *_boxes((top, left, tall, wide)))[0, :, :, 0]
-    # Pillow repeats the border of the box, we see beyond it: they differ in the outermost pixel only.
-    np.testing.assert_allclose(ours[1:-1, 1:-1], np.asarray(pillow)[1:-1, 1:-1], atol=1e-5)
+    cropped = crop(jnp.asarray(image), *_boxes((top, left, tall, wide)))[0, :, :, 0]
+    # Pillow repeats the border of the box, this crop sees beyond it: they differ in the outermost pixel only.
+    np.testing.assert_allclose(cropped[1:-1, 1:-1], np.asarray(pillow)[1:-1, 1:-1], atol=1e-5)
 
 
-def test_flip_mirrors_the_chosen_pictures():
+def test_flip_mirrors_the_chosen_images():
     images = _images(3, 4, 6, 3)
     out = flip(images, jnp.array([True, False, True]))
     np.testing.assert_array_equal(out[1], images[1])
     np.testing.assert_array_equal(out[0], np.asarray(images)[0, :, ::-1])
 
 
-def test_half_of_the_pictures_flip():
+def test_half_of_the_images_flip():
     images = _images(400, 1, 2, 1)
     out = np.asarray(augment(KEY, images, "flip"))
     same = (out == np.asarray(images)).all((1, 2, 3))
@@ -75,10 +75,10 @@ def test_boxes_lie_inside_and_have_the_stated_area_and_aspect():
     assert area.max() <= 1 + 1e-5 and area.min() >= MIN_AREA - 1e-5 and area.min() < 0.55 and area.max() > 0.9
     assert MAX_ASPECT * 0.95 < aspect.max() <= MAX_ASPECT + 1e-5
     assert 1 / MAX_ASPECT - 1e-5 <= aspect.min() < 1.05 / MAX_ASPECT
-    assert len(np.unique(top)) > 1500  # the others are as tall as the picture
+    assert len(np.unique(top)) > 1500  # the others are as tall as the image
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", AUGMENTATIONS)
 @pytest.mark.parametrize("shape", [(2, 9, 6, 3), (1, 4, 4, 1)])
 def test_shape_range_and_determinism(policy, shape):
     images = _images(*shape)
@@ -95,7 +95,7 @@ def test_another_key_is_another_draw():
     assert np.abs(augment(KEY, images, "crop_flip") - augment(jax.random.key(1), images, "crop_flip")).max() > 0.01
 
 
-def test_pictures_do_not_mix_and_draw_for_themselves():
+def test_images_do_not_mix_and_have_draws_of_their_own():
     image = _images(1, 8, 8, 3)
     out = augment(KEY, jnp.concatenate([image, image]), "crop_flip")
     assert np.abs(out[0] - out[1]).max() > 0.01
@@ -104,7 +104,7 @@ def test_pictures_do_not_mix_and_draw_for_themselves():
     assert not other[1].any()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", AUGMENTATIONS)
 def test_gradient_is_the_transposed_map(policy):
     """Augmentation is linear in the images, so <A x, y> = <x, A' y> with A' from autodiff."""
     x, y = _images(2, 2, 6, 5, 3)
@@ -115,7 +115,7 @@ def test_gradient_is_the_transposed_map(policy):
 
 
 def test_unknown_policy():
-    with pytest.raises(UserError, match="no augmentation 'autoaugment'; choose one of none, flip, crop_flip"):
+    with pytest.raises(UserError, match="no augmentation 'autoaugment'; set .* to one of none, flip, crop_flip"):
         augment(KEY, _images(1, 2, 2, 1), "autoaugment")
 
 
@@ -133,3 +133,11 @@ def test_a_shift_rotates_time_and_a_mask_silences_one_band_of_either_axis():
             assert band.sum() <= most and np.abs(np.diff(band.astype(int))).sum() <= 2  # one piece
     assert masked.all(1).sum(1).max() == 6 and masked.all(2).sum(1).max() == 4
     assert masked.all(2).any(0).all() and masked.all(1).any(0).all()  # anywhere
+
+
+def test_an_augmentation_from_another_module(tmp_path, monkeypatch):
+    (tmp_path / "my_augmentation.py").write_text("def darker(key, images):\n    return 0.5 * images\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for shape in ((2, 4, 5, 3), (2, 3, 4, 5, 3)):  # images and video clips
+        images = _images(*shape)
+        np.testing.assert_allclose(augment(KEY, images, "my_augmentation:darker"), images / 2)

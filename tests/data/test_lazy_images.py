@@ -1,4 +1,4 @@
-"""Lazy images are checked against the array of the same pictures, and against damage that happens later."""
+"""Lazy images are checked against the array of the same images, and against damage that happens later."""
 
 import io
 import zlib
@@ -8,7 +8,7 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from miniature import encoded, picture
+from miniature import encoded, photo
 from PIL import Image
 
 from mdw_jax.data.decoding import Encoded, checksum, decode, validate_images
@@ -102,7 +102,7 @@ def test_large_jpegs_are_drafted_and_still_look_the_same():
         file.draft(None, (64, 64))
         assert file.size == (160, 120)  # 1/4: 1/8 would leave fewer than 64 rows
     assert 0 < np.abs(decode(data, 32) - whole).max() <= 3
-    np.testing.assert_array_equal(decode(encoded(1, "PNG", 32, 32), 32), picture(1, 32, 32))
+    np.testing.assert_array_equal(decode(encoded(1, "PNG", 32, 32), 32), photo(1, 32, 32))
 
 
 def test_bombs_are_refused_before_they_are_decoded(monkeypatch):

@@ -5,9 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mdw_jax.data.noise import draw, load, read_index, save, write_index
+from mdw_jax.config import options
+from mdw_jax.data.noise import PROTOCOLS, draw, load, read_index, save, write_index
 from mdw_jax.data.pairs import Pairs, Split
+from mdw_jax.data.structured_noise import swap_similar
 from mdw_jax.errors import UserError
+from mdw_jax.runtime.rng import named_generator
 
 
 def _split(n, per_image, seed=0):
@@ -214,3 +217,13 @@ def test_read_index_refuses_other_files(tmp_path):
         np.savez(file, index=np.arange(40))
     with pytest.raises(UserError, match="an .npz, not one row"):
         read_index(path, _pairs(40))
+
+
+def test_the_table_has_every_protocol():
+    assert set(PROTOCOLS) == set(options.NOISE_PROTOCOLS)
+
+
+def test_a_protocol_that_was_renamed_keeps_its_draws():
+    noise = draw(_pairs(30), "near_duplicate", 0.5, 1)
+    index = swap_similar(_pairs(30).train, 0.5, named_generator(1, "noise", "similar"))
+    np.testing.assert_array_equal(noise.image_of, index[noise.true_image_of])

@@ -33,23 +33,23 @@ def _threads():
 
 def test_the_callers_order_on_the_device_and_resuming():
     order = np.random.default_rng(0).permutation(60).reshape(10, 6)
-    meter = LoaderStats()
-    got = list(batches(Slow(), order, meter=meter))
+    stats = LoaderStats()
+    got = list(batches(Slow(), order, stats=stats))
     assert all(isinstance(batch, jax.Array) and batch.dtype == np.uint8 for batch in got)
     np.testing.assert_array_equal(np.stack(got)[..., 0, 0, 0], order)
     np.testing.assert_array_equal(np.stack(list(batches(Slow(), order[4:], prefetch=5))), np.stack(got[4:]))
-    assert meter.pairs == 60 and meter.pairs_per_second > 0 and _threads() == 0
+    assert stats.pairs == 60 and stats.pairs_per_second > 0 and _threads() == 0
 
 
 def test_decoding_overlaps_with_work():
-    meters = LoaderStats(), LoaderStats()
-    for meter, work in zip(meters, (0.05, 0.0)):
-        for _ in batches(Slow(0.04), np.arange(20).reshape(10, 2), meter=meter):
+    measured = LoaderStats(), LoaderStats()
+    for stats, work in zip(measured, (0.05, 0.0)):
+        for _ in batches(Slow(0.04), np.arange(20).reshape(10, 2), stats=stats):
             time.sleep(work)
-    busy, idle = meters
+    busy, idle = measured
     assert 0.5 < busy.elapsed < 0.8  # 10 * 0.05 and the first decode; one after the other would be 0.9
-    assert busy.waiting < 0.3 and idle.waiting > 0.8
-    assert idle.waited <= idle.elapsed and LoaderStats().waiting == LoaderStats().pairs_per_second == 0.0
+    assert busy.wait_fraction < 0.3 and idle.wait_fraction > 0.8
+    assert idle.waited <= idle.elapsed and LoaderStats().wait_fraction == LoaderStats().pairs_per_second == 0.0
 
 
 def test_no_more_than_prefetch_ahead():

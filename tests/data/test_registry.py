@@ -27,7 +27,7 @@ def test_the_settings_are_the_readers_own():
 
 
 @pytest.mark.parametrize("name, settings, message", [
-    ("flickr", {}, "no data reader 'flickr'; choose one of scenes, karpathy, folder, hf, tfds, webdataset"),
+    ("flickr", {}, "no data reader 'flickr'; set data.name to one of scenes, karpathy, folder, hf, tfds, webdataset"),
     ("scenes", {"stream": True}, "'scenes' has no setting 'stream'; it has train, val"),
     ("webdataset", {"train_shards": "x", "size": 8, "skipped": {}}, "has no setting 'skipped'"),
     ("folder", {"size": 8}, "'folder' needs the setting 'annotations'"),

@@ -1,4 +1,4 @@
-"""Look-alikes swap their captions; degrade_captions captions say less."""
+"""Near-duplicates swap their captions; degraded captions say less."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def split(n):
     return Split(np.zeros((n, 1, 1, 3), np.uint8), tuple(captions), image_of, np.arange(3 * n)), kinds
 
 
-def test_look_alikes_swap():
+def test_near_duplicates_swap():
     data, kinds = split(400)
     index = swap_similar(data, 1.0, np.random.default_rng(1))
     assert np.array_equal(index[index], np.arange(400))  # swaps
@@ -34,10 +34,10 @@ def test_look_alikes_swap():
 def test_the_protocol_moves_the_share_asked(rate):
     data, kinds = split(401)
     pairs = Pairs("kinds", data, split(1)[0], split(1)[0])
-    noise = draw(pairs, "similar", rate, 3)
+    noise = draw(pairs, "near_duplicate", rate, 3)
     moved = len(set(noise.true_image_of[noise.mismatched]))
     assert moved == round(rate * 401) // 2 * 2 and noise.true_rate == pytest.approx(moved / 401)
-    assert draw(pairs, "similar", rate, 3).sha256 == noise.sha256 != draw(pairs, "similar", rate, 4).sha256
+    assert draw(pairs, "near_duplicate", rate, 3).sha256 == noise.sha256 != draw(pairs, "near_duplicate", rate, 4).sha256
     # All captions of an image move together.
     assert (noise.image_of.reshape(-1, 3) == noise.image_of[::3, None]).all()
 
@@ -49,7 +49,7 @@ def test_images_without_captions_do_no_harm():
 
 
 @pytest.mark.parametrize("kind", ["generic", "truncated"])
-def test_dulled_captions(kind):
+def test_degraded_captions(kind):
     pairs = scenes(train=50, val=5, test=5, size=16)
     changed = degrade_captions(pairs, kind, 0.4, seed=0)
     now, was = changed.train.captions, pairs.train.captions
@@ -66,6 +66,6 @@ def test_dulled_captions(kind):
 
 @pytest.mark.parametrize(("kind", "rate", "message"), [("rude", 0.4, "choose one of generic, truncated"),
                                                        ("generic", 1.4, r"captions_rate must lie in \[0, 1\]")])
-def test_dulled_refuses(kind, rate, message):
+def test_degrade_captions_refuses(kind, rate, message):
     with pytest.raises(UserError, match=message):
         degrade_captions(scenes(train=3, val=1, test=1, size=16), kind, rate, seed=0)

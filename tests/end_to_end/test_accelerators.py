@@ -4,9 +4,9 @@ import jax
 import pytest
 from jax import export
 
-from mdw_jax.analysis.cost.plan import Job
+from mdw_jax.analysis.cost.programs import Programs
 from mdw_jax.config import base
-from mdw_jax.config.presets import preset_config
+from mdw_jax.config.overrides import preset_config
 from mdw_jax.models.image.conv import as_on_accelerator
 
 
@@ -18,8 +18,9 @@ def test_all_steps_lower_for_accelerators(mode, dtype):
         "distill.pairs": 8, "distill.batch": 4, "distill.inner_steps": 2, "distill.rank": 2, "experts.batch": 8,
         "plan.images": 20, "plan.captions": 20, "plan.text_dim": 10})
     with as_on_accelerator():
-        job = Job(preset_config(c, "mdw"))
-        for function, *arguments in ((job.outer_step, *job.outer_arguments()),
-                                     (job.expert_step, *job.expert_arguments()), job.weighing()):
-            found = export.export(jax.jit(function), platforms=["cuda", "tpu"])(*arguments)
-            assert found.platforms == ("cuda", "tpu") and "stablehlo.dot_general" in found.mlir_module()
+        programs = Programs(preset_config(c, "mdw"))
+        for function, *arguments in (
+                (programs.outer_step, *programs.outer_arguments()),
+                (programs.expert_step, *programs.expert_arguments()), programs.pixel_weights()):
+            exported = export.export(jax.jit(function), platforms=["cuda", "tpu"])(*arguments)
+            assert exported.platforms == ("cuda", "tpu") and "stablehlo.dot_general" in exported.mlir_module()

@@ -30,12 +30,16 @@ from mdw_jax.cli import main
 TINY = {
     "data.size": 16, "data.train": 40, "data.val": 20, "data.test": 20, "noise.rate": 0.4, "text.dim": 24,
     "model.mode": "projection", "model.patches": (8,), "model.widths": (16,), "model.dim": 8,
-    "experts.count": 1, "experts.epochs": 2, "experts.batch": 32,
+    "experts.count": 1, "experts.epochs": 2, "experts.recovery_start": 1, "experts.batch": 32,
     "distill.pairs": 8, "distill.steps": 2, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
     "distill.rank": 2, "distill.max_start_epoch": 1, "distill.checkpoint_every": 2, "distill.ceo": False,
     "experts.recipe": "tolerant",  # little to compile
     "evaluate.students": 2, "evaluate.steps": 4, "evaluate.every": 2, "evaluate.batch": 8, "evaluate.lr_scales": (0.3,),
     "run.presets": ("mdw",), "plan.images": 40, "plan.captions": 40, "plan.text_dim": 24, "plan.compile": False,
+}
+OF_ONE_OPTION = {
+    "data.name": {"data.train": 2000, "data.val": 250, "data.test": 500}, "text.encoder": {"text.dim": 384},
+    "model.tower": {"model.patches": (4, 2, 2), "model.widths": (64, 128, 128)},
 }
 # For data sets of a handful of images.
 FEW = {"distill.pairs": 2, "distill.batch": 2, "distill.rank": 1, "experts.batch": 2, "experts.recovery_top_k": 2}
@@ -61,7 +65,9 @@ def text_of(value):
 
 
 def words(settings):
-    return [f"--config.{name}={text_of(value)}" for name, value in settings.items()]
+    """The settings as arguments. Where they choose another option, what TINY sets of its own goes back to its default."""
+    defaults = {name: value for key, values in OF_ONE_OPTION.items() if key in settings for name, value in values.items()}
+    return [f"--config.{name}={text_of(value)}" for name, value in (defaults | settings).items()]
 
 
 class Trap:
@@ -175,15 +181,15 @@ SETTINGS = [
     ({"model.widths": "16,x"}, r"config.model.widths must be a list"),
     ({"evaluate.lr_scales": "0.1;0.2"}, r"config.evaluate.lr_scales must be a list"),
     # names that nothing has
-    *(({key: "mystery"}, rf"{re.escape(key)}.*'mystery'") for key in (
+    *(({key: "mystery"}, rf"'mystery'; set {re.escape(key)} to one of") for key in (
         "data.name", "data.captions", "noise.protocol", "text.encoder", "text.pooling", "model.tower", "model.mode",
         "model.dtype", "experts.clean_loss", "experts.tolerant_loss", "experts.augment",
         "experts.store_dtype", "distill.gradient", "distill.loss_merge", "distill.loss", "distill.correspondence",
         "distill.init", "distill.optimizer", "distill.decay", "distill.augment", "evaluate.select_on", "evaluate.tower",
         "evaluate.mode")),
-    ({"experts.recipe": "dtcl", "experts.division": "mystery"}, r"experts.division.*'mystery'"),
+    ({"experts.recipe": "dtcl", "experts.division": "mystery"}, r"no division 'mystery'; set experts.division"),
     ({"experts.recipe": "dtcl", "experts.teacher_count": -1}, r"experts.teacher_count.*-1"),
-    ({"experts.recipe": "mystery"}, r"no expert recipe 'mystery'; choose"),
+    ({"experts.recipe": "mystery"}, r"no expert recipe 'mystery'; set experts.recipe"),
     ({"run.presets": ("mystery",)}, r"no preset 'mystery'; set run.presets"),
     ({"run.presets": ()}, r"run.presets is empty; give"),
     # numbers out of range
@@ -237,10 +243,15 @@ SETTINGS = [
     ({"model.tower": "vit", "model.vit_patch": 8, "model.vit_heads": 3}, r"model.vit_heads"),
     ({"model.tower": "vit", "model.vit_patch": 8, "model.vit_depth": -1}, r"model.vit_depth.*-1"),
     ({"data.size": 8}, r"size is 8; give"),
+    # what the chosen option does not take
+    ({"data.split_column": "split"}, r"data.split_column is set, but the reader 'scenes' does not take it; leave"),
+    ({"data.stream": "true"}, r"data.stream is set, but the reader 'scenes'"),
+    ({"model.vit_depth": 2}, r"model.vit_depth is set, but the tower 'convnet' does not take it"),
+    ({"text.pooling": "cls"}, r"text.pooling is set, but the encoder 'bow' does not take it"),
     # functions of one's own
     ({"data.name": "no_such_module:read"}, r"data.name names 'no_such_module:read'.*PYTHONPATH"),
     ({"data.name": "json:no_such_function"}, r"data.name names 'json:no_such_function'"),
-    ({"data.name": "math:pi"}, r"data.name names 'math:pi', which is no function; write"),
+    ({"data.name": "math:pi"}, r"data.name names 'math:pi', which is not a function; write"),
     ({"data.name": ":"}, r"data.name names ':'"),
     ({"data.name": "mine:raises"}, r"data.name.*mine:raises.*no such disk"),
     ({"data.name": "mine:returns_none"}, r"data.name.*mine:returns_none"),
@@ -265,7 +276,7 @@ MINE = ("def raises(shape=0, **settings):\n    raise OSError('no such disk')\n"
 
 
 def _id(settings):
-    return " ".join(words(settings)).replace("--config.", "")
+    return " ".join(f"{name}={text_of(value)}" for name, value in settings.items())
 
 
 @pytest.fixture
@@ -299,7 +310,7 @@ COMMANDS = {  # words after the command, and what is said
     "sweep with one value twice": (["sweep", "--config=FILE", "--grid", "distill.pairs=8,8"], r"has 8 twice; give"),
     "sweep of no such preset": (["sweep", "--config=FILE", "--grid", "preset=mystery"], r"no preset 'mystery'; choose"),
     "sweep with a cell that cannot be": (["sweep", "--config=FILE", "--grid", "distill.pairs=8,2"],
-                                         r"cell 2 of 2 .*distill.pairs=2.*cannot be: distill.batch \(4\) exceeds"),
+                                         r"cell 2 of 2 .*distill.pairs=2.*is not valid: distill.batch \(4\) exceeds"),
     "sweep of nan": (["sweep", "--config=FILE", "--grid", "experts.lr=0.1,nan"], r"cell 2 .*experts.lr.*nan"),
     "sweep of part 3/2": (["sweep", "--config=FILE", "--shard", "3/2"], r"--shard must be I/N"),
     "sweep of no seeds": (["sweep", "--config=FILE", "--seeds", "0"], r"distill.sets must be at least 1"),
@@ -320,16 +331,17 @@ COMMANDS = {  # words after the command, and what is said
     "picture into a folder that cannot be": (
         ["table", "DATA/rates.csv", "--plot=DATA/good.csv/t.png"], r"cannot write '.*t.png'.*--plot"),
     "picture of no numbers": (["table", "DATA/good.csv", "--columns=set,student", "--plot=DATA/t.png"],
-                              r"a picture needs one column of numbers; give"),
+                              r"a figure needs one column of numbers; give"),
     "weights of nothing": (["weights"], r"no model given; write"),
     "weights that are not there": (["weights", "/nowhere/m.safetensors"], r"no weights file '/nowhere/m.safetensors'"),
     "weights that are pickled": (["weights", "DATA/model.bin"], r"pickled weights, which are not read; convert"),
     "weights that are cut short": (["weights", "DATA/short.safetensors"], r"short.safetensors' cannot be read"),
     "weights of a folder without any": (["weights", "DATA"], r"has no model.safetensors.*convert"),
     "weights of no Hub name": (["weights", "no such model"], r"'no such model'"),
-    "export without a license": (["export", "--config=FILE"], r"export.license is not given; set"),
+    "export without a license": (["export", "--config=FILE"], r"export.license is not set; set it"),
     "export of a format there is not": (["export", "--config=FILE", "--config.export.license=unknown",
-                                         "--config.export.formats=pickle"], r"export.formats holds 'pickle'; set"),
+                                         "--config.export.formats=pickle"],
+                                        r"no export format 'pickle'; set export.formats"),
     "export of no neighbors": (["export", "--config=FILE", "--config.export.license=unknown",
                                  "--config.export.neighbors=0"], r"export.neighbors must be at least 1, not 0"),
     "export of more neighbors than captions": (
@@ -354,19 +366,21 @@ COMMANDS = {  # words after the command, and what is said
     "fairness of more neighbors than pairs": (["fairness", "--config=FILE", "--config.fairness.neighbors=1000"],
                                                r"fairness.neighbors.*1000"),
     "plan without numbers": (["plan", "--config=FILE", "--config.plan.images=0"], r"plan.images \(0\)"),
-    "plan for no such device": (["plan", "--config=FILE", "--config.plan.device=abacus"], r"plan.device.*'abacus'"),
+    "plan for no such device": (["plan", "--config=FILE", "--config.plan.device=abacus"],
+                                r"no device 'abacus'; set plan.device"),
     "plan of no use of the device": (["plan", "--config=FILE", "--config.plan.utilization=0"], r"plan.utilization.*0"),
     "plan of a recipe there is not": (["plan", "--config=FILE", "--config.experts.recipe=x"], r"no expert recipe 'x'"),
     "bench of a trained text encoder": (["bench", "--config=FILE", "--config.text.encoder=transformer",
-                                         "--config.text.train"], r"mdw bench.*set text.train to false"),
+                                         "--config.text.dim=384", "--config.text.train"],
+                                        r"mdw bench.*set text.train to false"),
     "bench of a tower that does not fit": (["bench", "--config=FILE", "--config.model.patches=5,"], r"model.patches"),
     "config that cannot be": (["config", "--config=FILE", "--config.distill.batch=100"], r"distill.batch \(100\)"),
     "run.dir that is a file": (["prepare", "--config=FILE", "--config.run.dir=DATA/good.csv"],
-                               r"run folder '.*good.csv'.*set run.dir"),
+                               r"run directory '.*good.csv'.*set run.dir"),
     "run.dir inside a file": (["prepare", "--config=FILE", "--config.run.dir=DATA/good.csv/run"],
-                              r"run folder '.*good.csv/run'.*set run.dir"),
+                              r"run directory '.*good.csv/run'.*set run.dir"),
     "run.dir that is no name": (["prepare", "--config=FILE", "--config.run.dir=DATA/" + "x" * 300],
-                                r"run folder.*set run.dir"),
+                                r"run directory.*set run.dir"),
     "run.dir of nothing": (["prepare", "--config=FILE", "--config.run.dir="], r"run.dir"),
     "run.dir under /proc": (["prepare", "--config=FILE", "--config.run.dir=/proc/run"], r"'/proc/run'.*set run.dir"),
 }
@@ -518,7 +532,7 @@ FOLDERS = {
         r"holding out 8 images leaves none of the 6"),
     "a file pattern that fits nothing": (lambda t: folder(t) | {"data.file_pattern": "{}.jpg"},
                                          r"6 of 6 images are not in"),
-    "empty caption": (lambda t: folder(t, table_text({3: "  "})), r"captions.*empty.*'3.png'; mend"),
+    "empty caption": (lambda t: folder(t, table_text({3: "  "})), r"captions.*empty.*'3.png'; fix"),
     "caption of 10 MB": (lambda t: folder(t, table_text({3: LONG})), r"captions.csv|3.png"),
     "caption of 10 MB in JSON": (lambda t: folder(t, lines(rows_of(row3={"caption": LONG})), suffix="jsonl"),
                                  r"3.png"),
@@ -555,9 +569,9 @@ FOLDERS = {
                                        r"'3.png' .*DecompressionBomb"),
     "all images of a split broken": (lambda t: folder(t, images=IMAGES | {"4.png": b""}) | {"data.skip_broken": "true"},
                                      r"none of the 1 images of split 'val'"),
-    "images in no folder": (lambda t: folder(t) | {"data.images": t / "none"}, r"no image folder or zip file '.*none'"),
+    "images in no folder": (lambda t: folder(t) | {"data.images": t / "none"}, r"no image directory or zip file '.*none'"),
     "images in what is no zip": (lambda t: folder(t, zipped=b"PK"),
-                                 r"images.zip' is neither a folder nor a readable zip"),
+                                 r"images.zip' is neither a directory nor a readable zip"),
     "images in a zip cut short": (lambda t: folder(t, zipped=zip_of(IMAGES)[:-30]), r"images.zip' is neither"),
     "images twice in a zip": (lambda t: folder(t, zipped=twice_in_zip()), r"more than once in .*'0.png'; leave"),
     "image names that lead out of the folder": (
@@ -631,7 +645,7 @@ KARPATHY = {
     "unknown split": (lambda t: karpathy(t, entry(2, split="dev")), r"image 2 .*of split 'dev'"),
     "no val": (lambda t: karpathy(t, entry(4, split="train")), r"split 'val' of .*data.json' has no images"),
     "no captions": (lambda t: karpathy(t, entry(2, sentences=[])), r"no captions, the first is '2.png'; remove"),
-    "empty caption": (lambda t: karpathy(t, sentence(2, raw=" ")), r"empty or not text, the first has sentid 2; mend"),
+    "empty caption": (lambda t: karpathy(t, sentence(2, raw=" ")), r"empty or not text, the first has sentid 2; fix"),
     "caption of 10 MB": (lambda t: karpathy(t, sentence(2, raw=LONG)), r"data.json.*sentid 2"),
     "caption that is half a character": (lambda t: karpathy(t, sentence(2, raw="\udc80")), r"data.json.*sentid 2"),
     "duplicate ids": (lambda t: karpathy(t, sentence(2, sentid=1)), r"sentids.*first is 1; number"),
@@ -813,7 +827,7 @@ def audio(tmp, sounds=SOUNDS, **settings):
     text = table_text(names={i: f"{i}.wav" for i in range(6)})
     return folder(tmp, text, images=sounds) | {
         "data.name": "audio", "data.image_column": "image", "data.caption_columns": "caption", "data.sample_rate": 8000,
-        "data.seconds": 0.3, "data.mels": 16, "data.frames": 16, **settings}
+        "data.seconds": 0.3, "data.mels": 16, "data.frames": 16, "data.size": 32, **settings}
 
 
 def esc50(tmp, **arrays):
@@ -822,7 +836,7 @@ def esc50(tmp, **arrays):
              "target": np.zeros(n, int), "clip": np.array([str(i) for i in range(n)])} | arrays
     np.savez(tmp / "esc50_logmel.npz", **found)
     (tmp / "esc50_labels.json").write_text('{"classes": ["dog"]}')
-    return {"data.name": "esc50", "data.source": tmp}
+    return {"data.name": "esc50", "data.source": tmp, "data.size": 32}
 
 
 AUDIO = {
@@ -834,7 +848,7 @@ AUDIO = {
     "log-mels of no length": (lambda t: audio(t) | {"data.seconds": -1.0}, r"data.seconds"),
     "log-mels of nan": (lambda t: audio(t) | {"data.seconds": "nan"}, r"data.seconds.*nan"),
     "log-mels too fine": (lambda t: audio(t) | {"data.mels": 4000}, r"data.mels"),
-    "no folder of ESC-50": (lambda t: {"data.name": "esc50", "data.source": t}, r"esc50.*set data.source"),
+    "no folder of ESC-50": (lambda t: {"data.name": "esc50", "data.source": t, "data.size": 32}, r"esc50.*set data.source"),
     "a fold twice": (lambda t: esc50(t) | {"data.val_split": "1"}, r"esc50: the folds"),
     "a fold there is not": (lambda t: esc50(t) | {"data.val_split": "9"}, r"no clips of fold 9"),
     "log-mels that are damaged": (lambda t: esc50(t, target=np.full(6, 7)), r"log-mels in .*damaged"),
@@ -1025,7 +1039,7 @@ FILES_OF_NUMBERS = {
     "text encoder of no Hub name": (lambda t, run: {"text.encoder": "transformer", "text.path": "nobody/nothing"},
                                     r"'nobody/nothing'.*unset"),
     "text encoder that is a file": (lambda t, run: {"text.encoder": "transformer", "text.path": write_files(
-        t, {"m.safetensors": b"x"}) / "m.safetensors"}, r"single file.*give a folder"),
+        t, {"m.safetensors": b"x"}) / "m.safetensors"}, r"single file.*give a directory"),
     "text encoder without a config": (lambda t, run: bert(t, lambda f: (f / "config.json").unlink()),
                                       r"no config.json"),
     "text encoder of another type": (lambda t, run: bert(t, json_file("config.json", model_type="gpt2")),
@@ -1074,12 +1088,12 @@ FILES_OF_NUMBERS = {
     "MobileNet without weights": (lambda t, run: {"model.tower": "mobilenet"},
                                   r"no MobileNet weights.*set model.weights"),
     "MobileNet of a picture": (lambda t, run: {"model.tower": "mobilenet", "model.weights": write_files(
-        t, {"m.q8.npz": png()}) / "m.q8.npz"}, r"m.q8.npz' is not a whole MobileNet"),
-    "MobileNet without a layer": (lambda t, run: quantised(t, **{"conv00/bias": None}), r"m.q8.npz' is not a whole"),
+        t, {"m.q8.npz": png()}) / "m.q8.npz"}, r"m.q8.npz' is not a complete MobileNet"),
+    "MobileNet without a layer": (lambda t, run: quantised(t, **{"conv00/bias": None}), r"m.q8.npz' is not a complete"),
     "MobileNet of other operations": (lambda t, run: quantised(t, ops_json=json.dumps({"input_tensor": 0, "ops": [
         {"op": "SHELL", "in": [0], "out": 1}, {"op": "AVERAGE_POOL_2D", "in": [1], "out": 2}]})),
             r"m.q8.npz' holds operations"),
-    "MobileNet of a graph that is none": (lambda t, run: quantised(t, ops_json="[1, 2]"), r"m.q8.npz' is not a whole"),
+    "MobileNet of a graph that is none": (lambda t, run: quantised(t, ops_json="[1, 2]"), r"m.q8.npz' is not a complete"),
     "MobileNet of a kernel of another shape": (lambda t, run: quantised(
         t, **{"conv00/kernel_q": np.zeros((3, 8), np.uint8)}), r"m.q8.npz'"),
     "MobileNet of a bias of another shape": (lambda t, run: quantised(t, **{"conv00/bias": np.ones(5, np.float32)}),
@@ -1087,7 +1101,7 @@ FILES_OF_NUMBERS = {
     "MobileNet of NaN": (lambda t, run: quantised(t, **{"conv00/scale": np.array([np.nan], np.float32)}),
                          r"NaN|not finite"),
     "MobileNet that wants pickle": (lambda t, run: quantised(t, ops_json=traps(1)[0:1].reshape(())),
-                                    r"m.q8.npz' is not a whole"),
+                                    r"m.q8.npz' is not a complete"),
 }
 
 

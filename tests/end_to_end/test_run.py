@@ -13,7 +13,7 @@ from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
-from mdw_jax.pipeline import distill as stage
+from mdw_jax.pipeline import distill_loop
 from mdw_jax.pipeline.run import STAGES
 
 TINY = {
@@ -21,12 +21,13 @@ TINY = {
     "data.name": "scenes", "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30,
     "noise.rate": 0.4, "text.encoder": "bow", "text.dim": 24,
     "model.tower": "convnet", "model.mode": "full", "model.patches": (8,), "model.widths": (16,),
-    "experts.count": 1, "experts.epochs": 2, "experts.batch": 32,
+    "experts.count": 1, "experts.epochs": 2, "experts.recovery_start": 1, "experts.batch": 32,
     "distill.pairs": 8, "distill.steps": 4, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
     "distill.rank": 2, "distill.max_start_epoch": 1, "distill.checkpoint_every": 2, "distill.ceo_every": 3,
     "evaluate.students": 2, "evaluate.steps": 10, "evaluate.every": 5, "evaluate.batch": 8,
     "evaluate.lr_scales": (0.3, 1.0),
 }
+NO_CONVNET = {"model__patches": base().model.patches, "model__widths": base().model.widths}
 
 
 def tiny(folder, **changes):
@@ -38,10 +39,10 @@ def tiny(folder, **changes):
 
 def one_set(folder, preset):
     """The first set of the configuration TINY (8 pairs)."""
-    [found] = [path.parent for path in folder.glob(f"distilled/{preset}-*/set_0/*")
+    [directory] = [path.parent for path in folder.glob(f"distilled/{preset}-*/set_0/*")
                if path.name in ("card.json", "checkpoint.safetensors")
                and (path.name != "card.json" or json.loads(path.read_text())["shapes"]["texts"][0] == 8)]
-    return found
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -115,20 +116,20 @@ def test_another_configuration_in_the_same_folder_shares_what_it_can_and_touches
 
 def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
     config = tiny(tmp_path, run__presets=("mdw",))
-    schedule = stage.schedule
+    schedule = distill_loop.schedule
 
     def interrupted(seed, index, step, *rest):
         if step == 3:
             raise KeyboardInterrupt
         return schedule(seed, index, step, *rest)
 
-    monkeypatch.setattr(stage, "schedule", interrupted)
+    monkeypatch.setattr(distill_loop, "schedule", interrupted)
     with pytest.raises(KeyboardInterrupt):
         STAGES["distill"](config)
     folder = one_set(tmp_path, "mdw")
     assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl"}
     steps = []
-    monkeypatch.setattr(stage, "schedule", lambda *args: steps.append(args[2]) or schedule(*args))
+    monkeypatch.setattr(distill_loop, "schedule", lambda *args: steps.append(args[2]) or schedule(*args))
     STAGES["distill"](config)
     assert steps == [2, 3]  # from the checkpoint on
     for name in ("distilled.safetensors", "metrics.jsonl", "record.safetensors"):
@@ -140,7 +141,7 @@ def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finish
 def test_coresets_are_real_pairs_and_repblend_runs(tmp_path):
     presets = ("random", "herding", "k_center", "forgetting", "clip_filter", "repblend")
     STAGES["run"](tiny(tmp_path, run__presets=presets, model__mode="projection", model__dim=8, distill__steps=2,
-                       run__tuned=("repblend:distill.lr_images=0.1", "repblend:distill.lr_texts=0.1")))
+                       run__preset_overrides=("repblend:distill.lr_images=0.1", "repblend:distill.lr_texts=0.1")))
     assert len((tmp_path / "table.md").read_text().splitlines()) == 2 + len(presets)
     real = {image.tobytes() for image in scenes(train=60, val=30, test=30, size=16, seed=0).train.images}
     for preset in presets[:-1]:
@@ -169,7 +170,7 @@ def test_projection_mode_with_a_pretrained_tower(tmp_path):
         "conv00/scale": np.array([0.01], np.float32), "conv00/zero": np.array([128], np.int32),
         "conv00/bias": np.ones(8, np.float32)})
     STAGES["run"](tiny(tmp_path / "run", run__presets=("mdw",), model__tower="mobilenet", model__mode="projection",
-                       model__weights=str(weights), model__dim=8, distill__steps=2))
+                       model__weights=str(weights), model__dim=8, distill__steps=2, **NO_CONVNET))
     assert "MDW" in (tmp_path / "run" / "table.md").read_text()
     assert list((tmp_path / "run" / "cache").glob("images-*.safetensors"))
 
@@ -201,7 +202,8 @@ def test_a_text_encoder_that_is_trained_learns_and_distils_embedded_tokens(tmp_p
     folder.mkdir()
     write_model(folder, "bert")
     STAGES["run"](tiny(tmp_path / "run", run__presets=("random", "herding", "mdw", "experts"), text__train=True,
-                       text__encoder="transformer", text__path=str(folder), text__max_tokens=12))
+                       text__encoder="transformer", text__dim=base().text.dim, text__path=str(folder),
+                       text__max_tokens=12))
     distilled, _ = load_distilled(one_set(tmp_path / "run", "mdw"))
     first, _ = load_distilled(one_set(tmp_path / "run", "random"))
     assert distilled.texts.shape == first.texts.shape and distilled.texts.shape[::2] == (8, BERT["hidden_size"])

@@ -17,7 +17,8 @@ from mdw_jax.data.readers.webdataset import webdataset as read_webdataset
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
 from mdw_jax.export.command import export_command
-from mdw_jax.export.formats import FORMATS, Near, dense_correspondence, eight_bits, export_set, png_loss
+from mdw_jax.export.export_set import export_set
+from mdw_jax.export.formats import FORMATS, NearestCaptions, dense_correspondence, eight_bits, png_loss
 from mdw_jax.io.distilled_set import DistilledSet, load_distilled
 
 M, ALPHA, RANK = 6, 1.1, 2
@@ -41,7 +42,7 @@ def make_set(channels=3, **changes):
     return dataclasses.replace(made, **changes)
 
 
-NEAR = Near([[f'a "dog", {row}\nand naïve | snow', "../../etc/passwd"] for row in range(M)],
+NEAR = NearestCaptions([[f'a "dog", {row}\nand naïve | snow', "../../etc/passwd"] for row in range(M)],
             np.linspace(1, -1, 2 * M).reshape(M, 2))
 P = np.diag(normal(M)) + ALPHA / RANK * normal(M, RANK) @ (2 * normal(M, RANK)).T
 
@@ -164,7 +165,7 @@ def test_hugging_face_datasets_loads_it(exported, tmp_path, what):
     image = "png" if what == "webdataset" else "image"
     np.testing.assert_array_equal(np.stack([np.asarray(row[image]) for row in read]), eight_bits(made.images))
     if what == "webdataset":
-        assert [row["txt"] for row in read] == [said[0] for said in NEAR.captions]
+        assert [row["txt"] for row in read] == [captions[0] for captions in NEAR.captions]
         return
     np.testing.assert_array_equal(np.array(read["text"], np.float32), made.texts)
     np.testing.assert_array_equal(np.array(read["correspondence"], np.float32), dense_correspondence(made))
@@ -173,12 +174,12 @@ def test_hugging_face_datasets_loads_it(exported, tmp_path, what):
         np.testing.assert_array_equal(read.with_format("numpy")["pixels"][:], made.images)
 
 
-def test_clips_and_odd_channels_are_no_pictures_but_have_numbers(tmp_path):
+def test_video_clips_and_odd_channels_are_no_images_but_have_numbers(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     clips = make_set(images=normal(M, 2, 4, 4, 3), texts=normal(M, 3, 7))
     for made in (clips, make_set(channels=2)):
         for formats in (FORMATS, ["folder"], ["webdataset"]):
-            with pytest.raises(UserError, match="no pictures for .*set export.formats to safetensors,parquet"):
+            with pytest.raises(UserError, match="as PNG files, .*set export.formats to safetensors,parquet"):
                 export(tmp_path, made, formats)
         assert not list(tmp_path.iterdir())
     export(tmp_path, clips, ["safetensors", "parquet"])
@@ -213,7 +214,7 @@ def test_the_card_says_what_users_must_know(tmp_path, exported):
     assert "holds no exact ones" in chosen and "torch" not in chosen
 
 
-def test_no_place_of_this_machine_is_told(exported):
+def test_no_path_of_this_machine_is_written(exported):
     for path in exported.rglob("*"):
         assert not path.is_file() or b"jane" not in path.read_bytes().lower()
     data = load_distilled(exported)[1]["config"]["data"]
@@ -236,8 +237,9 @@ def test_the_same_set_is_the_same_files_and_nothing_old_is_left(tmp_path, export
 
 
 @pytest.mark.parametrize("changes, match", [
-    ({"license": " "}, "export.license is not given; .* cc-by-4.0 .*unknown.*: the dataset card tells"),
-    ({"formats": ()}, "export.formats is empty"), ({"formats": ("pickle",)}, "holds 'pickle'; set it to some of"),
+    ({"license": " "}, "export.license is not set; .* cc-by-4.0 .*unknown.*: the dataset card tells"),
+    ({"formats": ()}, "export.formats is empty"),
+    ({"formats": ("pickle",)}, "no export format 'pickle'; set export.formats"),
     ({"presets": ("full", "experts")}, "none of run.presets .* ends in a set"),
     ({"neighbors": 0}, "export.neighbors must be at least 1"),
 ])
@@ -250,14 +252,31 @@ def test_mistakes_cost_no_time(tmp_path, changes, match):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_preset_of_ones_own_is_exported_as_what_it_is(tmp_path, monkeypatch):
+    (tmp_path / "own_presets.py").write_text(
+        "from mdw_jax.config.presets import PresetSpec\n\n\n"
+        "def chosen():\n    return PresetSpec(kind='coreset', coreset='random', needs_experts=False)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    c = base()
+    c.update_from_flattened_dict(TINY | {"run.dir": str(tmp_path / "run"), "run.presets": ("own_presets:chosen",),
+                                         "export.formats": ("folder",)})
+    export_command(c)
+    [directory] = (tmp_path / "run" / "export").iterdir()
+    assert directory.name == "own_presets.chosen-0"
+    assert "real pairs, chosen" in (directory / "README.md").read_text()
+
+
+TINY = {
+    "data.size": 16, "data.train": 40, "data.val": 4, "data.test": 4, "text.dim": 64, "model.mode": "projection",
+    "model.patches": (8,), "model.widths": (4,), "model.dim": 8, "distill.pairs": 8, "distill.batch": 4,
+    "distill.rank": 2, "noise.rate": 0.0, "export.license": "unknown", "export.neighbors": 2}
+
+
 def test_the_command_on_a_tiny_run(tmp_path, capsys):
     c = base()
-    c.update_from_flattened_dict({
-        "run.dir": str(tmp_path), "run.presets": ("random", "full"), "data.size": 16, "data.train": 40, "data.val": 4,
-        "data.test": 4, "text.dim": 64, "model.mode": "projection", "model.patches": (8,), "model.widths": (4,),
-        "model.dim": 8, "distill.pairs": 8, "distill.sets": 2, "distill.batch": 4, "distill.rank": 2,
-        "noise.rate": 0.0, "export.formats": ("safetensors", "folder"), "export.license": "unknown",
-        "export.neighbors": 2})
+    c.update_from_flattened_dict(TINY | {
+        "run.dir": str(tmp_path), "run.presets": ("random", "full"), "distill.sets": 2,
+        "export.formats": ("safetensors", "folder")})
     export_command(c)
     assert capsys.readouterr().out.count("export/random-") == 2
     train = scenes(40, 4, 4, size=16).train

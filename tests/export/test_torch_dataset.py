@@ -16,8 +16,8 @@ import torch.nn.functional as F  # noqa: E402, N812
 import mdw_jax  # noqa: E402
 from mdw_jax.data.synthetic.scenes import scenes  # noqa: E402
 from mdw_jax.errors import UserError  # noqa: E402
-from mdw_jax.export.dataset_card import TORCH_LOSSES  # noqa: E402
-from mdw_jax.export.formats import Near, export_set  # noqa: E402
+from mdw_jax.export.export_set import export_set  # noqa: E402
+from mdw_jax.export.formats import NearestCaptions  # noqa: E402
 from mdw_jax.io.distilled_set import DistilledSet  # noqa: E402
 from mdw_jax.method.correspondence import correspondence  # noqa: E402
 from mdw_jax.method.losses import SOFT_LOSSES  # noqa: E402
@@ -27,14 +27,14 @@ from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
 from mdw_jax.models.embedding import Inputs  # noqa: E402
 from mdw_jax.models.image.tower import Tower  # noqa: E402
 from mdw_jax.models.text.bow import bow_features  # noqa: E402
-from mdw_jax.pipeline.distill import student_data  # noqa: E402
+from mdw_jax.pipeline.sets import student_data  # noqa: E402
 
 M, SIZE, TEXT, DIM, TAU, STEPS, STUDENTS = 60, 16, 64, 32, 0.07, 200, 8
 CARD = {"config": {"model": {"tau": TAU}}}
 
 
 def export(folder, distilled):
-    near = Near([["a caption"]] * len(distilled.images), np.ones((len(distilled.images), 1)))
+    near = NearestCaptions([["a caption"]] * len(distilled.images), np.ones((len(distilled.images), 1)))
     export_set(folder, distilled, near, CARD, formats=["safetensors"], license="cc0-1.0")
     return folder
 
@@ -100,9 +100,8 @@ def test_no_set_and_no_torch(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no distilled set .*nowhere"):
         mdw_jax.torch_dataset(tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "mdw_jax.export.torch_dataset")
     with pytest.raises(UserError, match=r"needs torch: pip install 'mdw-jax\[torch\]'"):
-        mdw_jax.torch_dataset  # noqa: B018
+        mdw_jax.torch_dataset(tmp_path)
 
 
 # The recipe of the card
@@ -112,7 +111,7 @@ def test_no_set_and_no_torch(tmp_path, monkeypatch):
 def test_the_losses_that_a_card_spells_out_are_ours(name):
     logits, target = 3 * normal(7, 7), np.random.default_rng(0).uniform(-0.2, 1.2, (7, 7)).astype(np.float32)
     told = {"F": F, "logits": torch.from_numpy(logits).requires_grad_(), "target": torch.from_numpy(target)}
-    loss = eval(f"({TORCH_LOSSES[name]})", told)
+    loss = eval(f"({SOFT_LOSSES[name].torch})", told)
     loss.backward()
     ours, gradient = jax.value_and_grad(SOFT_LOSSES[name])(jnp.asarray(logits), jnp.asarray(target))
     assert loss.item() == pytest.approx(float(ours), rel=1e-4)
@@ -207,7 +206,7 @@ def by_data_set(folder, image_branch, text_branch):
         for images, texts, rows in loader:
             v, t = (F.normalize(x, dim=-1) for x in (image_branch(images), text_branch(texts)))
             logits, target = v @ t.T / read.tau, read.correspondence(rows)
-            loss = eval(TORCH_LOSSES[read.loss], {"logits": logits, "target": target})
+            loss = eval(SOFT_LOSSES[read.loss].torch, {"logits": logits, "target": target})
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

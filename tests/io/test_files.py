@@ -1,89 +1,20 @@
-"""One process a run folder, whatever happens to the one before; files whole or not at all."""
+"""Files are written whole or not at all; JSON and CSV that may be damaged are refused with a reason."""
 
-import fcntl
-import signal
-import subprocess
-import sys
-import threading
-from pathlib import Path
-
+import numpy as np
 import pytest
 
-from mdw_jax.errors import UserError
-from mdw_jax.io.files import is_run_lock, run_folder_held, write_atomically
-
-HOLD = """
-import sys, time
-from mdw_jax.files import run_folder_held
-with run_folder_held(sys.argv[1], shared=sys.argv[2] == "shared"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path):
-    """Starts a process that holds the folder tmp_path / "run"; ends it with the test."""
-    started = []
-
-    def start(kind):
-        process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run", kind], stdout=subprocess.PIPE,
-                                   cwd=Path(__file__).parents[2])
-        started.append(process)
-        assert process.stdout.readline() == b"held\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def test_the_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
-    first = holder("alone")
-    for shared in (False, True):
-        with pytest.raises(UserError, match=rf"in use by process {first.pid} on .*--shard"):
-            with run_folder_held(tmp_path / "run", shared):
-                pass
-    (tmp_path / "run" / "deep").mkdir()
-    (tmp_path / "run" / "deep" / ".scores.json.abc.part").touch()  # what a killed process leaves
-    (tmp_path / "run" / "deep" / "scores.part").touch()
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    with run_folder_held(tmp_path / "run"):
-        assert [path.name for path in (tmp_path / "run" / "deep").iterdir()] == ["scores.part"]
-    with run_folder_held(tmp_path / "run"):
-        pass
-
-
-def test_one_who_only_looks_keeps_nobody_out(tmp_path):
-    path = tmp_path / "run" / ".lock"
-    path.parent.mkdir()
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)  # as `mdw runs` does for a moment
-        threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN)).start()
-        with run_folder_held(path.parent):
-            assert is_run_lock(path)
-    path.write_text("process of another program")
-    assert not is_run_lock(path) and not is_run_lock(path.parent) and not is_run_lock(tmp_path / "none")
-
-
-def test_parts_of_a_sweep_share_a_folder_and_keep_others_out(holder, tmp_path):
-    holder("shared")
-    unfinished = tmp_path / "run" / ".scores.json.abc.part"
-    unfinished.touch()
-    with run_folder_held(tmp_path / "run", shared=True):
-        assert unfinished.exists()  # the other one may be writing it
-        with pytest.raises(UserError, match="in use"):
-            with run_folder_held(tmp_path / "run"):
-                pass
-
-
-def test_a_folder_that_cannot_be(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot make the run folder .*run.dir"):
-        with run_folder_held(tmp_path / "file" / "run"):
-            pass
+from mdw_jax.io.files import (
+    MAX_JSON_DEPTH,
+    parse_json,
+    read_csv,
+    read_json,
+    read_json_lines,
+    write_array,
+    write_arrays,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
@@ -91,3 +22,66 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(TypeError):
         write_atomically(path, "not bytes")
     assert path.read_bytes() == b"before" and list(path.parent.iterdir()) == [path]
+
+
+def test_json_comes_back_as_it_was_written(tmp_path):
+    value = {"name": "犬", "rows": [1, 2.5, None, {"deep": [[]]}]}
+    assert read_json(write_json(tmp_path / "a.json", value)) == value
+    assert read_json(write_json(tmp_path / "b.json", [1]), list) == [1]
+    assert read_json(write_json(tmp_path / "c.json", "text"), (list, str)) == "text"
+    (tmp_path / "d.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
+    assert read_json_lines(tmp_path / "d.jsonl") == [{"a": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize("data, reason", [
+    (b"[1]", "outermost value is not an object"),
+    (b"1", "outermost value is not an object"),
+    (b"", "Expecting value"),
+    (b"{", "Expecting property name"),
+    (b'{"a": "\xff"}', "utf-8"),
+    (b'{"a": ' * MAX_JSON_DEPTH + b"1" + b"}" * MAX_JSON_DEPTH, "nested more than 64 levels"),
+    (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested more than 64 levels"),
+])
+def test_json_that_is_refused(tmp_path, data, reason):
+    path = write_atomically(tmp_path / "a.json", data)
+    with pytest.raises(ValueError, match=reason):
+        read_json(path)
+    with pytest.raises(ValueError, match=reason):
+        parse_json(data)
+
+
+def test_json_that_is_too_large_or_is_not_there(tmp_path):
+    path = write_json(tmp_path / "a.json", {"a": "b" * 100})
+    with pytest.raises(ValueError, match="larger than 50 bytes"):
+        read_json(path, max_bytes=50)
+    with pytest.raises(ValueError, match="larger than 50 bytes"):
+        read_json_lines(path, max_bytes=50)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(OSError):
+        read_json(tmp_path)
+    with pytest.raises(ValueError, match="not an object"):
+        read_json_lines(write_atomically(tmp_path / "c.jsonl", b"{}\n[]\n"))
+
+
+def test_arrays_come_back_and_are_the_same_bytes_again(tmp_path):
+    array = np.arange(6.0, dtype=np.float32).reshape(2, 3).T
+    np.testing.assert_array_equal(np.load(write_array(tmp_path / "a.npy", array), allow_pickle=False), array)
+    paths = [write_arrays(tmp_path / name, a=array, b=np.array([True])) for name in ("a.npz", "b.npz")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    with np.load(paths[0], allow_pickle=False) as file:
+        assert set(file) == {"a", "b"} and file["b"].dtype == bool
+    with pytest.raises(ValueError, match="[Oo]bject arrays"):
+        write_array(tmp_path / "c.npy", np.array([object()]))
+
+
+def test_csv(tmp_path):
+    path = write_csv(tmp_path / "a.csv", ["a", "b"], [{"a": 1, "b": "x,y"}, {"b": 2}])
+    assert read_csv(path) == (["a", "b"], [{"a": "1", "b": "x,y"}, {"a": "", "b": "2"}])
+    path.write_text("a,b\n1\n")
+    assert read_csv(path) == (["a", "b"], [{"a": "1", "b": ""}])
+    for damaged, reason in ((b"a,b\n1,2,3\n", "longer than its header"), (b"a\n\xff\n", "utf-8"),
+                            (b'a\n"1"2\n', "expected after")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=reason):
+            read_csv(path)

@@ -13,6 +13,7 @@ import pytest
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.io import metrics
+from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.sweep import grid
 
 
@@ -24,7 +25,7 @@ def config(folder, **watched):
 
 
 def opened(folder, name="distilled/mdw-1/set_0", **watched):
-    return contextlib.closing(metrics.writers(config(folder, **watched), folder / name))
+    return contextlib.closing(open_writers(config(folder, **watched), folder / name))
 
 
 def rows(folder):
@@ -76,12 +77,12 @@ def test_half_a_line_is_taken_off_and_other_values_take_the_place_of_old_ones(tm
 
 
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="watch.writers must be some of tensorboard, wandb, not 'tensorbord'"):
+    with pytest.raises(UserError, match="no metrics writer 'tensorbord' for watch.writers; did you mean tensorboard"):
         resolve(config(tmp_path, writers=("tensorbord",)))
     for package, name in (("tensorboardX", "tensorboard"), ("wandb", "wandb")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError, match=rf"needs {package}: pip install 'mdw-jax\[{name}\]'"):
-            metrics.writers(config(tmp_path, writers=(name,)), tmp_path / "a")
+            open_writers(config(tmp_path, writers=(name,)), tmp_path / "a")
 
 
 def events(folder):
@@ -129,12 +130,47 @@ def test_wandb_gets_what_is_new_under_one_id(tmp_path, monkeypatch):
     assert told == [(0, 0.0), (1, 0.5), (2, 1.0)] and wandb.run is None
 
 
-def test_no_two_run_folders_share_an_id(tmp_path, monkeypatch):
+class Recorder(metrics.MetricsWriter):
+    """A writer of somebody's own."""
+
+    def __init__(self, config, run_directory, name):
+        self.rows, self.closed = [], False
+        created.append((self, run_directory, name))
+
+    def write(self, stage, step, metrics):
+        self.rows.append((stage, step, metrics))
+
+    def close(self):
+        self.closed = True
+
+
+created = []
+
+
+def failing(config, run_directory, name):
+    raise OSError("no disk")
+
+
+def test_a_writer_of_ones_own_gets_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_writers", sys.modules[__name__])
+    with opened(tmp_path, writers=("my_writers:Recorder",)) as writer:
+        writer.write("distill", 0, {"loss": 1.0})
+    [(recorder, run_directory, name)] = created
+    assert (run_directory, name) == (tmp_path, "distilled/mdw-1/set_0")
+    assert recorder.rows == [("distill", 0, {"loss": 1.0})] and recorder.closed
+    for name, words in (("my_writers:nothing", "cannot be imported"), ("my_writers:failing", "fails .*no disk"),
+                        ("my_writers:created", "not a function"), ("my_writers:numbers", "fails")):
+        with pytest.raises(UserError, match=f"watch.writers names '{name}', which .*{words}"):
+            opened(tmp_path, writers=("my_writers:Recorder", name))
+    assert all(recorder.closed for recorder, *_ in created)  # also those that were opened before the error
+
+
+def test_no_two_run_directories_share_an_id(tmp_path, monkeypatch):
     found = []
     for machine in ("one", "other", "one"):
         (tmp_path / machine).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / machine)
-        found.append(metrics._identity(Path("runs/mdw")))
+        found.append(metrics._random_identity(Path("runs/mdw")))
     assert found[0] == found[2] != found[1] and len(found[0]) == 32
 
 

@@ -109,7 +109,7 @@ def test_each_truncated_or_missing_file_is_a_user_error(tmp_path, damage):
 SAVE_AND_DIE = """
 import os, signal, sys
 import numpy as np
-from mdw_jax.trajectory import save_trajectory
+from mdw_jax.io.trajectory import save_trajectory
 folder, moment = sys.argv[1:]
 
 def die(event, args):
@@ -140,7 +140,7 @@ def test_a_save_killed_at_any_moment_is_not_finished_and_can_be_repeated(tmp_pat
 
 
 def test_the_remains_of_a_save_in_place_are_replaced(tmp_path):
-    """Where renaming is not atomic (object stores), Orbax writes in place: an unfinished folder has the final name."""
+    """Where renaming is not atomic (object stores), Orbax writes in place: an unfinished directory has the final name."""
     folder = tmp_path / "expert"
     save_trajectory(folder, make_snapshots(width=8), key="old")
     (folder / "_CHECKPOINT_METADATA").unlink()
@@ -175,7 +175,7 @@ def test_a_finished_trajectory_is_replaced_only_on_request(tmp_path):
 
 def test_what_is_not_a_trajectory_is_never_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="'notes.txt', which is no part of a trajectory"):
+    with pytest.raises(UserError, match="'notes.txt', which is not part of a trajectory"):
         save_trajectory(tmp_path, make_snapshots(width=8), key=KEY, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not is_finished(tmp_path) and not is_finished(tmp_path / "nowhere")

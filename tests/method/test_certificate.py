@@ -20,6 +20,7 @@ from mdw_jax.method import certificate, losses
 from mdw_jax.method.certificate import (
     chance_gap,
     excess_risk_bound,
+    has_certificate,
     loss_range,
     max_informative_rate,
     memory_cost,
@@ -109,26 +110,26 @@ def test_no_loss_leaves_its_range_and_most_reach_both_ends(name, q, batch, tau):
         assert values.min() <= low + slack and values.max() >= high - slack - 1e-3 * (high - low)
 
 
-# ---- the bound and where it breaks -----------------------------------------------------------------------------------
+# ---- the bound, and up to which rate it is informative --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, q, batch, form, expected", [  # rates .2, .4, .6, .8; computed independently
-    ("mae", None, 128, "closed", (0, 0, 0, 0)),
-    ("acl", 1.0, 128, "closed", (0, 0, 0, 0)),
-    ("gce", 0.7, 128, "closed", (0.0093, 0.0248, 0.0561, 0.153)),
-    ("gce", 0.3, 128, "closed", (0.19, 0.51, 1.15, 3.13)),
-    ("acl", 0.5, 128, "closed", (0.062, 0.166, 0.376, 1.02)),
-    ("ccl_tan", None, 128, "closed", (0.140, 0.374, 0.846, 2.30)),
-    ("infonce", None, 128, "open", (6.05, 16.1, 36.3, 96.9)),
-    ("gce", 0.7, 20, "closed", (0.028, 0.076, 0.178, 0.555)),
+    ("mae", None, 128, "finite_batch", (0, 0, 0, 0)),
+    ("acl", 1.0, 128, "finite_batch", (0, 0, 0, 0)),
+    ("gce", 0.7, 128, "finite_batch", (0.0093, 0.0248, 0.0561, 0.153)),
+    ("gce", 0.3, 128, "finite_batch", (0.19, 0.51, 1.15, 3.13)),
+    ("acl", 0.5, 128, "finite_batch", (0.062, 0.166, 0.376, 1.02)),
+    ("ccl_tan", None, 128, "finite_batch", (0.140, 0.374, 0.846, 2.30)),
+    ("infonce", None, 128, "large_n", (6.05, 16.1, 36.3, 96.9)),
+    ("gce", 0.7, 20, "finite_batch", (0.028, 0.076, 0.178, 0.555)),
 ])
 def test_known_certificates_are_reproduced(name, q, batch, form, expected):
-    found = [excess_risk_bound(name, batch, rate, q, form=form) for rate in (0.2, 0.4, 0.6, 0.8)]
-    np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-9)
+    bounds = [excess_risk_bound(name, batch, rate, q, form=form) for rate in (0.2, 0.4, 0.6, 0.8)]
+    np.testing.assert_allclose(bounds, expected, rtol=0.02, atol=1e-9)
 
 
-def test_the_open_form_is_below_the_closed_one_and_they_meet_in_large_batches():
-    ratio = lambda batch: excess_risk_bound("gce", batch, 0.4) / excess_risk_bound("gce", batch, 0.4, form="closed")
+def test_the_large_n_form_is_below_the_finite_batch_one_and_they_meet_in_large_batches():
+    ratio = lambda batch: excess_risk_bound("gce", batch, 0.4) / excess_risk_bound("gce", batch, 0.4, form="finite_batch")
     assert ratio(8) < ratio(128) < 1 and ratio(10**5) == pytest.approx(1, abs=1e-4)
 
 
@@ -136,8 +137,8 @@ def test_the_bound_is_infinite_where_no_information_is_left_and_zero_without_noi
     for name, q in CASES:
         assert excess_risk_bound(name, 10, 0.0, q) == 0
         assert excess_risk_bound(name, 10, 1.0, q) == math.inf
-        assert excess_risk_bound(name, 10, 0.9, q, form="closed") == math.inf
-        assert excess_risk_bound(name, 10, 0.89, q, form="closed") < math.inf
+        assert excess_risk_bound(name, 10, 0.9, q, form="finite_batch") == math.inf
+        assert excess_risk_bound(name, 10, 0.89, q, form="finite_batch") < math.inf
 
 
 @pytest.mark.parametrize("name, q", CASES)
@@ -149,12 +150,12 @@ def test_the_chance_gap_is_equal_logits_against_one_sure_and_right_candidate(nam
 
 @pytest.mark.parametrize("form", certificate.FORMS)
 @pytest.mark.parametrize("name, q", CASES)
-def test_the_bound_crosses_the_chance_gap_at_the_breaking_point(name, q, form):
+def test_the_bound_crosses_the_chance_gap_at_the_largest_informative_rate(name, q, form):
     point, gap = max_informative_rate(name, 20, q, form=form), chance_gap(name, 20, q)
     assert excess_risk_bound(name, 20, point - 1e-6, q, form=form) < gap
     assert excess_risk_bound(name, 20, min(point + 1e-6, 1.0), q, form=form) > gap
     if (name, q) in SYMMETRIC:
-        assert point == pytest.approx(1 if form == "open" else 19 / 20)
+        assert point == pytest.approx(1 if form == "large_n" else 19 / 20)
 
 
 def test_tracks_share_the_bound():
@@ -173,13 +174,13 @@ def test_memory_costs_what_it_hides():
     assert memory_cost(0.1, 1.0) == math.inf
 
 
-def test_tolerant_losses_break_later():
+def test_tolerant_losses_stay_informative_up_to_higher_rates():
     order = [("infonce", None), ("ccl_tan", None), ("gce", 0.3), ("gce", 0.7), ("mae", None)]
     points = [max_informative_rate(name, 128, q) for name, q in order]
     assert points == sorted(points) and points[0] < 0.2 and points[3] > 0.95
 
 
-# ---- Facts A, B and C, exactly: every permutation and every batch of a tiny data set ---------------------------------
+# ---- Propositions 1, 2 and 3, exactly: every permutation and every batch of a tiny data set --------------------------
 
 N_TINY, B_TINY = 5, 3
 
@@ -198,7 +199,7 @@ def tiny_risks(name, q):
 
 
 @pytest.mark.parametrize("name, q", [("infonce", None), ("gce", 0.7), ("mae", None)])
-def test_fact_a_is_exact_for_deranged_captions(name, q):
+def test_proposition_1_is_exact_for_deranged_captions(name, q):
     risks = tiny_risks(name, q)
     for k in (2, 3, 4):
         rate = k / N_TINY
@@ -206,7 +207,7 @@ def test_fact_a_is_exact_for_deranged_captions(name, q):
 
 
 @pytest.mark.parametrize("name, q", [("mae", None), ("acl", 1.0)])
-def test_fact_b_slope_of_a_symmetric_loss_at_finite_size(name, q):
+def test_proposition_2_slope_of_a_symmetric_loss_at_finite_size(name, q):
     risks = tiny_risks(name, q)
     for k in (2, 3, 4):
         rate = k / N_TINY
@@ -215,11 +216,11 @@ def test_fact_b_slope_of_a_symmetric_loss_at_finite_size(name, q):
 
 
 @pytest.mark.parametrize("name, q", [("gce", 0.7), ("gce", 0.3), ("ccl_tan", None), ("acl", 0.5), ("mae", None)])
-def test_fact_c_closed_form_holds_at_a_finite_size_for_any_set_of_models(name, q):
+def test_proposition_3_finite_batch_form_holds_for_any_set_of_models(name, q):
     risks = tiny_risks(name, q)
     for k in (2, 3):
-        bound = excess_risk_bound(name, B_TINY, k / N_TINY, q, form="closed")
-        for start in range(0, 300, 3):  # small sets of models, where the two minimisers often differ
+        bound = excess_risk_bound(name, B_TINY, k / N_TINY, q, form="finite_batch")
+        for start in range(0, 300, 3):  # small sets of models, where the two minimizers often differ
             clean, noisy = risks[0][start : start + 3], risks[k][start : start + 3]
             assert clean[noisy.argmin()] - clean.min() <= bound + 1e-6
 
@@ -275,7 +276,7 @@ def corrupted(key, captions, rate):
 
 @functools.partial(jax.jit, static_argnums=0)
 def one_draw(name, rate, key):
-    """{what: (risk, its gradient)} of one noise draw, on the same batches of images for every `what`."""
+    """{kind: (risk, its gradient)} of one noise draw, on the same batches of images for every `kind`."""
     images, captions, theta = planted()
     noise, shuffle, order = jax.random.split(key, 3)
     batches = jax.random.permutation(order, M)[: M // B * B].reshape(-1, B)
@@ -289,26 +290,26 @@ def one_draw(name, rate, key):
 
 @functools.cache
 def measured(name, rate, draws=30):
-    """{what: (risks (draws,), mean gradient (P,))} over noise draws."""
+    """{kind: (risks (draws,), mean gradient (P,))} over noise draws."""
     planted()  # outside of any trace
-    found = [one_draw(name, rate, key) for key in jax.random.split(named_key(0, "draws", name), draws)]
-    found = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+    draws_measured = [one_draw(name, rate, key) for key in jax.random.split(named_key(0, "draws", name), draws)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *draws_measured)
     flat = lambda tree: np.concatenate([leaf.mean(0).ravel() for leaf in jax.tree.leaves(tree)])
-    return {what: (value, flat(grads)) for what, (value, grads) in found.items()}
+    return {kind: (value, flat(grads)) for kind, (value, grads) in stacked.items()}
 
 
 def mean_and_error(values):
     return values.mean(), values.std(ddof=1) / len(values) ** 0.5
 
 
-def cosine_and_slope(found, clean):
-    return found @ clean / np.linalg.norm(found) / np.linalg.norm(clean), found @ clean / (clean @ clean)
+def cosine_and_slope(gradient, clean):
+    return gradient @ clean / np.linalg.norm(gradient) / np.linalg.norm(clean), gradient @ clean / (clean @ clean)
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.4, 0.6])
 @pytest.mark.parametrize("name", ["infonce", "mae"])
-def test_fact_a_on_the_planted_problem(name, rate):
-    risks = {what: value for what, (value, _) in measured(name, rate).items()}
+def test_proposition_1_on_the_planted_problem(name, rate):
+    risks = {kind: value for kind, (value, _) in measured(name, rate).items()}
     mixture = (1 - rate) * risks["clean"] + rate * risks["shuffled"]
     gap, error = mean_and_error(risks["noisy"] - mixture)
     assert abs(gap) < 4 * error
@@ -316,15 +317,15 @@ def test_fact_a_on_the_planted_problem(name, rate):
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.4, 0.6, 0.8])
-def test_fact_b_a_symmetric_loss_keeps_the_direction_of_the_gradient(rate):
-    found = measured("mae", rate)
-    cosine, slope = cosine_and_slope(found["noisy"][1], found["clean"][1])
+def test_proposition_2_a_symmetric_loss_keeps_the_direction_of_the_gradient(rate):
+    measurement = measured("mae", rate)
+    cosine, slope = cosine_and_slope(measurement["noisy"][1], measurement["clean"][1])
     assert cosine > 0.99 and slope == pytest.approx(1 - rate, abs=0.02)
 
 
-def test_fact_b_fails_for_infonce():
-    found = measured("infonce", 0.6)
-    assert cosine_and_slope(found["noisy"][1], found["clean"][1])[0] < 0.7
+def test_proposition_2_fails_for_infonce():
+    measurement = measured("infonce", 0.6)
+    assert cosine_and_slope(measurement["noisy"][1], measurement["clean"][1])[0] < 0.7
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -345,7 +346,7 @@ def fit(name, captions, images):
 
 @functools.cache
 def fresh_risk(name, rate, draw=0):
-    """Clean GCE risk, on pairs never trained on, of a minimiser of the noisy risk of `name`."""
+    """Clean GCE risk, on pairs never trained on, of a minimizer of the noisy risk of `name`."""
     images, captions, _ = planted()
     fresh_images, fresh_captions, _ = views("fresh", 100 * B)
     theta = fit(name, corrupted(named_key(draw, "fit noise"), captions, rate), images)
@@ -354,34 +355,34 @@ def fresh_risk(name, rate, draw=0):
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.4, 0.6, 0.8])
-def test_fact_c_bounds_the_measured_excess_risk(rate):
+def test_proposition_3_bounds_the_measured_excess_risk(rate):
     best, bound = fresh_risk("gce", 0.0), excess_risk_bound("gce", B, rate)
-    assert best < 0.1  # the clean minimiser is good: chance is 1.30
+    assert best < 0.1  # the clean minimizer is good: chance is 1.30
     for draw in range(2):
-        found = fresh_risk("gce", rate, draw) - best
-        assert bound / 20 < found <= bound  # neither broken nor empty
+        excess = fresh_risk("gce", rate, draw) - best
+        assert bound / 20 < excess <= bound  # neither broken nor empty
 
 
-def test_fact_c_is_about_the_loss_infonce_exceeds_the_bound_of_gce():
+def test_proposition_3_is_about_the_loss_infonce_exceeds_the_bound_of_gce():
     assert fresh_risk("infonce", 0.4) - fresh_risk("gce", 0.0) > 2 * excess_risk_bound("gce", B, 0.4)
 
 
 @pytest.mark.parametrize("source", ["shuffled", "other batch"])
-def test_fact_d_removes_the_noise_from_the_risk_and_the_gradient_of_infonce(source):
-    found, rate = measured("infonce", 0.4), 0.4
-    risk_, gradient = debiased(found["noisy"], found[source], rate)
-    gap, error = mean_and_error(risk_ - found["clean"][0])
-    assert abs(gap) < 4 * error and 4 * error < 0.05 * (found["noisy"][0] - found["clean"][0]).mean()
-    cosine, slope = cosine_and_slope(gradient, found["clean"][1])
+def test_proposition_4_removes_the_noise_from_the_risk_and_the_gradient_of_infonce(source):
+    measurement, rate = measured("infonce", 0.4), 0.4
+    risk_, gradient = debiased(measurement["noisy"], measurement[source], rate)
+    gap, error = mean_and_error(risk_ - measurement["clean"][0])
+    assert abs(gap) < 4 * error and 4 * error < 0.05 * (measurement["noisy"][0] - measurement["clean"][0]).mean()
+    cosine, slope = cosine_and_slope(gradient, measurement["clean"][1])
     assert cosine > 0.9 and slope == pytest.approx(1, abs=0.1)
-    assert cosine > cosine_and_slope(found["noisy"][1], found["clean"][1])[0] + 0.2
+    assert cosine > cosine_and_slope(measurement["noisy"][1], measurement["clean"][1])[0] + 0.2
 
 
-def test_fact_d_needs_captions_from_outside_the_batch():
-    found = measured("infonce", 0.4)
-    risk_, gradient = debiased(found["noisy"], found["own batch"], 0.4)
-    gap, error = mean_and_error(risk_ - found["clean"][0])
-    assert gap < -10 * error and cosine_and_slope(gradient, found["clean"][1])[1] > 1.5
+def test_proposition_4_needs_captions_from_outside_the_batch():
+    measurement = measured("infonce", 0.4)
+    risk_, gradient = debiased(measurement["noisy"], measurement["own batch"], 0.4)
+    gap, error = mean_and_error(risk_ - measurement["clean"][0])
+    assert gap < -10 * error and cosine_and_slope(gradient, measurement["clean"][1])[1] > 1.5
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -389,19 +390,43 @@ def test_fact_d_needs_captions_from_outside_the_batch():
 
 def test_default_exponents_are_those_of_the_losses():
     for name in ("gce", "rince", "acl"):
-        default = inspect.signature(losses.LABEL_LOSSES[name]).parameters["q"].default
+        entry = losses.LABEL_LOSSES[name]
+        default = inspect.signature(entry.function).parameters["q"].default
+        assert entry.q == default
         assert sum_bounds(name, 16) == sum_bounds(name, 16, default) != sum_bounds(name, 16, 0.9)
+
+
+def test_a_loss_without_bounds_has_no_certificate_and_one_with_bounds_has(tmp_path, monkeypatch):
+    (tmp_path / "certified_losses.py").write_text(
+        "import dataclasses\n"
+        "from mdw_jax.method.losses import LABEL_LOSSES, LabelLoss, gce\n"
+        "def plain(logits):\n    return gce(logits)\n"
+        "partly = LabelLoss(gce, 0.7, sum_bounds=LABEL_LOSSES['gce'].sum_bounds)\n"
+        "bounded = dataclasses.replace(LABEL_LOSSES['gce'], q=0.3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plain, partly, bounded = (f"certified_losses:{name}" for name in ("plain", "partly", "bounded"))
+    assert [has_certificate(name) for name in ("gce", plain, partly, bounded)] == [True, False, False, True]
+    for call in (sum_bounds, loss_range, chance_gap, max_informative_rate):
+        with pytest.raises(UserError, match="there is no certificate for the loss 'certified_losses:plain': "):
+            call(plain, 8)
+        assert call(bounded, 8) == call("gce", 8, 0.3)
+    with pytest.raises(UserError, match="there is no certificate for the loss"):
+        excess_risk_bound(plain, 8, 0.2)
+    with pytest.raises(UserError, match="there is no certificate for the loss"):
+        max_informative_rate(partly, 8)
 
 
 @pytest.mark.parametrize("call, match", [
     (lambda: sum_bounds("gcee", 8), "gce"),
+    (lambda: sum_bounds("foo", 8), "there is no loss 'foo'"),
+    (lambda: has_certificate("foo"), "there is no loss 'foo'"),
     (lambda: sum_bounds("gce", 1), "at least 2"),
     (lambda: sum_bounds("gce", 8, q=1.5), "exponent q"),
     (lambda: sum_bounds("rince", 8, q=0.0), "exponent q"),
     (lambda: sum_bounds("infonce", 8, tau=0.0), "temperature"),
     (lambda: excess_risk_bound("gce", 8, 1.2), "between 0 and 1"),
-    (lambda: excess_risk_bound("gce", 8, 0.2, form="half"), "open or closed"),
-    (lambda: max_informative_rate("gce", 8, form="half"), "open or closed"),
+    (lambda: excess_risk_bound("gce", 8, 0.2, form="half"), "large_n, finite_batch"),
+    (lambda: max_informative_rate("gce", 8, form="half"), "large_n, finite_batch"),
     (lambda: debiased(1.0, 2.0, 1.0), "below 1"),
 ])
 def test_mistakes_are_explained(call, match):

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -5,6 +6,8 @@ import pytest
 
 from mdw_jax.errors import UserError
 from mdw_jax.method.coresets import (
+    CORESETS,
+    CoresetInputs,
     clean_pairs,
     clip_filter,
     forgetting_events,
@@ -208,3 +211,49 @@ def test_too_few_pairs_are_a_users_mistake():
     for drop in (-0.1, 1.0):
         with pytest.raises(UserError, match="drop"):
             clip_filter(np.zeros(10), x, 1, 0, drop)
+
+
+def inputs_of(seed, count=4):
+    """Inputs of coresets over ten images of five captions each."""
+    features = unit_features(7, 50)
+    history = np.random.default_rng(8).random((2, 6, 50)) < 0.5
+    similarity = np.random.default_rng(9).random(50)
+    return CoresetInputs(IMAGE_OF, count, np.random.default_rng(seed), features=lambda rows: features[rows],
+                         history=lambda: history, similarity=lambda: similarity)
+
+
+def test_every_coreset_of_the_table_takes_different_images():
+    for name, choose in CORESETS.items():
+        rows, again = choose(inputs_of(3)), choose(inputs_of(3))
+        np.testing.assert_array_equal(rows, again)
+        assert rows.shape == (4,) and len(set(IMAGE_OF[rows])) == 4, name
+
+
+def test_coresets_of_the_table_are_the_functions_on_one_caption_of_each_image():
+    def start():
+        generator = np.random.default_rng(5)
+        return generator, one_caption_each(generator, IMAGE_OF)
+
+    inputs = inputs_of(5)
+    generator, rows = start()
+    np.testing.assert_array_equal(CORESETS["herding"](inputs_of(5)), rows[herding(inputs.features(rows), 4)])
+    np.testing.assert_array_equal(CORESETS["k_center"](inputs_of(5)),
+                                  rows[k_center(inputs.features(rows), 4, int(generator.integers(10)))])
+    generator, rows = start()
+    seed = int(generator.integers(2**31))
+    np.testing.assert_array_equal(CORESETS["clip_filter"](inputs_of(5)),
+                                  rows[clip_filter(inputs.similarity()[rows], inputs.features(rows), 4, seed)])
+    generator, rows = start()
+    events = np.mean([forgetting_events(history) for history in inputs.history()], axis=0)
+    np.testing.assert_array_equal(CORESETS["forgetting"](inputs_of(5)),
+                                  most_forgotten(generator, events, rows, IMAGE_OF, 4))
+    np.testing.assert_array_equal(CORESETS["random"](inputs_of(5)),
+                                  random_pairs(np.random.default_rng(5), IMAGE_OF, 4))
+
+
+def test_a_coreset_asks_only_for_what_it_needs():
+    def refuse():
+        raise AssertionError("asked for experts")
+
+    for name in ("random", "herding", "k_center"):
+        CORESETS[name](dataclasses.replace(inputs_of(0), history=refuse, similarity=refuse))

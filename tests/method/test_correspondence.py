@@ -3,23 +3,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdw_jax.config.options import CORRESPONDENCES
 from mdw_jax.errors import UserError
-from mdw_jax.method.correspondence import KINDS, correspondence, init_correspondence, matching_probability
+from mdw_jax.method.correspondence import correspondence, init_correspondence, matching_probability
 
 ROWS = jnp.arange(6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CORRESPONDENCES)
 def test_starts_as_the_identity(kind):
     params = init_correspondence(jax.random.key(0), kind, 6, 2)
     np.testing.assert_allclose(correspondence(params, ROWS), np.eye(6), atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_block_is_a_block_of_the_whole(kind):
+@pytest.mark.parametrize("kind", CORRESPONDENCES)
+def test_a_block_is_a_block_of_the_full_matrix(kind):
     params = jax.tree.map(lambda x: x + 0.3, init_correspondence(jax.random.key(0), kind, 6, 2))
-    whole, rows = correspondence(params, ROWS, alpha=1.5), jnp.array([4, 1, 5])
-    np.testing.assert_allclose(correspondence(params, rows, alpha=1.5), whole[jnp.ix_(rows, rows)], rtol=1e-6)
+    matrix, rows = correspondence(params, ROWS, alpha=1.5), jnp.array([4, 1, 5])
+    np.testing.assert_allclose(correspondence(params, rows, alpha=1.5), matrix[jnp.ix_(rows, rows)], rtol=1e-6)
 
 
 def test_lowrank_formula():

@@ -6,18 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdw_jax.errors import UserError
 from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.distill import Method, init_state, make_outer_step, objective, outer_shapes, schedule
 from mdw_jax.method.losses import soft_loss
-from mdw_jax.method.matching import minibatches
+from mdw_jax.method.matching import STUDENT_OPTIMIZERS, matching_loss, minibatches
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.image.convnet import convnet
 from mdw_jax.runtime.pytree import stack
 
-METHOD = Method(inner_steps=2, batch=4, gradient="exact", loss_merge="separate", loss="wbce", correspondence="lowrank",
-                rank=2, alpha=3.0, optimizer="adam", decay="none", steps=20, lr_images=0.02, lr_texts=0.05,
-                lr_correspondence=0.01, lr_inner_lr=1.0, inner_lr_image=0.1, inner_lr_text=0.2, clip_images=False,
-                augment="none", mixup=False, ema_decay=0.8, ceo=False, ceo_every=1, ceo_top_k=1, ceo_beta=0.0)
+METHOD = Method(inner_steps=2, inner_optimizer="sgd", batch=4, gradient="exact", loss_merge="separate", loss="wbce",
+                correspondence="lowrank", rank=2, alpha=3.0, optimizer="adam", decay="none", steps=20, lr_images=0.02,
+                lr_texts=0.05, lr_correspondence=0.01, lr_inner_lr=1.0, inner_lr_image=0.1, inner_lr_text=0.2,
+                clip_images=False, augment="none", mixup=False, ema_decay=0.8, ceo=False, ceo_every=1, ceo_top_k=1,
+                ceo_beta=0.0)
 # Everything that differs from METHOD, in one: compiling is what takes the time here.
 OTHER = dataclasses.replace(METHOD, ema_decay=0.0, correspondence="identity", clip_images=True, lr_images=2.0)
 SHAPE, PAIRS, WIDTH = (8, 8, 3), 6, 10
@@ -30,7 +32,7 @@ MODELS = {mode: dual_encoder(TOWER, BACKBONE, WIDTH, mode=mode, dim=7) for mode 
 
 
 def ends(model, distance=0.05):
-    """Two trajectories: starts, and targets a random way off."""
+    """Two trajectories: starts, and targets at a random distance."""
     starts = [model.init(jax.random.key(i)) for i in range(2)]
     away = [jax.tree.map(lambda x: x + distance * jax.random.normal(jax.random.key(5), x.shape), s) for s in starts]
     return stack(starts), stack(away)
@@ -92,10 +94,10 @@ def test_gradient_is_that_of_the_plain_loop_over_images(mode, gradient):
     ))(learned)
     wanted, naive_grads = jax.jit(jax.value_and_grad(naive))(learned)
     np.testing.assert_allclose(loss, wanted, rtol=1e-4)
-    for found, other in zip(jax.tree.leaves(grads), jax.tree.leaves(naive_grads), strict=True):
+    for gradient_, other in zip(jax.tree.leaves(grads), jax.tree.leaves(naive_grads), strict=True):
         scale = float(jnp.abs(other).max())
         assert scale > 0
-        np.testing.assert_allclose(found / scale, other / scale, atol=2e-3)
+        np.testing.assert_allclose(gradient_ / scale, other / scale, atol=2e-3)
 
 
 @pytest.mark.parametrize("mode", ["projection", "full"])
@@ -142,7 +144,8 @@ def test_average_is_the_exponential_one(method):
     state = None
     for _ in range(3):
         state, _ = run(1, method, state=state)
-        average = jax.tree.map(lambda a, x: method.ema_decay * a + (1 - method.ema_decay) * np.asarray(x), average, state.learned)
+        average = jax.tree.map(lambda a, x: method.ema_decay * a + (1 - method.ema_decay) * np.asarray(x), average,
+                               state.learned)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, state.average)
 
 
@@ -155,10 +158,10 @@ def test_pixel_weights_of_zero_freeze_those_pixels_only(optimizer):
     np.testing.assert_array_equal(moved[:, :, :4], 0)
     assert np.abs(moved[:, :, 4:]).max() > 0
     half = run(1, method, weights=ONES / 2)[0].learned
-    whole = run(1, method)[0].learned
+    full = run(1, method)[0].learned
     # Half the weight is half the first update, under Adam as under SGD; nothing else is scaled.
-    np.testing.assert_allclose(2 * (half["images"] - IMAGES), whole["images"] - IMAGES, rtol=1e-2, atol=1e-6)
-    np.testing.assert_allclose(half["texts"], whole["texts"], atol=1e-7)
+    np.testing.assert_allclose(2 * (half["images"] - IMAGES), full["images"] - IMAGES, rtol=1e-2, atol=1e-6)
+    np.testing.assert_allclose(half["texts"], full["texts"], atol=1e-7)
 
 
 def test_start():
@@ -176,6 +179,38 @@ def test_learning_rates_fall_to_nothing_by_the_last_step():
         before.append(state)
     moved = [float(jnp.abs(b.learned["texts"] - a.learned["texts"]).max()) for a, b in zip(before, before[1:])]
     assert moved[0] == pytest.approx(0.05, rel=1e-3) and moved[3] < 0.4 * moved[0]
+
+
+def test_unknown_optimizers_and_decays_name_the_choices():
+    with pytest.raises(UserError, match="no optimizer .* 'lamb'; set distill.optimizer to one of adam, sgd"):
+        make_outer_step(MODELS["projection"], dataclasses.replace(METHOD, optimizer="lamb"))
+    with pytest.raises(UserError, match="no learning rate decay 'step'; set distill.decay to one of cosine, none"):
+        make_outer_step(MODELS["projection"], dataclasses.replace(METHOD, decay="step"))
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_the_students_optimizer_is_the_one_asked_for(name):
+    """The objective against an unroll by hand."""
+    model, method = MODELS["projection"], dataclasses.replace(METHOD, inner_optimizer=name)
+    begin, target = ends(model)
+    learned, batches = start().learned, jnp.stack([minibatches(jax.random.key(i), PAIRS, 4, 2) for i in (7, 8)])
+    loss, _ = objective(model, method, learned, begin, target, batches, jax.random.key(8))
+    inputs, optimizer, steps = model.inputs(learned["images"]), STUDENT_OPTIMIZERS[name](), {"image": 0.1, "text": 0.2}
+    losses = []
+    for r in range(2):
+        params = first = jax.tree.map(lambda x, r=r: x[r], begin)
+        state = {branch: optimizer.init(params[branch]) for branch in params}
+        for rows in batches[r]:
+            p = correspondence(learned["correspondence"], rows, 3.0)
+            grads = jax.grad(lambda at, rows=rows, p=p: soft_loss("wbce")(
+                model.logits(at, inputs[rows], learned["texts"][rows]), p))(params)
+            for branch in params:
+                update, state[branch] = optimizer.update(grads[branch], state[branch])
+                params = {**params, branch: jax.tree.map(lambda x, d, a=steps[branch]: x - a * d, params[branch], update)}
+        losses.append(matching_loss(params, first, jax.tree.map(lambda x, r=r: x[r], target)))
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-4)
+    plain, _ = objective(model, METHOD, learned, begin, target, batches, jax.random.key(8))
+    assert abs(float(loss - plain)) > 1e-4 * float(plain)
 
 
 def test_schedule_depends_on_the_step_alone_and_covers_all():
@@ -196,7 +231,7 @@ def test_mixing_blends_images_and_texts_alike_and_leaves_the_targets():
     loss, inner = objective(model, method, learned, begin, target, batches, key)
     plain, _ = objective(model, dataclasses.replace(method, mixup=False), learned, begin, target, batches, key)
     assert abs(float(loss - plain)) > 1e-6
-    found = []
+    losses = []
     for r, k in enumerate(jax.random.split(key, 2)):
         by_weight, by_order = jax.random.split(k)
         weight = jax.random.uniform(by_weight, (1,))[0]
@@ -204,5 +239,5 @@ def test_mixing_blends_images_and_texts_alike_and_leaves_the_targets():
         blend = lambda x: weight * x + (1 - weight) * x[order]
         params = jax.tree.map(lambda x: x[r], begin)
         logits = model.logits(params, blend(model.inputs(jnp.asarray(IMAGES))), blend(jnp.asarray(TEXTS)))
-        found.append(soft_loss("wbce")(logits, correspondence(learned["correspondence"], jnp.arange(PAIRS), 3.0)))
-    np.testing.assert_allclose(inner[0], np.mean(found), rtol=1e-4)
+        losses.append(soft_loss("wbce")(logits, correspondence(learned["correspondence"], jnp.arange(PAIRS), 3.0)))
+    np.testing.assert_allclose(inner[0], np.mean(losses), rtol=1e-4)

@@ -12,12 +12,15 @@ from mdw_jax.config.recipes import RECIPES
 from mdw_jax.data import streaming
 from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.lazy_images import LazyImages
+from mdw_jax.errors import UserError
+from mdw_jax.io.checkpoint import read_checkpoint, save_checkpoint
 from mdw_jax.method import experts
-from mdw_jax.method.expert_step import Recipe, make_epoch_batches, tracks
-from mdw_jax.method.experts import top_captions, train_experts
+from mdw_jax.method.expert_step import Recipe, make_epoch_batches, track_weights, undivided_weights
+from mdw_jax.method.experts import Checkpointer, expert_epochs, train_experts
 from mdw_jax.method.losses import soft_cross_entropy
+from mdw_jax.method.teachers import teacher_indices, top_captions
 from mdw_jax.models.dual_encoder import dual_encoder
-from mdw_jax.models.embedding import Inputs
+from mdw_jax.models.embedding import Inputs, ensemble_embeddings
 from mdw_jax.models.image.convnet import convnet
 from mdw_jax.models.image.tower import Tower
 
@@ -32,7 +35,7 @@ def recipe(name="dtcl", **changes):
     c.experts.recipe = name
     c.experts.update({"epochs": 6, "lr_infonce": 0.1, "lr": 0.5, "batch": 32, "warmup": 1, "recovery_start": 2,
                       "momentum": 0.0, "weight_decay": 0.0, "recovery_top_k": 3, "recovery_weight": 0.5,
-                      "tolerant_weight": 0.7, "average": 0.5})
+                      "tolerant_weight": 0.7, "ema_decay": 0.5})
     resolved = resolve(c).experts
     fields = {field.name: resolved[field.name] for field in dataclasses.fields(Recipe)}
     return Recipe(**{**fields, **changes})
@@ -121,10 +124,10 @@ def test_best_is_the_epoch_of_the_best_validation():
 @pytest.mark.parametrize("dual", [True, False])
 def test_each_network_trains_on_the_others_division(monkeypatch, plans, dual):
     divisions = [np.where(np.arange(TRAIN * PER_IMAGE) % 2 == n, 0.9, 0.1).astype(np.float32) for n in range(2)]
-    calls, seen, losses_of = iter(divisions), [], experts._all_pair_losses
+    calls, seen, losses_of = iter(divisions), [], experts.all_pair_losses
     monkeypatch.setattr(experts, "divide", lambda losses, seed: next(calls))
-    monkeypatch.setattr(experts, "_all_pair_losses",
-                        lambda run, by, *rest: seen.append(by) or losses_of(run, by, *rest))
+    monkeypatch.setattr(experts, "all_pair_losses",
+                        lambda by, *rest, **names: seen.append(by) or losses_of(by, *rest, **names))
     data = planted(0.4)
     trained = train("no_recovery", data=data, epochs=2, dual=dual, guidance_weight=0.0)
     warm, divided = plans[:2], plans[2:]
@@ -138,18 +141,18 @@ def test_each_network_trains_on_the_others_division(monkeypatch, plans, dual):
 
 
 def test_teachers_are_the_peer_and_then_the_others_never_oneself():
-    assert experts.teacher_indices(0, 2, 3) == [1] and experts.teacher_indices(3, 6, 1) == [2]
-    assert experts.teacher_indices(2, 6, 3) == [3, 4, 5] and experts.teacher_indices(5, 6, 3) == [4, 0, 1]
+    assert teacher_indices(0, 2, 3) == [1] and teacher_indices(3, 6, 1) == [2]
+    assert teacher_indices(2, 6, 3) == [3, 4, 5] and teacher_indices(5, 6, 3) == [4, 0, 1]
     v = [np.eye(3)[:2], np.ones((2, 3))]
-    both = experts.ensemble_embeddings([jnp.asarray(x) for x in v])
+    both = ensemble_embeddings([jnp.asarray(x) for x in v])
     np.testing.assert_allclose(both @ both.T, (v[0] @ v[0].T + v[1] @ v[1].T) / 2, rtol=1e-6)
 
 
 def test_guidance_is_smallest_where_student_and_teacher_agree():
-    said = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)) * 3)
-    gradient = jax.grad(soft_cross_entropy)(said, said)
+    teacher = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)) * 3)
+    gradient = jax.grad(soft_cross_entropy)(teacher, teacher)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
-    assert soft_cross_entropy(said, said) < soft_cross_entropy(said + jnp.eye(5), said)
+    assert soft_cross_entropy(teacher, teacher) < soft_cross_entropy(teacher + jnp.eye(5), teacher)
 
 
 def test_averages_follow_the_weights_by_hand():
@@ -161,10 +164,10 @@ def test_averages_follow_the_weights_by_hand():
                  last[0], last[1], averaged[1])
 
 
-def test_scouts_teach_the_experts_from_their_first_step(plans):
+def test_teachers_teach_the_experts_from_their_first_step(plans):
     data = planted(0.4)
     trained = train("dtcl", data=data, epochs=2, keep=2, teacher_count=1, teacher_epochs=3)
-    assert [row["generation"] for row in trained.log] == ["scouts"] * 6 + ["experts"] * 4
+    assert [row["generation"] for row in trained.log] == ["teachers"] * 6 + ["experts"] * 4
     assert [len(s) for s in trained.snapshots] == [3, 3]
     experts_plans = plans[6:]
     assert len(experts_plans) == 4
@@ -172,14 +175,14 @@ def test_scouts_teach_the_experts_from_their_first_step(plans):
         assert (clean == 0).any() and (captions[clean == 0] != np.arange(TRAIN * PER_IMAGE)[clean == 0]).any()
         np.testing.assert_array_equal(clean, experts_plans[0][0])
     val = [np.mean([row["val_r_mean"] for row in trained.log if (row["generation"], row["epoch"]) == at])
-           for at in (("scouts", 1), ("experts", 1))]
+           for at in (("teachers", 1), ("experts", 1))]
     assert val[1] > val[0]
 
 
-def test_right_says_which_pairs_found_their_partner():
+def test_correct_says_which_pairs_were_matched_in_their_batch():
     trained = train("infonce", data=planted(0.0), epochs=6)
-    assert trained.right.shape == (2, 6, TRAIN * PER_IMAGE) and trained.right.dtype == bool
-    assert trained.right[:, 5].mean() > trained.right[:, 0].mean()
+    assert trained.correct.shape == (2, 6, TRAIN * PER_IMAGE) and trained.correct.dtype == bool
+    assert trained.correct[:, 5].mean() > trained.correct[:, 0].mean()
 
 
 def test_recovery_draws_captions_for_risky_images_from_the_peers_nearest(monkeypatch, plans):
@@ -203,10 +206,10 @@ def test_recovery_draws_captions_for_risky_images_from_the_peers_nearest(monkeyp
 
 def test_tracks_by_hand():
     r = recipe("dtcl")
-    clean, tolerant = tracks(r, [1.0, 0.5, 0.49, 0.0], False)
+    clean, tolerant = track_weights(r, [1.0, 0.5, 0.49, 0.0], False)
     np.testing.assert_allclose(clean, [1, 0.5, 0, 0])
     np.testing.assert_allclose(tolerant, [0, 0, 0.7, 0.7])
-    np.testing.assert_allclose(tracks(r, [1.0, 0.0], True)[1], [0, 0.5])
+    np.testing.assert_allclose(track_weights(r, [1.0, 0.0], True)[1], [0, 0.5])
 
 
 def test_a_plan_uses_each_row_at_most_once_and_keeps_it_together():
@@ -240,17 +243,17 @@ def test_full_mode_on_pixels():
     assert min(jax.tree.leaves(moved["image"]["backbone"])) > 0 and len(trained.log) == 6
 
 
-def test_streamed_pictures_train_the_same_experts(monkeypatch):
+def test_streamed_images_train_the_same_experts(monkeypatch):
     monkeypatch.setattr(streaming, "STEPS_PER_TRANSFER", 2)  # several slabs an epoch, the last one short
     pairs, val, mismatched = planted(0.4)
     pixels = np.random.default_rng(3).integers(0, 256, (TRAIN, 8, 8, 3), dtype=np.uint8)
 
-    def encoded(picture):
+    def encoded(image):
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "png")
+        Image.fromarray(image).save(buffer, "png")
         return buffer.getvalue()
 
-    stored = [encoded(picture) for picture in pixels]
+    stored = [encoded(image) for image in pixels]
     lazy = LazyImages([Encoded(str(i), lambda data=data: data) for i, data in enumerate(stored)], 8)
     model = dual_encoder(convnet((8, 8, 3), (4,), (8,)), None, WIDTH, mode="full", dim=8)
     val = val._replace(images=jnp.asarray(pixels[:60]))
@@ -258,6 +261,47 @@ def test_streamed_pictures_train_the_same_experts(monkeypatch):
                           keep=3, mismatched=mismatched) for images in (jnp.asarray(pixels), lazy)]
     for one, other in zip(jax.tree.leaves(made[0].snapshots), jax.tree.leaves(made[1].snapshots), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(made[0].right, made[1].right)
-    assert all(row["pairs_per_second"] > 0 and 0 < row["device_waits"] < 1 for row in made[1].log)
-    assert "device_waits" not in made[0].log[0]
+    np.testing.assert_array_equal(made[0].correct, made[1].correct)
+    assert all(row["pairs_per_second"] > 0 and 0 < row["wait_fraction"] < 1 for row in made[1].log)
+    assert "wait_fraction" not in made[0].log[0]
+
+
+class EveryEpoch(Checkpointer):
+    """Saves after every epoch, in files."""
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def load(self, name):
+        return read_checkpoint(self.directory / name, "key")
+
+    def save(self, name, state):
+        save_checkpoint(self.directory / name, state, "key")
+
+    def should_save(self):
+        return True
+
+
+@pytest.mark.parametrize("epochs_before", [1, 3, 4])  # of the teachers; all of theirs; and of the experts
+def test_resumed_experts_are_the_same(tmp_path, epochs_before):
+    pairs, val, mismatched = planted(0.4)
+    arguments = (MODEL, pairs, val, recipe("dtcl", epochs=3, teacher_count=1, teacher_epochs=3))
+    settings = {"count": 1, "seed": 0, "keep": 2, "mismatched": mismatched}
+    whole = train_experts(*arguments, **settings)
+    for trained in expert_epochs(*arguments, **settings, checkpointer=EveryEpoch(tmp_path)):
+        if trained.epochs > epochs_before:  # what came before is saved; this epoch is lost
+            break
+    seen = [trained.epochs for trained in expert_epochs(*arguments, **settings, checkpointer=EveryEpoch(tmp_path))]
+    assert epochs_before in seen and seen[-1] == 6
+    resumed = train_experts(*arguments, **settings, checkpointer=EveryEpoch(tmp_path))  # all of it is there
+    jax.tree.map(np.testing.assert_array_equal, resumed._replace(log=[]), whole._replace(log=[]))
+    assert resumed.log == whole.log and whole.epochs == 6
+
+
+def test_pairs_that_are_not_divided_are_all_treated_alike():
+    weights = lambda division, warming_up=False: [
+        float(track[0]) for track in undivided_weights(recipe(division=division, tolerant_weight=0.7), 2, warming_up)]
+    assert weights("clean") == weights("clean", True) == [1, 0] and weights("tolerant") == [0, 1]
+    assert weights("both") == [1, pytest.approx(0.7)] and weights("both", True) == weights("gmm", True) == [0, 1]
+    with pytest.raises(UserError, match="experts.division is 'gmm'; choose one of"):
+        weights("gmm")

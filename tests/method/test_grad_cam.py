@@ -38,8 +38,8 @@ def test_grad_cam_is_its_definition(mode):
     a = model.feature_map(params["image"], IMAGES[:1])[0]
     maps = grad_cam(model, params, a, TEXTS)
     assert maps.shape == (PAIRS, 2, 2) and float(maps.max()) > 0
-    for found, text in zip(maps, TEXTS, strict=True):
-        np.testing.assert_allclose(found, naive_map(model, params, a, text), rtol=1e-3, atol=1e-5)
+    for one_map, text in zip(maps, TEXTS, strict=True):
+        np.testing.assert_allclose(one_map, naive_map(model, params, a, text), rtol=1e-3, atol=1e-5)
 
 
 def test_weights_sum_the_nearest_texts_maps_and_have_mean_one():
@@ -80,7 +80,11 @@ def test_beta_zero_weighs_all_pixels_alike():
 
 def test_maps_that_are_all_zero_weigh_all_pixels_alike():
     # The embedding ignores the map: no gradient, no map.
+    class Blind(DualEncoder):
+        def embed_map(self, params, feature_map):
+            return jnp.ones((len(feature_map), 12)) / jnp.sqrt(12)
+
     model, params = build("full")
-    blind = DualEncoder(**{**vars(model), "embed_map": lambda params, a: jnp.ones((len(a), 12)) / jnp.sqrt(12)})
+    blind = Blind(**vars(model))
     weights = pixel_weights(blind, params, IMAGES, TEXTS, {}, alpha=1.0, top_k=2, beta=1.0)
     np.testing.assert_array_equal(weights, np.ones((PAIRS, 16, 16, 1)))

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from goldens import assert_close, golden_files
 
-from mdw_jax.method.retrieval import METRICS, recalls
+from mdw_jax.io.scores import METRICS
+from mdw_jax.method.retrieval import recalls
 
 
 @pytest.mark.parametrize("path", golden_files("retrieval"), ids=lambda path: path.stem)

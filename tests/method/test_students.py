@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdw_jax.io.scores import METRICS
 from mdw_jax.method import students as module
-from mdw_jax.method.retrieval import METRICS
 from mdw_jax.method.students import Protocol, StudentData, evaluate
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.embedding import Inputs
@@ -28,7 +28,7 @@ def planted():
 
 
 TRAIN, VAL, TEST = planted()
-LESSON = StudentData(TRAIN.images, TRAIN.texts, {}, {}, "nce", 1.0)
+DATA = StudentData(TRAIN.images, TRAIN.texts, {}, {}, "nce", 1.0)
 
 
 def protocol(kind="val", **changes):
@@ -38,60 +38,60 @@ def protocol(kind="val", **changes):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Which split each call of `scores` read, and what it found: an entry a student."""
+    """(split, scores) of each student whenever `scores` is called."""
     seen, scores = [], module.scores
 
     def counted(model, networks, data):
-        found = scores(model, networks, data)
-        seen.extend(("test" if data is TEST else "val", one) for one in found)
-        return found
+        result = scores(model, networks, data)
+        seen.extend(("test" if data is TEST else "val", one) for one in result)
+        return result
 
     monkeypatch.setattr(module, "scores", counted)
     return seen
 
 
-def test_honest_students_learn_and_test_is_read_once_at_the_end(reads):
-    outcome = evaluate(MODEL, LESSON, VAL, TEST, protocol(), seed=1)
-    assert outcome.scores.shape == outcome.val.shape == (2, 7) and outcome.select_on == "val"
-    assert outcome.scores[:, -1].min() > 4 * CHANCE
+def test_students_chosen_on_val_learn_and_test_is_read_once_at_the_end(reads):
+    result = evaluate(MODEL, DATA, VAL, TEST, protocol(), seed=1)
+    assert result.scores.shape == result.val.shape == (2, 7) and result.select_on == "val"
+    assert result.scores[:, -1].min() > 4 * CHANCE
     # 3 scales, 3 stops, 2 students on val; then each student once on test.
     assert [split for split, _ in reads] == ["val"] * 18 + ["test"] * 2
-    on_val = np.stack([found for split, found in reads if split == "val"]).reshape(3, 3, 2, 7)
+    on_val = np.stack([row for split, row in reads if split == "val"]).reshape(3, 3, 2, 7)
     means = on_val[..., -1].mean(-1)
     scale, stop = np.unravel_index(means.argmax(), means.shape)
-    assert (outcome.lr_scale, outcome.steps) == ((1e-6, 0.3, 1.0)[scale], (20, 40, 60)[stop])
+    assert (result.lr_scale, result.steps) == ((1e-6, 0.3, 1.0)[scale], (20, 40, 60)[stop])
     assert scale > 0  # a step size of nothing is not chosen
-    np.testing.assert_array_equal(outcome.val, on_val[scale, stop])
-    assert not np.array_equal(outcome.scores[0], outcome.scores[1])
+    np.testing.assert_array_equal(result.val, on_val[scale, stop])
+    assert not np.array_equal(result.scores[0], result.scores[1])
 
 
 def test_without_test_nothing_of_it_is_read(reads):
-    outcome = evaluate(MODEL, LESSON, VAL, None, protocol(), seed=1, students=1)
-    assert {split for split, _ in reads} == {"val"} and outcome.scores.shape == (1, 7)
-    np.testing.assert_array_equal(outcome.scores, outcome.val)
+    result = evaluate(MODEL, DATA, VAL, None, protocol(), seed=1, students=1)
+    assert {split for split, _ in reads} == {"val"} and result.scores.shape == (1, 7)
+    np.testing.assert_array_equal(result.scores, result.val)
 
 
-def test_the_peers_protocol_is_optimistic_and_says_so(reads):
-    outcome = evaluate(MODEL, LESSON, VAL, TEST, protocol("test", lr_scales=(0.3,)), seed=1)
-    assert outcome.select_on == "test" and outcome.lr_scale == 1.0
-    on_test = np.stack([found for split, found in reads if split == "test"]).reshape(3, 2, 7)
-    on_val = np.stack([found for split, found in reads if split == "val"]).reshape(3, 2, 7)
+def test_choosing_on_test_is_optimistic_and_says_so(reads):
+    result = evaluate(MODEL, DATA, VAL, TEST, protocol("test", lr_scales=(0.3,)), seed=1)
+    assert result.select_on == "test" and result.lr_scale == 1.0
+    on_test = np.stack([row for split, row in reads if split == "test"]).reshape(3, 2, 7)
+    on_val = np.stack([row for split, row in reads if split == "val"]).reshape(3, 2, 7)
     best = on_test[..., -1].argmax(0)
-    np.testing.assert_array_equal(outcome.scores, on_test[best, np.arange(2)])
-    np.testing.assert_array_equal(outcome.val, on_val[best, np.arange(2)])
-    honest = evaluate(MODEL, LESSON, VAL, TEST, protocol(lr_scales=(1.0,)), seed=1)
-    assert (outcome.scores[:, -1] >= honest.scores[:, -1]).all()
+    np.testing.assert_array_equal(result.scores, on_test[best, np.arange(2)])
+    np.testing.assert_array_equal(result.val, on_val[best, np.arange(2)])
+    chosen_on_val = evaluate(MODEL, DATA, VAL, TEST, protocol(lr_scales=(1.0,)), seed=1)
+    assert (result.scores[:, -1] >= chosen_on_val.scores[:, -1]).all()
 
 
 def test_learned_step_sizes_are_used_instead_of_the_default():
     one = protocol(lr_scales=(1.0,), steps=20)
-    learned = LESSON._replace(step_sizes={"image": 0.2, "text": 0.2})
-    as_default = evaluate(MODEL, LESSON, VAL, None, protocol(lr_scales=(1.0,), steps=20, lr=0.2), seed=1)
+    learned = DATA._replace(step_sizes={"image": 0.2, "text": 0.2})
+    as_default = evaluate(MODEL, DATA, VAL, None, protocol(lr_scales=(1.0,), steps=20, lr=0.2), seed=1)
     np.testing.assert_array_equal(evaluate(MODEL, learned, VAL, None, one, seed=1).val, as_default.val)
 
 
 def test_trainer_is_plain_sgd_with_momentum():
-    """Two steps on the whole set, by hand."""
+    """Two steps on the full set, by hand."""
     from mdw_jax.method.losses import soft_loss
 
     p = protocol(steps=2, every=2, batch=COUNT)

@@ -1,4 +1,4 @@
-"""`assemble`: layouts turned, names mapped, and what does not fit told."""
+"""`assemble`: layouts transposed, names mapped, and what does not fit is reported."""
 
 import numpy as np
 import pytest

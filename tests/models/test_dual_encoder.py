@@ -7,6 +7,7 @@ from mdw_jax.errors import UserError
 from mdw_jax.models.dual_encoder import dual_encoder, unit
 from mdw_jax.models.image.convnet import convnet
 from mdw_jax.models.jit import jit_with_frozen
+from mdw_jax.runtime.mesh import jitted
 
 SHAPE = (16, 16, 3)
 IMAGES = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype(np.float32)
@@ -58,6 +59,11 @@ def test_what_is_frozen_is_an_argument_of_the_program_and_no_constant_in_it():
     as_constants = jax.jit(model.inputs).lower(IMAGES).as_text()
     weights = sum(x.size for x in jax.tree.leaves(model.frozen))
     assert len(as_constants) - len(features.lower(IMAGES).as_text()) > 4 * weights  # hexadecimal digits
+
+
+def test_a_method_is_one_function_to_caches_of_compiled_functions():
+    model = build("projection")
+    assert jitted(model.embed_text) is jitted(model.embed_text) is not jitted(build("projection").embed_text)
 
 
 def test_user_errors():

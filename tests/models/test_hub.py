@@ -1,4 +1,4 @@
-"""Sources of weights: files, folders, shards, a Hub (a server started here), and what is in them."""
+"""Sources of weights: files, directories, shards, a Hub (a server started here), and what is in them."""
 
 import functools
 import hashlib
@@ -75,7 +75,7 @@ def test_shards_that_are_missing_or_elsewhere_are_refused(folder):
 def test_pickles_are_refused_with_the_way_out(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     for _ in range(2):  # there or not
-        for entry in (hub.fetch, hub.read_tensors, hub.describe_weights, hub.model_folder):
+        for entry in (hub.fetch, hub.read_tensors, hub.describe_weights, hub.model_directory):
             with pytest.raises(UserError, match="pickled weights, which are not read; convert .*safetensors"):
                 entry(path)
         path.write_bytes(b"\x80\x04.")
@@ -88,7 +88,7 @@ def test_files_and_folders_that_are_no_weights_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match="not a .safetensors file"):
         hub.fetch(folder / "config.json")
     with pytest.raises(UserError, match="is a single file"):
-        hub.model_folder(weights)
+        hub.model_directory(weights)
     whole = weights.read_bytes()
     for damaged in (whole[:-3], whole[:20], b""):
         weights.write_bytes(damaged)
@@ -97,7 +97,7 @@ def test_files_and_folders_that_are_no_weights_are_refused(folder, tmp_path):
                 entry(folder)
     header = json.dumps({"x": {"dtype": "F8_E5M2", "shape": [1], "data_offsets": [0, 1]}}).encode()
     weights.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
-    with pytest.raises(UserError, match="holds x as F8_E5M2, which is not read"):
+    with pytest.raises(UserError, match="holds x as F8_E5M2, which cannot be read"):
         hub.read_tensors(folder)
     weights.unlink()
     with pytest.raises(UserError, match="no model.safetensors .pickled weights are not read"):
@@ -112,15 +112,15 @@ def test_digests_follow_contents_and_not_places(folder, tmp_path):
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     (copy / "README.md").write_text("not part of it")
-    digests = {hub.folder_digest(folder), hub.folder_digest(copy)}
+    digests = {hub.directory_digest(folder), hub.directory_digest(copy)}
     assert len(digests) == 1
     (copy / "merges.txt").write_text("a b")
-    digests.add(hub.folder_digest(copy))
+    digests.add(hub.directory_digest(copy))
     _shard(copy)
-    digests.add(hub.folder_digest(copy))
+    digests.add(hub.directory_digest(copy))
     shard = copy / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
-    assert len(digests | {hub.folder_digest(copy)}) == 4
+    assert len(digests | {hub.directory_digest(copy)}) == 4
 
 
 def test_timm_configurations_of_today_and_of_old(folder):
@@ -168,17 +168,17 @@ def test_other_names_are_fetched_from_the_hub_without_pickles(folder, monkeypatc
     client = types.SimpleNamespace(snapshot_download=download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", client)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert hub.model_folder("someone/some-bert") == folder and asked[-1][:2] == ("someone/some-bert", None)
+    assert hub.model_directory("someone/some-bert") == folder and asked[-1][:2] == ("someone/some-bert", None)
     assert {Path(pattern).suffix for pattern in asked[-1][2]} == {".json", ".safetensors", ".txt"}
     assert hub.fetch("timm/nfnet_l0.ra2_in1k@v1.0") == folder
     assert asked[-1] == ("timm/nfnet_l0.ra2_in1k", "v1.0", list(hub.WEIGHT_FILES))
-    assert hub.model_folder(folder) == folder and len(asked) == 2
+    assert hub.model_directory(folder) == folder and len(asked) == 2
 
     def offline(name, **_):
         raise ConnectionError("no\nnetwork")
 
     client.snapshot_download = offline
-    with pytest.raises(UserError, match="neither a folder nor a model .*no network"):
+    with pytest.raises(UserError, match="neither a directory nor a model .*no network"):
         hub.fetch("someone/some-bert")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, and 'someone/some-bert' is neither"):
@@ -241,7 +241,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 SCRIPT = """
 import sys
 from mdw_jax.errors import UserError
-from mdw_jax.hub import describe_weights
+from mdw_jax.models.weights.hub import describe_weights
 for source in sys.argv[1:]:
     try:
         print(describe_weights(source))
@@ -263,20 +263,20 @@ def test_the_real_client_downloads_caches_and_stays_offline_when_told(tmp_path):
     clean |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
               "PYTHONPATH": str(root), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-    def said(*sources, **environment):
+    def run(*sources, **environment):
         done = subprocess.run([sys.executable, "-c", SCRIPT, *sources], env=clean | environment, cwd=tmp_path,
                               text=True, capture_output=True, check=True, timeout=120)
         return done.stdout.splitlines()
 
     try:
-        found, unknown, revision = said("someone/tiny@v1", "someone/other", "someone/tiny@v9")
+        found, unknown, revision = run("someone/tiny@v1", "someone/other", "someone/tiny@v9")
     finally:
         server.shutdown()
         server.server_close()
     assert "'architecture': 'nfnet_l0', 'tensors': 4, 'parameters': 19" in found and str(tmp_path) in found
     assert asked == {"config.json", "model.safetensors"}
-    assert "'someone/other' is neither a folder nor a model that the Hugging Face Hub gave us" in unknown
+    assert "'someone/other' is neither a directory nor a model that the Hugging Face Hub provides" in unknown
     assert "check the name, the revision" in revision
-    cached, missing = said("someone/tiny@v1", "someone/other", HF_HUB_OFFLINE="1")
+    cached, missing = run("someone/tiny@v1", "someone/other", HF_HUB_OFFLINE="1")
     assert cached == found
-    assert missing.startswith("HF_HUB_OFFLINE is set, and 'someone/other' is neither a folder nor complete in")
+    assert missing.startswith("HF_HUB_OFFLINE is set, and 'someone/other' is neither a directory nor complete in")

@@ -1,4 +1,4 @@
-"""Distillation that diverges: it says which tensor went first, keeps the last good state, and restarts where it may."""
+"""Distillation that diverges: it names the first tensor that is not finite, keeps the last good state, and restarts."""
 
 import dataclasses
 import json
@@ -16,16 +16,18 @@ from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.method import distill
 from mdw_jax.method.distill import finite_checks, make_outer_step, objective
-from mdw_jax.pipeline import distill as stage
-from mdw_jax.pipeline.distill import set_folder
+from mdw_jax.pipeline import distill_loop
+from mdw_jax.pipeline.distill import distill_stage
+from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.preset_run import open_preset
+from mdw_jax.pipeline.sets import set_folder
 from mdw_jax.runtime import preemption
 
 TINY = {
     "run.presets": ("mdw",), "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30, "noise.rate": 0.4,
     "text.dim": 24, "model.mode": "projection", "model.patches": (8,), "model.widths": (16,), "model.dim": 8,
-    "experts.count": 1, "experts.epochs": 2, "experts.batch": 32,
+    "experts.count": 1, "experts.epochs": 2, "experts.recovery_start": 1, "experts.batch": 32,
     "distill.pairs": 8, "distill.steps": 6, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
     "distill.rank": 2, "distill.max_start_epoch": 1, "distill.checkpoint_every": 2, "distill.ceo": False,
     "evaluate.students": 2, "evaluate.steps": 5, "evaluate.every": 5, "evaluate.batch": 8,
@@ -42,7 +44,7 @@ def nan_at(tree, *path):
 
 def first_nonfinite(method=METHOD, learned=lambda tree: tree, starts=lambda tree: tree, targets=lambda tree: tree,
                step=None):
-    """What one outer step says went first (None: nothing); where something did, it must have changed nothing."""
+    """What one outer step names as the first value that is not finite (None: all are); such a step changes nothing."""
     begin, target = ends(MODELS["projection"])
     state = start(method)
     state = state._replace(learned=learned(state.learned))
@@ -57,7 +59,7 @@ def first_nonfinite(method=METHOD, learned=lambda tree: tree, starts=lambda tree
     return finite_checks(after.learned, method.inner_steps)[place]
 
 
-def test_what_went_first_is_named_and_changes_nothing():
+def test_the_first_value_that_is_not_finite_is_named_and_changes_nothing():
     step = make_outer_step(MODELS["projection"], METHOD)
     assert first_nonfinite(step=step) is None
     for path in (("texts",), ("images",), ("correspondence", "left"), ("log_steps", "text")):
@@ -87,7 +89,7 @@ def shared(tmp_path_factory):
     config = base()
     config.update_from_flattened_dict(TINY | {"run.dir": str(tmp_path_factory.mktemp("run") / "run")})
     prepared = prepare(resolve(config))
-    stage.experts_stage(open_preset(config, prepared, "mdw"), prepared)
+    experts_stage(open_preset(config, prepared, "mdw"), prepared)
     return config, prepared
 
 
@@ -105,7 +107,7 @@ def distilled(shared, tmp_path):
                                           | {"run.dir": str(folder)})
         preset = open_preset(config, prepared, "mdw")
         make.folder = set_folder(preset, 0)
-        stage.distill_stage(preset, prepared)
+        distill_stage(preset, prepared)
         return make.folder
 
     return make
@@ -114,7 +116,7 @@ def distilled(shared, tmp_path):
 @pytest.fixture
 def planted(monkeypatch):
     """planted(k): texts become NaN at outer step k, where their learning rate is at least `above`."""
-    make = stage._compiled_step
+    make = distill_loop.compiled_outer_step
 
     def plant(at, above=0.0):
         def made(model, method):
@@ -127,7 +129,7 @@ def planted(monkeypatch):
 
             spoiled.lower = step.lower
             return spoiled
-        monkeypatch.setattr(stage, "_compiled_step", made)
+        monkeypatch.setattr(distill_loop, "compiled_outer_step", made)
 
     return plant
 
@@ -142,14 +144,16 @@ def files(folder):
 
 def test_a_set_that_diverges_stops_with_its_last_good_state_and_goes_on_from_it(distilled, planted):
     planted(3)
-    with pytest.raises(UserError, match=r"outer step 3: texts, before the step, .*distill.restarts=1 the same") as said:
+    message = r"outer step 3: the first value that was not finite is texts, before the step .*distill.restarts=1 the same"
+    with pytest.raises(UserError, match=message) as error:
         distilled()
     folder = distilled.folder
-    assert str(folder) in str(said.value)
+    assert str(folder) in str(error.value)
     assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl"}
     assert [row["step"] for row in rows(folder / "history.jsonl")] == [0, 1, 2, 3]
-    kept = load_file(folder / "checkpoint.safetensors")
-    assert kept["['state'].step"] == 2 and all(np.isfinite(value).all() for value in kept.values())
+    checkpoint = load_file(folder / "checkpoint.safetensors")
+    assert checkpoint[".distillation.step"] == 2
+    assert all(np.isfinite(value).all() for value in checkpoint.values())
     planted(-1)
     same = distilled(restarts=1)  # allowed more, it is the same folder, and what was good is not done again
     assert same == folder and files(folder) == files(distilled("undisturbed"))
@@ -164,12 +168,12 @@ def test_before_the_first_checkpoint_the_start_is_kept(distilled, planted):
     assert files(distilled()) == files(distilled("undisturbed"))
 
 
-def test_a_restart_takes_smaller_steps_and_survives_interruptions(distilled, planted, monkeypatch, capsys):
+def test_a_restart_takes_smaller_steps_and_survives_interruptions(distilled, planted, monkeypatch, caplog):
     rate = base().distill.lr_texts
     planted(5, above=rate / 2)  # gone with smaller steps
     whole = distilled(restarts=2)
-    assert "diverged at outer step 5: texts, before the step went first; restart 1 of 2 goes back to step 4" in (
-        capsys.readouterr().err)
+    assert ("diverged at outer step 5: the first value that was not finite is texts, before the step; restart 1 of 2 "
+            "goes back to step 4") in caplog.text
     metrics = rows(whole / "metrics.jsonl")
     assert [row["step"] for row in metrics] == list(range(6)) and [row.get("restart") for row in metrics] == [
         None, None, None, None, 1, None]
@@ -181,7 +185,7 @@ def test_a_restart_takes_smaller_steps_and_survives_interruptions(distilled, pla
         if len(calls) in (4, 8):  # in the middle of the way to the divergence, and right after the restart
             raise preemption.Interrupted(15)
 
-    monkeypatch.setattr(preemption, "check", lambda **_: stop())
+    monkeypatch.setattr(preemption, "raise_if_interrupted", lambda **_: stop())
     attempts = 0
     while not attempts or not (distilled.folder / "card.json").exists():
         attempts += 1
@@ -202,6 +206,6 @@ def test_restarts_that_do_not_help_come_to_an_end(distilled, planted):
 @pytest.mark.slow
 def test_an_absurd_learning_rate_is_brought_down(distilled):
     """Texts of 1e32 overflow in the next step; those that are left after the restart do not."""
-    found, _ = load_distilled(distilled(lr_texts=1e32, restarts=1, restart_factor=1e-33))
-    assert np.abs(found.texts).max() < 100 and max(found.step_sizes.values()) < 1
+    result, _ = load_distilled(distilled(lr_texts=1e32, restarts=1, restart_factor=1e-33))
+    assert np.abs(result.texts).max() < 100 and max(result.step_sizes.values()) < 1
     assert [row.get("restart") for row in rows(distilled.folder / "metrics.jsonl")] == [1, *[None] * 5]

@@ -21,13 +21,17 @@ from mdw_jax.pipeline.prepared import prepare, student_model
 TINY = {
     "data.size": 16, "data.train": 40, "data.val": 20, "data.test": 24, "text.dim": 24,
     "model.patches": (8,), "model.widths": (16,), "model.dim": 12,
-    "model.vit_patch": 8, "model.vit_width": 20, "model.vit_depth": 1, "model.vit_heads": 2,
 }
+VIT = {"model.vit_patch": 8, "model.vit_width": 20, "model.vit_depth": 1, "model.vit_heads": 2}
 
 
 def config_of(folder, **changes):
     c = base()
-    c.update_from_flattened_dict(TINY | {"run.dir": str(folder)})
+    tower = changes.get("model__tower") or "convnet"
+    own = {key: value for key, value in TINY.items() if tower == "convnet" or key not in ("model.patches", "model.widths")}
+    c.update_from_flattened_dict(own | {"run.dir": str(folder)})
+    if "vit" in (tower, changes.get("evaluate__tower")):  # others do not take its settings
+        c.update_from_flattened_dict(VIT)
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return resolve(c)
 
@@ -109,7 +113,7 @@ def test_features_of_vits_that_differ_in_heads_only_are_kept_apart(folder, prepa
 
 
 def test_settings_of_the_vit_are_part_of_a_run_that_has_one_only(folder, prepared):
-    assert prepare(config_of(folder, model__vit_depth=2)).key == prepared.key
+    assert prepare(config_of(folder, evaluate__tower="vit", model__vit_depth=2)).key == prepared.key
     vits = [prepare(config_of(folder, model__tower="vit", model__vit_heads=heads)) for heads in (2, 4)]
     assert len({vits[0].key, vits[1].key, prepared.key}) == 3
     params = vits[0].model.init(jax.random.key(0))

@@ -9,9 +9,9 @@ from end_to_end.test_run import TINY
 from mdw_jax.config import base
 from mdw_jax.config.presets import PRESETS
 from mdw_jax.errors import UserError
-from mdw_jax.method.retrieval import METRICS
+from mdw_jax.io.scores import METRICS
 from mdw_jax.pipeline import sweep as module
-from mdw_jax.pipeline.sweep import grid, sweep
+from mdw_jax.pipeline.sweep import grid, sweep_command
 
 AXES = {"noise.rate": (0.2, 0.4), "preset": ("random", "infonce")}
 
@@ -55,12 +55,12 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "evaluate_stage", killed)
         with pytest.raises(KeyboardInterrupt):
-            sweep(tiny(folder), AXES)
+            sweep_command(tiny(folder), AXES)
     assert [(row["preset"], row["noise.rate"]) for row in rows_of(folder)] == [
         ("random", "0.2")] * 4 + [("infonce", "0.2")] * 4
     before = {path: path.stat().st_mtime_ns for path in folder.glob("sweep/*.json")}
     assert len(before) == 2
-    sweep(tiny(folder), AXES)
+    sweep_command(tiny(folder), AXES)
     assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.glob("sweep/*.json")}.items()
     return folder
 
@@ -98,7 +98,7 @@ def test_a_reference_follows_an_axis(tmp_path):
 
 def test_an_impossible_cell_stops_the_sweep_before_it_starts(tmp_path):
     with pytest.raises(UserError, match=r"cell 2 of 2 \(preset=random distill.pairs=3\) .*distill.batch \(4\) exceeds"):
-        sweep(tiny(tmp_path / "run"), {"distill.pairs": (8, 3), "preset": ("random",)})
+        sweep_command(tiny(tmp_path / "run"), {"distill.pairs": (8, 3), "preset": ("random",)})
     assert not (tmp_path / "run").exists()
 
 
@@ -119,18 +119,18 @@ def test_a_killed_sweep_ends_with_one_row_a_student(finished):
 
 def test_a_finished_sweep_loads_nothing(finished, worked, capsys):
     before = rows_of(finished)
-    sweep(tiny(finished), AXES)
+    sweep_command(tiny(finished), AXES)
     assert not worked and rows_of(finished) == before
     assert capsys.readouterr().out.count("done before") == 4
-    sweep(tiny(finished), AXES, dry=True)
+    sweep_command(tiny(finished), AXES, dry_run=True)
     assert "[4/4] preset=infonce noise.rate=0.4: done\n4 of 4 cells are done" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_two_parts_make_what_one_process_makes(finished, tmp_path, worked, capsys):
-    for part in ((1, 2), (0, 2)):
-        sweep(tiny(tmp_path), AXES, part)
-    # each part: its own cells in order, prepared once, for the first of them
+def test_two_shards_make_what_one_process_makes(finished, tmp_path, worked, capsys):
+    for shard in ((1, 2), (0, 2)):
+        sweep_command(tiny(tmp_path), AXES, shard)
+    # each shard: its own cells in order, prepared once, for the first of them
     assert worked == ["prepare", ("infonce", 0.2), ("infonce", 0.4), "prepare", ("random", 0.2), ("random", 0.4)]
     assert rows_of(tmp_path) == rows_of(finished)
     out = capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_two_parts_make_what_one_process_makes(finished, tmp_path, worked, capsy
 
 def test_cells_that_the_preset_makes_equal_are_done_once(finished, worked):
     rates = {"noise.rate": (0.2, 0.4), "preset": ("full", "random")}
-    sweep(tiny(finished), rates)
+    sweep_command(tiny(finished), rates)
     assert worked == ["prepare", ("full", 0.0)]
     rows = [row for row in rows_of(finished) if row["preset"] == "full"]
     assert [(row["noise.rate"], row["true_rate"], row["student"]) for row in rows] == [
@@ -160,15 +160,15 @@ def test_a_failed_cell_is_noted_passed_over_and_tried_again(tmp_path, worked, ca
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="^1 of 2 cells failed"):
         patch.setattr(module, "evaluate_stage", diverging)
-        sweep(tiny(tmp_path), axes)
+        sweep_command(tiny(tmp_path), axes)
     assert "[1/2] preset=random distill.pairs=9: failed: it diverged.\n[2/2] " in capsys.readouterr().out
     note, = tmp_path.glob("sweep/*.failed.json")
     assert json.loads(note.read_text())["message"] == "it diverged."
     assert {row["distill.pairs"] for row in rows_of(tmp_path)} == {"8"}
-    sweep(tiny(tmp_path), axes, dry=True)
+    sweep_command(tiny(tmp_path), axes, dry_run=True)
     assert "pairs=9: failed before" in capsys.readouterr().out
     worked.clear()
-    sweep(tiny(tmp_path), axes)
+    sweep_command(tiny(tmp_path), axes)
     assert worked == ["prepare", ("random", 0.4)]  # that cell alone
     assert not note.exists() and [row["distill.pairs"] for row in rows_of(tmp_path)] == ["9"] * 4 + ["8"] * 4
 
@@ -177,7 +177,7 @@ def test_a_damaged_record_is_made_again(finished, worked):
     before = rows_of(finished)
     for path in finished.glob("sweep/*.json"):
         path.write_text("{")
-    sweep(tiny(finished), AXES)
+    sweep_command(tiny(finished), AXES)
     assert len(worked) == 1 + 4 and {tuple(row.items()) for row in before if row["preset"] == "random"} <= {
         tuple(row.items()) for row in rows_of(finished)}
 
@@ -187,7 +187,7 @@ def test_data_are_held_for_one_section_at_a_time(tmp_path, monkeypatch):
                                   "preset": ("random", "mdw")})
     made = []
     monkeypatch.setattr(module, "prepare", lambda config: made.append((config.run.seed, config.evaluate.tower)) or [])
-    prepared_for = module._keep_last()
+    prepared_for = module._LatestData().prepare
     for cell in sorted(cells, key=lambda cell: (cell.values["run.seed"], cell.values["evaluate.tower"])):
         assert prepared_for(cell.resolved) is prepared_for(cell.resolved)
     assert made == [(0, ""), (0, "mobilenet"), (1, ""), (1, "mobilenet")]

@@ -8,16 +8,16 @@ from PIL import Image
 
 from mdw_jax.errors import UserError
 from mdw_jax.models.embedding import nearest_captions
-from mdw_jax.reporting.figures import coloured, curves, data_uri, difference, heated, image_grid
+from mdw_jax.reporting.figures import curves, data_uri, identity_change_rgb, image_grid, overlay_weights, to_rgb
 
 
 def pixels(path):
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
-def count(path, colour, tolerance=2):
-    """Pixels of one colour (r, g, b in 0..255)."""
-    return int((abs(pixels(path) - colour) <= tolerance).all(-1).sum())
+def count(path, color, tolerance=2):
+    """Pixels of one color (r, g, b in 0..255)."""
+    return int((abs(pixels(path) - color) <= tolerance).all(-1).sum())
 
 
 def test_nearest_captions_by_brute_force():
@@ -42,10 +42,10 @@ def test_nearest_captions_refuses_what_does_not_fit():
 
 @pytest.mark.parametrize("channels, shown", [(1, (51, 51, 51)), (2, (102, 102, 102)), (3, (51, 153, 255)),
                                              (4, (153, 153, 153))])
-def test_grid_shows_every_image_in_its_colour(tmp_path, channels, shown):
-    colour = np.array([[0.2], [0.2, 0.6], [0.2, 0.6, 1.7], [0.2, 0.6, 0.7, 0.9]][channels - 1], np.float32)
+def test_grid_shows_every_image_in_its_color(tmp_path, channels, shown):
+    color = np.array([[0.2], [0.2, 0.6], [0.2, 0.6, 1.7], [0.2, 0.6, 0.7, 0.9]][channels - 1], np.float32)
     for m in (1, 2, 8):
-        image_grid(np.broadcast_to(colour, (m, 4, 4, channels)), ["words"] * m, tmp_path / f"{m}.png", columns=3)
+        image_grid(np.broadcast_to(color, (m, 4, 4, channels)), ["words"] * m, tmp_path / f"{m}.png", columns=3)
     one = count(tmp_path / "1.png", shown)
     assert one > 150**2
     assert [count(tmp_path / f"{m}.png", shown) / one for m in (2, 8)] == pytest.approx([2, 8], rel=0.03)
@@ -60,45 +60,45 @@ def test_captions_stay_in_their_cell(tmp_path):
     assert dark[: len(dark) // 2].any() and not dark[len(dark) // 2:].any()
 
 
-def test_difference_of_the_identity_is_blank_and_a_change_has_the_colour_of_its_sign():
-    assert len(np.unique(difference(np.eye(6)).reshape(-1, 3), axis=0)) == 1
+def test_the_change_of_the_identity_is_blank_and_a_change_has_the_color_of_its_sign():
+    assert len(np.unique(identity_change_rgb(np.eye(6)).reshape(-1, 3), axis=0)) == 1
     for sign, strong, weak in ((0.2, 0, 2), (-0.2, 2, 0)):
         matrix = np.eye(6)
         matrix[2, 3] += sign
-        drawn = difference(matrix).astype(int)
+        drawn = identity_change_rgb(matrix).astype(int)
         [place] = np.argwhere(np.ptp(drawn, axis=-1) > 60)
         assert place.tolist() == [2, 3] and drawn[2, 3, strong] > drawn[2, 3, weak] + 60
 
 
-def test_coloured_takes_every_kind_of_image():
+def test_to_rgb_takes_every_kind_of_image():
     for shape in ((2, 4, 5, 3), (2, 4, 5, 1), (2, 4, 5, 2), (2, 3, 4, 5, 3)):
         images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
-        drawn = coloured(images)
+        drawn = to_rgb(images)
         assert drawn.shape == (2, 4, 5, 3) and drawn.dtype == np.uint8
-        assert abs(drawn - coloured(np.round(255 * images).astype(np.uint8)).astype(int)).max() <= 1
+        assert abs(drawn - to_rgb(np.round(255 * images).astype(np.uint8)).astype(int)).max() <= 1
     rising = np.broadcast_to(np.linspace(0, 1, 8, dtype=np.float32)[None, :, None, None], (1, 8, 3, 1))
-    assert coloured(rising, spectrogram=True).sum(-1)[0, 0, 0] > coloured(rising, spectrogram=True).sum(-1)[0, -1, 0]
+    assert to_rgb(rising, spectrogram=True).sum(-1)[0, 0, 0] > to_rgb(rising, spectrogram=True).sum(-1)[0, -1, 0]
 
 
-def test_heated_is_brightest_where_weights_are():
+def test_weights_is_brightest_where_weights_are():
     weights = np.ones((2, 6, 6), np.float16)
     weights[0, 1, 4] = 3
-    drawn = heated(np.full((2, 6, 6, 3), 100, np.uint8), weights).sum(-1).astype(int)
+    drawn = overlay_weights(np.full((2, 6, 6, 3), 100, np.uint8), weights).sum(-1).astype(int)
     assert np.argwhere(drawn[0] == drawn[0].max()).tolist() == [[1, 4]] and np.ptp(drawn[1]) == 0
 
 
 def test_data_uris_come_back():
-    picture = np.random.default_rng(0).integers(0, 256, (200, 100, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (200, 100, 3)).astype(np.uint8)
 
     def opened(uri):
         head, data = uri.split(";base64,")
         return head, Image.open(io.BytesIO(base64.b64decode(data)))
 
-    head, exact = opened(data_uri(picture[:40]))
-    assert head == "data:image/png" and (np.asarray(exact) == picture[:40]).all()
-    head, photo = opened(data_uri(picture, 160))
+    head, exact = opened(data_uri(image[:40]))
+    assert head == "data:image/png" and (np.asarray(exact) == image[:40]).all()
+    head, photo = opened(data_uri(image, 160))
     assert head == "data:image/jpeg" and photo.size == (80, 160)
-    assert opened(data_uri(picture, 400, photo=False))[0] == "data:image/png"
+    assert opened(data_uri(image, 400, photo=False))[0] == "data:image/png"
 
 
 def test_curves_draw_each_series(tmp_path):

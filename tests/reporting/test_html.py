@@ -118,7 +118,7 @@ def test_ticks_are_round_and_enclose(values):
     found = ticks(values)
     assert found[0] <= min(values) and max(values) <= found[-1] and 2 <= len(found) <= 8
     np.testing.assert_allclose(np.diff(found), found[1] - found[0], rtol=1e-6)
-    assert all(float(one).is_integer() for one in ticks([1, 3], whole=True))
+    assert all(float(one).is_integer() for one in ticks([1, 3], integers=True))
 
 
 def test_markdown_table():

@@ -5,13 +5,14 @@ import csv
 import pytest
 
 from mdw_jax.errors import UserError
+from mdw_jax.reporting import figures
 from mdw_jax.reporting.result_table import read_rows, table, table_command
 
 FIXED = {"noise.protocol": "image", "select_on": "val", "lr_scale": "0.3", "commit": "abc", "run.seed": "0"}
 
 
 def rows(preset, rate, sets, **more):
-    """One row a student: sets is a list of lists of r_mean."""
+    """One row per student: sets is a list of lists of r_mean."""
     return [{"preset": preset, "noise.rate": rate, "set": index, "student": student, "r_mean": value, **FIXED,
              **{name.replace("__", "."): value for name, value in more.items()}}
             for index, students in enumerate(sets) for student, value in enumerate(students)]
@@ -74,11 +75,11 @@ def test_columns_that_vary_inside_a_cell_are_an_error(write):
     assert "| distill.pairs | r_mean |" in table(read, ["distill.pairs"], [])
 
 
-def test_the_peer_protocol_is_labelled_and_beats_no_honest_row(write):
-    data = rows("mdw", "0.4", [[20, 22]], protocol="test") + rows("random", "0.4", [[10, 10]])
+def test_selection_on_test_is_labeled_and_beats_no_row_selected_on_val(write):
+    data = rows("mdw", "0.4", [[20, 22]], select_on="test") + rows("random", "0.4", [[10, 10]])
     text = table(read_rows([write(data)]))
     assert "| mdw | 21.00 +- 1.41 (optimistic) |" in text and "| random | **10.00 +- 0.00** |" in text
-    assert "select_on test, val (optimistic: peer is the best of the test evaluations);" in text
+    assert "select_on test, val (optimistic: with test, the best of the test evaluations);" in text
     assert "| mdw | **21.00 +- 1.41 (optimistic)** |" in table(read_rows([write(data[:2])]))
     assert "optimistic" not in table(read_rows([write(GRID)]))
 
@@ -135,7 +136,7 @@ def test_mistakes_in_what_is_asked(write, options, words):
 @pytest.mark.parametrize("contents, words", [
     (None, "there is no file"),
     (b"", "no column 'preset'"),
-    (b"preset,set,student\nmdw,0,0\n", "no column 'protocol'"),
+    (b"preset,set,student\nmdw,0,0\n", "no column 'select_on'"),
     (b"preset,set,student,select_on\n", "holds no rows yet"),
     (b"preset,set,student,select_on\nmdw,0,0,val,1\n", "longer than its header"),
     (b"\x89PNG\r\n\x1a\n\xff\xff", "is not a CSV"),
@@ -148,9 +149,9 @@ def test_mistakes_in_files(tmp_path, contents, words):
         read_rows([tmp_path / "t.csv"])
 
 
-def test_a_picture_has_a_line_a_preset_with_intervals_and_wants_numbers_across(write, tmp_path, monkeypatch):
+def test_a_figure_has_a_line_a_preset_with_intervals_and_wants_numbers_across(write, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("mdw_jax.reporting.result_table.pictures.curves", lambda series, path, *words: drawn.update(series))
+    monkeypatch.setattr(figures, "curves", lambda series, path, *words: drawn.update(series))
     table_command([write(GRID)], ["preset"], ["noise.rate"], "r_mean", False, str(tmp_path / "t.md"), "t.png")
     x, mean, half = drawn["MDW"]
     assert x == (0.0, 0.4) and mean == (1.25, 12.0)

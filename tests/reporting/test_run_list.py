@@ -14,8 +14,8 @@ from scipy.stats import ttest_ind
 from mdw_jax.cli import main
 from mdw_jax.config import base, resolve
 from mdw_jax.config.sections import config_digest
-from mdw_jax.io.files import run_folder_held
-from mdw_jax.reporting.run_list import described, run_folders, state
+from mdw_jax.io.locks import hold_run_directory
+from mdw_jax.reporting.run_list import described, run_directories, state
 from mdw_jax.reporting.stats import welch
 
 RNG = np.random.default_rng(0)
@@ -67,8 +67,8 @@ def test_states_follow_the_files_of_a_run(tmp_path):
         else:
             write(folder / name, texts.get(name, ""))
         assert state(folder) == expected, name
-        assert list(run_folders(tmp_path)) == [folder]
-        with run_folder_held(folder):
+        assert list(run_directories(tmp_path)) == [folder]
+        with hold_run_directory(folder):
             stage = expected.removeprefix("stopped at ")
             stage = {"never begun": "prepare", "finished": "evaluate"}.get(stage, stage)
             assert state(folder) == f"running, {stage}"
@@ -99,13 +99,13 @@ def test_scores_are_of_the_config_that_they_are_noted_for(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "preset,set\nmdw,0\n", "preset,set,select_on,r_mean\nmdw,0,val,no\n",
                                   "preset,set,select_on,r_mean\n", "r_mean,preset,set,select_on\n1,mdw\n", "\udcff"])
-def test_damaged_scores_are_said_so(tmp_path, capsys, text):
+def test_damaged_scores_are_reported(tmp_path, capsys, text):
     folder = finished(tmp_path / "run", {"mdw": MDW})
     (folder / "scores.csv").write_bytes(text.encode(errors="surrogateescape"))
     assert described(folder)["state"] == "damaged scores.csv" and described(folder)["r_mean"] == "-"
     assert main(["diff", str(folder), str(finished(tmp_path / "b", {"mdw": MDW}))]) == 2
     out, err = capsys.readouterr()
-    assert not out and err == f"mdw: '{folder / 'scores.csv'}' is damaged; give mdw evaluate again.\n"
+    assert not out and err == f"mdw: '{folder / 'scores.csv'}' is damaged; run mdw evaluate again.\n"
 
 
 def test_what_other_commands_did_without_a_run(tmp_path):
@@ -142,7 +142,7 @@ def test_a_sweep_says_how_many_cells_are_done(tmp_path):
     for name in (".lock", "sweep/1.json", "sweep/2.json", "sweep/3.failed.json"):
         write(tmp_path / name, LOCK)
     assert described(tmp_path)["state"] == "sweep, 2 cells done, 1 failed"
-    with run_folder_held(tmp_path, shared=True):
+    with hold_run_directory(tmp_path, shared=True):
         assert state(tmp_path) == "running, sweep, 2 cells done, 1 failed"
 
 
@@ -178,11 +178,11 @@ def test_the_interval_is_welchs():
 
 def test_differences(tmp_path, capsys):
     a = finished(tmp_path / "a", {"mdw": MDW, "vld": VLD, "full": VLD[:1]})
-    b = finished(tmp_path / "b", {"mdw": MDW + 2, "vld": VLD[:1] - 1, "lors": VLD}, noise__rate=0.2, text__path="x y")
+    b = finished(tmp_path / "b", {"mdw": MDW + 2, "vld": VLD[:1] - 1, "lors": VLD}, noise__rate=0.2, fairness__words="x y")
     assert main(["diff", str(a), str(b)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[4:7]] == [
-        ["noise.rate", "0.4", "0.2"], ["run.presets", "mdw,vld,full", "mdw,vld,lors"], ["text.path", '""', "x", "y"]]
+        ["fairness.words", '""', "x", "y"], ["noise.rate", "0.4", "0.2"], ["run.presets", "mdw,vld,full", "mdw,vld,lors"]]
     rows = {line[: line.index("  ")]: line for line in lines[9:]}
     low, high = ttest_ind(MDW.mean(1) + 2, MDW.mean(1), equal_var=False).confidence_interval(0.95)
     assert rows["MDW"].split("  ")[-2:] == [f"+2.00 [{low:+.2f}, {high:+.2f}]", "3 and 3 sets"]
@@ -192,13 +192,13 @@ def test_differences(tmp_path, capsys):
     assert main(["diff", str(a), str(begun(tmp_path / "c"))]) == 0
     assert f"'{tmp_path / 'c'}' has no scores of this config: stopped at experts." in capsys.readouterr().out
     assert main(["diff", str(a), str(finished(tmp_path / "d", {"mdw": MDW}, protocol="test"))]) == 0
-    assert "A was scored under the select_on val, B under peer" in capsys.readouterr().out
+    assert "A was selected on val, B on test" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    (["runs", "nowhere"], "there is no folder 'nowhere'"),
+    (["runs", "nowhere"], "there is no directory 'nowhere'"),
     (["runs", "empty"], "there are no runs in 'empty'"),
-    (["diff", "nowhere", "empty"], "there is no folder 'nowhere'"),
+    (["diff", "nowhere", "empty"], "there is no directory 'nowhere'"),
     (["diff", "empty", "empty"], "'empty' holds no config of a run (no run)"),
     (["diff", "new", "new"], "'new' holds no config of a run (never begun)"),
     (["diff", "grid", "grid"], "'grid' holds a sweep"),

@@ -17,10 +17,11 @@ from mdw_jax.config.sections import config_digest
 from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
 from mdw_jax.io.distilled_set import CARD, TENSORS, DistilledSet, save_distilled
-from mdw_jax.method.retrieval import METRICS
+from mdw_jax.io.scores import METRICS
 from mdw_jax.reporting.run_files import Run
-from mdw_jax.reporting.run_report import report_command, table
-from mdw_jax.reporting.stats import interval
+from mdw_jax.reporting.run_report import report_command
+from mdw_jax.reporting.run_table import table
+from mdw_jax.reporting.stats import half_interval_of_scores
 
 STEPS = 12
 SECTIONS = ["Results", "Distilled pairs", "How the images changed", "Learned correspondence",
@@ -152,8 +153,9 @@ def test_several_runs_are_side_by_side(tmp_path):
 
 def test_the_interval_is_over_sets_where_there_are_several(tmp_path):
     rows = [{"set": str(n), "r_mean": str(value)} for n, value in ((0, 1), (0, 3), (1, 5), (1, 7))]
-    assert interval(rows) == pytest.approx(12.706 * 2 * 2**0.5 / 2**0.5, rel=1e-3)  # means 2 and 6, t with 1 degree
-    assert interval(rows[:1]) is None
+    assert half_interval_of_scores(rows) == pytest.approx(12.706 * 2 * 2**0.5 / 2**0.5, rel=1e-3)
+    # the means are 2 and 6, t has 1 degree of freedom
+    assert half_interval_of_scores(rows[:1]) is None
     entry = table(Run(make_run(tmp_path / "run", sets=2)))[1]
     assert entry["95 %"].startswith("+- 19.0") and entry["of"] == "2 sets x 3 students" and entry["pairs"] == "30"
 
@@ -162,7 +164,7 @@ def test_the_certificate_of_certify_is_shown(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "certificate.csv").write_text(
         "preset,eta,source,loss,measure,value,trivial\nmdw,0.4,known,gce 0.7,clean_risk,0.123,1.38\n"
-        "mdw,0.4,known,gce 0.7,noisy_risk,9,1.38\nmdw,0.4,known,gce 0.7,excess_bound_open,0.5,\n")
+        "mdw,0.4,known,gce 0.7,noisy_risk,9,1.38\nmdw,0.4,known,gce 0.7,excess_bound_large_n,0.5,\n")
     _, reader = page_of(folder)
     assert {"clean risk", "cost of noise at most", "guessing"} <= set(reader.text["th"])
     assert {"0.123", "0.5", "1.38", "40% (known)"} <= set(reader.text["td"])
@@ -205,17 +207,35 @@ def test_the_title_says_what_there_is(tmp_path):
                                "scenes: 12 pairs from 1000", "scenes: experts on 1000 pairs"]
 
 
+def test_a_preset_from_outside_the_package_is_what_report_json_says(tmp_path):
+    folder = make_run(tmp_path / "run", pairs=12)
+    scores = (folder / "scores.csv").read_text().replace("random,", "my_methods:pick,")
+    (folder / "scores.csv").write_text(scores.replace("experts,", "my_methods:train,"))
+    change_report(folder, lambda presets: (presets[0].update(name="my_methods:pick", label="my choice", kind="coreset"),
+                                           presets[2].update(name="my_methods:train", label="", kind="reference")))
+    run = Run(folder)
+    assert [(preset.label, preset.kind) for preset in run.presets] == [
+        ("my choice", "coreset"), ("MDW", "distilled"), ("my_methods:train", "reference")]
+    assert repr(run) == f"Run('{folder}': test r_mean my_methods:pick 11.00, mdw 41.00, my_methods:train 51.00)"
+    assert [row["preset"] for row in table(run)] == ["my choice", "MDW", "my_methods:train"]
+    _, reader = page_of(folder)
+    assert any(image["alt"].startswith("real image 0") for image in reader.attributes("img"))
+    change_report(folder, lambda presets: presets.__delitem__(1))
+    assert Run(folder).main.name == "my_methods:pick"
+
+
 def test_files_are_read_as_utf_8_whatever_the_locale(tmp_path):
     folder = make_run(tmp_path / "run", pairs=12)
     about = json.loads((folder / "report.json").read_text()) | {"data": "犬"}
     (folder / "report.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-    program = "import sys\nfrom mdw_jax.reporting.run_report import Run\nassert Run(sys.argv[1]).about['data'] == '\\u72ac'"
+    program = ("import sys\nfrom mdw_jax.reporting.run_files import Run\n"
+               "assert Run(sys.argv[1]).summary['data'] == '\\u72ac'")
     subprocess.run([sys.executable, "-X", "utf8=0", "-c", program, folder], check=True, env=os.environ | {
         "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 @pytest.mark.parametrize(("spoil", "words"), [
-    (lambda run: shutil.rmtree(run), "there is no run folder"),
+    (lambda run: shutil.rmtree(run), "there is no run directory"),
     (lambda run: (run / "config.json").unlink(), "no config.json"),
     (lambda run: (run / "scores.csv").unlink(), "scores.csv is missing"),
     (lambda run: (run / "report.json").write_text("{"), "report.json' cannot be read"),
@@ -246,7 +266,8 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "page.html").exists() and str(tmp_path / "page.html") in capsys.readouterr().out
     (tmp_path / "grid").mkdir()
     (tmp_path / "grid" / "sweep.csv").touch()
-    for words, sentence in ((["report"], "no run folder given"), (["report", str(tmp_path)], "no config.json"),
+    for words, sentence in ((["report"], "no run directory given"),
+                            (["report", str(tmp_path)], f"holds run directories: {run};"),
                             (["report", str(run), "--config=x.py"], "reads no config"),
                             (["report", str(run), str(tmp_path / "grid" / ".." / "run")], "is given twice"),
                             (["report", str(tmp_path / "grid")], "compare them with mdw table"),

@@ -1,4 +1,4 @@
-"""Whole runs on log-mels: one channel, not square; sounds made of them; clips (T, H, W, C) through the same code."""
+"""Whole runs on log-mels: one channel, not square; audio made of them; video clips (T, H, W, C) through the same code."""
 
 import base64
 import io
@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 from scipy.io import wavfile
 
-from mdw_jax.config import base
-from mdw_jax.config.options import AUGMENTS, DATA
-from mdw_jax.data.augment import POLICIES, augment
+from mdw_jax.config import base, options
+from mdw_jax.data.augment import AUGMENTATIONS, augment
 from mdw_jax.data.log_mel import LogMel
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.data.registry import READERS
@@ -25,30 +24,32 @@ from mdw_jax.data.synthetic.tones import tones
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.method.grad_cam import pixel_weights
-from mdw_jax.models.build import build_tower
+from mdw_jax.models.build import BuildContext, build_tower
 from mdw_jax.models.dual_encoder import dual_encoder
-from mdw_jax.models.image.spectrogram import LEAST, spectrogram_tower
+from mdw_jax.models.image.spectrogram import MIN_SIDE, spectrogram_tower
 from mdw_jax.models.image.tower import Tower
 from mdw_jax.pipeline.run import STAGES
 from mdw_jax.reporting import audio
 
 TINY = {
-    "run.presets": ("random", "mdw"), "data.name": "tones",
-    "data.train": 48, "data.val": 20, "data.test": 20, "data.mels": 16, "data.frames": 32, "data.seconds": 0.6,
-    "text.dim": 24,
-    "model.patches": (8,), "model.widths": (16,), "model.vit_patch": 8, "model.vit_width": 8, "model.vit_depth": 1,
-    "model.vit_heads": 2, "experts.count": 1, "experts.epochs": 2, "experts.batch": 32,
+    "run.presets": ("random", "mdw"), "text.dim": 24,
+    "experts.count": 1, "experts.epochs": 2, "experts.recovery_start": 1, "experts.batch": 32,
     "distill.pairs": 6, "distill.steps": 3, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
     "distill.rank": 2, "distill.checkpoint_every": 3, "distill.ceo_every": 2,
     "evaluate.students": 1, "evaluate.steps": 4, "evaluate.every": 4, "evaluate.batch": 8, "evaluate.lr_scales": (1.0,),
     "evaluate.tower_lr_scales": (1.0,),
 }
+TONES = {"data.name": "tones", "data.train": 48, "data.val": 20, "data.test": 20, "data.mels": 16, "data.frames": 32,
+         "data.seconds": 0.6}
+CONVNET = {"model.patches": (8,), "model.widths": (16,)}
+VIT = {"model.vit_patch": 8, "model.vit_width": 8, "model.vit_depth": 1, "model.vit_heads": 2}
 
 
-def tiny(folder, **changes):
+def tiny(folder, *settings, **changes):
     c = base()
-    c.update_from_flattened_dict(TINY | {"run.dir": str(folder)})
-    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    for entries in (TINY, {"run.dir": str(folder)}, *settings,
+                    {name.replace("__", "."): value for name, value in changes.items()}):
+        c.update_from_flattened_dict(entries)
     return c
 
 
@@ -56,39 +57,39 @@ def tiny(folder, **changes):
 def finished(tmp_path_factory):
     """A run on tones with all that might ask for a square or for three channels."""
     folder = tmp_path_factory.mktemp("tones")
-    STAGES["run"](tiny(folder, experts__augment="shift_mask", distill__augment="shift_mask", evaluate__tower="vit",
-                       evaluate__mode="full"))
+    STAGES["run"](tiny(folder, TONES, CONVNET, VIT, experts__augment="shift_mask", distill__augment="shift_mask",
+                       evaluate__tower="vit", evaluate__mode="full"))
     return folder
 
 
 def shown(folder):
-    """The pictures on a run's page."""
+    """The images in a run's report."""
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', (folder / "index.html").read_text())
     return [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in found]
 
 
-def test_sounds_go_from_experts_to_the_page(finished):
+def test_audio_goes_from_experts_to_the_report(finished):
     [folder] = (finished / "distilled").glob("mdw-*/set_0")
     distilled, card = load_distilled(folder)
     assert distilled.images.shape == (6, 16, 32, 1) and distilled.images.min() >= 0 and distilled.images.max() <= 1
     assert LogMel(**card["log_mel"]).shape == (16, 32, 1)
     assert "MDW" in (finished / "table.md").read_text()
-    pictures = [np.asarray(picture).astype(int) for picture in shown(finished)]
-    assert max((np.ptp(picture, axis=-1) > 60).mean() for picture in pictures) > 0.01  # magma, not grey
+    images = [np.asarray(image).astype(int) for image in shown(finished)]
+    assert max((np.ptp(image, axis=-1) > 60).mean() for image in images) > 0.01  # magma, not gray
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"model__patches": (16, 2), "model__widths": (8, 8)}, "by 32, not 16 x 32; set model.patches.*data.mels"),
-    ({"model__tower": "vit", "model__vit_patch": 12}, "12 px patches cannot cut images of 16 x 32 px"),
-    ({"model__pretrain_epochs": 1}, "square and RGB, not \\(16, 32, 1\\)"),
+@pytest.mark.parametrize("settings, message", [
+    ({"model.patches": (16, 2), "model.widths": (8, 8)}, "by 32, not 16 x 32; set model.patches.*data.mels"),
+    (VIT | {"model.tower": "vit", "model.vit_patch": 12}, "12 px patches cannot cut images of 16 x 32 px"),
+    (CONVNET | {"model.pretrain_epochs": 1}, "square and RGB, not \\(16, 32, 1\\)"),
 ])
-def test_towers_that_do_not_fit_are_refused(tmp_path, changes, message):
+def test_towers_that_do_not_fit_are_refused(tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        STAGES["prepare"](tiny(tmp_path, **changes))
+        STAGES["prepare"](tiny(tmp_path, TONES, settings))
 
 
 def test_the_choices_of_a_config_are_those_there_are():
-    assert AUGMENTS == POLICIES and list(DATA) == list(READERS)
+    assert options.AUGMENTATIONS == tuple(AUGMENTATIONS) and list(options.READERS) == list(READERS)
 
 
 def flat(width=3):
@@ -99,7 +100,7 @@ def flat(width=3):
 def test_a_listening_tower_sees_rgb_and_keeps_frequencies_apart():
     built = []
     tower = spectrogram_tower(lambda shape: built.append(shape) or flat(), (48, 80, 1))
-    assert built == [(144, 240, 3)] and min(built[0][:2]) >= LEAST and tower.width == 36 * 3
+    assert built == [(144, 240, 3)] and min(built[0][:2]) >= MIN_SIDE and tower.width == 36 * 3
     images = np.random.default_rng(0).uniform(size=(2, 48, 80, 1)).astype(np.float32)
     seen = tower.feature_map({}, jnp.asarray(images))
     assert seen.shape == (2, 36, 60, 3)
@@ -110,7 +111,7 @@ def test_a_listening_tower_sees_rgb_and_keeps_frequencies_apart():
     assert spectrogram_tower(lambda shape: tokens, (48, 80, 1)).features({}, images).shape == (2, 3)
 
 
-def test_griffin_lim_gives_the_picture_back(tmp_path):
+def test_griffin_lim_gives_the_spectrogram_back(tmp_path):
     pytest.importorskip("librosa")
     pairs = tones(6, 1, 1, seconds=1.0, frames=64, mels=48)
     log_mel = pairs.log_mel
@@ -119,32 +120,32 @@ def test_griffin_lim_gives_the_picture_back(tmp_path):
     wave = audio.griffin_lim(picture, log_mel)
     assert wave.shape == (8000,) and np.abs(wave).max() == pytest.approx(audio.PEAK)
     np.testing.assert_array_equal(wave, audio.griffin_lim(picture, log_mel))
-    again = log_mel.picture(wave) / 255
+    again = log_mel.image(wave) / 255
     assert np.corrcoef(again.ravel(), picture.ravel())[0, 1] > 0.9
     audio.write_wav(tmp_path / "a.wav", wave, log_mel.sample_rate)
     rate, samples = wavfile.read(tmp_path / "a.wav")
     assert rate == 8000 and np.abs(samples / 32767 - wave).max() < 1e-4
-    with pytest.raises(UserError, match="no log-mel of shape"):
+    with pytest.raises(UserError, match="not a log-mel spectrogram of shape"):
         audio.griffin_lim(picture[:8], log_mel)
 
 
-def test_a_distilled_clip_is_exported_as_a_picture_and_as_sound(finished, tmp_path):
+def test_a_distilled_pair_is_exported_as_an_image_and_as_audio(finished, tmp_path):
     pytest.importorskip("librosa")
     [folder] = (finished / "distilled").glob("mdw-*/set_0")
-    audio.export(folder, 2, tmp_path / "clip", "a low tone")
+    audio.export_pair(folder, 2, tmp_path / "clip", "a low tone")
     assert Image.open(tmp_path / "clip.png").width > 100
     rate, samples = wavfile.read(tmp_path / "clip.wav")
     assert rate == 8000 and len(samples) == 4800 and np.abs(samples).max() > 20000
-    assert (finished / "pictures" / "mdw-0.wav").exists()
+    assert (finished / "figures" / "mdw-0.wav").exists()
     with pytest.raises(UserError, match="pairs 0 to 5, no pair 6"):
-        audio.export(folder, 6, tmp_path / "clip")
+        audio.export_pair(folder, 6, tmp_path / "clip")
     card = json.loads((folder / "card.json").read_text())
     copy = tmp_path / "images"
     copy.mkdir()
     (copy / "distilled.safetensors").write_bytes((folder / "distilled.safetensors").read_bytes())
     (copy / "card.json").write_text(json.dumps(card | {"log_mel": None}))
-    with pytest.raises(UserError, match="not of sounds"):
-        audio.export(copy, 0, tmp_path / "clip")
+    with pytest.raises(UserError, match="not of audio"):
+        audio.export_pair(copy, 0, tmp_path / "clip")
 
 
 T, H, W, C = 4, 8, 12, 3
@@ -210,7 +211,7 @@ def test_pixel_weights_of_clips_follow_place_and_time():
     np.testing.assert_allclose(np.asarray(weights).mean((1, 2, 3, 4)), 1, atol=1e-4)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", AUGMENTATIONS)
 def test_frames_of_a_clip_share_one_draw(policy):
     frame = jax.random.uniform(jax.random.key(0), (3, 1, H, W, C))
     out = augment(jax.random.key(1), jnp.repeat(frame, T, 1), policy)
@@ -219,6 +220,6 @@ def test_frames_of_a_clip_share_one_draw(policy):
     np.testing.assert_allclose(out[:, 0], augment(jax.random.key(1), frame[:, 0], policy), atol=1e-5)
 
 
-def test_towers_of_pictures_refuse_clips():
-    with pytest.raises(UserError, match="not clips"):
-        build_tower(base().model, (T, H, W, C), 0, None)
+def test_towers_of_images_refuse_video_clips():
+    with pytest.raises(UserError, match="not video clips"):
+        build_tower(base().model, (T, H, W, C), BuildContext())

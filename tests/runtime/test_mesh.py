@@ -13,6 +13,7 @@ import pytest
 
 from mdw_jax.analysis.cost.collectives import collective_bytes
 from mdw_jax.runtime import mesh
+from mdw_jax.runtime.processes import broadcast_from_main, is_main
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,8 +30,8 @@ def run(folder, devices: int, processes: int = 1) -> dict:
                                  out], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                for n in range(processes)]
     for process in started:
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
     with np.load(out, allow_pickle=False) as file:
         return dict(file)
 
@@ -53,11 +54,11 @@ def test_numbers_do_not_depend_on_devices(tmp_path, one, devices, processes):
     assert moved  # or they were not computed another way at all
 
 
-def test_for_each_is_a_loop():
+def test_map_replicas_is_a_loop():
     trees = [{"a": jnp.arange(3.0) + n} for n in range(3)]
     found = mesh.map_replicas(jax.tree_util.Partial(lambda tree, scale: {"b": tree["a"].sum() * scale}), trees, 2.0)
     assert [float(one["b"]) for one in found] == [6, 12, 18]
-    assert mesh.broadcast_from_main(lambda: {"x": 1}) == {"x": 1} and mesh.is_main()
+    assert broadcast_from_main(lambda: {"x": 1}) == {"x": 1} and is_main()
 
 
 HLO = """HloModule jit_f, entry_computation_layout={()->f32[]}

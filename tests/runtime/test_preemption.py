@@ -31,7 +31,8 @@ TINY = {
 # call of a function, a run first sends itself a signal: where that is, the test says.
 FORKS = """
 import importlib, json, os, sys, time
-from mdw_jax import interrupt, run, stages
+from mdw_jax.pipeline import distill, run
+from mdw_jax.runtime import preemption
 from mdw_jax.cli import main
 
 def signal_at(module, name, n, number):
@@ -41,7 +42,7 @@ def signal_at(module, name, n, number):
         calls.append(None)
         if len(calls) == n:
             os.kill(os.getpid(), number)
-            while not interrupt._received:
+            while not preemption._received:
                 time.sleep(0.01)
         return function(*args, **named)
     setattr(module, name, counted)
@@ -64,10 +65,10 @@ def arguments(command, folder, **changes):
 
 
 def environment():
-    found = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
                           "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     cache = jax.config.jax_compilation_cache_dir
-    return found | ({"JAX_COMPILATION_CACHE_DIR": cache} if cache else {})
+    return variables | ({"JAX_COMPILATION_CACHE_DIR": cache} if cache else {})
 
 
 @pytest.fixture
@@ -84,10 +85,10 @@ def run(tmp_path_factory):
 
 def results(folder):
     """{path: bytes} of what a run is for: experts, sets, metrics and scores; times and paths are in none of them."""
-    kept = ("division.npy", "right.npy", "experts.json", "log.jsonl", "metrics.jsonl", "distilled.safetensors",
+    names = ("division.npy", "correct.npy", "experts.json", "log.jsonl", "metrics.jsonl", "distilled.safetensors",
             "metrics.csv", "scores.csv", "table.md")
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.name in kept or path.name.startswith("scores-")}
+            if path.name in names or path.name.startswith("scores-")}
 
 
 def left_over(folder):
@@ -106,10 +107,10 @@ def test_stopped_runs_end_where_an_undisturbed_one_does(run):
          "stopped at 2/3 epochs"),
         # In the second step of the distillation (a key for the first state, then one a step): it ends, and no
         # checkpoint is due there.
-        (stopped, ("mdw_jax.pipeline.distill", "named_key", 3, signal.SIGTERM), 0,
+        (stopped, ("mdw_jax.pipeline.distill_loop", "named_key", 3, signal.SIGTERM), 0,
          {"checkpoint.safetensors", "history.jsonl"}, "stopped at 2/6 steps"),
         # While the set is scored on val, at the regular checkpoint; by Ctrl-C.
-        (stopped, ("mdw_jax.pipeline.distill", "evaluate", 1, signal.SIGINT), 130,
+        (stopped, ("mdw_jax.pipeline.distill_loop", "evaluate", 1, signal.SIGINT), 130,
          {"checkpoint.safetensors", "history.jsonl"}, "stopped at 4/6 steps"),
         (stopped, None, 0, set(), "done, 6 steps"),
     ]
@@ -123,9 +124,9 @@ def test_stopped_runs_end_where_an_undisturbed_one_does(run):
             left.append((int(line), set(left_over(runs[len(left)][0]))))
     assert process.wait() == 0 and len(left) == len(runs)
     for (_, at, status, names, words), found, log in zip(runs, left, logs, strict=True):
-        said = Path(log).read_text()
-        assert found == (status, names) and words in said and "Traceback" not in said, said
-        assert ("the same command goes on where it stopped" in said) == bool(at)
+        output = Path(log).read_text()
+        assert found == (status, names) and words in output and "Traceback" not in output, output
+        assert ("the same command goes on where it stopped" in output) == bool(at)
     wanted = results(whole)
     assert len(wanted) == 7 and results(stopped) == wanted
 
@@ -136,7 +137,7 @@ def child():
     started = []
 
     def start(text):
-        text = f"import sys, time\nfrom mdw_jax import interrupt\ninterrupt.GRACE = 1.0\n{text}"
+        text = f"import sys, time\nfrom mdw_jax.runtime import preemption\npreemption.GRACE = 1.0\n{text}"
         process = subprocess.Popen([sys.executable, "-c", text], env=environment(), stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)
         started.append(process)
@@ -150,7 +151,7 @@ def child():
 
 
 # One call into C, as a compiled epoch is: none of Python's own handlers runs before it is over.
-BUSY = ("import hashlib\nwith interrupt.listening():\n    print('ready', flush=True)\n"
+BUSY = ("import hashlib\nwith preemption.handle_signals():\n    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n")
 
 
@@ -163,12 +164,12 @@ def test_what_does_not_come_by_is_abandoned_in_time(child, monkeypatch, number, 
     start = time.monotonic()
     process.send_signal(number)
     assert process.wait(20) == status and 0.9 < time.monotonic() - start < 10
-    said = process.stderr.read().splitlines()
-    assert len(said) == 2 and "a second signal stops at once" in said[0] and "from the last checkpoint" in said[1]
+    output = process.stderr.read().splitlines()
+    assert len(output) == 2 and "a second signal stops at once" in output[0] and "from the last checkpoint" in output[1]
 
 
 def test_a_second_signal_kills_and_an_echo_does_not(child):
-    process = child(BUSY.replace("with ", "interrupt.GRACE, interrupt.ECHO = 30.0, 0.3\nwith "))
+    process = child(BUSY.replace("with ", "preemption.GRACE, preemption.ECHO = 30.0, 0.3\nwith "))
     process.send_signal(signal.SIGTERM)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -206,7 +207,7 @@ def test_features_go_on_after_the_rows_that_are_there(tmp_path, monkeypatch):
         if len(calls) == 4:  # two chunks of val and two of train are there
             raise preemption.Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr(preemption, "check", check)
+    monkeypatch.setattr(preemption, "raise_if_interrupted", check)
     with pytest.raises(preemption.Interrupted):
         image_features(model, images, tmp_path / "stopped", "key")
     found = image_features(model, images, tmp_path / "stopped", "key")
@@ -224,7 +225,7 @@ def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
     Experts are a small part of a run, and hardly hit in one: they are killed apart as well. MDW_KILLS: how often each.
     """
     kills = int(os.environ.get("MDW_KILLS", kills))
-    changes = {"run__presets": "mdw,random", "experts__scouts": 1, "distill__steps": 20, "distill__sets": 2,
+    changes = {"run__presets": "mdw,random", "experts__teacher_count": 1, "distill__steps": 20, "distill__sets": 2,
                "distill__checkpoint_every": 8, "evaluate__steps": 100}
     eager = "import mdw_jax.pipeline.experts as e; e.SAVE_EVERY = 0.0\nimport sys\nfrom mdw_jax.cli import main\n" \
             "sys.exit(main(sys.argv[1:]))"
@@ -262,14 +263,14 @@ def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
                     print(f"{len(landed)} kills, {finished} runs ended alike", flush=True)
             process.kill()
         process.wait()
-        said = process.stderr.read()
-        assert "Traceback" not in said and process.returncode in (0, -signal.SIGKILL), said
+        output = process.stderr.read()
+        assert "Traceback" not in output and process.returncode in (0, -signal.SIGKILL), output
         if process.returncode == 0:
             assert results(folder) == wanted and not left_over(folder)
             finished, folder = finished + 1, run("killed")
     process = begin(folder)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+    _, output = process.communicate()
+    assert process.returncode == 0, output
     assert results(folder) == wanted and not left_over(folder)
     with capsys.disabled():
         print(f"\n{kills} kills in work of {seconds:.1f} s: "

@@ -1,4 +1,4 @@
-"""Processes that find each other, and stop together."""
+"""Processes find each other, and stop together."""
 
 import os
 import socket
@@ -11,29 +11,29 @@ import pytest
 from mdw_jax.errors import UserError
 from mdw_jax.runtime import processes
 
-BY_HAND = {"MDW_COORDINATOR": "localhost:1234", "MDW_PROCESSES": "2", "MDW_PROCESS": "0"}
+EXPLICIT = {"MDW_COORDINATOR": "localhost:1234", "MDW_PROCESSES": "2", "MDW_PROCESS": "0"}
 # Process 1 alone gets a signal, somewhere between the steps; both say at which step they stop.
 TOGETHER = """
 import os, signal, sys
-from mdw_jax import cluster, interrupt
-cluster.join()
-cluster.join()
+from mdw_jax.runtime import preemption, processes
+processes.join()
+processes.join()
 import jax
-with interrupt.listening():
+with preemption.handle_signals():
     try:
         for step in range(1000):
             if step == 3 and jax.process_index() == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-            interrupt.check()
-    except interrupt.Interrupted as stop:
+            preemption.raise_if_interrupted()
+    except preemption.Interrupted as stop:
         print(jax.process_index(), jax.process_count(), step, flush=True)
-        sys.exit(interrupt.exit_status(stop.number))
+        sys.exit(preemption.exit_status(stop.number))
 """
 
 
 @pytest.mark.parametrize("environment", [
     {}, {"MDW_DISTRIBUTED": "0"}, {"MDW_DISTRIBUTED": "1", "SLURM_NTASKS": "1"}, {"SLURM_NTASKS": "8"},
-    BY_HAND | {"MDW_PROCESSES": "1"}])
+    EXPLICIT | {"MDW_PROCESSES": "1"}])
 def test_a_single_process_joins_nobody(environment, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)  # not even asked
     processes.join(environment)
@@ -44,7 +44,7 @@ def test_a_single_process_joins_nobody(environment, monkeypatch):
     ({"MDW_PROCESSES": "two"}, "make no sense"), ({"MDW_COORDINATOR": "localhost"}, "is not host:port")])
 def test_what_makes_no_sense(changes, message):
     with pytest.raises(UserError, match=message):
-        processes.join(BY_HAND | changes)
+        processes.join(EXPLICIT | changes)
 
 
 def test_processes_join_and_stop_at_the_same_step():
@@ -58,6 +58,5 @@ def test_processes_join_and_stop_at_the_same_step():
     ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
     assert [status for *_, status in ended] == [85, 85], ended
     # Gloo may speak on stdout as well.
-    said = [[line.split() for line in out.splitlines() if line[:1].isdigit()] for out, *_ in ended]
-    [[first], [second]] = said
+    [[first], [second]] = [[line.split() for line in out.splitlines() if line[:1].isdigit()] for out, *_ in ended]
     assert first[:2] == ["0", "2"] and second[:2] == ["1", "2"] and first[2] == second[2] and int(first[2]) >= 3

@@ -53,7 +53,7 @@ def test_a_stage_that_ends_early_says_how_far_it_got():
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_exception_passes_and_is_noted(error):
+def test_an_exception_passes_and_is_reported(error):
     stream, clock = io.StringIO(), Clock()
     with pytest.raises(error), progress("experts", 4, "epochs", stream=stream, clock=clock) as advance:
         clock.now += 20
@@ -82,9 +82,9 @@ def test_metrics_are_read_only_when_shown():
     assert len(reads) == 3  # two minutes and the end
 
 
-@pytest.mark.parametrize("colour", [True, False])
-def test_a_terminal_gets_a_bar(monkeypatch, colour):
-    monkeypatch.setenv("TERM", "xterm" if colour else "dumb")
+@pytest.mark.parametrize("color", [True, False])
+def test_a_terminal_gets_a_bar(monkeypatch, color):
+    monkeypatch.setenv("TERM", "xterm" if color else "dumb")
     monkeypatch.setenv("COLUMNS", "120")
     stream, clock = Terminal(), Clock()
     with progress("distill", 8, stream=stream, clock=clock) as advance:

@@ -1,10 +1,11 @@
-"""What is timed: the computations of a config, and random tensors for them."""
+"""What is measured: the computations of a config, and random tensors for them."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.config.sections import fields
@@ -20,9 +21,20 @@ from mdw_jax.runtime.rng import named_generator, named_key
 
 
 class Case(NamedTuple):
-    """A config's computations, and random tensors for them: snapshots of R trajectories, stacked; batches (R, S, b)."""
+    """A config's computations, and random tensors for them.
 
-    c: ConfigDict
+    Attributes:
+        config: resolved.
+        tower: the image tower, with random weights.
+        backbone: its parameters.
+        model: the dual encoder.
+        method: how to distill, without augmentation and mixing.
+        learned: as `State.learned`.
+        starts, targets: snapshots of R trajectories, stacked.
+        batches: (R, S, b) rows of the distilled set.
+    """
+
+    config: ConfigDict
     tower: Tower
     backbone: Any
     model: DualEncoder
@@ -32,29 +44,38 @@ class Case(NamedTuple):
     targets: Any
     batches: Any
 
+    @property
+    def outer_arguments(self) -> tuple:
+        """Arguments of the outer gradient."""
+        return self.learned, self.starts, self.targets, self.batches
 
-def make_case(c: ConfigDict) -> Case:
-    """Raises UserError for a text encoder that is trained: what is measured starts from frozen features."""
-    if c.text.train:
+
+def make_case(config: ConfigDict) -> Case:
+    """The case of a resolved config.
+
+    Raises:
+        UserError: its text encoder is trained, which is not measured.
+    """
+    if config.text.train:
         raise UserError("mdw bench measures distillation of frozen text features; set text.train to false.")
-    d, m, seed = c.distill, c.model, c.run.seed
-    text_dim = c.plan.text_dim or c.text.dim
-    tower = tower_without_weights(m, image_shape(c.data))
+    d, m, seed = config.distill, config.model, config.run.seed
+    text_dim = config.plan.text_dim or config.text.dim
+    tower = tower_without_weights(m, image_shape(config.data))
     backbone = tower.init(named_key(seed, "backbone"))
     model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
                          dtype=m.dtype)
     method = dataclasses.replace(fields(Method, d), augment="none", mixup=False)
     generator = named_generator(seed, "bench")
-    images = generator.uniform(size=(d.pairs, *image_shape(c.data)))
+    images = generator.uniform(size=(d.pairs, *image_shape(config.data)))
     learned = init_state(named_key(seed, "bench"), method, images, generator.normal(size=(d.pairs, text_dim))).learned
-    # At its start half of a low-rank P has no gradient: move it a little.
-    learned["correspondence"] = _moved(generator, learned["correspondence"], 0.1)
+    # Half of a low-rank P has no gradient at its start: move it a little.
+    learned["correspondence"] = _perturbed(generator, learned["correspondence"], 0.1)
     starts = stack([model.init(named_key(seed, "bench", r)) for r in range(d.trajectories)])
     batches = jnp.stack([minibatches(named_key(seed, "bench", "rows", r), d.pairs, d.batch, d.inner_steps)
                          for r in range(d.trajectories)])
-    return Case(c, tower, backbone, model, method, learned, starts, _moved(generator, starts, 0.01), batches)
+    return Case(config, tower, backbone, model, method, learned, starts, _perturbed(generator, starts, 0.01), batches)
 
 
-def _moved(generator, tree, distance: float):
-    """Every number a normal step of that size away."""
+def _perturbed(generator: np.random.Generator, tree, distance: float):
+    """Every number moved by a normal step of standard deviation `distance`."""
     return jax.tree.map(lambda x: x + jnp.asarray(distance * generator.normal(size=x.shape), x.dtype), tree)

@@ -1,4 +1,4 @@
-"""Timing compiled programs: medians of alternating runs, memory and operations by the compiler."""
+"""Timing compiled programs: medians of alternating runs; memory and operations from the compiler."""
 
 import contextlib
 import os
@@ -16,15 +16,19 @@ from mdw_jax.analysis.cost.flops import count_flops
 
 
 class Program(NamedTuple):
-    """A computation, ready to run.
+    """A computation that is ready to run. Numbers that are not known are None.
 
-    run: does it once and waits. compiling: seconds to trace and compile. memory: bytes it needs beyond its inputs.
-    flops: see `flops.py`; what is rematerialized counts again. sent: of several devices, bytes of collectives on each
-    (`collectives.py`), and XLA's count of operations on each. None where there is no such number.
+    Attributes:
+        run: runs it once and waits.
+        compile_seconds: to trace and compile it.
+        memory: bytes that it needs beyond its inputs.
+        flops: of `count_flops`; what is rematerialized counts again.
+        sent: with several devices, bytes of collectives on each (`collective_bytes`).
+        xla_flops: with several devices, XLA's count of operations on each.
     """
 
     run: Callable[[], Any]
-    compiling: float | None = None
+    compile_seconds: float | None = None
     memory: int | None = None
     flops: int | None = None
     sent: int | None = None
@@ -32,7 +36,14 @@ class Program(NamedTuple):
 
 
 def medians(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
-    """Median seconds of each function. They take turns, there and back, after one call of each that does not count."""
+    """Median seconds of each function.
+
+    They take turns, in alternating order, after one call of each that does not count.
+
+    Args:
+        runs: functions by name.
+        repeats: timed calls of each.
+    """
     for run in runs.values():
         run()
     seconds = {name: [] for name in runs}
@@ -41,53 +52,58 @@ def medians(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float
             begin = time.perf_counter()
             runs[name]()
             seconds[name].append(time.perf_counter() - begin)
-    return {name: float(np.median(taken)) for name, taken in seconds.items()}
+    return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
 def compiled(function, *arguments) -> Program:
     """A jitted function, compiled for these arguments."""
-    costs = _compile(function, *arguments)
-    return Program(lambda: jax.block_until_ready(function(*arguments)), *costs)
+    return compile_program(lambda: jax.block_until_ready(function(*arguments)), function, *arguments)
 
 
-def _compile(function, *arguments):
-    """Of a `Program` all but `run`; the function's next call finds it compiled."""
+def compile_program(run: Callable[[], Any], function, *arguments) -> Program:
+    """A program that calls a jitted function with arguments of these shapes, which is compiled here.
+
+    Args:
+        run: calls the function once and waits.
+        function: a jitted function.
+        arguments: that it is compiled for.
+    """
     with without_compilation_cache():
         begin = time.perf_counter()
         call = function.lower(*arguments).compile()
         seconds = time.perf_counter() - begin
-    found = call.memory_analysis()
-    memory = found and found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    flops = count_flops(function, *arguments)
+    analysis = call.memory_analysis()
+    memory = analysis and analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    program = Program(run, seconds, memory, count_flops(function, *arguments))
     if len(jax.devices()) == 1:
-        return seconds, memory, flops
-    return seconds, memory, flops, sum(collective_bytes(call.as_text()).values()), _xla_flops(call)
+        return program
+    return program._replace(sent=sum(collective_bytes(call.as_text()).values()), xla_flops=_xla_flops(call))
 
 
 def _xla_flops(call) -> float | None:
-    """XLA's own count for one device. It counts what is in a loop once: good for comparing devices, not for rates."""
-    found = call.cost_analysis()
-    return found and found.get("flops")
+    """XLA's own count for one device. It counts a loop's body once: good for comparing devices, not for rates."""
+    analysis = call.cost_analysis()
+    return analysis and analysis.get("flops")
 
 
 @contextlib.contextmanager
 def without_compilation_cache():
-    """Within it nothing compiled is read from or written to a disk: compile times are what they say."""
-    wanted = jax.config.jax_enable_compilation_cache
+    """A context in which no compiled program is read from or written to a disk, so that compile times are real."""
+    enabled = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", wanted)
+        jax.config.update("jax_enable_compilation_cache", enabled)
         compilation_cache.reset_cache()
 
 
-def _flat(tree) -> dict:
+def flatten(tree) -> dict:
     """Leaves of nested dicts by their path, joined by "/"."""
     return flatten_dict(tree, sep="/")
 
 
 def threads() -> int:
-    """Cores that this process may use: what both JAX and PyTorch are given."""
+    """Cores that this process may use, and that JAX and PyTorch both get."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

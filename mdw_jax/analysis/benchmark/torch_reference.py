@@ -1,11 +1,12 @@
-"""The same computations in eager PyTorch, for `bench.py` to compare with: ours, written from the method's equations.
+"""A reference implementation in eager PyTorch for `mdw bench`, written from the equations of docs/method.md.
 
-Nothing here comes from a peer's code. The exact gradient keeps the graph of all inner steps (`create_graph=True`); the
-detached one is TESLA's two passes: unroll without a graph, then push the gradient by the last parameters through one
-inner step at a time. In `projection` mode features are computed once and the unroll runs on them, as ours does.
+Nothing here is from the code of published methods. The exact gradient keeps the graph of all inner steps
+(`create_graph=True`). The detached one is TESLA's two passes: unroll without a graph, then push the gradient by the
+last parameters through one inner step at a time. In `projection` mode features are computed once and the unroll runs on
+them, as in mdw_jax.
 
-Parameters are flat dicts, name -> tensor, with the names of our pytrees joined by "/" and our layouts, so that weights
-are copied over as they are. Needs the package torch; run as a program, it measures memory: see `main`.
+Parameters are flat dicts, name -> tensor, with the names of mdw_jax's pytrees joined by "/" and its layouts, so that
+weights are copied as they are. It needs the package torch. Run as a program, it measures memory: see `main`.
 """
 
 import json
@@ -17,16 +18,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdw_jax.export.torch_tensors import _part, correspondence, to_torch
+from mdw_jax.export.torch_tensors import correspondence, subtree, to_torch
 
 SOFT_LOSSES = ("nce", "wbce", "probability")
 LABEL_LOSSES = ("infonce", "gce")
 TOWERS = ("convnet", "mobilenet")
+STUDENT_OPTIMIZERS = ("sgd",)
 
 
 class Settings(NamedTuple):
-    """What an outer step does, as in `config`. tower: one of `TOWERS`; patches: of a conv net; graph: operations of a
-    mobilenet, up to its average pooling."""
+    """What an outer step does, as in the config.
+
+    Attributes:
+        mode, tau, tower, patches: of `config.model`; the tower is one of `TOWERS`.
+        loss, alpha, gradient, merge: of `config.distill`.
+        graph: operations of a mobilenet, up to its average pooling.
+    """
 
     mode: str
     tau: float
@@ -42,9 +49,11 @@ class Settings(NamedTuple):
 class Problem(NamedTuple):
     """One outer step, arrays or tensors by name.
 
-    learned: images (M, H, W, C), texts (M, d), correspondence/..., log_steps/image, log_steps/text.
-    starts, targets: snapshots, R of each parameter. backbone: the frozen one of `projection` mode.
-    batches: {"rows": (R, S, b)}.
+    Attributes:
+        learned: images (M, H, W, C), texts (M, d), correspondence/..., log_steps/image, log_steps/text.
+        starts, targets: snapshots, R of each parameter.
+        backbone: the frozen one of `projection` mode.
+        batches: {"rows": (R, S, b)}.
     """
 
     learned: dict[str, Any]
@@ -107,20 +116,22 @@ def features(backbone, images, settings: Settings):
     """Pooled features of a backbone: (B, H, W, C) in [0, 1] -> (B, F)."""
     if settings.tower == "convnet":
         return convnet(backbone, images, settings.patches)
-    return mobilenet(backbone, images, settings.graph)
+    if settings.tower == "mobilenet":
+        return mobilenet(backbone, images, settings.graph)
+    raise ValueError(f"the reference has no tower '{settings.tower}'")
 
 
 def embed_image(params, inputs, settings: Settings):
     """Images, or in `projection` mode features, -> (B, D), unit length."""
-    image = _part(params, "image")
-    x = features(_part(image, "backbone"), inputs, settings) if settings.mode == "full" else inputs
-    projection = _part(image, "head")
+    image = subtree(params, "image")
+    x = features(subtree(image, "backbone"), inputs, settings) if settings.mode == "full" else inputs
+    projection = subtree(image, "head")
     return F.normalize(head(projection, x) if projection else x, dim=-1, eps=1e-6)
 
 
 def embed_text(params, texts):
     """Text features (B, d) -> (B, D), unit length."""
-    return F.normalize(head(_part(params, "text"), texts), dim=-1, eps=1e-6)
+    return F.normalize(head(subtree(params, "text"), texts), dim=-1, eps=1e-6)
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -134,13 +145,15 @@ def soft_loss(name: str, logits, target):
         mean = lambda mask: (terms * mask).sum() / mask.sum().clamp(min=1)
         return (mean(positive) + mean(1 - positive)) / 2
     if name == "probability":
-        return agreement(logits, 10 * target)
+        return soft_cross_entropy(logits, 10 * target)
+    if name != "nce":
+        raise ValueError(f"the reference has no loss '{name}'")
     return sum(-(target * F.log_softmax(logits, axis)).sum(axis).mean() for axis in (0, 1)) / 2
 
 
-def agreement(logits, wanted):
-    """Cross entropy to the probabilities `softmax(wanted)`, rows and columns averaged."""
-    return sum(-(F.softmax(wanted, axis) * F.log_softmax(logits, axis)).sum(axis).mean() for axis in (0, 1)) / 2
+def soft_cross_entropy(logits, target_logits):
+    """Cross entropy to the probabilities `softmax(target_logits)`, rows and columns averaged."""
+    return sum(-(F.softmax(target_logits, axis) * F.log_softmax(logits, axis)).sum(axis).mean() for axis in (0, 1)) / 2
 
 
 def pair_losses(name: str, q: float, logits):
@@ -155,22 +168,27 @@ def pair_losses(name: str, q: float, logits):
 def outer_gradient(problem: Problem, settings: Settings):
     """Matching loss averaged over the R trajectories, and its gradient by all that is learned.
 
-    problem: of tensors. Returns (scalar, {name: gradient}).
+    Args:
+        problem: of tensors.
+        settings: what the outer step does.
+
+    Returns:
+        (scalar, {name: gradient}).
     """
     images = problem.learned["images"].detach().requires_grad_()
-    seen = images if settings.mode == "full" else features(problem.backbone, images, settings)
-    learned = {name: x.detach().requires_grad_() for name, x in (problem.learned | {"images": seen}).items()}
+    inputs = images if settings.mode == "full" else features(problem.backbone, images, settings)
+    learned = {name: x.detach().requires_grad_() for name, x in (problem.learned | {"images": inputs}).items()}
     unrolled = _exact if settings.gradient == "exact" else _two_passes
     trajectories = len(problem.batches["rows"])
     total, gradient = 0.0, {name: torch.zeros_like(x) for name, x in learned.items()}
     for r, batches in enumerate(problem.batches["rows"]):
         start, target = ({name: x[r] for name, x in tree.items()} for tree in (problem.starts, problem.targets))
-        loss, found = unrolled(start, target, batches, learned, settings)
+        loss, gradients = unrolled(start, target, batches, learned, settings)
         total += loss / trajectories
-        for part, more in zip(gradient.values(), found, strict=True):
-            part += more / trajectories
+        for total_gradient, of_trajectory in zip(gradient.values(), gradients, strict=True):
+            total_gradient += of_trajectory / trajectories
     if settings.mode == "projection":  # once, however many inner steps
-        gradient["images"], = torch.autograd.grad(seen, images, gradient["images"])
+        gradient["images"], = torch.autograd.grad(inputs, images, gradient["images"])
     return total, gradient
 
 
@@ -189,7 +207,7 @@ def _step_sizes(learned):
     return {branch: learned[f"log_steps/{branch}"].exp() for branch in ("image", "text")}
 
 
-def _moved(params, gradients, steps):
+def _stepped(params, gradients, steps):
     """`theta - a g`, each branch with its own a."""
     return {name: p - steps[name.partition("/")[0]] * g for (name, p), g in zip(params.items(), gradients, strict=True)}
 
@@ -202,27 +220,27 @@ def _exact(start, target, batches, learned, settings):
     """Back-propagation through the whole unroll, whose graph is kept."""
     params, steps = _leaves(start), _step_sizes(learned)
     for rows in batches:
-        params = _moved(params, _inner_gradient(params, learned, rows, settings, True), steps)
+        params = _stepped(params, _inner_gradient(params, learned, rows, settings, True), steps)
     loss = matching_loss(params, start, target, settings.merge)
     return loss.detach(), torch.autograd.grad(loss, list(learned.values()))
 
 
 def _two_passes(start, target, batches, learned, settings):
     """TESLA: the final parameters are `theta_0 - sum_i a g_i`, so dL = -sum_i (dL/dtheta_S)^T d(a g_i)."""
-    still = {name: x.detach() for name, x in learned.items()}
-    params, fixed = _leaves(start), _step_sizes(still)
+    constant = {name: x.detach() for name, x in learned.items()}
+    params, step_sizes = _leaves(start), _step_sizes(constant)
     for rows in batches:
-        params = _leaves(_moved(params, _inner_gradient(params, still, rows, settings, False), fixed))
+        params = _leaves(_stepped(params, _inner_gradient(params, constant, rows, settings, False), step_sizes))
     loss = matching_loss(params, start, target, settings.merge)
     by_last = torch.autograd.grad(loss, list(params.values()))
 
     total = [torch.zeros_like(x) for x in learned.values()]
     params = _leaves(start)
     for rows in batches:
-        after = _moved(params, _inner_gradient(params, learned, rows, settings, True), _step_sizes(learned))
+        after = _stepped(params, _inner_gradient(params, learned, rows, settings, True), _step_sizes(learned))
         pushed = sum((v * p).sum() for v, p in zip(by_last, after.values(), strict=True))
-        for part, more in zip(total, torch.autograd.grad(pushed, list(learned.values())), strict=True):
-            part += more
+        for gradient, of_step in zip(total, torch.autograd.grad(pushed, list(learned.values())), strict=True):
+            gradient += of_step
         params = _leaves(after)
     return loss.detach(), total
 
@@ -240,15 +258,22 @@ def matching_loss(final, start, target, merge: str):
 
 
 def expert_steps(params, data: dict, recipe: dict, settings: Settings):
-    """SGD steps of one expert on real pairs, from rest: (params, averaged params, (steps,) losses).
+    """SGD steps of one expert on real pairs.
 
-    data: images (uint8 pixels or features) and texts; rows of each, `image_rows` and `text_rows` (steps, B); weights of
-    the tracks, `clean` and `tolerant` (steps, B); what the teacher says, `said_images` and `said_texts`, or neither.
-    recipe: fields of `config.experts`.
+    Args:
+        params: {name: tensor}.
+        data: images (uint8 pixels or features) and texts; rows of each, `image_rows` and `text_rows` (steps, B);
+            weights of the tracks, `clean` and `tolerant` (steps, B); embeddings by teachers, `teacher_images` and
+            `teacher_texts`, or neither.
+        recipe: fields of `config.experts`.
+        settings: the model.
+
+    Returns:
+        Parameters, averaged parameters, (steps,) losses.
     """
     params = _leaves(params)
-    average, momentum = ({name: p.detach().clone() for name, p in params.items()} for _ in range(2))
-    momentum = {name: torch.zeros_like(p) for name, p in momentum.items()}
+    average = {name: p.detach().clone() for name, p in params.items()}
+    momentum = {name: torch.zeros_like(p) for name, p in params.items()}
     losses = []
     for i, (images, texts) in enumerate(zip(data["image_rows"], data["text_rows"], strict=True)):
         x = data["images"][images]
@@ -256,12 +281,12 @@ def expert_steps(params, data: dict, recipe: dict, settings: Settings):
         logits = embed_image(params, x, settings) @ embed_text(params, data["texts"][texts]).T / settings.tau
         loss = sum((data[track][i] * pair_losses(recipe[f"{track}_loss"], recipe[f"{track}_q"], logits)).mean()
                    for track in ("clean", "tolerant"))
-        if "said_images" in data:
-            said = data["said_images"][images] @ data["said_texts"][texts].T / recipe["guidance_tau"]
-            loss = loss + recipe["guidance_weight"] * agreement(logits, said)
+        if "teacher_images" in data:
+            teacher = data["teacher_images"][images] @ data["teacher_texts"][texts].T / recipe["guidance_tau"]
+            loss = loss + recipe["guidance_weight"] * soft_cross_entropy(logits, teacher)
         gradients = torch.autograd.grad(loss, list(params.values()))
         losses.append(loss.detach())
-        decay = min(recipe["average"], (1 + i) / (10 + i))
+        decay = min(recipe["ema_decay"], (1 + i) / (10 + i))
         with torch.no_grad():
             for (name, p), g in zip(params.items(), gradients, strict=True):
                 momentum[name].mul_(recipe["momentum"]).add_(g + recipe["weight_decay"] * p)
@@ -280,7 +305,7 @@ def save_problem(path, problem: Problem, settings: Settings) -> None:
 
 
 def load_problem(path) -> tuple[Problem, Settings]:
-    """What `save_problem` wrote, as tensors."""
+    """Read what `save_problem` wrote, as tensors."""
     with np.load(path, allow_pickle=False) as file:
         settings = Settings(**json.loads(str(file["settings"])))
         parts = {field: {} for field in Problem._fields}
@@ -294,12 +319,16 @@ def load_problem(path) -> tuple[Problem, Settings]:
 def main(path: str, threads: str) -> None:
     """Print by how many bytes one `outer_gradient` of a saved problem makes this process grow at most (Linux).
 
-    Inputs, the interpreter and PyTorch itself are not counted: a short unroll has woken all of it before.
+    Inputs, the interpreter and PyTorch itself are not counted: a short unroll has loaded all of them before.
+
+    Args:
+        path: of `save_problem`.
+        threads: of PyTorch.
     """
     torch.set_num_threads(int(threads))
     problem, settings = load_problem(path)
     outer_gradient(problem._replace(batches={"rows": problem.batches["rows"][:1, :1]}), settings)
-    Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+    Path("/proc/self/clear_refs").write_text("5")  # restart the peak
     before = _kilobytes("VmRSS")
     outer_gradient(problem, settings)
     print(1024 * (_kilobytes("VmHWM") - before))

@@ -1,1 +1,1 @@
-"""`mdw certify`."""
+"""`mdw certify`: the noise certificate of a run's experts beside measurements."""

@@ -1,1 +1,1 @@
-"""`mdw fairness`."""
+"""`mdw fairness`: groups in real and distilled data, and how well models retrieve each of them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mdw_jax.data.decoding import Encoded, reason
 from mdw_jax.data.pairs import Pairs
-from mdw_jax.data.records import Record, build, names, pick, text, unheld
+from mdw_jax.data.records import Record, build, names, pick, splits_to_read, text
 from mdw_jax.errors import UserError
 
 
@@ -17,32 +17,34 @@ def hf(source, *, config: str = "", revision: str = "", cache: str | None = None
        val_split: str = "validation", test_split: str = "test", **common) -> Pairs:
     """Read a data set of the `datasets` library with an image column and captions.
 
-    source: a Hub name, a folder that `save_to_disk` wrote, a folder that `load_dataset` understands, or Parquet files
-      (a path or a glob pattern; they are split "train").
-    config, revision: of a Hub data set. cache: where `datasets` keeps what it fetches and converts; None: its own
-      choice.
-    image_column: an `Image` feature, or bytes; it is read without decoding.
-    caption_columns: one or several columns (a tuple, or a string with commas), each of one caption or a list of them;
-      "sentences/raw" goes into nested values.
-    key_column: names the image; rows of a split with the same key are one image. "": a digest of its bytes.
-    attribute_columns: kept in `Split.attributes`.
-    train_split, val_split, test_split: the source's names; "train+restval" puts two together.
-    common: see `records.build`.
-    Raises UserError if the source, a split or a column is not there, and for what `records.build` raises.
+    Args:
+        source: a Hub name, a directory that `save_to_disk` wrote, a directory that `load_dataset` understands, or
+            Parquet files (a path or a glob pattern; they are split "train").
+        config, revision: of a Hub data set.
+        cache: where `datasets` keeps what it fetches and converts; None: its own choice.
+        image_column: an `Image` feature, or bytes; it is read without decoding.
+        caption_columns: one or several columns (a tuple, or a string with commas), each of one caption or a list of
+            them; "sentences/raw" goes into nested values.
+        key_column: names the image; rows of a split with the same key are one image. "": a digest of its bytes.
+        attribute_columns: kept in `Split.attributes`.
+        train_split, val_split, test_split: the source's names; "train+restval" concatenates two.
+        common: see `records.build`.
+    Raises:
+        UserError: the source, a split or a column is not there, or what `records.build` raises.
     """
     library = _library()
     splits = _load(library, str(source), config, revision, cache)
     caption_columns, attribute_columns = names(caption_columns, "caption_columns"), names(attribute_columns)
-    wanted = unheld(common, train=train_split, val=val_split, test=test_split)
-    found = {}
+    wanted = splits_to_read(common, train=train_split, val=val_split, test=test_split)
+    records = {}
     for split, name in wanted.items():
         parts = [part.strip() for part in name.split("+")]
         if missing := [part for part in parts if part not in splits]:
             raise UserError(f"'{source}' has no split '{missing[0]}', only {', '.join(splits)}; set {split}_split or "
                             f"holdout_{split}.")
-        found[split] = _records(library, library.concatenate_datasets([splits[part] for part in parts]), source,
-                                image_column, caption_columns, key_column, attribute_columns)
-    return build(Path(str(source)).name.split(".")[0], found, **common)
+        records[split] = _records(library, library.concatenate_datasets([splits[part] for part in parts]), source,
+                                  image_column, caption_columns, key_column, attribute_columns)
+    return build(Path(str(source)).name.split(".")[0], records, **common)
 
 
 def _library():
@@ -54,10 +56,10 @@ def _library():
 
 
 def _load(library, source: str, config: str, revision: str, cache: str | None) -> Mapping:
-    """{split: Dataset} of whatever `source` is."""
-    folder = Path(source)
+    """{split: Dataset} of `source`, of any of its kinds."""
+    directory = Path(source)
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
             loaded = library.load_from_disk(source)
         elif source.endswith(".parquet"):
             files = sorted(glob.glob(source)) or [source]
@@ -79,14 +81,14 @@ def _records(library, table, source, image_column, caption_columns, key_column, 
         if root is None:
             raise UserError(f"'{source}' has no column '{column}'; it has {', '.join(table.column_names)}.")
     try:
-        pictures = table.select_columns([image_column]).cast_column(image_column, library.Image(decode=False))
+        images = table.select_columns([image_column]).cast_column(image_column, library.Image(decode=False))
     except Exception as error:
         raise UserError(f"column '{image_column}' of '{source}' cannot be read as images ({reason(error)}); give the "
                         "one that holds them.") from error
     records = []
     try:
         for row in table.select_columns(sorted({roots[column] for column in columns})):
-            read = partial(_read, pictures, image_column, len(records))
+            read = partial(_read, images, image_column, len(records))
             key = text(pick(row, key_column)[0]) if key_column else hashlib.sha256(read()).hexdigest()[:16]
             captions = tuple(caption for column in caption_columns for caption in pick(row, column))
             attributes = {column: pick(row, column)[0] for column in attribute_columns}
@@ -97,9 +99,9 @@ def _records(library, table, source, image_column, caption_columns, key_column, 
     return records
 
 
-def _read(pictures, column: str, row: int) -> bytes:
+def _read(images, column: str, row: int) -> bytes:
     """The encoded bytes of an image; some data sets hold only the path of a file."""
-    cell = pictures[row][column]
+    cell = images[row][column]
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError("the row has no image")
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()

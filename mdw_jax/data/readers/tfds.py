@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mdw_jax.data.decoding import Encoded, reason
 from mdw_jax.data.pairs import Pairs
-from mdw_jax.data.records import Record, build, names, pick, text, unheld
+from mdw_jax.data.records import Record, build, names, pick, splits_to_read, text
 from mdw_jax.errors import UserError
 
 
@@ -15,18 +15,21 @@ def tfds(source, *, data_dir: str | None = None, image_column: str = "image", ca
          test_split: str = "test", **common) -> Pairs:
     """Read a prepared data set of TensorFlow Datasets with an image feature and captions.
 
-    source: a folder with `dataset_info.json` (`.../coco_captions/2014/1.1.0`), or a builder's name
-      ("coco_captions/2014") under `data_dir`. It must be prepared already, with file_format "array_record": only that
-      can be read at random, and without TensorFlow.
-    image_column: an `Image`; it is read without decoding.
-    caption_columns: one or several (a tuple, or a string with commas), each of one caption or a sequence;
-      "captions/text" goes into nested features.
-    key_column: names the image ("image/filename"); examples of a split with the same key are one image. "": a digest
-      of its bytes.
-    attribute_columns: kept in `Split.attributes`.
-    train_split, val_split, test_split: TFDS split expressions, such as "train+restval" or "train[:90%]".
-    common: see `records.build`.
-    Raises UserError if the data set, a split or a feature is not there, and for what `records.build` raises.
+    Args:
+        source: a directory with `dataset_info.json` (`.../coco_captions/2014/1.1.0`), or a builder's name
+            ("coco_captions/2014") under `data_dir`. It must be prepared already, with file_format "array_record": only
+            that format allows random access without TensorFlow.
+        data_dir: where data sets were prepared.
+        image_column: an `Image` feature; it is read without decoding.
+        caption_columns: one or several features (a tuple, or a string with commas), each of one caption or a sequence;
+            "captions/text" goes into nested features.
+        key_column: names the image ("image/filename"); examples of a split with the same key are one image. "": a
+            digest of its bytes.
+        attribute_columns: kept in `Split.attributes`.
+        train_split, val_split, test_split: TFDS split expressions, such as "train+restval" or "train[:90%]".
+        common: see `records.build`.
+    Raises:
+        UserError: the data set, a split or a feature is not there, or what `records.build` raises.
     """
     library = _library()
     caption_columns, attribute_columns = names(caption_columns, "caption_columns"), names(attribute_columns)
@@ -34,16 +37,16 @@ def tfds(source, *, data_dir: str | None = None, image_column: str = "image", ca
         prepared = (Path(source) / "dataset_info.json").is_file()
         builder = library.builder_from_directory(source) if prepared else library.builder(
             str(source), data_dir=data_dir, file_format="array_record")
-    except Exception as error:  # names that are not there, data set code that needs packages we do not have
-        raise UserError(f"cannot find the data set '{source}' ({reason(error)}); give the folder that holds its "
+    except Exception as error:  # unknown names, or data set code that needs packages that are not installed
+        raise UserError(f"cannot find the data set '{source}' ({reason(error)}); give the directory that holds its "
                         "dataset_info.json.") from error
     if not builder.info.splits:
         raise UserError(f"the data set '{source}' is not prepared; run tfds build --file_format=array_record first.")
     if image_column not in builder.info.features:
         raise UserError(f"'{source}' has no feature '{image_column}'; it has "
                         f"{', '.join(sorted(builder.info.features))}.")
-    found = {}
-    for split, name in unheld(common, train=train_split, val=val_split, test=test_split).items():
+    records = {}
+    for split, name in splits_to_read(common, train=train_split, val=val_split, test=test_split).items():
         try:
             examples = builder.as_data_source(split=name, decoders={image_column: library.decode.SkipDecoding()})
         except NotImplementedError as error:
@@ -52,9 +55,9 @@ def tfds(source, *, data_dir: str | None = None, image_column: str = "image", ca
         except Exception as error:
             raise UserError(f"cannot read split '{name}' of '{source}' ({reason(error)}); it has "
                             f"{', '.join(builder.info.splits)}: set {split}_split or holdout_{split}.") from error
-        found[split] = [_record(examples, row, source, image_column, caption_columns, key_column,
-                                attribute_columns) for row in range(len(examples))]
-    return build(builder.name, found, **common)
+        records[split] = [_record(examples, row, source, image_column, caption_columns, key_column,
+                                  attribute_columns) for row in range(len(examples))]
+    return build(builder.name, records, **common)
 
 
 def _library():
@@ -76,7 +79,7 @@ def _record(examples, row: int, source, image_column, caption_columns, key_colum
     except KeyError as error:
         raise UserError(f"'{source}' has no feature {error}; it has {', '.join(sorted(example))}.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"a caption of row {row} of '{source}' is not in UTF-8 ({error}); mend the data set.") from None
+        raise UserError(f"a caption of row {row} of '{source}' is not in UTF-8 ({error}); fix the data set.") from None
     return Record(Encoded(key, partial(_read, examples, row, image_column)), captions, attributes=attributes)
 
 

@@ -17,55 +17,60 @@ from pathlib import Path
 from mdw_jax.data.archives import check_names
 from mdw_jax.data.decoding import Encoded, check_length, reason, threads, validate_images
 from mdw_jax.data.pairs import Pairs, caption_error
-from mdw_jax.data.records import Record, build, names, unheld
+from mdw_jax.data.records import Record, build, names, splits_to_read
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, write_atomically
+from mdw_jax.io.files import digest, parse_json, write_atomically
+from mdw_jax.io.keyed import read_keyed_json
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 MOST_SHARDS = 1_000_000
-_FORMAT = "mdw-shard-2"  # raise it when an index would come out otherwise, so that older ones are left behind
+_FORMAT = "mdw-shard-2"  # change it when an index would come out differently, so that older ones are not used
 
 
 def webdataset(train_shards, val_shards="", test_shards="", *, cache=None, caption_columns="",
                attribute_columns=(), **common) -> Pairs:
     """Read image-caption shards: members `KEY.jpg` (jpeg, png, webp) with `KEY.txt`, `KEY.json` or both.
 
-    train_shards, val_shards, test_shards: local tar files, by brace and glob patterns ("train-{00000..00331}.tar"),
-      several joined by "::" or in a list.
-    cache: a folder for the index of each shard (where each image lies, its sum, its captions), so that later starts
-      read no shard. It is made again if the shard's path, size or time of change is another. None: made every time.
-    caption_columns: fields of the JSON (a tuple, or a string with commas), each one caption or a list of them. "": the
-      text file, and without one the field "caption".
-    attribute_columns: fields of the JSON kept in `Split.attributes`.
-    common: see `records.build`; but the web is never whole, so broken samples are always left out. `Pairs.skipped`
-      counts them: "no image", "broken image", "no caption", "empty caption", "unreadable json", and captions
-      that are not in UTF-8, too long or no Unicode.
-
     The key of an image is its shard's name and its own: "train-00003/000030042". caption_ids count usable samples.
-    Raises UserError for missing, remote, compressed or damaged shards, two of the same name, names in one that occur
-    twice or lead out of it, or no usable sample.
+    Web data always have broken samples, which are left out whatever `skip_broken` says. `Pairs.skipped` counts them:
+    "no image", "broken image", "no caption", "empty caption", "unreadable json", and captions that are not in UTF-8,
+    too long or no Unicode.
+
+    Args:
+        train_shards, val_shards, test_shards: local tar files, by brace and glob patterns
+            ("train-{00000..00331}.tar"), several joined by "::" or in a list.
+        cache: a directory for the index of each shard (where each image lies, its checksum, its captions), so that
+            later starts read no shard. A shard whose path, size or modification time changed is indexed again. None:
+            indexed at every start.
+        caption_columns: fields of the JSON (a tuple, or a string with commas), each one caption or a list of them. "":
+            the text file, and without one the field "caption".
+        attribute_columns: fields of the JSON kept in `Split.attributes`.
+        common: see `records.build`.
+    Raises:
+        UserError: missing, remote, compressed or damaged shards, two of the same name, names in one that occur twice
+            or lead out of it, or no usable sample.
     """
     patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
     caption_columns, attribute_columns = names(caption_columns), names(attribute_columns)
     check = common.pop("check", True)
-    found, skipped = {}, Counter()
-    shards = {split: _shards(split, pattern) for split, pattern in unheld(common, **patterns).items()}
+    records, skipped = {}, Counter()
+    shards = {split: _shards(split, pattern) for split, pattern in splits_to_read(common, **patterns).items()}
     stems = [Path(path).stem for paths in shards.values() for path in paths]
     if doubled := [stem for stem, count in Counter(stems).items() if count > 1]:
         raise UserError(f"{len(doubled)} names of shards occur more than once, the first is '{doubled[0]}.tar'; give "
                         "each shard once and under its own name.")
     for split, paths in shards.items():
-        found[split] = []
+        records[split] = []
         for path in paths:
-            records, left_out = read_shard(path, cache, caption_columns, attribute_columns, check)
-            found[split] += records
+            usable, left_out = read_shard(path, cache, caption_columns, attribute_columns, check)
+            records[split] += usable
             skipped.update(left_out)
-        if not found[split]:
+        if not records[split]:
             raise UserError(f"no sample of '{patterns[split]}' is usable ({_counts(skipped)}); give shards "
                             "of images with captions.")
     common["skip_broken"] = True
     name = Path(os.path.abspath(shards["train"][0])).parent.name
-    return build(name, found, check=False, skipped=skipped, **common)
+    return build(name, records, check=False, skipped=skipped, **common)
 
 
 def _shards(split: str, pattern) -> list[str]:
@@ -76,13 +81,14 @@ def _shards(split: str, pattern) -> list[str]:
 
 
 def shard_paths(pattern) -> list[str]:
-    """The shards that `pattern` means, in its order; what a glob finds is sorted.
+    """The shards that a pattern stands for, in its order; matches of a glob are sorted.
 
-    Raises UserError for addresses that are not local files, missing shards and files that are not `.tar`.
+    Raises:
+        UserError: addresses that are not local files, missing shards, or files that are not `.tar`.
     """
     parts = pattern if isinstance(pattern, (list, tuple)) else str(pattern).split("::")
     paths, missing = [], []
-    for part in (piece for given in parts for piece in _braces(os.path.expanduser(os.fspath(given).strip()))):
+    for part in (piece for entry in parts for piece in _braces(os.path.expanduser(os.fspath(entry).strip()))):
         if re.match(r"[a-z0-9+]{2,}:", part):
             raise UserError(f"'{part}' is not a local file; copy the shards here first.")
         matches = [part] if os.path.isfile(part) else sorted(glob.glob(part))
@@ -93,7 +99,7 @@ def shard_paths(pattern) -> list[str]:
                         "the pattern, or fetch them.")
     for path in paths:
         if not path.endswith(".tar"):
-            raise UserError(f"'{path}' is not a plain .tar file, which only can be read at random; unpack it to one.")
+            raise UserError(f"'{path}' is not a plain .tar file, and no other can be read at random; unpack it to one.")
     return paths
 
 
@@ -107,7 +113,7 @@ def _braces(pattern: str) -> list[str]:
         low, high = numbers.groups()
         width = max(len(low), len(high)) if "0" in (low[0], high[0]) else 0
         if int(high) - int(low) >= MOST_SHARDS:
-            raise UserError(f"'{{{match[1]}}}' means more than {MOST_SHARDS:,} shards; give fewer.")
+            raise UserError(f"'{{{match[1]}}}' stands for more than {MOST_SHARDS:,} shards; give fewer.")
         options = [f"{number:0{width}}" for number in range(int(low), int(high) + 1)]
     else:
         options = match[1].split(",")
@@ -117,30 +123,21 @@ def _braces(pattern: str) -> list[str]:
 
 def read_shard(path: str, cache, caption_columns: Sequence[str], attribute_columns: Sequence[str],
                check: bool) -> tuple[list[Record], Mapping[str, int]]:
-    """The usable samples of a shard in its order, and how many are not, by reason; from `cache` if they are there."""
+    """The usable samples of a shard in its order, and how many are left out, by reason; from `cache` if it has them."""
     stat = os.stat(path)
     key = digest(_FORMAT, os.path.realpath(path), stat.st_size, stat.st_mtime_ns, list(caption_columns),
                  list(attribute_columns), check)
-    kept = None if cache is None else Path(cache) / f"shard-{key[:16]}.json"
-    index = None if kept is None else _read_index(kept, key)
+    index_path = None if cache is None else Path(cache) / f"shard-{key[:16]}.json"
+    index = None if index_path is None else read_keyed_json(index_path, key)
     if index is None:
         index = {"key": key, **_index(path, caption_columns, attribute_columns, check)}
-        if kept is not None:
-            write_atomically(kept, json.dumps(index).encode())
+        if index_path is not None:
+            write_atomically(index_path, json.dumps(index).encode())
     stem = Path(path).stem
     records = [Record(Encoded(f"{stem}/{name}", partial(_read_span, path, offset, length), (length, crc)),
                       tuple(captions), attributes=dict(zip(attribute_columns, attributes)))
                for name, offset, length, crc, captions, attributes in index["samples"]]
     return records, index["skipped"]
-
-
-def _read_index(path: Path, key: str) -> dict | None:
-    """A kept index, or None. A damaged cache is only a cache: it is made again."""
-    try:
-        index = json.loads(path.read_bytes())
-        return index if index["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _index(path: str, caption_columns: Sequence[str], attribute_columns: Sequence[str], check: bool) -> dict:
@@ -149,17 +146,17 @@ def _index(path: str, caption_columns: Sequence[str], attribute_columns: Sequenc
     for name, members in _samples(path).items():
         image = next((members[kind] for kind in IMAGES if kind in members), None)
         try:
-            captions, attributes = _told(path, members, caption_columns, attribute_columns)
+            captions, attributes = _read_texts(path, members, caption_columns, attribute_columns)
         except UnicodeDecodeError:
             skipped["caption not in UTF-8"] += 1
             continue
-        except (ValueError, RecursionError):
+        except ValueError:
             skipped["unreadable json"] += 1
             continue
         texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
-        wrong = next(filter(None, map(caption_error, texts)), None)
-        if image is None or not texts or wrong:
-            skipped["no image" if image is None else f"caption {wrong}" if wrong else "empty caption" if captions else
+        error = next(filter(None, map(caption_error, texts)), None)
+        if image is None or not texts or error:
+            skipped["no image" if image is None else f"caption {error}" if error else "empty caption" if captions else
                     "no caption"] += 1
         else:
             usable.append((name, image, texts, attributes))
@@ -185,10 +182,10 @@ def _samples(path: str) -> dict[str, dict[str, tuple[int, int]]]:
                     check_names(path, [member.name])
                     sample = samples.setdefault(f"{head}{slash}{stem}", {})
                     if extension.lower() in sample:
-                        raise UserError(f"'{path}' holds '{member.name}' twice, and which one counts is not known; "
-                                        "make the shard again with every key once.")
+                        raise UserError(f"'{path}' holds '{member.name}' twice, and which of the two counts is not known; "
+                                        "write the shard again with every key once.")
                     sample[extension.lower()] = member.offset_data, member.size
-            # The tarfile module takes a torn or damaged header for the end of the archive: what is left would be lost.
+            # The tarfile module takes a truncated or damaged header for the end of the archive: the rest would be lost.
             archive.fileobj.seek(archive.offset)
             if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
@@ -198,20 +195,19 @@ def _samples(path: str) -> dict[str, dict[str, tuple[int, int]]]:
     return samples
 
 
-def _told(path: str, members: Mapping, caption_columns: Sequence[str],
-          attribute_columns: Sequence[str]) -> tuple[list, list]:
+def _read_texts(path: str, members: Mapping, caption_columns: Sequence[str],
+                attribute_columns: Sequence[str]) -> tuple[list, list]:
     """The captions of a sample as they are written, and its attributes. Raises ValueError for unreadable JSON."""
     by_text = not caption_columns and "txt" in members
     document = {}
     if "json" in members and (attribute_columns or not by_text):
-        document = json.loads(_read_span(path, *members["json"]))
-        if not isinstance(document, dict):
-            raise ValueError("not an object")
+        document = parse_json(_read_span(path, *members["json"]))
     if by_text:
         captions = [_read_span(path, *members["txt"]).decode()]
     else:
-        found = [document.get(name) for name in caption_columns or ("caption",)]
-        captions = [text for said in found for text in (said if isinstance(said, list) else [] if said is None else [said])]
+        values = [document.get(name) for name in caption_columns or ("caption",)]
+        captions = [text for value in values if value is not None
+                    for text in (value if isinstance(value, list) else [value])]
     return captions, [document.get(key) for key in attribute_columns]
 
 

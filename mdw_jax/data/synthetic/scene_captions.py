@@ -1,10 +1,10 @@
-"""The sentences of `scenes.py`: a small grammar with real synonyms that says some, rarely all, of what a scene holds.
+"""The captions of `scenes.py`: a small grammar with synonyms that states some, rarely all, of the facts of a scene.
 
-Everything a caption says is true of its scene. Which facts it says, in which words and in which order, is drawn.
-Captions are lower case and hold letters, spaces and commas only.
+Everything a caption states is true of its scene. Which facts, in which words and in which order, is drawn. Captions are
+lower case and hold letters, spaces and commas only.
 """
 
-# The first word of each row is the commonest; `_say` draws it half the time.
+# The keys are attribute values, and the rows the words for them. `_word` draws the first half the time.
 SHAPES = {
     "circle": ("circle", "disc", "ball"),
     "square": ("square", "box"),
@@ -13,7 +13,7 @@ SHAPES = {
     "ring": ("ring", "hoop"),
     "diamond": ("diamond", "rhombus"),
 }
-COLOURS = {
+COLORS = {
     "red": ("red", "crimson", "scarlet"),
     "orange": ("orange", "tangerine"),
     "yellow": ("yellow", "golden"),
@@ -31,7 +31,7 @@ POSITIONS = {
     "top": ("at the top", "near the upper edge", "in the upper middle"),
     "top right": ("in the top right corner", "in the upper right corner", "at the top right", "at the upper right"),
     "left": ("on the left", "on the left side", "near the left edge"),
-    "centre": ("in the centre", "in the middle", "at the centre"),
+    "center": ("in the centre", "in the middle", "at the centre"),
     "right": ("on the right", "on the right side", "near the right edge"),
     "bottom left": ("in the bottom left corner", "in the lower left corner", "at the bottom left", "at the lower left"),
     "bottom": ("at the bottom", "near the lower edge", "in the lower middle"),
@@ -40,7 +40,7 @@ POSITIONS = {
 }
 BACKGROUNDS = {
     "black": ("black", "dark"),
-    "grey": ("grey", "gray"),
+    "gray": ("grey", "gray"),
     "white": ("white", "snowy"),
     "brown": ("brown", "earthy"),
     "navy": ("navy", "dark blue"),
@@ -66,11 +66,11 @@ NUMBERS = {2: "two", 3: "three"}
 
 
 def pick(rng, words):
-    """One of `words`, all equally likely; one `rng.random()` is used, whose stream numpy keeps stable."""
+    """One of `words`, all equally likely, by one `rng.random()`, whose stream numpy keeps stable."""
     return words[int(rng.random() * len(words))]
 
 
-def _say(rng, words) -> str:
+def _word(rng, words) -> str:
     return words[0] if rng.random() < 0.5 else pick(rng, words)
 
 
@@ -80,48 +80,48 @@ def _with_article(words: list[str]) -> str:
 
 
 def _thing_phrase(rng, thing, place_chance: float, alone: bool) -> tuple[str, bool]:
-    """A noun phrase for `thing`, and whether it ends in a place; colour and shape are never both left out."""
-    name_colour = rng.random() < 0.93
-    name_shape = not name_colour or rng.random() < 0.92
+    """A noun phrase for `thing`, and whether it ends in a place; it has the color, the shape or both."""
+    name_color = rng.random() < 0.93
+    name_shape = not name_color or rng.random() < 0.92
     before, after = [], []
     if alone and rng.random() < 0.15:
         before.append("single")
     if rng.random() < 0.6:
-        before.append(_say(rng, SIZES[thing.size]))
+        before.append(_word(rng, SIZES[thing.size]))
     if rng.random() < (0.2 if thing.texture == "plain" else 0.7):
         if thing.texture in TEXTURES_AFTER and rng.random() < 0.35:
-            after.append(_say(rng, TEXTURES_AFTER[thing.texture]))
+            after.append(_word(rng, TEXTURES_AFTER[thing.texture]))
         else:
-            before.append(_say(rng, TEXTURES[thing.texture]))
-    if name_colour:
-        before.append(_say(rng, COLOURS[thing.colour]))
-    before.append(_say(rng, SHAPES[thing.shape]) if name_shape else _say(rng, ("shape", "object", "thing")))
+            before.append(_word(rng, TEXTURES[thing.texture]))
+    if name_color:
+        before.append(_word(rng, COLORS[thing.color]))
+    before.append(_word(rng, SHAPES[thing.shape]) if name_shape else _word(rng, ("shape", "object", "thing")))
     placed = rng.random() < place_chance
     if placed:
-        after.append(_say(rng, POSITIONS[thing.position]))
+        after.append(_word(rng, POSITIONS[thing.position]))
     return " ".join([_with_article(before), *after]), placed
 
 
 def _relation_words(rng, one, other) -> str:
-    """How `one` lies to `other`, from their cells (row, column); every word it may choose is true."""
+    """The relation of `one` to `other`, from their cells (row, column); all words that may be drawn are true."""
     down, across = one.row - other.row, one.column - other.column
-    true = []
+    relations = []
     if across:
-        true.append("left" if across < 0 else "right")
+        relations.append("left" if across < 0 else "right")
     if down:
-        true.append("above" if down < 0 else "below")
+        relations.append("above" if down < 0 else "below")
     if max(abs(down), abs(across)) == 1 and rng.random() < 0.2:
-        return _say(rng, RELATIONS["near"])
-    return _say(rng, RELATIONS[pick(rng, true)])
+        return _word(rng, RELATIONS["near"])
+    return _word(rng, RELATIONS[pick(rng, relations)])
 
 
 def _background_phrase(rng, scene) -> str:
     kind_chance = 0.2 if scene.background_kind == "plain" else 0.65
-    words = [_say(rng, BACKGROUND_KINDS[scene.background_kind])] if rng.random() < kind_chance else []
+    words = [_word(rng, BACKGROUND_KINDS[scene.background_kind])] if rng.random() < kind_chance else []
     if not words or rng.random() < 0.8:
-        words.append(_say(rng, BACKGROUNDS[scene.background]))
-    words.append(_say(rng, ("background", "backdrop")))
-    return f"{_say(rng, ('on', 'against'))} {_with_article(words)}"
+        words.append(_word(rng, BACKGROUNDS[scene.background]))
+    words.append(_word(rng, ("background", "backdrop")))
+    return f"{_word(rng, ('on', 'against'))} {_with_article(words)}"
 
 
 def _listing(phrases: list[str]) -> str:
@@ -129,7 +129,12 @@ def _listing(phrases: list[str]) -> str:
 
 
 def caption(rng, scene) -> str:
-    """One sentence about `scene` (a `scenes.Scene`), drawn with `rng` (a numpy generator)."""
+    """Draw one sentence about a scene.
+
+    Args:
+        rng: a numpy generator.
+        scene: a `scenes.Scene`.
+    """
     things = list(scene.things)
     if rng.random() < 0.3:
         things.insert(0, things.pop(int(rng.random() * len(things))))
@@ -140,14 +145,14 @@ def caption(rng, scene) -> str:
     related = len(things) > 1 and rng.random() < 0.55
     # A relation already places its second thing, so a place of its own is rarer there.
     chances = [0.65, 0.25 if related else 0.65, 0.65]
-    spoken = [_thing_phrase(rng, thing, chance, count == 1) for thing, chance in zip(things, chances)]
-    phrases = [phrase for phrase, _ in spoken]
+    placed_phrases = [_thing_phrase(rng, thing, chance, count == 1) for thing, chance in zip(things, chances)]
+    phrases = [phrase for phrase, _ in placed_phrases]
     if related:
-        joint = ", " if spoken[0][1] else " "
+        joint = ", " if placed_phrases[0][1] else " "
         phrases[:2] = [f"{phrases[0]}{joint}{_relation_words(rng, things[0], things[1])} {phrases[1]}"]
     body = ", and ".join(phrases) if related else _listing(phrases)
     if complete and count > 1 and rng.random() < 0.2:
-        body = f"{NUMBERS[count]} {_say(rng, ('shapes', 'objects', 'things'))}, {body}"
+        body = f"{NUMBERS[count]} {_word(rng, ('shapes', 'objects', 'things'))}, {body}"
     elif rng.random() < 0.5:
         body = pick(rng, OPENINGS) + body
     if rng.random() < 0.65:

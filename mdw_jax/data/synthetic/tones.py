@@ -1,6 +1,6 @@
-"""`tones`: a generated data set of captioned sounds, so that audio runs without a download (ours).
+"""`tones`: a generated data set of captioned audio, so that audio runs without a download (this work).
 
-A clip holds one to three sounds, one after the other, over a background; its picture is the log-mel of its samples.
+A clip holds one to three sounds, one after the other, over a background; its image is the log-mel of its samples.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from mdw_jax.data.synthetic.scene_captions import pick
 from mdw_jax.errors import UserError
 from mdw_jax.runtime.rng import named_generator
 
-# The first word of each row names the fact; a caption says any of them.
+# The keys are attribute values, and the rows the words for them; a caption has any of them.
 KINDS = {
     "tone": ("steady tone", "tone", "beep"),
     "rising": ("rising chirp", "rising whistle", "sweep upwards"),
@@ -27,14 +27,14 @@ PITCHES = {"low": ("low", "deep"), "middle": ("middling", "medium"), "high": ("h
 BACKGROUNDS = {"silence": ("in silence", "and nothing else"), "hum": ("over a hum", "with a drone below"),
                "static": ("over static", "in a noisy recording")}
 HERTZ = {"low": 280.0, "middle": 800.0, "high": 2300.0}
-"""Of a sound; jittered by at most 8 %."""
-SLOTS = 3  # a clip has room for so many sounds
-RATE = 8000
+"""Frequency of a sound by its pitch; jittered by at most 8 %."""
+SLOTS = 3  # sounds that fit into a clip
+SAMPLE_RATE = 8000
 
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """One sound: what captions say of it, and in which third of the clip it is."""
+    """One sound: what captions state of it, and in which third of the clip it is."""
 
     kind: str
     pitch: str
@@ -43,28 +43,35 @@ class Sound:
 
 def tones(train: int = 2000, val: int = 250, test: int = 500, seed: int = 0, mels: int = 32, frames: int = 64,
           seconds: float = 2.0, captions_per_image: int = 3) -> Pairs:
-    """Synthesise `train`, `val` and `test` clips at 8 kHz, each with `captions_per_image` captions.
+    """Synthesize a data set of captioned clips at 8 kHz.
 
-    Clip i of a split is a function of (seed, split, i) alone. mels, frames, seconds: see `LogMel`. Attributes, one
-    value a clip: `sounds` (1 to 3), `background`, and of the first sound `kind` and `pitch`. Caption numbers count
-    test, val, then train. Raises UserError if a count is below 1 or not whole.
+    Clip i of a split is a function of (seed, split, i) alone. Attributes, one value for each clip: `sounds` (1 to 3),
+    `background`, and of the first sound `kind` and `pitch`. Caption numbers count test, val, then train.
+
+    Args:
+        train, val, test: clips in each split.
+        seed: of the clips.
+        mels, frames, seconds: see `LogMel`.
+        captions_per_image: captions of each clip.
+    Raises:
+        UserError: a count below 1 or no whole number.
     """
     for name, value in (("train", train), ("val", val), ("test", test), ("captions_per_image", captions_per_image)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise UserError(f"tones: {name} is {value!r}; give a whole number of at least 1.")
     splits: dict[str, Any] = {}
-    log_mel, first = LogMel(RATE, seconds, mels, frames), 0
+    log_mel, first = LogMel(SAMPLE_RATE, seconds, mels, frames), 0
     for name, count in (("test", test), ("val", val), ("train", train)):
-        pictures, captions, clips = np.empty((count, *log_mel.shape), np.uint8), [], []
+        images, captions, clips = np.empty((count, *log_mel.shape), np.uint8), [], []
         for index in range(count):
             clip = _draw(named_generator(seed, "tones", name, index))
-            pictures[index] = log_mel.picture(wave(named_generator(seed, "tones", name, index, "samples"), *clip,
-                                                   log_mel.samples))
+            samples = named_generator(seed, "tones", name, index, "samples")
+            images[index] = log_mel.image(wave(samples, *clip, log_mel.samples))
             words = named_generator(seed, "tones", name, index, "captions")
             captions += [_caption(words, *clip) for _ in range(captions_per_image)]
             clips.append(clip)
         splits[name] = Split(
-            images=pictures, captions=tuple(captions),
+            images=images, captions=tuple(captions),
             image_of=np.repeat(np.arange(count, dtype=np.int64), captions_per_image),
             caption_ids=np.arange(first, first + len(captions), dtype=np.int64),
             attributes={"sounds": np.array([len(sounds) for sounds, _ in clips]),
@@ -84,17 +91,29 @@ def _draw(rng) -> tuple[tuple[Sound, ...], str]:
     return sounds, pick(rng, tuple(BACKGROUNDS))
 
 
-def wave(rng, sounds: tuple[Sound, ...], background: str, samples: int, rate: int = RATE) -> np.ndarray:
-    """(samples,) float64: the clip itself. `rng` draws what captions do not say: jitters and noise."""
+def wave(rng, sounds: tuple[Sound, ...], background: str, samples: int, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Synthesize a clip.
+
+    Args:
+        rng: draws what captions do not state: jitters and noise.
+        sounds: in order of time.
+        background: a key of `BACKGROUNDS`.
+        samples: length of the clip.
+        rate: samples per second.
+    Returns:
+        (samples,) float64.
+    """
+    if background not in BACKGROUNDS:
+        raise ValueError(f"there is no background '{background}'")
     clip = np.zeros(samples)
     if background == "hum":
         clip += 0.03 * np.sin(2 * np.pi * 110 * np.arange(samples) / rate)
     if background == "static":
         clip += 0.02 * (2 * rng.random(samples) - 1)
-    room = samples // SLOTS
+    slot_length = samples // SLOTS
     for sound in sounds:
-        length = int(room * (0.75 + 0.2 * rng.random()))
-        start = sound.slot * room + int((room - length) * rng.random())
+        length = int(slot_length * (0.75 + 0.2 * rng.random()))
+        start = sound.slot * slot_length + int((slot_length - length) * rng.random())
         hertz = HERTZ[sound.pitch] * (1 + 0.08 * (2 * rng.random() - 1))
         edge = np.minimum(1, np.minimum(np.arange(length), np.arange(length)[::-1]) / (0.02 * rate))  # no clicks
         clip[start:start + length] += (0.7 + 0.3 * rng.random()) * edge * _voice(rng, sound.kind, hertz, length, rate)
@@ -116,10 +135,10 @@ def _voice(rng, kind: str, hertz: float, length: int, rate: int) -> np.ndarray:
 
 
 def _caption(rng, sounds: tuple[Sound, ...], background: str) -> str:
-    """A sentence; it leaves out the pitch of some sounds, and the background half the time."""
-    said = []
+    """A sentence that leaves out the pitch of some sounds, and the background half the time."""
+    phrases = []
     for sound in sounds:
         pitch = f"{pick(rng, PITCHES[sound.pitch])} " if rng.random() < 0.8 else ""
-        said.append(f"a {pitch}{pick(rng, KINDS[sound.kind])}")
-    text = pick(rng, (", then ", " followed by ", " and then ")).join(said)
+        phrases.append(f"a {pitch}{pick(rng, KINDS[sound.kind])}")
+    text = pick(rng, (", then ", " followed by ", " and then ")).join(phrases)
     return f"{text} {pick(rng, BACKGROUNDS[background])}" if rng.random() < 0.5 else text

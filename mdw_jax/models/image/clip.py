@@ -3,10 +3,13 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mdw_jax.errors import UserError
-from mdw_jax.models.image.timm_vit import ACTIVATIONS, Linear, Mlp, Norm, Patches, attend, patch_grid
+from mdw_jax.models.image.vit_layers import Linear, Mlp, Norm, Patches, attend, patch_grid
+from mdw_jax.models.weights.hugging_face import transformer_fields
 
 _EPS = 1e-5
+# Fields of `ClipVision`, and the image size, by their names in config.json.
+_FIELDS = dict(patch="patch_size", width="hidden_size", depth="num_hidden_layers", heads="num_attention_heads",
+               hidden="intermediate_size", features="projection_dim", act="hidden_act", image="image_size")
 _small = nn.initializers.normal(0.02)
 
 
@@ -92,7 +95,7 @@ class ClipVision(nn.Module):
 
 
 def hugging_face_name(name: str) -> str:
-    """Our dotted name of a tensor -> that in `CLIPModel` and `CLIPVisionModelWithProjection`."""
+    """Dotted name of a tensor in `ClipVision` -> its name in `CLIPModel` and `CLIPVisionModelWithProjection`."""
     if name.startswith("visual_projection"):
         return name
     return "vision_model." + ("encoder." if name.startswith("layers.") else "") + name
@@ -105,22 +108,11 @@ def clip_vision(config: dict, image_shape) -> ClipVision:
         UserError: a missing or unusable size, an unknown activation, or an image size that patches do not fill.
     """
     vision = config.get("vision_config", config)
-    sizes = {"projection_dim": config.get("projection_dim", vision.get("projection_dim"))}
-    sizes |= {name: vision.get(name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers",
-                                                  "num_attention_heads", "image_size", "patch_size")}
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise UserError(f"config.json gives {name} = {size!r}; CLIP's image tower needs a positive integer there.")
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise UserError(f"config.json gives hidden_size {sizes['hidden_size']}, which its "
-                        f"{sizes['num_attention_heads']} attention heads do not divide.")
-    act = vision.get("hidden_act", "quick_gelu")
-    if act not in ACTIVATIONS:
-        raise UserError(f"config.json asks for the activation '{act}'; known are {', '.join(ACTIVATIONS)}.")
-    patch = sizes["patch_size"]
-    return ClipVision(patch_grid(image_shape, patch, "clip"), (sizes["image_size"] // patch,) * 2, patch,
-                      sizes["hidden_size"], sizes["num_hidden_layers"], sizes["num_attention_heads"],
-                      sizes["intermediate_size"], sizes["projection_dim"], act)
+    projection = config.get("projection_dim", vision.get("projection_dim"))
+    fields = transformer_fields({"hidden_act": "quick_gelu"} | vision | {"projection_dim": projection}, _FIELDS,
+                                "CLIP's image tower", width="width")
+    native = fields.pop("image") // fields["patch"]
+    return ClipVision(patch_grid(image_shape, fields["patch"], "clip"), (native, native), **fields)
 
 
 def _config(width, layers, patch, projection):

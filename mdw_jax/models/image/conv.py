@@ -1,15 +1,15 @@
-"""Convolutions that are fast on the backend at hand: the one place where that choice is made.
+"""Convolutions in the form that is fastest on the backend: the one place where that choice is made.
 
-Unrolls differentiate convolutions twice. Here every gradient's gradient is again one of the three products that a
-convolution and its two gradients are: the forms that libraries of fast kernels know. XLA's own second-order gradients
-are others, with kernels the size of the image.
+Unrolls differentiate convolutions twice. Here the gradient of a gradient is again one of three products, a convolution
+and its two gradients: forms that libraries of fast kernels have. XLA's own second-order gradients are others, with
+kernels the size of the image.
 
 On a CPU, XLA's convolution itself is fast, but not its gradients: those by kernels inside a scan and those of groups are
 tens of times slower than they need be. There, the gradient by the kernel is patches and a matrix product (through a scan
 of SGD steps 19x as fast as XLA's own, and 1.3x as fast as patches throughout). A grouped convolution is patches and a
 batch of matrix products (17x faster second-order gradient on the widest stage of NFNet-L0 at 224 px), a depthwise one
 shifted multiply-adds with a backward pass of the same form (6x faster forward and 9x faster gradient on MobileNetV2 at
-128 px). None of these knows forward-mode differentiation (jax.jvp). Padding is TensorFlow's SAME unless given: the odd
+128 px). None of these knows forward-mode differentiation (jax.jvp). By default padding is TensorFlow's SAME: the odd
 pixel goes to the bottom and the right.
 """
 
@@ -33,7 +33,7 @@ def on_cpu() -> bool:
 
 @contextlib.contextmanager
 def as_on_accelerator(planned: bool = True):
-    """Within it, what is traced has the form that an accelerator would be given: for plans made on a CPU."""
+    """Context in which functions are traced as for an accelerator: for plans made on a CPU."""
     token = _PLANNED.set(planned)
     try:
         yield
@@ -48,10 +48,16 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def conv(x, kernel, stride: int = 1, padding="SAME", groups: int = 1):
-    """Convolution. x: (B, H, W, C); kernel: (kh, kw, C / groups, F) -> (B, h, w, F).
+    """Convolution.
 
-    padding: "SAME" (h = ceil(H / stride)), or pixels to add on every side, as PyTorch's `padding` does.
-    groups: F / groups outputs in a row see C / groups inputs in a row, as PyTorch's `groups` does.
+    Args:
+        x: (B, H, W, C).
+        kernel: (kh, kw, C / groups, F).
+        stride: of both sides.
+        padding: "SAME" (h = ceil(H / stride)), or pixels to add on every side, as PyTorch's `padding` does.
+        groups: F / groups outputs in a row see C / groups inputs in a row, as PyTorch's `groups` does.
+    Returns:
+        (B, h, w, F).
     """
     pads = _pads(x.shape[1:3], kernel.shape[:2], stride, padding)
     if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1 and not any(map(any, pads)):
@@ -87,7 +93,7 @@ def _max_of_rows(x):
 
 
 def average_pool(x):
-    """Mean of each 2 x 2 pixels, of those there are at an odd edge: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
+    """Mean of each 2 x 2 pixels, of fewer at an odd edge: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
@@ -106,7 +112,7 @@ def _native(x, kernel, stride, pads, groups):
 
 
 def _patches(x, kernel_size, stride, pads):
-    """What each output sees: (B, H, W, C) -> (B, oh, ow, kh * kw * C), in the order of a kernel's own entries."""
+    """The inputs of each output: (B, H, W, C) -> (B, oh, ow, kh * kw * C), in the order of a kernel's entries."""
     b, h, w, c = x.shape
     columns = _row_patches(x.reshape(b * h, w, 1, c), kernel_size[1], stride, pads[1])
     return _row_patches(columns.reshape(b, h, -1, kernel_size[1] * c), kernel_size[0], stride, pads[0])

@@ -1,4 +1,6 @@
-"""A small norm-free conv net of non-overlapping patches, trained from scratch: quick on a CPU, second order included."""
+"""A small norm-free conv net of non-overlapping patches, trained from scratch: fast on a CPU, second order included."""
+
+import math
 
 import flax.linen as nn
 import jax
@@ -9,12 +11,15 @@ from mdw_jax.models.image.tower import Tower
 
 
 class PatchConvNet(nn.Module):
-    """Stages of (patchify `p x p`, GELU, residual pointwise MLP, GELU), widths as given.
+    """Stages of (patchify `p x p`, GELU, residual pointwise MLP, GELU): (B, H, W, C) in [0, 1] -> (B, h, w, F).
 
-    A learned position is added after the first stage: the mean over space at the end would forget where things were.
+    A learned position is added after the first stage, since the mean over space at the end loses all positions.
+    Patchifying is a reshape and a matrix product, so no backend runs a slow convolution. There are no normalization
+    layers: batch statistics would not survive trajectory matching.
 
-    Patchifying is a reshape and a matrix product, so no backend meets a slow convolution. No normalization layers:
-    batch statistics would not survive trajectory matching.
+    Attributes:
+        patches: patch side of each stage.
+        widths: channels of each stage; the last is F.
     """
 
     patches: tuple[int, ...]
@@ -37,14 +42,17 @@ class PatchConvNet(nn.Module):
 
 
 def convnet(image_shape, patches=(4, 2, 2), widths=(64, 128, 128)) -> Tower:
-    """A `PatchConvNet` for images of `image_shape` (H, W, C); H and W must be divisible by the product of `patches`.
+    """A `PatchConvNet` as a tower.
 
-    Raises UserError where they are not.
+    Args:
+        image_shape: (H, W, C); H and W are divisible by the product of `patches`.
+        patches: patch side of each stage.
+        widths: channels of each stage.
+    Raises:
+        UserError: sides that are not divisible, or different numbers of patches and widths.
     """
     height, width, _ = image_shape
-    total = 1
-    for patch in patches:
-        total *= patch
+    total = math.prod(patches)
     if height % total or width % total or len(patches) != len(widths):
         raise UserError(f"a conv net of patches {patches} and widths {widths} needs as many of one as of the other and "
                         f"image sides divisible by {total}, not {height} x {width}; set model.patches, or the sides "

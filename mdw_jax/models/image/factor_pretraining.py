@@ -1,7 +1,8 @@
-"""A pretrained backbone where none can be downloaded: the conv net learns to name what is in pictures of another world.
+"""A pretrained backbone where none can be downloaded: the conv net learns the factors of a disjoint generated set.
 
-The peers start from an ImageNet classifier. This is the same thing for the embedded data: supervised learning of the
-factors (which colours, shapes, places, ... are present), on scenes of a seed that no experiment uses, captions unseen.
+The baselines start from an ImageNet classifier. This is the counterpart for the generated data (this work): supervised
+learning of the factors (which colors, shapes, positions, ... are present), on scenes of a seed that no experiment uses,
+without their captions.
 """
 
 import jax
@@ -13,14 +14,14 @@ from mdw_jax.data.pairs import Split
 from mdw_jax.models.image.tower import Tower
 from mdw_jax.runtime.rng import named_generator, named_key
 
-_FACTORS = ("shape", "colour", "size", "texture", "position")
-_JOINT = (("colour", "position"), ("shape", "colour"), ("texture", "colour"))
+_FACTORS = ("shape", "color", "size", "texture", "position")
+_JOINT = (("color", "position"), ("shape", "color"), ("texture", "color"))
 
 
 def factor_labels(split: Split) -> np.ndarray:
-    """Which facts hold in each picture, any object: (N, L) float32 of zeros and ones.
+    """Which facts hold in each image, of any object: (N, L) float32 of zeros and ones.
 
-    A fact is a factor with a value, a pair of factors of one object with their values, or the background.
+    A fact is the value of a factor, the values of a pair of factors of one object, or the background.
     """
     columns = split.attributes
     facts = [[f"background {value}" for value in columns["background"]]]
@@ -29,21 +30,30 @@ def factor_labels(split: Split) -> np.ndarray:
         facts += [[f"{name} {value}" for value in objects[name]] for name in _FACTORS]
         facts += [[f"{a} {x}, {b} {y}" for x, y in zip(objects[a], objects[b], strict=True)] for a, b in _JOINT]
     names = sorted({fact for column in facts for fact in column if "none" not in fact})
-    place = {name: i for i, name in enumerate(names)}
+    column_of = {name: i for i, name in enumerate(names)}
     labels = np.zeros((len(split.images), len(names)), np.float32)
-    for column in facts:
-        for row, fact in enumerate(column):
-            if fact in place:
-                labels[row, place[fact]] = 1
+    for values in facts:
+        for row, fact in enumerate(values):
+            if fact in column_of:
+                labels[row, column_of[fact]] = 1
     return labels
 
 
 def pretrain(tower: Tower, split: Split, *, epochs: int, seed: int, batch: int = 64, lr: float = 2e-3) -> Tower:
-    """The same tower, its `init` returning weights trained on `factor_labels` of `split` (binary cross entropy, Adam)."""
+    """Train a tower on `factor_labels` (binary cross entropy, Adam with cosine decay).
+
+    Args:
+        tower: the tower to train.
+        split: images of `scenes` and their attributes.
+        epochs, batch, lr: of the training.
+        seed: of first weights and batches.
+    Returns:
+        The same tower, its `init` returning the trained weights.
+    """
     labels = factor_labels(split)
-    rate = labels.mean(0).clip(1e-3, 1 - 1e-3)
+    share = labels.mean(0).clip(1e-3, 1 - 1e-3)
     params = {"tower": tower.init(named_key(seed, "pretrain")),
-              "head": {"kernel": jnp.zeros((tower.width, labels.shape[1])), "bias": jnp.log(rate / (1 - rate))}}
+              "head": {"kernel": jnp.zeros((tower.width, labels.shape[1])), "bias": jnp.log(share / (1 - share))}}
     steps = len(labels) // batch
     optimizer = optax.adam(optax.cosine_decay_schedule(lr, epochs * steps))
 

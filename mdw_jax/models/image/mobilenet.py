@@ -4,7 +4,6 @@ Weights are `.q8.npz` files: per layer `convNN` in execution order a uint8 `kern
 (kernel = (kernel_q - zero) * scale), a float32 `bias`, and `ops_json`, the graph of operations.
 """
 
-import json
 import zipfile
 from pathlib import Path
 
@@ -13,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.errors import UserError
+from mdw_jax.io.files import parse_json
 from mdw_jax.models.image.conv import conv, depthwise_conv
 from mdw_jax.models.image.tower import Tower
 
 
 def mobilenet(path) -> Tower:
-    """The backbone of a `.q8.npz` file, up to (not with) its average pooling; any image size is accepted.
+    """The backbone of a `.q8.npz` file, up to but without its average pooling; any image size is accepted.
 
-    Raises UserError if the file is missing or is not such a file.
+    Raises:
+        UserError: the file is missing or of another kind.
     """
     if not Path(path).is_file():
         raise UserError(f"there are no MobileNet weights at '{path}'; set model.weights to a .q8.npz file.")
@@ -42,7 +43,7 @@ def mobilenet(path) -> Tower:
             values[op["out"]] = y
         raise AssertionError("unreachable: _read checked that the graph pools")
 
-    try:  # the graph and the shapes are the file's
+    try:  # the graph and the shapes come from the file
         jax.eval_shape(feature_map, params, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
     except Exception as error:
         raise UserError(f"the graph of '{path}' cannot be computed ({' '.join(str(error).split())[:100]}): it is "
@@ -53,7 +54,7 @@ def mobilenet(path) -> Tower:
 def _read(path):
     try:
         with np.load(path, allow_pickle=False) as file:
-            graph = json.loads(str(file["ops_json"]))
+            graph = parse_json(str(file["ops_json"]))
             ops = graph["ops"][: next(i for i, op in enumerate(graph["ops"]) if op["op"] == "AVERAGE_POOL_2D") + 1]
             read = lambda name: file[name].astype(np.float32)
             params = {
@@ -65,11 +66,11 @@ def _read(path):
                 if "w" in op
             }
     except (KeyError, ValueError, OSError, EOFError, StopIteration, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"'{path}' is not a whole MobileNet .q8.npz file ({error}); fetch it again.") from None
+        raise UserError(f"'{path}' is not a complete MobileNet .q8.npz file ({error}); fetch it again.") from None
     unknown = {op["op"] for op in ops} - {"CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "AVERAGE_POOL_2D"}
     if unknown:
-        raise UserError(f"'{path}' holds operations this reader does not know: {', '.join(sorted(unknown))}; give "
-                        "another.")
+        raise UserError(f"'{path}' holds operations that cannot be computed: {', '.join(sorted(unknown))}; give another "
+                        "file.")
     if not all(np.isfinite(array).all() for layer in params.values() for array in layer.values()):
         raise UserError(f"'{path}' holds NaN or infinite weights; fetch it again.")
     last = next(op["w"] for op in reversed(ops) if "w" in op)

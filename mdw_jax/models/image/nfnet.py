@@ -1,8 +1,8 @@
 """Normalizer-free networks (Brock et al. 2021a, b) as timm builds them: NFNet-L0, NF-ResNet-50, NF-RegNet-B1.
 
-No layer normalizes activations, so there are no batch statistics to collapse under trajectory matching: the peers'
-(VLD, LoRS) own choice. Variance is kept in hand by weight standardisation, by a residual branch scaled by `alpha`, and
-by dividing a block's input by its expected standard deviation. Modules and parameters carry timm's names.
+No layer normalizes activations, so there are no batch statistics to collapse under trajectory matching: the choice of
+the baselines (VLD, LoRS). Variance is controlled by weight standardization, by a residual branch scaled by `alpha`, and
+by dividing a block's input by its expected standard deviation. Modules and parameters have timm's names.
 """
 
 import flax.linen as nn
@@ -18,9 +18,9 @@ _EPS = 1e-5
 
 
 class ScaledStdConv(nn.Module):
-    """A convolution whose kernel is standardised per output channel, then scaled by `gain * gamma / sqrt(fan in)`.
+    """A convolution whose kernel is standardized per output channel, then scaled by `gain * gamma / sqrt(fan in)`.
 
-    Standardised as batch normalization would: biased variance, eps inside the root. Padding is PyTorch's symmetric
+    Standardized as batch normalization would: biased variance, eps inside the root. Padding is PyTorch's symmetric
     one, not SAME: timm's `nfnet_*` and `nf_*` have it, its `dm_nfnet_*` have not. (B, H, W, C) -> (B, h, w, width).
     """
 

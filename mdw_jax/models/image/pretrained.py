@@ -1,4 +1,4 @@
-"""Image towers that others have pretrained, by name, and their weights as our parameters."""
+"""Image towers with published weights, by name, and those weights as parameters."""
 
 import functools
 import re
@@ -15,17 +15,20 @@ from mdw_jax.errors import UserError
 from mdw_jax.models.image.clip import CLIPS, clip_vision, hugging_face_name
 from mdw_jax.models.image.nfnet import NFNETS
 from mdw_jax.models.image.resnet import RESNETS
-from mdw_jax.models.image.timm_vit import VITS, resize_positions
+from mdw_jax.models.image.timm_vit import VITS
 from mdw_jax.models.image.tower import Tower, mean_over_space
+from mdw_jax.models.image.vit_layers import resize_positions
 from mdw_jax.models.weights.convert import assemble
 
 
-class Recipe(NamedTuple):
+class PretrainedSpec(NamedTuple):
     """What makes a tower of a module.
 
-    module: image shape (H, W, C) -> module, which takes normalized images. mean, std: of each channel, as the weights'
-    publisher normalized images in [0, 1]. name_of: our dotted name of a tensor -> its name among the weights.
-    positions: name, among the weights, of the table of positions; "" for a conv net, which has none.
+    Attributes:
+        module: image shape (H, W, C) -> module, which takes normalized images.
+        mean, std: of each channel, as the weights' publisher normalized images in [0, 1].
+        name_of: dotted name of a tensor in this package -> its name among the weights.
+        positions: name, among the weights, of the table of positions; "" for a conv net, which has none.
     """
 
     module: Callable[[Any], nn.Module]
@@ -41,20 +44,20 @@ _HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def clip_recipe(config: dict) -> Recipe:
+def clip_spec(config: dict) -> PretrainedSpec:
     """CLIP's image tower of a Hugging Face configuration."""
-    return Recipe(functools.partial(clip_vision, config), *_CLIP, hugging_face_name,
+    return PretrainedSpec(functools.partial(clip_vision, config), *_CLIP, hugging_face_name,
                   "vision_model.embeddings.position_embedding.weight")
 
 
-def _whatever_the_shape(module: nn.Module) -> Callable[[Any], nn.Module]:
+def _any_shape(module: nn.Module) -> Callable[[Any], nn.Module]:
     return lambda shape: module
 
 
-RECIPES = {
-    **{name: Recipe(_whatever_the_shape(module), *_IMAGENET) for name, module in {**NFNETS, **RESNETS}.items()},
-    **{name: Recipe(module, *_HALF, positions="pos_embed") for name, module in VITS.items()},
-    **{name: clip_recipe(config) for name, config in CLIPS.items()},
+SPECS: dict[str, PretrainedSpec] = {
+    **{name: PretrainedSpec(_any_shape(module), *_IMAGENET) for name, module in {**NFNETS, **RESNETS}.items()},
+    **{name: PretrainedSpec(module, *_HALF, positions="pos_embed") for name, module in VITS.items()},
+    **{name: clip_spec(config) for name, config in CLIPS.items()},
 }
 
 
@@ -62,30 +65,30 @@ def pretrained(name: str, image_shape, tensors: dict[str, np.ndarray] | None = N
     """A tower that has published weights.
 
     Args:
-        name: one of `RECIPES`.
+        name: one of `SPECS`.
         image_shape: (H, W, 3). Conv nets take any, Transformers any that is made of whole patches.
         tensors: the weights: timm's for timm's names, Hugging Face's `CLIPModel` or `CLIPVisionModelWithProjection` for
-            CLIP; PyTorch name -> array in PyTorch layout. Others than the tower's (classifiers) are ignored. None:
-            `init` draws random ones.
+            CLIP; PyTorch name -> array in PyTorch layout. Tensors that the tower does not have (classifiers) are
+            ignored. None: `init` draws random ones.
     Raises:
         UserError: an unknown name, an image shape that does not fit, or tensors that are missing or of another shape
             (names the first few).
     """
-    if name not in RECIPES:
-        raise UserError(f"there is no pretrained tower '{name}'; choose one of {', '.join(RECIPES)}.")
-    return tower_of(RECIPES[name], name, image_shape, tensors)
+    if name not in SPECS:
+        raise UserError(f"there is no pretrained tower '{name}'; choose one of {', '.join(SPECS)}.")
+    return tower_of(SPECS[name], name, image_shape, tensors)
 
 
-def tower_of(recipe: Recipe, name: str, image_shape, tensors=None) -> Tower:
-    """The tower of a recipe; the rest as for `pretrained`.
+def tower_of(spec: PretrainedSpec, name: str, image_shape, tensors=None) -> Tower:
+    """The tower of a spec; the rest as for `pretrained`.
 
-    What gradients may touch is the collection "params" alone. The other one there is, "batch_stats" (frozen batch
-    normalization), is a constant of the tower's functions.
+    Gradients reach the collection "params" alone. The other one, "batch_stats" (frozen batch normalization), is a
+    constant of the tower's functions.
     """
     if len(image_shape) != 3 or image_shape[-1] != 3:
         raise UserError(f"the tower '{name}' takes images (H, W, 3), not {tuple(image_shape)}.")
-    module = recipe.module(tuple(image_shape))
-    tokens = bool(recipe.positions)
+    module = spec.module(tuple(image_shape))
+    tokens = bool(spec.positions)
 
     def everything(module, images):
         return module.pool(module(images)) if tokens else module(images)
@@ -96,10 +99,10 @@ def tower_of(recipe: Recipe, name: str, image_shape, tensors=None) -> Tower:
     if tensors is None:
         params, constants = None, _neutral(shapes.get("batch_stats", {}))
     else:
-        if recipe.positions in tensors:
-            table = resize_positions(tensors[recipe.positions], module.grid, module.native)
-            tensors = {**tensors, recipe.positions: table}
-        variables = assemble(_layout(shapes, recipe.name_of), tensors, f"one {name}")
+        if spec.positions in tensors:
+            table = resize_positions(tensors[spec.positions], module.grid, module.native)
+            tensors = {**tensors, spec.positions: table}
+        variables = assemble(_layout(shapes, spec.name_of), tensors, f"one {name}")
         params, constants = variables["params"], variables.get("batch_stats", {})
 
     def init(key):
@@ -109,7 +112,7 @@ def tower_of(recipe: Recipe, name: str, image_shape, tensors=None) -> Tower:
         return module.apply({"params": params, "batch_stats": constants}, x, method=method)
 
     def feature_map(params, images):
-        return apply(params, _normalize(images, recipe))
+        return apply(params, _normalize(images, spec))
 
     def pool(params, feature_map):
         return apply(params, feature_map, "pool")
@@ -123,13 +126,13 @@ def tower_of(recipe: Recipe, name: str, image_shape, tensors=None) -> Tower:
     return Tower(name, init, feature_map, module.features, mean_over_space)
 
 
-def _normalize(images, recipe):
+def _normalize(images, spec):
     """(B, H, W, 3) in [0, 1] -> the same, in its own dtype, as the weights' publisher normalized it."""
-    return (images - jnp.asarray(recipe.mean, images.dtype)) / jnp.asarray(recipe.std, images.dtype)
+    return (images - jnp.asarray(spec.mean, images.dtype)) / jnp.asarray(spec.std, images.dtype)
 
 
 def _neutral(statistics):
-    """Statistics that leave their input as it is: means of 0, variances of 1; the shapes of `statistics`."""
+    """Statistics that do not change their input: means of 0, variances of 1, in the shapes of `statistics`."""
     return unflatten_dict({path: np.full(leaf.shape, path[-1] == "var", np.float32)
                            for path, leaf in flatten_dict(statistics).items()})
 
@@ -138,10 +141,10 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean":
 
 
 def _layout(shapes, name_of):
-    """Yield, for every leaf of the variables, its name among the weights, its path among ours, and its shape there.
+    """Yield, for every leaf of the variables, its name among the weights, its path here, and the weight's shape.
 
-    Modules carry the names that they have there, "_N" where there it is the N-th of a list: `stages_1_0/conv1/kernel`
-    is `stages.1.0.conv1.weight`.
+    Modules have the same names, with "_N" for the N-th of a list: `stages_1_0/conv1/kernel` is
+    `stages.1.0.conv1.weight`.
     """
     for path, leaf in flatten_dict(shapes).items():
         *modules, last = path[1:]

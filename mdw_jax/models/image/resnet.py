@@ -1,11 +1,11 @@
 """ResNets (He et al. 2016) as timm builds them: ResNet-18 and ResNet-50, with batch normalization frozen.
 
-Normalizing by the statistics of a batch collapses under trajectory matching (the peers measured it, VLD's ablation:
-IR@1 0.28 with ResNet-50 against 3.46 with its normalizer-free twin): a distilled batch has other statistics than the
-expert's, and running averages are state that no gradient step explains. So every layer normalizes by the statistics
-stored with the weights, in training too. They are constants, not parameters: they live in the collection
+Normalizing by the statistics of a batch collapses under trajectory matching (ablation of VLD: IR@1 0.28 with ResNet-50
+against 3.46 with its normalizer-free counterpart): a distilled batch has other statistics than the expert's, and running
+averages are state that no gradient step explains. So every layer normalizes by the statistics
+stored with the weights, in training too. They are constants, not parameters: they are in the collection
 "batch_stats", which the tower closes over, while its parameters (convolutions, scales, biases) are all in "params"; no
-gradient, expert or student ever touches them. Modules and parameters carry timm's names.
+gradient, expert or student ever changes them. Modules and parameters have timm's names.
 """
 
 import flax.linen as nn

@@ -1,26 +1,28 @@
-"""What an image backbone is to the rest of the system."""
+"""`Tower`: the interface of image backbones."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
 def mean_over_space(params, feature_map):
-    """(B, h, w, F), or (B, t, h, w, F) of clips -> (B, F); there are no parameters in it."""
+    """(B, h, w, F), or (B, t, h, w, F) of video clips -> (B, F); it uses no parameters."""
     return feature_map.mean(tuple(range(1, feature_map.ndim - 1)))
 
 
 class Tower(NamedTuple):
     """An image backbone as pure functions.
 
-    init: (key) -> params (pretrained towers ignore the key).
-    feature_map: (params, images (B, H, W, C) float32 in [0, 1]) -> the last map with places in it, which normalizes its
-        input itself: (B, h, w, F), or whatever else `pool` and `grid` understand (tokens, for a transformer). Of
-        bfloat16 images it is bfloat16, and computed so; parameters stay float32.
-    width: width of the pooled feature.
-    pool: (params, feature map) -> (B, width), the rest of the way; the mean over space unless it says otherwise.
-    grid: feature map, or its gradient -> (B, h, w, F), the places alone (for Grad-CAM).
+    Video clips are (B, T, H, W, C) and their maps (B, t, h, w, F); otherwise they are treated like images.
 
-    Clips are (B, T, H, W, C) and their maps (B, t, h, w, F); that aside, nothing is different for them.
+    Attributes:
+        name: of the architecture.
+        init: (key) -> params (pretrained towers ignore the key).
+        feature_map: (params, images (B, H, W, C) float32 in [0, 1]) -> the last map with spatial positions, (B, h, w,
+            F), or any array that `pool` and `grid` take (tokens, for a Transformer). It normalizes its input itself. Of
+            bfloat16 images it is computed in bfloat16; parameters stay float32.
+        width: F, width of the pooled feature.
+        pool: (params, feature map) -> (B, width); by default the mean over space.
+        grid: feature map, or its gradient -> (B, h, w, F), the spatial positions alone (for Grad-CAM).
     """
 
     name: str

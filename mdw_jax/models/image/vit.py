@@ -1,4 +1,4 @@
-"""A small pre-norm Vision Transformer, trained from scratch: a tower as unlike a conv net as there is."""
+"""A small pre-norm Vision Transformer, trained from scratch: an architecture very different from a conv net."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,8 @@ class Block(nn.Module):
     """`x + attention(norm(x))`, then `x + MLP(norm(x))` of four times the width: (B, T, width) -> the same.
 
     The last layer of either branch starts at zero, so that a block starts as the identity (as in Fixup): without a
-    warm-up, which students have not, plain SGD then bears about three times the step size (ours, measured on scenes).
+    warm-up, which students do not have, plain SGD is then stable at about three times the step size (this work,
+    measured on scenes).
     """
 
     heads: int
@@ -32,8 +33,8 @@ class VisionTransformer(nn.Module):
     """Patches of `patch x patch` pixels as tokens, learned positions, `depth` blocks, a last LayerNorm.
 
     (B, H, W, C) in [0, 1] -> (B, H / patch, W / patch, width). After Dosovitskiy et al. 2021, without the class token:
-    the mean over space at the end is as good (Beyer et al. 2022). LayerNorm keeps no batch statistics, so parameters
-    are all there is to match. No dropout: two passes over one unroll must be the same function.
+    the mean over space at the end is as good (Beyer et al. 2022). LayerNorm keeps no batch statistics, so there
+    are only parameters to match. No dropout: two passes over one unroll must be the same function.
     """
 
     patch: int
@@ -55,16 +56,23 @@ class VisionTransformer(nn.Module):
 
 
 def vit(image_shape, patch: int = 16, width: int = 128, depth: int = 4, heads: int = 4) -> Tower:
-    """A `VisionTransformer` for images of `image_shape` (H, W, C), which `patch` must divide; `heads` divides `width`.
+    """A `VisionTransformer` as a tower.
 
-    Raises UserError where they do not.
+    Args:
+        image_shape: (H, W, C); `patch` divides H and W.
+        patch: patch side, pixels.
+        width: of the tokens; `heads` divides it.
+        depth: blocks.
+        heads: of the attention.
+    Raises:
+        UserError: `patch` or `heads` do not divide.
     """
     h, w, _ = image_shape
     if patch < 1 or h % patch or w % patch:
         raise UserError(f"a vision transformer of {patch} px patches cannot cut images of {h} x {w} px into whole "
                         "patches; set model.vit_patch to a divisor of both sides.")
     if heads < 1 or width < 1 or width % heads:
-        raise UserError(f"a vision transformer of width {width} cannot be shared out among {heads} heads; set "
+        raise UserError(f"a vision transformer of width {width} cannot be divided among {heads} heads; set "
                         "model.vit_width to a multiple of model.vit_heads.")
     module = VisionTransformer(patch, width, depth, heads)
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.errors import UserError
-from mdw_jax.models.text.layers import TransformerLayer, dense, dense_layout, layers_layout, norm, norm_layout, sizes
+from mdw_jax.models.text.layers import TransformerLayer, dense, dense_layout, layers_layout, norm, norm_layout
 from mdw_jax.models.weights.convert import assemble
+from mdw_jax.models.weights.hugging_face import transformer_fields
 
 # Fields of `Bert` by their names in config.json.
 _SIZES = {
@@ -16,7 +17,7 @@ _SIZES = {
     "distilbert": dict(vocabulary="vocab_size", hidden="dim", layers="n_layers", heads="n_heads",
                        intermediate="hidden_dim", positions="max_position_embeddings", act="activation"),
 }
-# Parts of a layer by their names in weight files; and what the stack of layers is called there.
+# What weight files call the stack of layers, and each part of a layer.
 _LAYERS = {
     "bert": ("encoder.layer", {
         "attention.query": "attention.self.query", "attention.key": "attention.self.key",
@@ -31,15 +32,15 @@ _LAYERS = {
 
 
 def _kind(config: dict) -> str:
-    """"bert" (also where a configuration does not say, as the oldest do not) or "distilbert"."""
+    """"bert" (also where a configuration has no model type, like the oldest) or "distilbert"."""
     kind = config.get("model_type", "bert")
     if kind not in _SIZES:
-        raise UserError(f"config.json describes a '{kind}' model; only {' and '.join(_SIZES)} ones are of this form.")
+        raise UserError(f"config.json describes a '{kind}' model; only {' and '.join(_SIZES)} models can be read.")
     return kind
 
 
 class Bert(nn.Module):
-    """BERT (Devlin et al. 2019) or DistilBERT (Sanh et al. 2019), eval mode: no dropout. Made by `Bert.from_config`.
+    """BERT (Devlin et al. 2019) or DistilBERT (Sanh et al. 2019), without dropout. Made by `Bert.from_config`.
 
     A DistilBERT is a BERT without token types and pooler. `apply(variables, ids, method="embed")` looks words up,
     `apply(variables, embedded, mask)` is the last hidden state, and `apply(variables, last, mask, method="native")` the
@@ -58,7 +59,7 @@ class Bert(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict) -> "Bert":
-        """The module a Hugging Face `config.json` describes.
+        """The module that a Hugging Face `config.json` describes.
 
         Raises:
             UserError: neither model, a missing or unusable size, an unknown activation or kind of position.
@@ -68,7 +69,8 @@ class Bert(nn.Module):
             raise UserError(f"config.json asks for '{config['position_embedding_type']}' positions; only BERT models "
                             "with 'absolute' ones can be read.")
         names = _SIZES[kind]
-        fields = sizes({names["act"]: "gelu"} | config, names, "a BERT" if kind == "bert" else "a DistilBERT")
+        fields = transformer_fields({names["act"]: "gelu"} | config, names,
+                                    "a BERT" if kind == "bert" else "a DistilBERT")
         return cls(**fields, eps=float(config.get("layer_norm_eps", 1e-12)))
 
     def setup(self):
@@ -100,7 +102,7 @@ class Bert(nn.Module):
 
 
 def _layout(model: Bert, kind: str):
-    """Yields, for every parameter, its Hugging Face name, its path among our parameters, and its shape there."""
+    """Yields, for every parameter, its Hugging Face name, its path among the parameters, and the tensor's shape."""
     h = model.hidden
     tables = dict(word=model.vocabulary, position=model.positions, token_type=model.token_types)
     for table, rows in tables.items():
@@ -124,9 +126,9 @@ def params_from_safetensors(tensors: dict[str, np.ndarray], config: dict) -> dic
     """
     kind = _kind(config)
     # bert-base-uncased itself still has its layer norms under their TensorFlow names.
-    found = {name.removeprefix(f"{kind}.").replace("LayerNorm.gamma", "LayerNorm.weight")
+    tensors = {name.removeprefix(f"{kind}.").replace("LayerNorm.gamma", "LayerNorm.weight")
              .replace("LayerNorm.beta", "LayerNorm.bias"): tensor for name, tensor in tensors.items()}
-    pooled = any(name.startswith("pooler.") for name in found)
+    pooled = any(name.startswith("pooler.") for name in tensors)
     layout = _layout(Bert.from_config(config), kind)
-    return assemble((entry for entry in layout if pooled or not entry[0].startswith("pooler.")), found,
+    return assemble((entry for entry in layout if pooled or not entry[0].startswith("pooler.")), tensors,
                     "one BERT" if kind == "bert" else "one DistilBERT")

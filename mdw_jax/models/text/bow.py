@@ -1,4 +1,4 @@
-"""Bag-of-words text features: nothing to fit, nothing to download."""
+"""Bag-of-words text features, with nothing to fit or download."""
 
 import numpy as np
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -11,16 +11,16 @@ _CHUNK = 4096
 
 
 def bow_features(captions, dim: int = 384, seed: int = 0) -> np.ndarray:
-    """Random projection of hashed word and word-pair counts. Ours, as a stand-in where no language model is at hand.
+    """Random projection of hashed word and word-pair counts (this work), where no language model is at hand.
 
     Counts of unigrams and bigrams, lower-cased, are hashed into 2**14 signed bins, damped to `1 + log(count)`,
     multiplied by a fixed (2**14, dim) Gaussian matrix of the seed and L2-normalized, so that cosines approximate those
-    of the bags themselves. Nothing depends on the other captions: the same caption always has the same feature.
+    of the bags themselves. A caption's feature does not depend on the other captions.
 
     Args:
         captions: K strings. One without any word gets a fixed vector of its own.
         dim: width of the features.
-        seed: chooses the projection.
+        seed: of the projection.
     Returns:
         (K, dim) float32, unit norm.
     Raises:

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.errors import UserError
-from mdw_jax.models.text.layers import TransformerLayer, dense, layers_layout, norm, norm_layout, sizes
+from mdw_jax.models.text.layers import TransformerLayer, dense, layers_layout, norm, norm_layout
 from mdw_jax.models.weights.convert import assemble
+from mdw_jax.models.weights.hugging_face import transformer_fields
 
 _SIZES = dict(vocabulary="vocab_size", hidden="hidden_size", layers="num_hidden_layers", heads="num_attention_heads",
               intermediate="intermediate_size", positions="max_position_embeddings", projection="projection_dim",
               end_token="eos_token_id", act="hidden_act")
-# Files name only what differs from these, which are those of ViT-B/32.
+# Configurations hold only what differs from these, which are those of ViT-B/32.
 _DEFAULTS = dict(vocab_size=49408, hidden_size=512, num_hidden_layers=12, num_attention_heads=8,
                  intermediate_size=2048, max_position_embeddings=77, projection_dim=512, hidden_act="quick_gelu",
                  layer_norm_eps=1e-5, eos_token_id=49407)
@@ -23,10 +24,10 @@ _LEGACY_END = 2
 
 
 def end_positions(ids: np.ndarray, end_token: int) -> np.ndarray:
-    """Where captions end, as `transformers` has it: (B, L) token ids -> (B,) positions.
+    """Where captions end, as in `transformers`: (B, L) token ids -> (B,) positions.
 
-    The first position of the token `end_token`; but the configurations of OpenAI's own models wrongly say 2, and mean
-    the first position of the largest id.
+    The first position of the token `end_token`; but the configurations of OpenAI's own models wrongly have 2 there,
+    which stands for the first position of the largest id.
     """
     ids = np.asarray(ids)
     return ids.argmax(1) if end_token == _LEGACY_END else (ids == end_token).argmax(1)
@@ -48,7 +49,7 @@ class ClipText(nn.Module):
     projection: int
     act: str = "quick_gelu"
     eps: float = 1e-5
-    end_token: int = 49407  # as the configuration has it: see `end_positions`
+    end_token: int = 49407  # as in the configuration: see `end_positions`
 
     @classmethod
     def from_config(cls, config: dict) -> "ClipText":
@@ -59,14 +60,15 @@ class ClipText(nn.Module):
         """
         kind = config.get("model_type")
         if kind == "clip":
-            # The projection is the whole model's. Older files say the rest twice; the second holds where they differ.
+            # The projection is a setting of the whole model. Older files have the others twice; where they differ, the
+            # second counts.
             text = {**(config.get("text_config") or {}), **(config.get("text_config_dict") or {})}
             config = {**text, "projection_dim": config.get("projection_dim", _DEFAULTS["projection_dim"])}
         elif kind != "clip_text_model":
-            raise UserError(f"config.json describes a '{kind}' model; only clip and clip_text_model ones are of this "
-                            "form.")
+            raise UserError(f"config.json describes a '{kind}' model; only clip and clip_text_model ones can be "
+                            "read.")
         config = _DEFAULTS | config
-        return cls(**sizes(config, _SIZES, "a CLIP"), eps=float(config["layer_norm_eps"]))
+        return cls(**transformer_fields(config, _SIZES, "a CLIP"), eps=float(config["layer_norm_eps"]))
 
     def setup(self):
         self.word_embeddings = nn.Embed(self.vocabulary, self.hidden)
@@ -84,26 +86,25 @@ class ClipText(nn.Module):
         """embedded: (B, L, hidden), mask (1 = a token): (B, L) -> last hidden state, after the final norm."""
         length = embedded.shape[1]
         x = embedded + self.position_embeddings(jnp.arange(length))
-        visible = jnp.tri(length, dtype=bool) & (mask[:, None, :] > 0)  # each token sees those up to itself
+        visible = jnp.tri(length, dtype=bool) & (mask[:, None, :] > 0)  # each token attends to those up to itself
         for layer in self.layer:
             x = layer(x, visible)
         return self.final_norm(x)
 
     def native(self, last, mask):
-        """The last hidden state (B, L, hidden) -> (B, projection), from the last position that `mask` has a 1 at.
+        """The last hidden state (B, L, hidden) -> (B, projection), from the last position where `mask` is 1.
 
-        That is the end-of-text token, whatever its embedding: only the mask knows where it is once words have become
-        vectors.
+        That is the end-of-text token: of embedded words only the mask tells where it is.
         """
         end = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1] > 0, axis=1)
         return self.text_projection(last[jnp.arange(len(last)), end])
 
 
 def _layout(model: ClipText):
-    """Yields, for every parameter, its Hugging Face name, its path among our parameters, and its shape there."""
+    """Yields, for every parameter, its Hugging Face name, its path among the parameters, and the tensor's shape."""
     h = model.hidden
-    for theirs, ours, rows in (("token", "word", model.vocabulary), ("position", "position", model.positions)):
-        yield f"text_model.embeddings.{theirs}_embedding.weight", (f"{ours}_embeddings", "embedding"), (rows, h)
+    for in_file, table, rows in (("token", "word", model.vocabulary), ("position", "position", model.positions)):
+        yield f"text_model.embeddings.{in_file}_embedding.weight", (f"{table}_embeddings", "embedding"), (rows, h)
     yield from layers_layout("text_model.encoder.layers", _LAYER, model.layers, h, model.intermediate)
     yield from norm_layout("text_model.final_layer_norm", ("final_norm",), h)
     yield "text_projection.weight", ("text_projection", "kernel"), (model.projection, h)

@@ -1,4 +1,4 @@
-"""`TextEncoder`: a pretrained text Transformer as pure functions, and the caption features it gives."""
+"""`TextEncoder`: a pretrained text Transformer as pure functions, and its features of captions."""
 
 import dataclasses
 import functools
@@ -9,33 +9,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdw_jax.config.options import POOLINGS
 from mdw_jax.errors import UserError
 from mdw_jax.models.text import bert, clip
 from mdw_jax.models.text.bert import Bert
 from mdw_jax.models.text.clip import ClipText, end_positions
 from mdw_jax.models.text.tokenizer import read_tokenizer
-from mdw_jax.models.weights.hub import model_folder, read_json, read_tensors
+from mdw_jax.models.weights.hub import model_directory, read_json, read_tensors
 
-# By the model type in config.json: the module's class, how its weights are read, and the poolings that make sense.
+# By the model type in config.json: the class of the module, the function that reads its weights, and its poolings.
 _MODELS: dict[str, tuple] = {
     "bert": (Bert, bert.params_from_safetensors, ("mean", "cls", "native")),
     "distilbert": (Bert, bert.params_from_safetensors, ("mean", "cls")),
     "clip": (ClipText, clip.params_from_safetensors, ("native",)),
     "clip_text_model": (ClipText, clip.params_from_safetensors, ("native",)),
 }
-POOLINGS = ("mean", "cls", "native")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """A text Transformer and how its tokens become one feature. It holds no weights and can be a static argument.
+    """A text Transformer and its pooling. It holds no weights and can be a static argument.
 
-    `encode(params, embed(params, ids), mask)` is the feature. `params["word_embeddings"]` is all that `embed` uses, and
-    nothing in `encode` does. Both compute in the type they are given.
+    `encode(params, embed(params, ids), mask)` is the feature. `embed` uses `params["word_embeddings"]` alone, and
+    `encode` does not use them. Both compute in the dtype of their arguments.
 
-    pooling: "mean" over tokens (sentence-transformers); "cls", the first token (the peers' choice); or "native", the
-        model's own: BERT's pooler output, CLIP's projected end-of-text token (`text_embeds`).
-    unit: scale features to unit length.
+    Attributes:
+        model: the Transformer.
+        pooling: "mean" over tokens (sentence-transformers); "cls", the first token (the baselines' choice); or
+            "native", the model's own: BERT's pooler output, CLIP's projected end-of-text token (`text_embeds`).
+        unit: scale features to unit length.
     """
 
     model: Bert | ClipText
@@ -74,50 +76,50 @@ def _tokenize(tokenizer, end_token: int | None, captions) -> tuple[np.ndarray, n
     ids = np.zeros((len(tokens), lengths.max(initial=0)), np.int32)
     for row, tokens_of_one in zip(ids, tokens, strict=True):
         row[:len(tokens_of_one)] = tokens_of_one
-    if end_token is not None and len(tokens):  # a caption may spell the end-of-text token: what follows does not count
+    if end_token is not None and len(tokens):  # a caption may contain the end-of-text token: the rest is ignored
         lengths = end_positions(ids, end_token) + 1
     return ids, (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int32)
 
 
 def load_text_encoder(source, pooling: str = "mean", max_tokens: int = 64,
                       unit: bool = True) -> tuple[TextEncoder, dict, Callable[[Any], tuple[np.ndarray, np.ndarray]]]:
-    """A BERT, DistilBERT or CLIP text encoder from a local Hugging Face folder or from the Hub.
+    """A BERT, DistilBERT or CLIP text encoder from a local Hugging Face directory or from the Hub.
 
     Args:
-        source: as in `mdw_jax.models.weights.hub`: a folder with config.json, model.safetensors (or shards) and tokenizer.json (or
-            vocab.txt, or vocab.json and merges.txt); or a Hub model's name.
+        source: as in `mdw_jax.models.weights.hub`: a directory with config.json, model.safetensors (or shards) and
+            tokenizer.json (or vocab.txt, or vocab.json and merges.txt); or a Hub model's name.
         pooling: as in `TextEncoder`. BERT has all three, DistilBERT (no pooler) "mean" and "cls", CLIP "native" alone.
         max_tokens: captions are cut to so many tokens, the special ones included and kept.
         unit: scale features to unit length.
     Returns:
-        (the encoder; its parameters, float32 on the host, BERT's pooler only where it is used; `tokenize`, a function
-        of K captions that gives ids and mask, (K, L) int32, padded to the longest).
+        The encoder; its parameters, float32 on the host, BERT's pooler only where it is used; and `tokenize`, a
+        function of K captions that returns ids and mask, (K, L) int32, padded to the longest.
     Raises:
         UserError: a pooling that the model does not have, an impossible `max_tokens`, no such model, one of another
             type, or files that are missing, damaged or do not fit each other.
     """
     if pooling not in POOLINGS:
         raise UserError(f"unknown pooling '{pooling}' for a text encoder; choose one of {', '.join(POOLINGS)}.")
-    folder = model_folder(source)
-    config, tokenizer = read_json(folder / "config.json"), read_tokenizer(folder)
-    kind = config.get("model_type", "bert")  # the oldest BERTs do not say
+    directory = model_directory(source)
+    config, tokenizer = read_json(directory / "config.json"), read_tokenizer(directory)
+    kind = config.get("model_type", "bert")  # the oldest BERTs have no such entry
     if kind not in _MODELS:
         raise UserError(f"'{source}' is a '{kind}' model; a text encoder is one of {', '.join(_MODELS)}.")
-    made_by, read, poolings = _MODELS[kind]
+    module, read_weights, poolings = _MODELS[kind]
     if pooling not in poolings:
         raise UserError(f"'{source}' is a '{kind}' model, which has no '{pooling}' pooling; set the pooling to "
                         f"{' or '.join(poolings)}.")
-    model = made_by.from_config(config)
+    model = module.from_config(config)
     if not 3 <= max_tokens <= model.positions:
         raise UserError(f"max_tokens is {max_tokens}, but '{source}' takes from 3 to {model.positions} tokens; choose "
                         "one of these.")
-    params = read(read_tensors(folder), config)
+    params = read_weights(read_tensors(directory), config)
     if pooling == "native" and kind == "bert" and "pooler" not in params:
         raise UserError(f"'{source}' has no weights for BERT's pooler, which 'native' pooling is; choose mean or cls.")
     if pooling != "native":
-        params.pop("pooler", None)  # trained by nobody, and weight to whoever stores trajectories
+        params.pop("pooler", None)  # nothing trains it, and trajectories would store it
     last = max(tokenizer.get_vocab().values(), default=-1)
-    if last >= model.vocabulary:  # XLA would clamp such a token to the last row and say nothing
+    if last >= model.vocabulary:  # XLA would silently clamp such a token to the last row
         raise UserError(f"the tokenizer of '{source}' knows token {last} but the model only {model.vocabulary} tokens; "
                         "give the files of one model.")
     tokenizer.enable_truncation(max_tokens)
@@ -125,8 +127,8 @@ def load_text_encoder(source, pooling: str = "mean", max_tokens: int = 64,
     tokenize = functools.partial(_tokenize, tokenizer, end_token)
     empty = tokenizer.encode("").ids
     if len(empty) < 2 or (end_token is not None and tokenize([""])[1].sum() != len(empty)):
-        raise UserError(f"the tokenizer of '{source}' does not put the model's special tokens around captions (nothing "
-                        f"but {empty}); give the files of one model.")
+        raise UserError(f"the tokenizer of '{source}' does not put the model's special tokens around captions (only "
+                        f"{empty}); give the files of one model.")
     return TextEncoder(model, pooling, unit), params, tokenize
 
 
@@ -149,8 +151,8 @@ def transformer_features(captions, source, pooling: str = "mean", max_tokens: in
                          batch: int = 64) -> np.ndarray:
     """Frozen features of captions by a pretrained text Transformer, in full float32 precision.
 
-    A caption's padded length follows from its own length alone, so its feature does not depend on those it is batched
-    with.
+    A caption's padded length depends on its own length alone, so its feature does not depend on the other captions of
+    its batch.
 
     Args:
         captions: K strings.
@@ -170,12 +172,12 @@ def transformer_features(captions, source, pooling: str = "mean", max_tokens: in
     features = np.empty((len(tokens), encoder.width), np.float32)
     for b, length in enumerate(buckets):
         members = np.flatnonzero(bucket_of == b)
-        kept = min(length, tokens.shape[1])
+        used = min(length, tokens.shape[1])
         for start in range(0, len(members), batch):
             rows = members[start:start + batch]
             ids, mask = np.zeros((2, batch, length), np.int32)
             mask[:, 0] = 1  # rows beyond the last caption stay finite
-            ids[:len(rows), :kept], mask[:len(rows), :kept] = tokens[rows, :kept], masks[rows, :kept]
+            ids[:len(rows), :used], mask[:len(rows), :used] = tokens[rows, :used], masks[rows, :used]
             features[rows] = np.asarray(_features(encoder, params, ids, mask))[:len(rows)]
     if not np.isfinite(features).all():
         raise UserError(f"the weights of '{source}' give NaN or infinite features; they are damaged: fetch them again.")

@@ -1,4 +1,4 @@
-"""What the text Transformers share: their layers, and how configurations and weight files speak of them."""
+"""Layers that the text Transformers share, and where their parameters are in weight files."""
 
 import functools
 
@@ -6,16 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdw_jax.errors import UserError
+from mdw_jax.models.weights.hugging_face import ACTIVATIONS
 
-ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's, of CLIP
-    "relu": jax.nn.relu,
-}
-# Without it GPUs and TPUs round the factors, and features would depend on the machine that computed them.
+# At default precision GPUs and TPUs round the factors, and features would depend on the machine that computed them.
 dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
 norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -24,7 +17,7 @@ _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 class Attention(nn.Module):
     """Multi-head self-attention: (B, L, hidden), visible (B, 1 or L, L) -> (B, L, hidden).
 
-    visible[b, q, k] says whether position q sees position k.
+    visible[b, q, k]: position q attends to position k.
     """
 
     heads: int
@@ -66,46 +59,32 @@ class TransformerLayer(nn.Module):
         return output_norm(x + feed_forward(x))
 
 
-def sizes(config: dict, names: dict[str, str], what: str) -> dict:
-    """Module fields from a configuration: {field: config[name]} for `names` {field: name}, and "act".
+def dense_layout(name: str, path: tuple[str, ...], inputs: int, outputs: int):
+    """Entries for `mdw_jax.models.weights.convert.assemble` of one dense layer: `name` in the file, `path` here."""
+    yield f"{name}.weight", (*path, "kernel"), (outputs, inputs)
+    yield f"{name}.bias", (*path, "bias"), (outputs,)
 
-    `names` has hidden, heads and act among its fields; all but act are positive integers, and heads divide hidden.
-    `what` is the model, for messages: "a BERT". Raises UserError for anything else and for an unknown activation.
+
+def norm_layout(name: str, path: tuple[str, ...], width: int):
+    """Entries for `mdw_jax.models.weights.convert.assemble` of one layer norm: `name` in the file, `path` here."""
+    yield f"{name}.weight", (*path, "scale"), (width,)
+    yield f"{name}.bias", (*path, "bias"), (width,)
+
+
+def layers_layout(stack: str, names: dict[str, str], count: int, hidden: int, intermediate: int):
+    """Entries for `mdw_jax.models.weights.convert.assemble` of the `TransformerLayer`s `layer_0`, `layer_1`, ...
+
+    Args:
+        stack: what the file calls the stack of layers; layer i is `stack.i` there.
+        names: {part of `TransformerLayer`, with dots for its path: its name in the file}.
+        count: how many layers.
+        hidden, intermediate: their widths.
     """
-    fields = {field: config.get(name) for field, name in names.items()}
-    for field, value in fields.items():
-        if field != "act" and (type(value) is not int or value < 1):
-            raise UserError(f"config.json gives {names[field]} = {value!r}; {what} needs a positive integer there.")
-    if fields["act"] not in ACTIVATIONS:
-        raise UserError(f"config.json asks for the activation '{fields['act']}'; known are {', '.join(ACTIVATIONS)}.")
-    if fields["hidden"] % fields["heads"]:
-        raise UserError(f"config.json gives {names['hidden']} {fields['hidden']}, which its {fields['heads']} "
-                        "attention heads do not divide.")
-    return fields
-
-
-def dense_layout(theirs: str, ours: tuple[str, ...], inputs: int, outputs: int):
-    """`mdw_jax.models.weights.convert.assemble` entries of one dense layer."""
-    yield f"{theirs}.weight", (*ours, "kernel"), (outputs, inputs)
-    yield f"{theirs}.bias", (*ours, "bias"), (outputs,)
-
-
-def norm_layout(theirs: str, ours: tuple[str, ...], width: int):
-    """`mdw_jax.models.weights.convert.assemble` entries of one layer norm."""
-    yield f"{theirs}.weight", (*ours, "scale"), (width,)
-    yield f"{theirs}.bias", (*ours, "bias"), (width,)
-
-
-def layers_layout(theirs: str, names: dict[str, str], count: int, hidden: int, intermediate: int):
-    """`mdw_jax.models.weights.convert.assemble` entries of `layer_0` ... : `TransformerLayer`s that are called `theirs`.0 ... there.
-
-    names: for each part of `TransformerLayer`, with dots for its path, its name there.
-    """
-    ends = {"intermediate": (hidden, intermediate), "output": (intermediate, hidden)}
+    shapes = {"intermediate": (hidden, intermediate), "output": (intermediate, hidden)}
     for i in range(count):
         for part, name in names.items():
-            there, ours = f"{theirs}.{i}.{name}", (f"layer_{i}", *part.split("."))
+            in_file, path = f"{stack}.{i}.{name}", (f"layer_{i}", *part.split("."))
             if part.endswith("norm"):
-                yield from norm_layout(there, ours, hidden)
+                yield from norm_layout(in_file, path, hidden)
             else:
-                yield from dense_layout(there, ours, *ends.get(part, (hidden, hidden)))
+                yield from dense_layout(in_file, path, *shapes.get(part, (hidden, hidden)))

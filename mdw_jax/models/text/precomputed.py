@@ -1,4 +1,4 @@
-"""Text features somebody else computed: one row of a file per caption number."""
+"""Text features that were computed elsewhere: a file with one row for each caption number."""
 
 import zipfile
 import zlib
@@ -12,7 +12,7 @@ _FORMS = "an .npz with `features_q` (R, d) int8 and `scale` (R,), an .npz with f
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The (R, d) array of `path` and, if its rows are quantised, their (R,) scales."""
+    """The (R, d) array of `path` and, if its rows are quantized, their (R,) scales."""
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)  # a .npy is mapped: only the rows asked for are read
         if isinstance(stored, np.ndarray):
@@ -25,14 +25,14 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             names = sorted(stored)
     except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error,
             NotImplementedError) as error:
-        reason = str(error).split(". If you trust")[0]  # numpy's advice to unpickle is none of ours
+        reason = str(error).split(". If you trust")[0]  # without numpy's advice to unpickle the file
         raise UserError(f"'{path}' cannot be read as text features ({reason}): it is damaged, truncated or of another "
                         f"kind; give {_FORMS}.") from error
     raise UserError(f"'{path}' holds {names or 'nothing'} but no text features; give {_FORMS}.")
 
 
 def precomputed_features(path, caption_ids) -> np.ndarray:
-    """Rows `caption_ids` of a feature file, as they are stored (not normalized).
+    """The rows `caption_ids` of a feature file, as they are stored (not normalized).
 
     Args:
         path: an .npz with `features_q` (R, d) int8 and `scale` (R,) float, meaning `features_q * scale[:, None]`; an
@@ -41,7 +41,7 @@ def precomputed_features(path, caption_ids) -> np.ndarray:
     Returns:
         (K, d) float32.
     Raises:
-        UserError: no such file; not such a file, or a truncated one; a caption number without a row; NaN or infinity.
+        UserError: the file is missing, truncated or of another kind; a caption number without a row; NaN or infinity.
     """
     path, ids = Path(path), np.asarray(caption_ids, np.int64)
     if not path.is_file():
@@ -52,7 +52,7 @@ def precomputed_features(path, caption_ids) -> np.ndarray:
         raise UserError(f"the text features in '{path}' are {rows.dtype} of shape {rows.shape}; give {_FORMS}.")
     if scale is not None and (scale.shape != rows.shape[:1] or not np.issubdtype(scale.dtype, np.floating)):
         raise UserError(f"'{path}' has {len(rows)} rows of `features_q` but `scale` is {scale.dtype} of shape "
-                        f"{scale.shape}; give one float a row.")
+                        f"{scale.shape}; give one float for each row.")
     if ids.size and (ids.min() < 0 or ids.max() >= len(rows)):
         raise UserError(f"'{path}' has {len(rows)} rows but the captions are numbered {ids.min()} to {ids.max()}; "
                         "give the feature file of this data set.")

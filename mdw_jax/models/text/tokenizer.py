@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face model folders."""
+"""Tokenizers of Hugging Face model directories."""
 
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,25 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def _word_piece(folder: Path):
-    """BERT's tokenizer from vocab.txt, with the few settings of tokenizer_config.json that change tokens."""
-    settings = folder / "tokenizer_config.json"
-    said = read_json(settings) if settings.is_file() else {}
-    return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=said.get("do_lower_case", True),
-                                  strip_accents=said.get("strip_accents"),
-                                  handle_chinese_chars=said.get("tokenize_chinese_chars", True))
+def _word_piece(directory: Path):
+    """BERT's tokenizer from vocab.txt, with those settings of tokenizer_config.json that change tokens."""
+    settings = directory / "tokenizer_config.json"
+    options = read_json(settings) if settings.is_file() else {}
+    return BertWordPieceTokenizer(str(directory / "vocab.txt"), lowercase=options.get("do_lower_case", True),
+                                  strip_accents=options.get("strip_accents"),
+                                  handle_chinese_chars=options.get("tokenize_chinese_chars", True))
 
 
-def _clip_bpe(folder: Path):
+def _clip_bpe(directory: Path):
     """CLIP's tokenizer from vocab.json and merges.txt: byte-level BPE of lower-cased words, "</w>" at their ends."""
-    vocabulary = read_json(folder / "vocab.json")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    vocabulary = read_json(directory / "vocab.json")
+    lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if not {_START, _END} <= set(vocabulary):
-        raise UserError(f"'{folder / 'vocab.json'}' has no {_START} and {_END} and is not of CLIP's form; add the "
+        raise UserError(f"'{directory / 'vocab.json'}' has no {_START} and {_END} and is not CLIP's; add the "
                         "model's tokenizer.json.")
     if not all(len(merge) == 2 and "".join(merge) in vocabulary for merge in merges):  # the library would panic
-        raise UserError(f"'{folder / 'merges.txt'}' makes tokens that vocab.json beside it lacks; fetch the model "
+        raise UserError(f"'{directory / 'merges.txt'}' makes tokens that vocab.json beside it lacks; fetch the model "
                         "again.")
     tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token=_END, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "),
@@ -47,31 +47,31 @@ def _clip_bpe(folder: Path):
     return tokenizer
 
 
-# What it takes, and how it is read, best first.
-_FORMS = ((("tokenizer.json",), lambda folder: Tokenizer.from_file(str(folder / "tokenizer.json"))),
+# The files that a tokenizer needs, and the function that reads them, best first.
+_FORMS = ((("tokenizer.json",), lambda directory: Tokenizer.from_file(str(directory / "tokenizer.json"))),
           (("vocab.txt",), _word_piece),
           (("vocab.json", "merges.txt"), _clip_bpe))
 
 
-def read_tokenizer(folder: Path):
-    """The tokenizer of `folder`, without padding or truncation.
+def read_tokenizer(directory: Path):
+    """The tokenizer of `directory`, without padding or truncation.
 
     From tokenizer.json; or, as BERT's WordPiece, from vocab.txt; or, as CLIP's BPE, from vocab.json and merges.txt.
 
     Raises:
         UserError: none of them, or a damaged one.
     """
-    read = next((read for names, read in _FORMS if all((folder / name).is_file() for name in names)), None)
+    read = next((read for names, read in _FORMS if all((directory / name).is_file() for name in names)), None)
     if read is None:
-        raise UserError(f"the model folder '{folder}' has neither tokenizer.json nor vocab.txt (nor vocab.json with "
+        raise UserError(f"the model directory '{directory}' has neither tokenizer.json nor vocab.txt (nor vocab.json with "
                         "merges.txt); add one of them.")
     try:
-        tokenizer = read(folder)
+        tokenizer = read(directory)
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"the tokenizer of '{folder}' cannot be read ({error}); fetch the model again.") from error
-    # Files saved by sentence-transformers ask for padding to a fixed length, which would cost and not change anything.
+        raise UserError(f"the tokenizer of '{directory}' cannot be read ({error}); fetch the model again.") from error
+    # Files saved by sentence-transformers ask for padding to a fixed length, which would cost time and change nothing.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

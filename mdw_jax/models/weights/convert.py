@@ -1,4 +1,4 @@
-"""PyTorch tensors, by name, as our parameters: the one place where layouts are turned."""
+"""PyTorch tensors, by name, as parameters of this package: the one place where layouts are transposed."""
 
 import functools
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ from mdw_jax.errors import UserError
 
 
 def assemble(layout: Iterable[tuple[str, tuple[str, ...], tuple[int, ...]]], tensors: dict[str, np.ndarray],
-             whole: str) -> dict:
-    """Parameters, float32 on the host, from tensors of another framework.
+             model: str) -> dict:
+    """Parameters, float32 on the host, from the tensors of a PyTorch model.
 
     Args:
-        layout: for every parameter its name there, its path among ours, and its shape there. What is last in the path
-            says how it is laid out: a "kernel" of two dimensions is (out, in) there and (in, out) here, one of four
-            (out, in, h, w) there and (h, w, in, out) here; anything else stays as it is.
-        tensors: by name; those that `layout` does not name (classifiers, buffers) are ignored.
-        whole: what the tensors should be, for the message: "one BERT".
+        layout: for every parameter its name among the tensors, its path among the parameters, and the tensor's shape.
+            A path that ends in "kernel" is transposed, from (out, in) to (in, out) or from (out, in, h, w) to
+            (h, w, in, out); all others stay as they are.
+        tensors: by name; those that are not in `layout` (classifiers, buffers) are ignored.
+        model: what the tensors should be, for the message: "one BERT".
     Raises:
-        UserError: tensors are missing, of another shape or not finite; it names the first few.
+        UserError: tensors are missing, of another shape or not finite (names the first few).
     """
     params, missing, wrong = {}, [], []
     for name, path, shape in layout:
@@ -36,5 +36,5 @@ def assemble(layout: Iterable[tuple[str, tuple[str, ...], tuple[int, ...]]], ten
             inner[path[-1]] = value
     if wrong := wrong + missing:
         raise UserError(f"the weights do not fit the model in {len(wrong)} tensors ({'; '.join(wrong[:3])}); give the "
-                        f"weights and the configuration of {whole}.")
+                        f"weights and the configuration of {model}.")
     return params

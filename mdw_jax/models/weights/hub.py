@@ -1,12 +1,11 @@
-"""Where pretrained weights come from: a local file or folder, or the Hugging Face Hub; and what is in them.
+"""Pretrained weights from a local file or directory, or from the Hugging Face Hub; and what is in them.
 
-A source is a `.safetensors` file, a folder that holds model.safetensors (or its shards with their index), or the name
+A source is a `.safetensors` file, a directory that holds model.safetensors (or its shards with their index), or the name
 of a Hub model, with a revision after "@" if not the main one: "timm/nfnet_l0.ra2_in1k@main". The Hub's own client
 downloads, caches, and respects HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Pickled weights are never read.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,8 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
 from mdw_jax.errors import UserError
+from mdw_jax.io import files as io_files
 
-# Named one by one: no pickled weights ever, and none of the other formats some repositories also hold.
+# An explicit list: pickled weights, and other formats that some repositories also hold, are never fetched.
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = ("config.json", _WHOLE, _INDEX, "model-*-of-*.safetensors")
 TEXT_FILES = (*WEIGHT_FILES, "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt")
@@ -28,10 +28,10 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_d
 
 
 def fetch(source, files: Iterable[str] = WEIGHT_FILES) -> Path:
-    """Where `source` is on this machine: a .safetensors file, a folder, or the folder the Hub's client keeps it in.
+    """The local path of `source`: a .safetensors file, a directory, or the directory that the Hub's client keeps it in.
 
     Args:
-        source: as in the module docstring. What exists locally comes first.
+        source: as in the module docstring. A local file or directory of that name comes first.
         files: names (with * and ?) of the files to download from a Hub model.
     Raises:
         UserError: pickled weights, a file of another kind or none; or not local, and the Hub client is not installed,
@@ -47,68 +47,65 @@ def fetch(source, files: Iterable[str] = WEIGHT_FILES) -> Path:
         if not path.is_file():
             raise UserError(f"there is no weights file '{source}'; check the path.")
         if path.suffix != ".safetensors":
-            raise UserError(f"'{source}' is not a .safetensors file; give one, a model folder or a Hub model's name.")
+            raise UserError(f"'{source}' is not a .safetensors file; give one, a model directory or a Hub model's name.")
         return path
     try:
         import huggingface_hub  # an optional dependency, and slow to import
     except ImportError as error:
-        raise UserError(f"'{source}' is not a folder, and fetching a model of that name needs the Hugging Face client; "
-                        "pip install 'mdw-jax[hub]' or give a local model folder.") from error
+        raise UserError(f"'{source}' is not a directory, and fetching a model of that name needs the Hugging Face client; "
+                        "pip install 'mdw-jax[hub]' or give a local model directory.") from error
     name, _, revision = str(source).partition("@")
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
-    except Exception as error:  # unknown or gated; not a possible name; offline; its HTTP library has errors of its own
+    except Exception as error:  # unknown, gated or impossible name; offline; errors of its HTTP library
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise UserError(f"HF_HUB_OFFLINE is set, and '{source}' is neither a folder nor complete in the Hub's "
-                            "cache; unset it to download, or give a local model folder.") from error
+            raise UserError(f"HF_HUB_OFFLINE is set, and '{source}' is neither a directory nor complete in the Hub's "
+                            "cache; unset it to download, or give a local model directory.") from error
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"'{source}' is neither a folder nor a model that the Hugging Face Hub gave us ({reason}); "
-                        "check the name, the revision and the connection, or give a local model folder.") from error
+        raise UserError(f"'{source}' is neither a directory nor a model that the Hugging Face Hub provides ({reason}); "
+                        "check the name, the revision and the connection, or give a local model directory.") from error
 
 
-def model_folder(source, files: Iterable[str] = TEXT_FILES) -> Path:
-    """As `fetch`, of a model that needs more than its tensors: UserError if `source` is a single file."""
-    folder = fetch(source, files)
-    if not folder.is_dir():
-        raise UserError(f"'{source}' is a single file, which says nothing of the model; give a folder that holds its "
+def model_directory(source, files: Iterable[str] = TEXT_FILES) -> Path:
+    """As `fetch`, of a model that needs more than its tensors; raises UserError if `source` is a single file."""
+    directory = fetch(source, files)
+    if not directory.is_dir():
+        raise UserError(f"'{source}' is a single file without the model's configuration; give a directory that holds "
                         "config.json and the rest.")
-    return folder
+    return directory
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from `path`; UserError if there is none."""
+    """The JSON object in a file of a model; raises UserError if it is missing or no JSON object."""
     try:
-        value = json.loads(path.read_bytes())
+        return io_files.read_json(path)
     except FileNotFoundError as error:
-        raise UserError(f"the model folder '{path.parent}' has no {path.name}; give a Hugging Face model "
-                        "folder.") from error
+        raise UserError(f"the model directory '{path.parent}' has no {path.name}; give a Hugging Face model "
+                        "directory.") from error
     except ValueError as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}); fetch the model again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"'{path}' is not a JSON object; fetch the model again.")
-    return value
+        raise UserError(f"'{path}' is not a JSON object ({error}); fetch the model again.") from error
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The .safetensors files that hold the weights of `path` (what `fetch` returned), in order of their names.
+    """The .safetensors files that hold the weights in `path` (as `fetch` returns it), in order of their names.
 
     Raises:
-        UserError: a folder without any, a damaged index, or shards that it lists and the folder lacks.
+        UserError: a directory without any, a damaged index, or shards that it lists and the directory lacks.
     """
     if path.is_file():
         return [path]
     if (path / _WHOLE).is_file():
         return [path / _WHOLE]
     if not (path / _INDEX).is_file():
-        raise UserError(f"the model folder '{path}' has no {_WHOLE} (pickled weights are not read); convert its "
+        raise UserError(f"the model directory '{path}' has no {_WHOLE} (pickled weights are not read); convert its "
                         "weights to safetensors, or take a Hub revision that has them ('name@revision').")
     shards = read_json(path / _INDEX).get("weight_map")
     names = shards.values() if isinstance(shards, dict) else [None]
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):  # never outside the folder
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):  # never outside the directory
         raise UserError(f"'{path / _INDEX}' does not map tensors to files beside it; fetch the model again.")
     missing = sorted(name for name in set(names) if not (path / name).is_file())
     if missing:
-        raise UserError(f"the model folder '{path}' lacks {len(missing)} of {len(set(names))} shards of its weights "
+        raise UserError(f"the model directory '{path}' lacks {len(missing)} of {len(set(names))} shards of its weights "
                         f"({', '.join(missing[:3])}); fetch the model again.")
     return [path / name for name in sorted(set(names))]
 
@@ -118,10 +115,10 @@ def _unreadable(path, error) -> UserError:
 
 
 def read_tensors(source) -> dict[str, np.ndarray]:
-    """Every tensor of `source` by name, on the host, in the precision it is stored in (bfloat16 included).
+    """All tensors of `source` by name, on the host, in the precision that they are stored in (bfloat16 included).
 
     Raises:
-        UserError: what `fetch` and `weight_files` raise; a damaged file, or one with numbers numpy does not know.
+        UserError: what `fetch` and `weight_files` raise; a damaged file, or numbers of a type that is not in `_DTYPES`.
     """
     tensors = {}
     for path in weight_files(fetch(source)):
@@ -129,15 +126,16 @@ def read_tensors(source) -> dict[str, np.ndarray]:
             stored = deserialize(path.read_bytes())
         except (SafetensorError, OSError) as error:
             raise _unreadable(path, error) from error
-        for name, said in stored:
-            if said["dtype"] not in _DTYPES:
-                raise UserError(f"'{path}' holds {name} as {said['dtype']}, which is not read; convert it to float32.")
-            tensors[name] = np.frombuffer(said["data"], _DTYPES[said["dtype"]]).reshape(said["shape"])
+        for name, entry in stored:
+            if entry["dtype"] not in _DTYPES:
+                raise UserError(f"'{path}' holds {name} as {entry['dtype']}, which cannot be read; convert it to "
+                                "float32.")
+            tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 
 
 def files_digest(files: Iterable[Path]) -> str:
-    """sha256 (hex) of one file; of several, that of their names and sha256s in the order given."""
+    """sha256 (hex) of one file; of several, sha256 of their names and sha256s, in order."""
     each = []
     for path in files:
         with open(path, "rb") as file:
@@ -147,44 +145,44 @@ def files_digest(files: Iterable[Path]) -> str:
     return hashlib.sha256("".join(f"{name}:{sha};" for name, sha in each).encode()).hexdigest()
 
 
-def folder_digest(folder, files: Iterable[str] = TEXT_FILES) -> str:
-    """`files_digest` over those of `files` that are there: configuration, weights and tokenizer, whatever its path."""
-    return files_digest(sorted({path for pattern in files for path in Path(folder).glob(pattern)}))
+def directory_digest(directory, files: Iterable[str] = TEXT_FILES) -> str:
+    """`files_digest` of the `files` in a directory: configuration, weights and tokenizer, not the directory's path."""
+    return files_digest(sorted({path for pattern in files for path in Path(directory).glob(pattern)}))
 
 
-def timm_config(folder) -> dict:
-    """config.json of a timm model, checked: {"architecture": ..., "pretrained_cfg": {...}, ...}.
+def timm_config(directory) -> dict:
+    """The checked config.json of a timm model: {"architecture": ..., "pretrained_cfg": {...}, ...}.
 
-    Its `pretrained_cfg` has "mean" and "std" (three floats, of pixels in [0, 1]) and "input_size" ([C, H, W]). Files of
-    before 2023, which have all of this side by side, are brought into that form.
+    Its `pretrained_cfg` has "mean" and "std" (three floats, of pixels in [0, 1]) and "input_size" ([C, H, W]). Files
+    from before 2023 have all of this at the top level and are brought into that form.
 
     Raises:
         UserError: no config.json, or not one of timm.
     """
-    path = Path(folder) / "config.json"
+    path = Path(directory) / "config.json"
     config = read_json(path)
     if "pretrained_cfg" not in config:
         config = {"architecture": config.get("architecture"), "pretrained_cfg": config}
-    said = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
+    pretrained = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
 
-    def three(name, kinds):
-        value = said.get(name)
+    def is_triple(name, kinds):
+        value = pretrained.get(name)
         return isinstance(value, list) and len(value) == 3 and all(type(v) in kinds and v >= 0 for v in value)
 
-    if not (isinstance(config.get("architecture"), str) and three("input_size", (int,))
-            and three("mean", (int, float)) and three("std", (int, float))):
+    if not (isinstance(config.get("architecture"), str) and is_triple("input_size", (int,))
+            and is_triple("mean", (int, float)) and is_triple("std", (int, float))):
         raise UserError(f"'{path}' does not give the architecture, mean, std and input_size of a timm model; give a "
-                        "timm model's folder or Hub name.")
+                        "timm model's directory or Hub name.")
     return config
 
 
 def describe_weights(source) -> dict:
-    """What `source` is, downloaded if need be; no tensor is read.
+    """Describe `source`, downloaded if necessary; no tensor is read.
 
     Returns:
         {"kind": "timm", "transformers" or "plain" (no config.json that says which), "architecture": timm's name, the
         transformers model type, or None, "tensors": how many, "parameters": their floating-point numbers,
-        "bytes": of the weight files, "sha256": their `files_digest`, "path": what `fetch` gave}.
+        "bytes": of the weight files, "sha256": their `files_digest`, "path": what `fetch` returned}.
     Raises:
         UserError: what `fetch`, `weight_files` and `read_json` raise, or a damaged file.
     """
@@ -199,10 +197,10 @@ def describe_weights(source) -> dict:
         try:
             with safe_open(file, "np") as stored:
                 for name in stored.keys():
-                    said = stored.get_slice(name)
+                    entry = stored.get_slice(name)
                     tensors.add(name)
-                    if "F" in said.get_dtype():  # F32, BF16, ...
-                        parameters += int(np.prod(said.get_shape()))
+                    if "F" in entry.get_dtype():  # F32, BF16, ...
+                        parameters += int(np.prod(entry.get_shape()))
         except (SafetensorError, OSError) as error:
             raise _unreadable(file, error) from error
     return {"kind": kind, "architecture": architecture, "tensors": len(tensors), "parameters": parameters,

@@ -42,28 +42,28 @@ def table(path, rows):
 
 def test_a_tone_sounds_in_its_band_while_it_lasts_and_nowhere_else():
     log_mel = LogMel(8000, 2.0, 32, 40)
-    picture = log_mel.picture(np.concatenate([np.zeros(8000), sine(1000)]))
-    assert picture.shape == log_mel.shape == (32, 40, 1) and picture.dtype == np.uint8
-    row, column, _ = np.unravel_index(picture.argmax(), picture.shape)
+    image = log_mel.image(np.concatenate([np.zeros(8000), sine(1000)]))
+    assert image.shape == log_mel.shape == (32, 40, 1) and image.dtype == np.uint8
+    row, column, _ = np.unravel_index(image.argmax(), image.shape)
     response = filters(8000, log_mel.window, 32)[:, round(1000 * log_mel.window / 8000)]
-    assert row == response.argmax() and column >= 20 and picture.max() == 255
-    assert not picture[:, :18].any() and (picture[row, 22:] > 250).all()
-    assert not log_mel.picture(np.zeros(100)).any()
+    assert row == response.argmax() and column >= 20 and image.max() == 255
+    assert not image[:, :18].any() and (image[row, 22:] > 250).all()
+    assert not log_mel.image(np.zeros(100)).any()
 
 
 def test_a_pixel_is_decibels_below_the_loudest_and_loudness_itself_is_lost():
     log_mel = LogMel(8000, 2.0, 32, 40)
     loud, quiet = sine(500), sine(2000) / 100  # 40 dB apart
-    picture = log_mel.picture(np.concatenate([loud, quiet]))
-    np.testing.assert_array_equal(picture, log_mel.picture(0.01 * np.concatenate([loud, quiet])))
-    level = decibels(picture[..., 0] / 255)
+    image = log_mel.image(np.concatenate([loud, quiet]))
+    np.testing.assert_array_equal(image, log_mel.image(0.01 * np.concatenate([loud, quiet])))
+    level = decibels(image[..., 0] / 255)
     area = 10 * np.log10(filters(8000, log_mel.window, 32).max(1))  # triangles of equal area: higher bands are lower
     high = level[:, 25:35].max(1)
     assert level.max() == 0 and level.min() == FLOOR
     assert high.max() == pytest.approx(-40 + area[high.argmax()] - area[level[:, 5:15].max(1).argmax()], abs=3)
 
 
-def test_pictures_agree_with_librosa():
+def test_images_agree_with_librosa():
     librosa = pytest.importorskip("librosa")
     log_mel = LogMel(16000, 2.0, 40, 48)
     np.testing.assert_allclose(filters(16000, log_mel.window, 40),
@@ -72,7 +72,7 @@ def test_pictures_agree_with_librosa():
     power = librosa.feature.melspectrogram(y=samples, sr=16000, n_fft=log_mel.window, hop_length=log_mel.hop, n_mels=40)
     level = librosa.power_to_db(power[:, :48], ref=power[:, :48].max(), top_db=80)
     half_a_step = -FLOOR / 255 / 2
-    assert np.abs(decibels(log_mel.picture(samples)[..., 0] / 255) - level).max() < half_a_step * 1.01
+    assert np.abs(decibels(log_mel.image(samples)[..., 0] / 255) - level).max() < half_a_step * 1.01
 
 
 @pytest.mark.parametrize("wrong", [{"mels": 0}, {"frames": 0}, {"sample_rate": 0}, {"seconds": 0.0}, {"mels": 600}])
@@ -107,7 +107,7 @@ def test_clotho_form(clotho):
         for row in range(2):
             hertz = 300 + 500 * (2 * number + row)
             # 16 bit samples are rounded: quiet bands differ
-            exact = pairs.log_mel.picture(sine(hertz)).astype(int)
+            exact = pairs.log_mel.image(sine(hertz)).astype(int)
             assert np.abs(split.images[row].astype(int) - exact)[exact > 100].max() <= 1
             assert split.captions[5 * row] == f"tone {2 * number + row}, again 1"
     lazy = audio(**clotho, **SMALL, stream=True)
@@ -131,18 +131,18 @@ def test_audiocaps_form_with_other_rates_channels_lengths_and_codecs(tmp_path):
                  caption_columns="caption", file_pattern="Y{}.wav", holdout_val=1, holdout_test=1, **SMALL)
     assert pairs.train.images.shape == (3, 16, 24, 1)
     splits = (pairs.train, pairs.val, pairs.test)
-    pictures = {key: picture for split in splits for key, picture in zip(split.attributes["key"], split.images)}
+    images = {key: image for split in splits for key, image in zip(split.attributes["key"], split.images)}
     assert sum(len(split.captions) for split in splits) == 6
     # Louder than what resampling and lossy codecs add, all are the same tone; one ends half way.
-    exact = pairs.log_mel.picture(sine(700)).astype(int)
+    exact = pairs.log_mel.image(sine(700)).astype(int)
     for name in "acde":
-        assert np.abs(pictures[f"Y{name}.wav"].astype(int) - exact)[:, 4:-4][exact[:, 4:-4] > 215].max() <= 12, name
-    assert pictures["Yb.wav"][:, :10].max() == 255 and not pictures["Yb.wav"][:, 16:].any()
+        assert np.abs(images[f"Y{name}.wav"].astype(int) - exact)[:, 4:-4][exact[:, 4:-4] > 215].max() <= 12, name
+    assert images["Yb.wav"][:, :10].max() == 255 and not images["Yb.wav"][:, 16:].any()
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"images": "."}, "3 of 3 images are not in"), ({"data": b"no sound"}, "1 of 3 sounds cannot be decoded.*b.wav"),
-    ({"data": wav(np.zeros(0))}, "1 of 3 sounds cannot be decoded.*no samples"),
+    ({"images": "."}, "3 of 3 images are not in"), ({"data": b"no sound"}, "1 of 3 audio files cannot be decoded.*b.wav"),
+    ({"data": wav(np.zeros(0))}, "1 of 3 audio files cannot be decoded.*no samples"),
     ({"caption_columns": "text"}, "has no column 'text'"), ({"mels": 0}, "mels")])
 def test_what_is_wrong_with_files_and_tables_is_said(tmp_path, monkeypatch, change, message):
     pytest.importorskip("soundfile")
@@ -162,7 +162,7 @@ def test_a_clip_in_two_tables_is_refused(clotho):
         audio(**clotho | {"test_annotations": clotho["annotations"]}, **SMALL)
 
 
-def test_reading_sounds_without_soundfile_names_the_extra(tmp_path, monkeypatch):
+def test_reading_audio_without_soundfile_names_the_extra(tmp_path, monkeypatch):
     real = builtins.__import__
 
     def without(module, *rest, **more):
@@ -182,17 +182,17 @@ def stored(folder, folds=(1, 2, 3, 5)):
     fold = np.repeat(np.array(folds, np.uint8), 4)
     target = np.tile(np.array([0, 0, 1, 1], np.uint8), len(folds))
     clip = np.array([f"{f}-{i}-A" for i, f in enumerate(fold)])
-    pictures = np.random.default_rng(0).integers(0, 256, (len(fold), 6, 10), np.uint8)
-    np.savez(folder / "esc50_logmel.npz", logmel=pictures, fold=fold, target=target, clip=clip)
+    images = np.random.default_rng(0).integers(0, 256, (len(fold), 6, 10), np.uint8)
+    np.savez(folder / "esc50_logmel.npz", logmel=images, fold=fold, target=target, clip=clip)
     (folder / "esc50_labels.json").write_text('{"classes": ["dog", "sea_waves"]}')
-    return pictures, fold
+    return images, fold
 
 
 def test_esc50_folds_and_captions(tmp_path):
-    pictures, fold = stored(tmp_path)
+    images, fold = stored(tmp_path)
     pairs = esc50(tmp_path)
     for split, folds in ((pairs.train, (1, 2)), (pairs.val, (3,)), (pairs.test, (5,))):
-        np.testing.assert_array_equal(split.images[..., 0], pictures[np.isin(fold, folds)])
+        np.testing.assert_array_equal(split.images[..., 0], images[np.isin(fold, folds)])
         for caption, image in zip(split.captions, split.image_of):
             name = split.attributes["category"][image].replace("_", " ")
             assert caption in {template.format(name) for template in TEMPLATES}
@@ -238,13 +238,13 @@ def test_tones_are_the_same_everywhere_and_a_longer_split_extends_a_shorter_one(
 
 def test_captions_of_tones_are_true():
     split = tones(60, 1, 1).train
-    words = {word: kind for kind, said in KINDS.items() for word in said}
+    words = {word: kind for kind, phrases in KINDS.items() for word in phrases}
     for number, caption in enumerate(split.captions):
         image = split.image_of[number]
         first = caption.split(", then ")[0].split(" followed by ")[0].split(" and then ")[0]
         longest = max((word for word in words if word in first), key=len)
         assert words[longest] == split.attributes["kind"][image], caption
-        assert not any(f" {word} " in f"{first} " for pitch, said in PITCHES.items() for word in said
+        assert not any(f" {word} " in f"{first} " for pitch, phrases in PITCHES.items() for word in phrases
                        if pitch != split.attributes["pitch"][image]), caption
 
 

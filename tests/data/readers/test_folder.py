@@ -185,7 +185,7 @@ def _change(row, **values):
     (lambda rows: [rows[i].update(caption=[]) for i in (2, 11)], {},
      r"1 images of 'mini' have no captions, the first is '2\.jpeg'"),
     (_change(2, image="nowhere.jpeg"), {}, r"1 of 9 images are not in .*, the first is 'nowhere\.jpeg'"),
-    (_change(2, image=["0.jpeg", "1.jpeg"]), {}, r"'image' .* one file name a row, not \['0.jpeg', '1.jpeg'\]"),
+    (_change(2, image=["0.jpeg", "1.jpeg"]), {}, r"'image' .* one file name in each row, not \['0.jpeg', '1.jpeg'\]"),
     (_change(11, split="val"), {}, r"image \['2.jpeg'\] .* in two splits"),
     (lambda rows: rows[3].pop("caption"), {}, "row 4 .* no column 'caption'; it has image, split"),
     (None, {"split_column": "fold"}, "row 1 .* no column 'fold'"),
@@ -197,7 +197,7 @@ def _change(row, **values):
     (None, {"holdout_val": 3, "holdout_test": 1}, "holding out 4 images leaves none of the 4"),
     (None, {"holdout_val": -1}, "hold-outs at least 0, not 16, None, -1 and 0"),
     (None, {"size": 0}, "at least 1"), (None, {"limit": 0}, "at least 1"),
-    (None, {"images": "nowhere"}, "no image folder or zip file 'nowhere'"),
+    (None, {"images": "nowhere"}, "no image directory or zip file 'nowhere'"),
 ])
 def test_bad_tables(images, change, settings, message):
     rows = _rows()

@@ -161,7 +161,7 @@ def test_bad_annotations(tmp_path, files, change, message):
     (b"{", "not a readable JSON"), (b"[]", "no key 'images'"), (b"\xff\xfe\xfa", "not a readable JSON"),
     (gzip.compress(json.dumps(_document()).encode())[:-20], "not a readable JSON"),
     (b"\x1f\x8b\x08\x00 not gzip", "not a readable JSON"),
-])
+], ids=["cut short", "a list", "not UTF-8", "gzip cut short", "not gzip"])  # bytes of a gzip hold the time of day
 def test_damaged_annotation_file(mini, data, message):
     mini[0].write_bytes(data)
     with pytest.raises(UserError, match=message):
@@ -183,17 +183,17 @@ def test_missing_and_doubled_images(tmp_path, mini, files):
         karpathy(annotations, [folder, _zip(tmp_path / "all.zip", files)], size=8)
 
 
-@pytest.mark.parametrize("images, message", [("nowhere", "no image folder or zip file 'nowhere'"),
-                                             ("no-*.zip", r"no image folder or zip file 'no-\*.zip'"),
-                                             ([], "no image folder or zip file is given"),
-                                             (" , ", "no image folder or zip file is given")])
+@pytest.mark.parametrize("images, message", [("nowhere", "no image directory or zip file 'nowhere'"),
+                                             ("no-*.zip", r"no image directory or zip file 'no-\*.zip'"),
+                                             ([], "no image directory or zip file is given"),
+                                             (" , ", "no image directory or zip file is given")])
 def test_no_such_images(mini, images, message):
     with pytest.raises(UserError, match=message):
         karpathy(mini[0], images)
 
 
 def test_a_file_that_is_no_zip(mini):
-    with pytest.raises(UserError, match="neither a folder nor a readable zip"):
+    with pytest.raises(UserError, match="neither a directory nor a readable zip"):
         karpathy(mini[0], mini[0])
 
 

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdw_jax.data.synthetic.scene_captions import BACKGROUND_KINDS, BACKGROUNDS, COLOURS
+from mdw_jax.data.synthetic.scene_captions import BACKGROUND_KINDS, BACKGROUNDS, COLORS
 from mdw_jax.data.synthetic.scenes import HUE_JITTER, HUES, TONES, scenes
 from mdw_jax.errors import UserError
 
 PREFIXES = ("", "second_", "third_")
-FACTS = ("shape", "colour", "size", "texture", "position")
+FACTS = ("shape", "color", "size", "texture", "position")
 # Written out here rather than imported, so that a slip in the grammar's own tables is seen.
 MEANS = {
     "shape": {"circle": "circle disc ball", "square": "square box", "triangle": "triangle wedge", "cross": "cross plus",
               "ring": "ring hoop", "diamond": "diamond rhombus"},
-    "colour": {"red": "red crimson scarlet", "orange": "orange tangerine", "yellow": "yellow golden",
+    "color": {"red": "red crimson scarlet", "orange": "orange tangerine", "yellow": "yellow golden",
                "green": "green emerald", "turquoise": "turquoise cyan", "blue": "blue cobalt",
                "purple": "purple violet", "pink": "pink rosy"},
     "size": {"large": "big large huge", "small": "small tiny little"},
@@ -37,12 +37,12 @@ def without_background(caption):
     return BACKGROUND.sub("", caption)
 
 
-def said(caption, fact):
+def stated(caption, fact):
     words = re.findall("[a-z]+", without_background(caption))
     return [WORD[fact][word] for word in words if word in WORD[fact]]
 
 
-def held(split, image, fact):
+def present(split, image, fact):
     return [str(split.attributes[prefix + fact][image]) for prefix in PREFIXES[:split.attributes["objects"][image]]]
 
 
@@ -63,30 +63,30 @@ def test_the_published_data_set_has_not_changed():
     assert scenes(8, 4, 4).fingerprint == "844fbb73e4488e938ab3d6b914f69425f15fa27fdbc41a5c5559984ed6c07a50"
 
 
-def test_a_skew_reddens_that_share_of_training_pictures_and_leaves_the_rest_alone():
+def test_a_skew_reddens_that_share_of_training_images_and_leaves_the_rest_alone():
     plain, skewed, all_red = scenes(300, 2, 3, size=16), scenes(300, 2, 3, size=16, skew=0.4), scenes(20, 1, 1, skew=1)
     assert plain.val.fingerprint == skewed.val.fingerprint and plain.test.fingerprint == skewed.test.fingerprint
-    before, after = (np.array([held(pairs.train, image, "colour") for image in range(300)], dtype=object)
+    before, after = (np.array([present(pairs.train, image, "color") for image in range(300)], dtype=object)
                      for pairs in (plain, skewed))
     changed = np.array([one != other for one, other in zip(before, after)])
     assert 0.4 * 7 / 8 - 0.09 < changed.mean() < 0.4 * 7 / 8 + 0.09
-    assert {colours[0] for colours in after[changed]} == {"red"} == set(all_red.train.attributes["colour"])
+    assert {colors[0] for colors in after[changed]} == {"red"} == set(all_red.train.attributes["color"])
     same = np.flatnonzero(~changed)
     np.testing.assert_array_equal(plain.train.images[same], skewed.train.images[same])
     assert [plain.train.captions[k] for k in np.flatnonzero(~changed[plain.train.image_of])] == [
         skewed.train.captions[k] for k in np.flatnonzero(~changed[plain.train.image_of])]
     exchanged = [(one, other) for one, other in zip(before[changed], after[changed]) if "red" in one[1:]]
     assert exchanged and all(sorted(one) == sorted(other) for one, other in exchanged)
-    assert all(len(set(colours)) == len(colours) for colours in after)
+    assert all(len(set(colors)) == len(colors) for colors in after)
     for name in plain.train.attributes:
-        if not name.endswith("colour"):
+        if not name.endswith("color"):
             np.testing.assert_array_equal(plain.train.attributes[name], skewed.train.attributes[name])
 
 
 def test_reddened_things_look_red_and_captions_say_so():
     split = scenes(40, 1, 1, skew=1).train
     for caption, image in zip(split.captions, split.image_of):
-        assert set(said(caption, "colour")) <= set(held(split, image, "colour")), caption
+        assert set(stated(caption, "color")) <= set(present(split, image, "color")), caption
     for image in range(40):
         row, column = cell(str(split.attributes["position"][image]))
         centre = np.round((0.5 + 0.28 * np.array([row, column])) * 32).astype(int)
@@ -118,10 +118,10 @@ def test_more_captions_extend_fewer():
     assert few.captions[2:4] == many.captions[4:6]
 
 
-def test_splits_are_different_pictures():
+def test_splits_are_different_images():
     one = scenes(20, 20, 20)
-    pictures = np.concatenate([one.train.images, one.val.images, one.test.images]).reshape(60, -1)
-    assert len(np.unique(pictures, axis=0)) == 60
+    images = np.concatenate([one.train.images, one.val.images, one.test.images]).reshape(60, -1)
+    assert len(np.unique(images, axis=0)) == 60
 
 
 def test_shapes_caption_counts_and_numbers(pairs):
@@ -136,8 +136,8 @@ def test_any_size_shows_the_same_scene(size, pairs):
     other = scenes(6, 1, 1, size=size)
     assert other.train.images.shape == (6, size, size, 3)
     assert other.train.captions == pairs.train.captions[:30]
-    for picture, known in zip(other.train.images, pairs.train.images):
-        thumbs = [np.asarray(Image.fromarray(p).resize((8, 8), Image.BOX), float) for p in (picture, known)]
+    for image, known in zip(other.train.images, pairs.train.images):
+        thumbs = [np.asarray(Image.fromarray(p).resize((8, 8), Image.BOX), float) for p in (image, known)]
         assert np.abs(thumbs[0] - thumbs[1]).mean() < 8
 
 
@@ -154,8 +154,8 @@ def test_articles_fit_their_words(pairs):
 def test_captions_name_only_what_is_there(pairs, fact):
     split, named = pairs.train, 0
     for caption, image in zip(split.captions, split.image_of):
-        assert set(said(caption, fact)) <= set(held(split, image, fact)), caption
-        named += bool(said(caption, fact))
+        assert set(stated(caption, fact)) <= set(present(split, image, fact)), caption
+        named += bool(stated(caption, fact))
     # Informative, but not complete.
     assert 0.4 * len(split.captions) < named < len(split.captions)
 
@@ -176,10 +176,10 @@ def test_relations_agree_with_positions(pairs):
         related = RELATION.search(without_background(caption))
         if split.attributes["objects"][image] != 2 or related is None:
             continue
-        before, after = (said(part, "colour") for part in RELATION.split(without_background(caption))[::2])
+        before, after = (stated(part, "color") for part in RELATION.split(without_background(caption))[::2])
         if not before or not after:
             continue
-        where = dict(zip(held(split, image, "colour"), map(cell, held(split, image, "position"))))
+        where = dict(zip(present(split, image, "color"), map(cell, present(split, image, "position"))))
         down, across = np.subtract(where[before[0]], where[after[0]])
         true = {"left of": across < 0, "right of": across > 0, "above": down < 0, "over": down < 0,
                 "higher than": down < 0, "below": down > 0, "under": down > 0, "beneath": down > 0}
@@ -192,11 +192,11 @@ def test_relations_agree_with_positions(pairs):
 def test_backgrounds_are_the_ones_named(pairs):
     split, named = pairs.train, 0
     for caption, image in zip(split.captions, split.image_of):
-        told = BACKGROUND.search(caption)
-        if told:
+        match = BACKGROUND.search(caption)
+        if match:
             kind, tone = (BACKGROUND_KINDS[split.attributes["background_kind"][image]],
                           BACKGROUNDS[split.attributes["background"][image]])
-            assert told.group(1).strip() in {*kind, *tone, *(f"{k} {t}" for k in kind for t in tone)}, caption
+            assert match.group(1).strip() in {*kind, *tone, *(f"{k} {t}" for k in kind for t in tone)}, caption
             named += 1
     assert 0.5 < named / len(split.captions) < 0.8
 
@@ -211,8 +211,8 @@ def test_plain_backgrounds_show_their_tone(pairs):
     assert len(found) > 30 and np.mean(found) > 0.9
 
 
-def test_the_first_things_colour_is_seen_at_its_place(pairs):
-    """Enough bright saturated pixels of the named hue near the named cell; other colours' hues are rare there."""
+def test_the_first_things_color_is_seen_at_its_place(pairs):
+    """Enough bright saturated pixels of the named hue near the named cell; other colors' hues are rare there."""
     split, right, wrong = pairs.train, [], []
     for image in range(len(split.images)):
         row, column = cell(str(split.attributes["position"][image]))
@@ -222,19 +222,19 @@ def test_the_first_things_colour_is_seen_at_its_place(pairs):
         patch = Image.fromarray(split.images[image][top:top + 2 * reach, left:left + 2 * reach])
         hue, saturation, value = np.moveaxis(np.asarray(patch.convert("HSV"), float), -1, 0)
         vivid = (saturation > 90) & (value > 115)
-        for colour, nominal in HUES.items():
+        for color, nominal in HUES.items():
             far = np.abs((hue * 360 / 256 - nominal + 180) % 360 - 180)
             count = (vivid & (far < 2 * HUE_JITTER)).sum()
-            if colour == split.attributes["colour"][image]:
+            if color == split.attributes["color"][image]:
                 right.append(count)
-            elif colour not in held(split, image, "colour"):
+            elif color not in present(split, image, "color"):
                 wrong.append(count)
     assert min(right) >= 6
     assert np.mean(np.array(wrong) >= 6) < 0.05
 
 
-def test_every_colour_and_tone_has_words_and_hues_keep_apart():
-    assert list(HUES) == list(COLOURS) and list(TONES) == list(BACKGROUNDS)
+def test_every_color_and_tone_has_words_and_hues_keep_apart():
+    assert list(HUES) == list(COLORS) and list(TONES) == list(BACKGROUNDS)
     gaps = np.diff([*HUES.values(), 360])
     assert gaps.min() > 4 * HUE_JITTER
 
@@ -249,7 +249,7 @@ def test_test_images_are_told_apart(pairs):
 
 
 def test_a_linear_probe_beats_chance_and_is_far_from_perfect(pairs):
-    """Ridge from 16x16 pixels to hashed words, fitted on 300 pictures: the captions speak of what is seen."""
+    """Ridge from 16x16 pixels to hashed words, fitted on 300 images: the captions speak of what is seen."""
     def pixels(split, count):
         return split.images[:count].reshape(count, 16, 2, 16, 2, 3).mean(axis=(2, 4)).reshape(count, -1) / 255
 

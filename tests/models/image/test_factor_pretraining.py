@@ -17,13 +17,13 @@ def test_labels_say_what_is_there():
 
 
 def probe(tower):
-    """Share of test pictures whose first object's colour a linear read-out of the pooled features finds."""
+    """Share of test images whose first object's color a linear read-out of the pooled features finds."""
     features = jax.jit(lambda x: tower.features(tower.init(jax.random.key(0)), x))
     x, y = (np.asarray(features(split.images / np.float32(255))) for split in (PAIRS.train, PAIRS.test))
-    colours, target = np.unique(PAIRS.train.attributes["colour"], return_inverse=True)
+    colors, target = np.unique(PAIRS.train.attributes["color"], return_inverse=True)
     x, y = (np.concatenate([z, np.ones((len(z), 1))], 1) for z in (x, y))
-    weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ np.eye(len(colours))[target])
-    return np.mean(colours[(y @ weights).argmax(1)] == PAIRS.test.attributes["colour"])
+    weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ np.eye(len(colors))[target])
+    return np.mean(colors[(y @ weights).argmax(1)] == PAIRS.test.attributes["color"])
 
 
 def test_pretraining_helps_a_probe():

@@ -53,8 +53,8 @@ def test_bad_weight_files(tmp_path):
     write_weights(tmp_path / "whole.q8.npz")
     data = (tmp_path / "whole.q8.npz").read_bytes()
     (tmp_path / "half.q8.npz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="not a whole"):
+    with pytest.raises(UserError, match="not a complete"):
         mobilenet(tmp_path / "half.q8.npz")
     np.savez(tmp_path / "other.q8.npz", x=np.zeros(3))
-    with pytest.raises(UserError, match="not a whole"):
+    with pytest.raises(UserError, match="not a complete"):
         mobilenet(tmp_path / "other.q8.npz")

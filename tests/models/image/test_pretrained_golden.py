@@ -14,13 +14,14 @@ from goldens import FOLDER, OURS, assert_close, golden_files
 from mdw_jax.errors import UserError
 from mdw_jax.models.image import conv
 from mdw_jax.models.image.nfnet import NormFreeNet
-from mdw_jax.models.image.pretrained import RECIPES, Recipe, pretrained, tower_of
+from mdw_jax.models.image.pretrained import SPECS, PretrainedSpec, pretrained, tower_of
 from mdw_jax.models.image.resnet import ResNet
-from mdw_jax.models.image.timm_vit import TimmVit, resize_positions
+from mdw_jax.models.image.timm_vit import TimmVit
+from mdw_jax.models.image.vit_layers import resize_positions
 
 NAMES = ("nf_regnet_b1", "nf_resnet50", "nfnet_l0", "resnet18", "resnet50", "vit_tiny_patch16_224")
 FILES = [(path, match[1]) for path in sorted(FOLDER.glob("*.npz"))
-         if (match := re.match(r"(\w+?)_\d+x\d+", path.stem)) and match[1] in RECIPES]
+         if (match := re.match(r"(\w+?)_\d+x\d+", path.stem)) and match[1] in SPECS]
 
 STATISTICS = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 SMALL = {  # every family at a size that compiles soon; between them every kind of layer of the real ones
@@ -35,7 +36,7 @@ SHAPE = (32, 48, 3)
 
 def small(name, tensors=None):
     positions = "pos_embed" if name == "vit" else ""
-    return tower_of(Recipe(lambda _: SMALL[name], *STATISTICS, positions=positions), name, SHAPE, tensors)
+    return tower_of(PretrainedSpec(lambda _: SMALL[name], *STATISTICS, positions=positions), name, SHAPE, tensors)
 
 
 def drawn(name):
@@ -62,7 +63,7 @@ def test_there_is_a_golden_file_of_every_architecture():
 
 @pytest.mark.parametrize("path, name", FILES, ids=[path.stem for path, _ in FILES])
 def test_outputs_and_gradients_equal_those_of_timm(path, name):
-    compare(path, name, RECIPES[name])
+    compare(path, name, SPECS[name])
 
 
 @pytest.mark.parametrize("path", golden_files("positions"), ids=lambda path: path.stem)
@@ -143,7 +144,7 @@ def test_statistics_of_frozen_normalization_work_but_are_no_parameters():
     frozen = {"bn1.running_mean": mean, "bn1.running_var": var}
     assert_close(features(frozen), features(folded), 1e-5)
     assert np.abs(features(frozen) - features({})).max() > 0.01
-    assert_close(features(frozen, 1), features(frozen)[:1], 1e-5)  # one picture's features are its own
+    assert_close(features(frozen, 1), features(frozen)[:1], 1e-5)  # one image's features are its own
 
 
 @pytest.mark.parametrize("name", ["nfnet", "resnet", "vit"])

@@ -221,7 +221,7 @@ def test_model_folders_with_faults_are_refused(folder):
     with pytest.raises(UserError, match="is a 't5' model; a text encoder is one of bert, distilbert, clip"):
         load()
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match="not a JSON object"):
         load()
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="no config.json"):

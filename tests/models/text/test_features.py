@@ -93,17 +93,17 @@ def test_a_cache_that_cannot_be_trusted_is_computed_again(pairs, tmp_path, monke
               "another key": whole.replace(first.key.encode(), first.key[:16].encode() + b"0" * 48)}[harm]
     assert harmed != whole
     path.write_bytes(harmed)
-    for _ in range(2):  # the second time from the mended cache
+    for _ in range(2):  # the second time from the rewritten cache
         again = text_features(pairs, "bow", cache_dir=tmp_path, dim=8)
         assert len(runs) == 2 and again.key == first.key
         np.testing.assert_array_equal(again.test, first.test)
 
 
 def test_mistakes_are_told(pairs, tmp_path):
-    with pytest.raises(UserError, match="unknown text encoder 'clip'; choose one of bow, precomputed, transformer"):
+    with pytest.raises(UserError, match="unknown text encoder 'clip'; set text.encoder to one of bow, precomputed, tra"):
         text_features(pairs, "clip")
     for encoder in ("precomputed", "transformer"):
-        with pytest.raises(UserError, match=f"'{encoder}' needs the path"):
+        with pytest.raises(UserError, match=f"'{encoder}' needs a .*set text.path to"):
             text_features(pairs, encoder)
     with pytest.raises(UserError, match="no text feature file"):
         text_features(pairs, "precomputed", path=tmp_path / "none.npy")

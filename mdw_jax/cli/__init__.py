@@ -1,0 +1,188 @@
+"""The command line `mdw`: finds the command, reads the config, calls the command's function.
+
+Only here are errors turned into exit statuses, logging set up and tracebacks shown.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mdw_jax.cli.arguments import parse
+from mdw_jax.cli.commands import COMMANDS
+from mdw_jax.config import resolve
+from mdw_jax.config.loading import load_config
+from mdw_jax.config.overrides import preset_config
+from mdw_jax.errors import UserError
+from mdw_jax.runtime import processes
+from mdw_jax.runtime.preemption import Interrupted, exit_status, handle_signals
+
+__all__ = ["COMMANDS", "main", "use_compilation_cache"]
+
+_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after `mdw`; those of the process by default.
+
+    Returns:
+        The exit status: 0; 2 after a mistake of the user (one sentence on stderr); 130 after Ctrl-C; after SIGTERM what
+        `preemption.exit_status` says.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    with _logging_to_stderr(logging.WARNING if "--quiet" in argv else logging.INFO):
+        try:
+            _dispatch(argv)
+            return 0
+        except Interrupted as stop:
+            print("mdw: stopped; the same command goes on where it stopped.", file=sys.stderr)
+            return exit_status(stop.number)
+        except KeyboardInterrupt:
+            print("mdw: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+            return 130
+        except Exception as error:
+            sentence = str(error) if isinstance(error, UserError) else _machine_error(error)
+            if sentence is None:
+                raise
+            if "--debug" in argv:
+                traceback.print_exc()
+            print(f"mdw: {sentence}", file=sys.stderr)
+            return 2
+
+
+def use_compilation_cache() -> None:
+    """Lets jax keep compiled programs in ~/.cache/mdw-jax/xla, unless the user chose a place or home is read-only."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        directory = Path.home() / ".cache" / "mdw-jax" / "xla"
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: no home at all
+        return
+    if os.access(directory, os.W_OK):
+        import jax  # here, because many commands do without it
+
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def _dispatch(argv: list[str]) -> None:
+    """Does what the command line asks for."""
+    if "--version" in argv:
+        print(f"mdw {_version()}")
+        return
+    if "--help" in argv or "-h" in argv:
+        name = next((word for word in argv if word in COMMANDS), None)
+        COMMANDS["help"].load()(name)
+        return
+    call = parse(argv)
+    command = call.command
+    if not command.sections:
+        command.load()(*call.arguments)
+        return
+    config = load_config(call.config_file, call.overrides)
+    if command.checked:
+        _check(config)
+    if command.compiles:
+        use_compilation_cache()
+    function = command.load()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_refusal_leaves_nothing(config.run.dir))
+        if command.in_run_directory and not call.dry_run:
+            stack.enter_context(_working_in(config.run.dir, call.sharded))
+        # Unresolved: a preset may name another recipe, which must not be filled in on top of this config's.
+        function(config, *call.arguments)
+
+
+def _check(config: ConfigDict) -> None:
+    """Raises UserError for a config, or a preset of it, that cannot be run: before data or directories are touched."""
+    resolve(config)
+    for name in config.run.presets:
+        preset_config(config, name)
+
+
+@contextlib.contextmanager
+def _working_in(directory: str, shared: bool) -> Iterator[None]:
+    """Joins the other processes of the run, keeps all others out of its directory, and lets signals stop it safely.
+
+    shared: other processes that share may work in the directory too.
+    """
+    from mdw_jax.io.locks import hold_run_directory  # here, because many commands do without it
+
+    processes.join()
+    with contextlib.ExitStack() as stack:
+        if processes.is_main():
+            stack.enter_context(hold_run_directory(directory, shared))
+        else:  # it would print the same as the first process; its mistakes still go to stderr
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            logging.getLogger("mdw_jax").setLevel(logging.WARNING)
+        stack.enter_context(handle_signals())
+        yield
+
+
+@contextlib.contextmanager
+def _refusal_leaves_nothing(directory: str) -> Iterator[None]:
+    """After a UserError inside, removes a run directory that did not exist before, if it holds nothing but locks."""
+    path = Path(directory)
+    missing = [one for one in (path, *path.parents) if not os.path.lexists(one)]
+    try:
+        yield
+    except UserError:
+        with contextlib.suppress(OSError):
+            if missing and processes.is_main() and all(
+                    file.name.endswith(".lock") for file in path.rglob("*") if not file.is_dir()):
+                shutil.rmtree(path)
+                for one in missing[1:]:
+                    one.rmdir()  # fails, and ends this, where something else is in it
+        raise
+
+
+@contextlib.contextmanager
+def _logging_to_stderr(level: int) -> Iterator[None]:
+    """Lets what the package logs from this level up appear on stderr, as in "mdw: the message"."""
+    logger, handler = logging.getLogger("mdw_jax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("mdw: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def _machine_error(error: Exception) -> str | None:
+    """The sentence for what the machine ran out of, or does not allow; None for all else, which is a bug."""
+    if not isinstance(error, (OSError, MemoryError, RuntimeError, ValueError)):
+        return None
+    text = str(error)
+    if isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text):
+        return (f"there is not enough memory{f' ({text.splitlines()[0][:120]})' if text else ''}; lower what is too "
+                "large (data.size, data.limit, experts.batch, distill.pairs), or set data.stream.")
+    disk_full = "No space left on device" in text  # libraries pass it on as errors of other types
+    if not disk_full and not (isinstance(error, OSError) and error.errno in _MACHINE_ERRORS):
+        return None
+    name = getattr(error, "filename", None)
+    file = f"'{name}'" if name else "a file"
+    reason = "No space left on device" if disk_full else getattr(error, "strerror", "")
+    return (f"the system refuses {file} ({reason}); make room or change its permissions, and give the same command "
+            "again.")
+
+
+def _version() -> str:
+    import importlib.metadata  # here, because nothing else needs it
+
+    try:
+        return importlib.metadata.version("mdw-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,185 @@
+"""The table of commands. To add one, add an entry here: its help, its function, its flags, the config it reads."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from mdw_jax.config.grid import parse_axes, parse_shard
+
+SHELLS = ("bash", "zsh", "tcsh")
+# The sections of the config, by the stage that reads them first. `watch` matters wherever something is trained.
+_PREPARE = ("run", "data", "noise", "text", "model")
+_EXPERTS = (*_PREPARE, "experts", "watch")
+_DISTILL = (*_EXPERTS, "distill")
+_RUN = (*_DISTILL, "evaluate")
+
+
+class Operands(NamedTuple):
+    """The words after a command that are no flags: files, directories, names.
+
+    They reach the function as one list or, where their number is fixed or at most one, as an argument each.
+    """
+
+    metavar: str
+    help: str
+    mistake: str  # what to say when there are too few or too many: {count} of them
+    least: int = 1
+    most: int | None = None
+    default: tuple[str, ...] = ()
+    choices: tuple[str, ...] | None = None
+    paths: bool = True  # for shell completion
+
+
+class Option(NamedTuple):
+    """A flag of one command."""
+
+    flag: str
+    help: str
+    metavar: str | None = None  # how its value is called; None: a switch
+    default: Any = None
+    parse: Callable[[Any], Any] = lambda value: value  # from the text (the texts, if repeated) to the argument
+    repeated: bool = False
+    override: str | None = None  # the config key that it sets; the function gets no argument then
+    path: bool = False  # for shell completion
+
+
+class Command(NamedTuple):
+    """What the command line knows of one command.
+
+    The function gets the config, if the command reads one, then the operands, then the values of the options, in order.
+    """
+
+    help: str
+    function: str  # module inside mdw_jax, and name in it
+    example: str
+    sections: tuple[str, ...] = ()  # of the config that it reads; none: it takes no --config
+    needs_file: bool = True  # whether --config FILE has to be given
+    checked: bool = True  # whether the config and all its presets have to resolve before the command starts
+    compiles: bool = True  # whether it runs jax programs, so that their cache is worth setting up
+    in_run_directory: bool = True  # whether it works in run.dir, and keeps other processes out of it
+    operands: Operands | None = None
+    options: tuple[Option, ...] = ()
+    details: str = ""
+
+    def load(self) -> Callable[..., None]:
+        """The function, whose module is imported only now: most of them import jax."""
+        module, _, name = self.function.partition(":")
+        return getattr(importlib.import_module(f"mdw_jax.{module}"), name)
+
+
+def _names(text: str) -> Sequence[str]:
+    return [name for name in text.split(",") if name]
+
+
+_QUICKSTART = "--config configs/quickstart.py"
+COMMANDS = {
+    "run": Command(
+        "all stages in order: prepare, experts, distill, evaluate", "pipeline.run:evaluate_command",
+        f"mdw run {_QUICKSTART} --config.run.dir=runs/first --config.distill.pairs=200", _RUN),
+    "prepare": Command(
+        "load the data, draw the noise, embed the captions", "pipeline.run:prepare_command",
+        f"mdw prepare {_QUICKSTART} --config.noise.rate=0.2", _PREPARE),
+    "experts": Command(
+        "train the experts and store their trajectories", "pipeline.run:experts_command",
+        f"mdw experts {_QUICKSTART} --config.experts.recipe=infonce", _EXPERTS),
+    "distill": Command(
+        "learn the distilled sets from the trajectories", "pipeline.run:distill_command",
+        f"mdw distill {_QUICKSTART} --config.distill.sets=3", _DISTILL),
+    "evaluate": Command(
+        "train students on every set and write the table", "pipeline.run:evaluate_command",
+        f"mdw evaluate {_QUICKSTART} --config.evaluate.students=10", _RUN),
+    "sweep": Command(
+        "run a grid of configs and presets in one directory, into one CSV", "pipeline.sweep:sweep_command",
+        f"mdw sweep {_QUICKSTART} --grid noise.rate=0,0.2,0.4 --grid preset=random,mdw --seeds 3", _RUN, checked=False,
+        options=(
+            Option("--grid", "an axis of the grid; the last axis varies fastest. KEY is a SECTION.KEY of the config, or "
+                   "preset (without it: run.presets). Separate values that are lists themselves by semicolons, in "
+                   'quotes: --grid "model.widths=32,64;64,128"', "KEY=VALUE,VALUE", (), parse_axes, repeated=True),
+            Option("--shard", "do only every N-th cell, from the I-th (0 to N - 1): N processes share one directory",
+                   "I/N", "0/1", parse_shard),
+            Option("--dry-run", "list the cells and which of them are done"),
+            Option("--seeds", "distilled sets of different seeds for each cell, as --config.distill.sets=N", "N",
+                   override="distill.sets")),
+        details="Writes sweep.csv in config.run.dir, one row per student. Finished cells are skipped, failed ones are "
+                "tried again."),
+    "table": Command(
+        "turn CSVs of sweeps into a table in Markdown", "reporting.result_table:table_command",
+        "mdw table runs/grid/sweep.csv --rows preset --columns noise.rate --out table.md",
+        operands=Operands("FILE.csv", "a CSV that mdw sweep wrote", "no CSV given; write mdw table FILE.csv."),
+        options=(
+            Option("--rows", "columns of the CSV whose values become the rows of the table (preset), such as "
+                   "preset,distill.pairs", "KEYS", "preset", _names),
+            Option("--columns", "likewise for its columns (noise.rate); --columns= for a single column", "KEYS",
+                   "noise.rate", _names),
+            Option("--metric", "the number to show (r_mean)", "NAME", "r_mean"),
+            Option("--ci", "show half the 95 % confidence interval of the mean over distilled sets, instead of the "
+                   "standard deviation"),
+            Option("--out", "write to this file instead of the terminal", "FILE.md", path=True),
+            Option("--plot", "also draw it: one line per row over the one column, with intervals", "FILE.png",
+                   path=True))),
+    "report": Command(
+        "make one HTML page of one or several finished runs, without data or accelerator",
+        "reporting.run_report:report_command", "mdw report runs/first runs/second --out comparison.html",
+        operands=Operands("RUN", "a run directory that mdw run or mdw evaluate finished; several are shown side by side",
+                          "no run directory given; write mdw report RUN."),
+        options=(Option("--out", "write to this file (default: report.html in the first run)", "FILE.html", path=True),),
+        details="One page that holds everything, images included: it opens from a disk and loads nothing from the "
+                "network."),
+    "runs": Command(
+        "list runs with their state and headline number", "reporting.run_list:runs_command", "mdw runs runs /shared/runs",
+        operands=Operands("DIRECTORY", "where to look for run directories, at any depth (runs)", "", least=0,
+                          default=("runs",)),
+        details="Prints for each run whether it is finished, running or where it stopped; its data, noise and presets; "
+                "r_mean on test of mdw (or of the best distilled preset: mean +- standard deviation over students); and "
+                "when it last did something."),
+    "diff": Command(
+        "show where two runs differ, in their configs and in their scores", "reporting.run_list:diff_command",
+        "mdw diff runs/first runs/second",
+        operands=Operands("RUN", "two run directories, A and B",
+                          "mdw diff compares two runs, not {count}; write mdw diff A B.", 2, 2),
+        details="Prints the settings that differ and, for each preset, r_mean in both runs and B - A with its 95 % "
+                "confidence interval (Welch): over distilled sets where both runs have several, else over students."),
+    "fairness": Command(
+        "measure the shares and the recalls of groups in the data and in the distilled sets",
+        "analysis.fairness.command:fairness_command",
+        f"mdw fairness {_QUICKSTART} --config.fairness.attributes=words:color", (*_RUN, "fairness")),
+    "certify": Command(
+        "bound what noise can cost the experts, beside what it did cost", "analysis.certificate.command:certify_command",
+        f"mdw certify {_QUICKSTART} --config.certify.rates=0,0.2,0.4", (*_EXPERTS, "certify")),
+    "export": Command(
+        "write the distilled sets for others, with a dataset card: image folder, Parquet, WebDataset",
+        "export.command:export_command",
+        f"mdw export {_QUICKSTART} --config.export.license=cc-by-4.0 --config.export.formats=folder,parquet",
+        (*_DISTILL, "export")),
+    "plan": Command(
+        "estimate what a run would cost, from its config alone: memory, operations, time",
+        "analysis.cost.plan:plan_command", "mdw plan --config configs/flickr30k.py --config.plan.device=h200",
+        ("run", "data", "text", "model", "experts", "distill", "plan"), in_run_directory=False),
+    "bench": Command(
+        "measure how fast a config's computations are on this machine, as ratios to plainer ways; needs no data",
+        "analysis.benchmark.command:bench_command", "mdw bench --config configs/flickr8k.py --config.run.dir=runs/bench",
+        ("run", "data", "text", "model", "experts", "distill", "evaluate", "plan"), in_run_directory=False),
+    "weights": Command(
+        "download a model of the Hugging Face Hub, or read a local one, and print what is in it",
+        "cli.builtin:weights_command", "mdw weights timm/nfnet_l0.ra2_in1k",
+        operands=Operands(
+            "SOURCE", "a .safetensors file, a directory that holds one, or the name of a model on the Hugging Face Hub "
+            "(with @revision, if not the main one), which is downloaded to the Hub's own cache",
+            "no model given; write mdw weights DIRECTORY, FILE.safetensors or HUB/NAME."),
+        details="Prints its kind, size, sha256 and location; model.weights and text.path take the same SOURCE. Pickled "
+                "weights are never read."),
+    "config": Command(
+        "print the config in full, as the other commands would see it; without a file, the defaults",
+        "cli.builtin:config_command", f"mdw config {_QUICKSTART} --config.experts.recipe=oracle",
+        (*_RUN, "fairness", "certify", "export", "plan"), needs_file=False, compiles=False, in_run_directory=False),
+    "completion": Command(
+        "print a script that makes a shell complete commands and flags", "cli.builtin:completion_command",
+        'eval "$(mdw completion bash)"',
+        operands=Operands("SHELL", f"one of {', '.join(SHELLS)}",
+                          f"mdw completion takes one shell, not {{count}}; write mdw completion {SHELLS[0]}.", 1, 1,
+                          choices=SHELLS, paths=False)),
+    "help": Command(
+        "show the help of a command, or of all", "cli.builtin:help_command", "mdw help sweep",
+        operands=Operands("COMMAND", "the command", "mdw help takes one command, not {count}; write mdw help COMMAND.",
+                          0, 1, paths=False)),
+}

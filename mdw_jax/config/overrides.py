@@ -1,0 +1,72 @@
+"""The config of one preset: the run's config, the preset's overrides, then those of `run.preset_overrides`."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from mdw_jax.config.defaults import base
+from mdw_jax.config.plugins import is_path
+from mdw_jax.config.presets import PRESETS, preset_spec
+from mdw_jax.config.sections import flat
+from mdw_jax.config.validation import resolve
+from mdw_jax.errors import UserError
+
+
+def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
+    """The resolved config of one preset.
+
+    Args:
+        config: the run's config; it stays as it is.
+        preset: a name as in `run.presets`.
+
+    Raises:
+        UserError: there is no such preset, it overrides a key that does not exist, an entry of `run.preset_overrides`
+            is neither `preset:key=value` nor `preset@budget:key=value`, or the result cannot be run.
+    """
+    changed = config.copy_and_resolve_references().unlock()
+    pairs = config.distill.pairs
+    _update(changed, preset, preset_spec(preset).overrides_for(pairs))
+    for entry in map(_parse, config.run.preset_overrides):
+        if entry.preset == preset and pairs >= entry.budget:
+            changed.update_from_flattened_dict({entry.key: entry.value})
+    return resolve(changed)
+
+
+def _update(config: ConfigDict, preset: str, overrides: Mapping[str, Any]) -> None:
+    """Set the preset's overrides. Raises UserError for a key that does not exist or a value of another type."""
+    known = flat(base())
+    for key, value in overrides.items():
+        if key not in known:
+            raise UserError(f"the preset '{preset}' overrides '{key}', which is not a config key; `mdw config` lists "
+                            "all keys.")
+        try:
+            config.update_from_flattened_dict({key: value})
+        except TypeError as error:
+            raise UserError(f"the preset '{preset}' sets {key} to {value!r}, which is not of the type of its default, "
+                            f"{known[key]!r}; change the preset.") from error
+
+
+class _Override(NamedTuple):
+    preset: str
+    budget: int  # it holds from so many distilled pairs up
+    key: str
+    value: Any
+
+
+def _parse(entry: str) -> _Override:
+    """`preset:section.key=value` or `preset@budget:section.key=value`, the value read by the type of its default."""
+    left, _, text = entry.partition("=")
+    name, _, key = left.rpartition(":")
+    name, at, budget = name.partition("@")
+    section, _, leaf = key.partition(".")
+    try:
+        default = base()[section][leaf]
+        value = {"true": True, "false": False}[text] if isinstance(default, bool) else type(default)(text)
+        least = int(budget) if at else 0
+        if isinstance(default, tuple) or not (name in PRESETS or is_path(name)):
+            raise KeyError(name)
+    except (KeyError, ValueError, AttributeError):
+        raise UserError(f"run.preset_overrides holds '{entry}'; write preset:section.key=value, such as "
+                        "lors:distill.lr_images=0.03, or lors@200:... for what holds from 200 pairs up.") from None
+    return _Override(name, least, key, value)

@@ -1,0 +1,333 @@
+"""The distillation of one set: from its last checkpoint, step by step, to the set with the best score on val."""
+
+import contextlib
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdw_jax.config.sections import fields
+from mdw_jax.errors import UserError
+from mdw_jax.io import image_history
+from mdw_jax.io.checkpoint import load_checkpoint, save_checkpoint
+from mdw_jax.io.distilled_set import DistilledSet
+from mdw_jax.io.records import read_lines, write_lines
+from mdw_jax.io.trajectory import open_trajectory, read_snapshot
+from mdw_jax.method import coresets
+from mdw_jax.method.distill import Method, State, finite_checks, init_state, schedule
+from mdw_jax.method.students import Protocol, evaluate
+from mdw_jax.pipeline.experts import experts_stage
+from mdw_jax.pipeline.metrics import open_writers
+from mdw_jax.pipeline.outer_step import (
+    compile_in_background,
+    compiled_outer_step,
+    compiled_pixel_weights,
+    prepare_next,
+)
+from mdw_jax.pipeline.prepared import Prepared
+from mdw_jax.pipeline.preset_run import PresetRun, read_division
+from mdw_jax.pipeline.sets import real_pairs, student_data, to_distilled_set
+from mdw_jax.runtime import preemption
+from mdw_jax.runtime.processes import barrier, broadcast_from_main, is_main
+from mdw_jax.runtime.progress import progress
+from mdw_jax.runtime.pytree import stack
+from mdw_jax.runtime.rng import named_generator, named_key
+
+# While a set is distilled: where to go on; with restarts allowed, the last regular one, where to go back to; metrics.
+CHECKPOINT, GOOD, HISTORY = "checkpoint.safetensors", "checkpoint-good.safetensors", "history.jsonl"
+logger = logging.getLogger(__name__)
+
+
+class Diverged(Exception):
+    """A value of an outer step was not finite.
+
+    Attributes:
+        step: the outer step.
+        first: name of the first tensor that was not finite.
+        loss: the matching loss of that step.
+    """
+
+    def __init__(self, step: int, first: str, loss: float):
+        super().__init__(step, first, loss)
+        self.step, self.first, self.loss = step, first, loss
+
+
+class LoopState(NamedTuple):
+    """Everything that changes during a distillation: the contents of a checkpoint.
+
+    Attributes:
+        distillation: what is learned, its moving average, and the optimizer's state.
+        best: the average with the best mean r_mean on val so far.
+        best_val: that r_mean; -1 before the first evaluation.
+        evaluated: outer steps done at the last evaluation.
+        pixel_weights: (M, H, W, 1) Grad-CAM weights of the images.
+        images: (moments, n, h, w, C) uint8, the first images at a few moments of the distillation.
+        restarts: how often the set was restarted after it diverged.
+        restarted_at: outer steps done at the checkpoint of the last restart.
+    """
+
+    distillation: State
+    best: Any
+    best_val: Any
+    evaluated: Any
+    pixel_weights: Any
+    images: np.ndarray
+    restarts: Any
+    restarted_at: Any
+
+    @property
+    def steps_done(self) -> int:
+        """Outer steps done so far."""
+        return int(self.distillation.step)
+
+
+def distill_set(run: PresetRun, prepared: Prepared, index: int, directory: Path, key: str
+                ) -> tuple[DistilledSet, list[dict], dict[str, np.ndarray]]:
+    """Distill set `index` of a preset, from its last checkpoint if there is one.
+
+    A set that diverges goes back to its last regular checkpoint with smaller learning rates, as often as
+    `distill.restarts` allows.
+
+    Args:
+        run: the preset.
+        prepared: data and model.
+        index: number of the set; sets of one preset differ by their random draws.
+        directory: where checkpoints are kept on the way.
+        key: identifies the set in its checkpoints.
+
+    Returns:
+        The set with the best score on val, the metrics of every outer step, and its image history.
+
+    Raises:
+        UserError: the set diverged and may not restart any more.
+    """
+    with compile_in_background(run, prepared):
+        record = experts_stage(run, prepared)
+    loop = DistillationLoop(run, prepared, index, directory, key, networks=record["networks"])
+    loop.restore()
+    while True:
+        try:
+            loop.run_outer_steps()
+            return loop.result()
+        except Diverged as error:
+            barrier()
+            loop.restart(error)
+
+
+class DistillationLoop:
+    """One distillation: its state, and what is done at each outer step."""
+
+    def __init__(self, run: PresetRun, prepared: Prepared, index: int, directory: Path, key: str, networks: int):
+        """As `distill_set`; networks: how many experts there are, `net_00` and on."""
+        self.run, self.prepared, self.index, self.directory, self.key = run, prepared, index, directory, key
+        self.settings, self.seed = run.config.distill, run.config.run.seed
+        self.trajectories = [open_trajectory(run.experts.path / f"net_{n:02d}", key=run.experts.key)
+                             for n in range(networks)]
+        self.moments = image_history.moments(self.settings.steps)  # outer steps done when images are recorded
+        self.pending: tuple[int, dict] | None = None  # a step and its metrics that are still on the device
+        self.metrics: list[dict] = []
+
+    # The state: from its start, from checkpoints and to them.
+
+    def initial_state(self) -> LoopState:
+        """The state before the first outer step: real pairs."""
+        run, settings, name = self.run, self.settings, self.run.name
+        generator = named_generator(self.seed, "init", name, self.index)
+        if settings.init == "random":
+            rows = coresets.random_pairs(generator, run.noise.image_of, settings.pairs)
+        elif settings.init == "division":
+            rows = coresets.clean_pairs(generator, run.noise.image_of, read_division(run), settings.pairs)
+        else:
+            raise UserError(f"there is no start of distillation '{settings.init}'; set distill.init to random or division.")
+        images, texts = real_pairs(self.prepared, run.noise, rows)
+        key = named_key(self.seed, "correspondence", name, self.index)
+        state = init_state(key, fields(Method, settings), images, texts)
+        return LoopState(
+            distillation=state, best=jax.tree.map(jnp.copy, state.average), best_val=jnp.float32(-1),
+            evaluated=jnp.int32(0), pixel_weights=jnp.ones((*images.shape[:-1], 1)),
+            images=image_history.begin(images, settings.steps), restarts=jnp.int32(0), restarted_at=jnp.int32(0))
+
+    def restore(self) -> None:
+        """Take the state and the metrics from the last checkpoint, or begin."""
+        state = self.initial_state()
+        self._start_at(load_checkpoint(self.directory / CHECKPOINT, state, self.key) or state)
+        if self.settings.restarts and broadcast_from_main(lambda: not (self.directory / GOOD).exists()):
+            self._save(GOOD)
+        history = self.directory / HISTORY
+        self.metrics = read_lines(history) if history.exists() else []
+
+    def _start_at(self, state: LoopState) -> None:
+        """Go on from a state, with learning rates that fit the number of its restarts."""
+        self.state = state
+        scale = self.settings.restart_factor ** int(state.restarts)
+        self.method = scale_learning_rates(fields(Method, self.settings), scale)
+
+    def save_state(self, good: bool = False) -> None:
+        """Write the checkpoint and the metrics so far; good: also as the one that a restart goes back to."""
+        self.flush_metrics()
+        # Metrics first: those that a checkpoint does not know yet are cut, missing ones could not be recovered.
+        write_lines(self.directory / HISTORY, self.metrics)
+        if good:
+            self._save(GOOD)
+        self._save(CHECKPOINT)
+
+    def _save(self, name: str) -> None:
+        if is_main():
+            save_checkpoint(self.directory / name, self.state, self.key)
+
+    def restart(self, error: Diverged) -> None:
+        """Go back to the last regular checkpoint with smaller learning rates.
+
+        Raises:
+            UserError: no restart is left; the last good state and the metrics stay in the directory.
+        """
+        settings, done = self.settings, int(self.state.restarts)
+        if done >= settings.restarts:
+            if not (self.directory / CHECKPOINT).exists():
+                self.state = self.initial_state()
+                self._save(CHECKPOINT)
+            write_lines(self.directory / HISTORY, self.metrics)
+            raise UserError(self._divergence_message(error, done)) from None
+        state = load_checkpoint(self.directory / GOOD, self.initial_state(), self.key)
+        step = state.steps_done
+        self._start_at(state._replace(restarts=jnp.int32(done + 1), restarted_at=jnp.int32(step)))
+        if is_main():
+            logger.warning(
+                "%s set %d diverged at outer step %d: the first value that was not finite is %s; restart %d of %d goes "
+                "back to step %d with learning rates times %.2g.", self.run.name, self.index, error.step, error.first,
+                done + 1, settings.restarts, step, settings.restart_factor ** (done + 1))
+
+    def _divergence_message(self, error: Diverged, restarts: int) -> str:
+        after = f" after {restarts} restart{'s' * (restarts > 1)}" if restarts else ""
+        return (f"distillation of {self.run.name} set {self.index} diverged at outer step {error.step}{after}: the "
+                f"first value that was not finite is {error.first} (loss {error.loss:.4g}). Its last good state and "
+                f"its metrics are in '{self.directory}' ({CHECKPOINT}, {HISTORY}): with "
+                f"distill.restarts={restarts + 1} the same command goes on from there with smaller steps, and with "
+                "lower learning rates in config.distill it starts again, in another directory.")
+
+    # The outer steps.
+
+    def run_outer_steps(self) -> None:
+        """Do the outer steps that are left.
+
+        Raises:
+            Diverged: a value was not finite.
+        """
+        first, total = self.state.steps_done, self.settings.steps
+        self.metrics, self.pending = self.metrics[:first], None
+        self.outer_step = compiled_outer_step(self.prepared.model, self.method)
+        self.finite_checks = finite_checks(self.state.distillation.learned, self.method.inner_steps)
+        with (progress(f"distill {self.run.name} {self.index}", total, "steps") as advance,
+              contextlib.closing(open_writers(self.run.config, self.directory)) as self.writer,
+              preemption.save_on_interrupt(self.save_state)):
+            advance(first)
+            for row in self.metrics:
+                self.log(row)
+            if self.evaluation_due(first):  # it was stopped in the middle of an evaluation
+                self.evaluate_candidate(first)
+            for step, (starts, targets) in prepare_next(self.load_snapshots, range(first, total)):
+                preemption.raise_if_interrupted()
+                if self.pixel_weights_due(step):
+                    self.refresh_pixel_weights(targets)
+                advance(1, loss=self.step(step, starts, targets))
+                if step + 1 in self.moments:
+                    self.record_images(step + 1)
+                if self.evaluation_due(step + 1):
+                    self.evaluate_candidate(step + 1)
+
+    def load_snapshots(self, step: int) -> tuple:
+        """The snapshots at which the trajectories of an outer step start and end, each stacked on a leading axis."""
+        settings = self.settings
+        networks, starts = schedule(self.seed, self.index, step, settings.trajectories, len(self.trajectories),
+                                    settings.max_start_epoch)
+        ends = [start + settings.match_epochs for start in starts]
+        return tuple(stack([read_snapshot(self.trajectories[n], epoch)
+                            for n, epoch in zip(networks, epochs, strict=True)]) for epochs in (starts, ends))
+
+    def pixel_weights_due(self, step: int) -> bool:
+        """Whether Grad-CAM weights are computed before this outer step.
+
+        They are after every regular checkpoint too, so that a run that goes on and one that is resumed are the same.
+        """
+        every, regular = self.method.ceo_every, self.settings.checkpoint_every
+        return self.method.ceo and (step % every == 0 or step % regular == 0)
+
+    def refresh_pixel_weights(self, targets) -> None:
+        """Compute the Grad-CAM weights of the images with the first of the target networks."""
+        pixel_weights = compiled_pixel_weights(self.prepared.model, self.method, self.settings.pairs)
+        network = jax.tree.map(lambda x: x[0], targets)
+        self.state = self.state._replace(pixel_weights=pixel_weights(network, self.state.distillation.learned))
+
+    def step(self, step: int, starts, targets):
+        """Do one outer step; returns its matching loss, which may still be on its way on the device."""
+        key = named_key(self.seed, "distill", self.run.name, self.index, step)
+        state, metrics = self.outer_step(self.state.distillation, starts, targets, self.state.pixel_weights, key)
+        self.state = self.state._replace(distillation=state)
+        self.flush_metrics()  # of the step before, while the device works on this one
+        self.pending = step, metrics
+        return metrics["loss"]
+
+    def flush_metrics(self) -> None:
+        """Take the metrics of the latest outer step from the device and log them.
+
+        Raises:
+            Diverged: a value of that step was not finite.
+        """
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        values = {name: float(value) for name, value in metrics.items()}
+        first_nonfinite = int(values.pop("first_nonfinite"))
+        row = {"step": step, **values}
+        restarts = int(self.state.restarts)
+        if restarts and step == int(self.state.restarted_at):
+            row["restart"] = restarts
+        self.metrics.append(row)
+        self.log(row)
+        if first_nonfinite >= 0:
+            raise Diverged(step, self.finite_checks[first_nonfinite], values["loss"])
+
+    def log(self, row: dict) -> None:
+        """Send the metrics of one outer step to metrics.csv and the other writers."""
+        self.writer.write("distill", row["step"], {name: value for name, value in row.items() if name != "step"})
+
+    def record_images(self, done: int) -> None:
+        """Keep small copies of the first images, after `done` outer steps."""
+        self.state.images[self.moments.index(done)] = image_history.thumbnails(self.state.distillation.average["images"])
+
+    def evaluation_due(self, done: int) -> bool:
+        """Whether the average is to be evaluated after `done` outer steps: at each regular checkpoint, but not twice."""
+        regular = done % self.settings.checkpoint_every == 0 or done == self.settings.steps
+        return regular and done > int(self.state.evaluated)
+
+    def evaluate_candidate(self, done: int) -> None:
+        """Score the average after `done` outer steps on val, keep it if it is the best so far, and save the state."""
+        self.flush_metrics()
+        model, average = self.prepared.model, self.state.distillation.average
+        result = evaluate(model, student_data(model, to_distilled_set(average, self.method)), self.prepared.val, None,
+                          fields(Protocol, self.run.config.evaluate), seed=self.seed + 7919, students=2)
+        row = self.metrics[-1]
+        row |= {"val_r_mean": float(result.scores[:, -1].mean()), "lr_scale": result.lr_scale}
+        if row["val_r_mean"] > self.state.best_val:
+            self.state = self.state._replace(best=jax.tree.map(jnp.copy, average),
+                                             best_val=jnp.float32(row["val_r_mean"]))
+        self.log(row)
+        self.state = self.state._replace(evaluated=jnp.int32(done))
+        self.save_state(good=self.settings.restarts > 0)
+
+    def result(self) -> tuple[DistilledSet, list[dict], dict[str, np.ndarray]]:
+        """The best set, the metrics of all outer steps, and the image history."""
+        history: dict[str, np.ndarray] = {"steps": np.array(self.moments, np.int32), "images": self.state.images}
+        if self.method.ceo:
+            history["weights"] = image_history.weight_maps(self.state.pixel_weights)
+        return to_distilled_set(self.state.best, self.method), self.metrics, history
+
+
+def scale_learning_rates(method: Method, scale: float) -> Method:
+    """`method` with all learning rates of the outer steps times `scale`."""
+    rates = ("lr_images", "lr_texts", "lr_correspondence", "lr_inner_lr")
+    return dataclasses.replace(method, **{name: scale * getattr(method, name) for name in rates})

@@ -1,0 +1,68 @@
+"""The compiled functions of the distillation loop, and compiling them while experts are trained."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+
+from mdw_jax.config.sections import fields
+from mdw_jax.io.records import complete
+from mdw_jax.method import grad_cam
+from mdw_jax.method.distill import Method, make_outer_step, outer_shapes
+from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.jit import jit_with_frozen
+from mdw_jax.pipeline.prepared import Prepared
+from mdw_jax.pipeline.preset_run import PresetRun
+from mdw_jax.runtime.processes import several_processes
+
+T = TypeVar("T")
+
+# All sets of a preset share the compiled functions.
+compiled_outer_step = functools.lru_cache(maxsize=4)(make_outer_step)
+
+
+@functools.lru_cache(maxsize=4)
+def compiled_pixel_weights(model: DualEncoder, method: Method, count: int) -> Callable:
+    """The jitted function (params, learned) -> Grad-CAM weights (M, H, W, 1) of the pixels of `count` images."""
+    def pixel_weights(model, params, learned):
+        return grad_cam.pixel_weights(model, params, learned["images"], learned["texts"], learned["correspondence"],
+                                      alpha=method.alpha, top_k=min(method.ceo_top_k, count), beta=method.ceo_beta)
+
+    return jit_with_frozen(model, pixel_weights)
+
+
+@contextlib.contextmanager
+def compile_in_background(run: PresetRun, prepared: Prepared) -> Iterator[None]:
+    """Compile the outer step in a thread while experts are trained inside: on accelerators both take minutes.
+
+    Nothing is compiled ahead where the experts are already trained, nor with several processes, which may have to
+    compile in the same order.
+    """
+    if several_processes() or complete(run.experts.path / "experts.json", run.experts.key) is not None:
+        yield
+        return
+    settings, model = run.config.distill, prepared.model
+    images = (settings.pairs, *prepared.pairs.train.images.shape[1:])
+    texts = (settings.pairs, *jax.eval_shape(model.text_inputs, prepared.captions.train[:1]).shape[1:])
+    method = fields(Method, settings)
+    step: Any = compiled_outer_step(model, method)
+    shapes = outer_shapes(model, method, settings.trajectories, images, texts)
+    # Leaving waits for the thread in any case: a process that ends while XLA compiles crashes.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: step.lower(*shapes).compile())  # a failure here shows again when the step is called
+        yield
+
+
+def prepare_next(prepare: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """Yield (n, prepare(n)) for each number, while a thread prepares the next one."""
+    numbers = list(numbers)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(prepare, numbers[0]) if numbers else None
+        for position, n in enumerate(numbers):
+            result = future.result()
+            following = numbers[position + 1 :][:1]
+            future = pool.submit(prepare, following[0]) if following else None
+            yield n, result

@@ -1,0 +1,51 @@
+"""Distilled sets of a run: where they lie, what they start from, and what students see of them."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdw_jax.data.noise import Noise
+from mdw_jax.io.distilled_set import DistilledSet
+from mdw_jax.method.distill import Method
+from mdw_jax.method.students import StudentData
+from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.embedding import compiled_inputs
+from mdw_jax.pipeline.prepared import Prepared
+from mdw_jax.pipeline.preset_run import PresetRun
+
+
+def set_folder(run: PresetRun, index: int) -> Path:
+    """The directory of distilled set `index` of a preset."""
+    return run.sets.path / f"set_{index}"
+
+
+def real_pairs(prepared: Prepared, noise: Noise, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training pairs as distillation starts from them and coresets consist of them.
+
+    Args:
+        prepared: the data and the model.
+        noise: which image each caption is paired with.
+        rows: (M,) rows into the training captions.
+
+    Returns:
+        Images (M, H, W, C) float32 in [0, 1] and texts as the model learns from them, (M, d) or (M, L, h) float32.
+    """
+    images = prepared.pairs.train.images[noise.image_of[rows]].astype(np.float32) / 255
+    return images, np.asarray(prepared.model.text_inputs(jnp.asarray(prepared.captions.train[rows])), np.float32)
+
+
+def to_distilled_set(learned: dict, method: Method) -> DistilledSet:
+    """The learned tensors of a distillation (`State.learned` or `State.average`) as a set in host memory."""
+    arrays = jax.tree.map(lambda x: np.asarray(x, np.float32), learned)
+    steps = {branch: float(np.exp(value)) for branch, value in arrays["log_steps"].items()}
+    return DistilledSet(arrays["images"], arrays["texts"], arrays["correspondence"], steps, method.alpha, method.loss)
+
+
+def student_data(model: DualEncoder, distilled: DistilledSet) -> StudentData:
+    """A distilled set as students with the image tower of `model` see it."""
+    inputs = compiled_inputs(model)(jnp.asarray(distilled.images))
+    p = {name: jnp.asarray(value) for name, value in distilled.correspondence.items()}
+    return StudentData(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss,
+                       distilled.alpha)

@@ -1,0 +1,110 @@
+"""Sections of a report that show the images of a distilled set."""
+
+from html import escape
+
+import jax.numpy as jnp
+import numpy as np
+
+from mdw_jax.method.correspondence import correspondence
+from mdw_jax.reporting import figures, html
+from mdw_jax.reporting.run_files import PresetResults
+
+PAIRS, PAIRS_OF_OTHERS = 24, 12  # shown of the main set of a run, and of each other set
+STRIPS, ENTRIES, WEIGHT_MAPS = 8, 9, 12  # image strips over time; entries of P; maps of pixel weights
+
+
+def pairs(preset: PresetResults, is_main: bool) -> str:
+    """A grid of the first images with the captions nearest to their texts."""
+    kind = "real" if preset.kind == "coreset" else "distilled"
+    count = min(PAIRS if is_main else PAIRS_OF_OTHERS, len(preset.captions))
+    rgb = _rgb(preset, np.arange(count))
+    grid = html.figures((_image(rgb[n], f"{kind} image {n}; caption: {preset.captions[n]}"), preset.captions[n])
+                        for n in range(count))
+    total = len(preset.captions)
+    return grid + f'<p class="soft">The first {count} of {total}.</p>' * (count < total)
+
+
+def image_changes(preset: PresetResults, is_main: bool) -> str:
+    """One strip per image: how it looked at several outer steps; below, how far the pixels have moved on average."""
+    if preset.image_history is None:
+        return ""
+    steps, images = preset.image_history["steps"].tolist(), preset.image_history["images"]
+    rgb = np.stack([figures.to_rgb(moment, preset.is_spectrogram) for moment in images[:, :STRIPS]])
+    strips = []
+    for n in range(rgb.shape[1]):
+        strip = _side_by_side(rgb[:, n])
+        words = (f"image {n} at outer steps {', '.join(map(str, steps))}; nearest caption at the end: "
+                 f"{preset.captions[n]}")
+        strips.append(f"<li>{_image(strip, words, side=min(strip.shape[1], 74 * len(steps)))}</li>")
+    change = np.abs(images.astype(np.float32) - images[0].astype(np.float32)).mean((1, 2, 3, 4)) / 255
+    heads = "".join(f"<span>{'start' if step == 0 else step}</span>" for step in steps)
+    foot = "".join(f"<span>{'' if step == 0 else f'{moved:.1%}'}</span>" for step, moved in zip(steps, change))
+    return (f'<ul class="strips"><li class="moments">{heads}</li>\n' + "\n".join(strips)
+            + f'\n<li class="moments">{foot}</li></ul>\n<p class="soft">Below: mean change of a pixel since the start, '
+            f"in % of the range from black to white.{_selected_step(preset)}</p>")
+
+
+def _selected_step(preset: PresetResults) -> str:
+    scored = [row for row in preset.metrics if "val_r_mean" in row]
+    if not scored:
+        return ""
+    best = max(scored, key=lambda row: row["val_r_mean"])
+    return f" The result is the set of step {best['step'] + 1}, with {best['val_r_mean']:.1f} % the best on val."
+
+
+def correspondence_entries(preset: PresetResults, is_main: bool) -> str:
+    """The largest positive off-diagonal entries of P, and a heat map of P beyond the identity."""
+    distilled, _ = preset.set
+    if not distilled.correspondence:
+        return ""
+    p = np.asarray(correspondence({name: jnp.asarray(value) for name, value in distilled.correspondence.items()},
+                                  jnp.arange(len(distilled.images)), distilled.alpha))
+    off_diagonal = np.where(np.eye(len(p), dtype=bool), -np.inf, p)
+    order = np.argsort(-off_diagonal, axis=None, kind="stable")[: min(ENTRIES, len(p) ** 2 - len(p))]
+    places = [divmod(int(place), len(p)) for place in order]
+    entries = [_entry(preset, p, i, j) for i, j in places if off_diagonal[i, j] > 0]
+    change = np.abs(p - np.eye(len(p)))
+    heat = html.image(figures.data_uri(figures.identity_change_rgb(p), 400, photo=False),
+                      f"Heat map of the change of P from the identity, {len(p)} images by {len(p)} texts", small=True)
+    words = (f"All of P beyond the identity, images down, texts across: red is more, blue less, the strongest color "
+             f"{change.max():.3f}, the mean change {change.mean():.4f}.")
+    return (f'<ul class="matches">{"".join(entries)}</ul>\n' * bool(entries)
+            + f'<figure class="heat">{heat}<figcaption>{words}</figcaption></figure>')
+
+
+def _entry(preset: PresetResults, p: np.ndarray, image: int, text: int) -> str:
+    drawn = _image(_rgb(preset, np.array([image]))[0], f"distilled image {image}")
+    return (f"<li>{drawn}<div><strong>{p[image, text]:+.3f}</strong> "
+            f'<span class="soft">image {image}, text {text}</span><br>{escape(preset.captions[text])}<br>'
+            f'<span class="soft">its own text ({p[image, image]:+.3f}): {escape(preset.captions[image])}</span>'
+            "</div></li>\n")
+
+
+def pixel_weights(preset: PresetResults, is_main: bool) -> str:
+    """The last Grad-CAM pixel weights over the images (docs/method.md, section 5.4)."""
+    history = preset.image_history
+    if history is None or "weights" not in history:
+        return ""
+    images, weights = history["images"][-1][:WEIGHT_MAPS], history["weights"][:WEIGHT_MAPS].astype(np.float32)
+    rgb = figures.to_rgb(images, preset.is_spectrogram)
+    overlay = figures.overlay_weights(rgb, weights[:, ::-1] if preset.is_spectrogram else weights)
+    return html.figures(
+        ((_image(_side_by_side([rgb[n], overlay[n]]), f"image {n} and its weights; caption: {preset.captions[n]}",
+                 side=192), f"weights {weights[n].min():.2f} to {weights[n].max():.2f}") for n in range(len(rgb))),
+        "pairs two")
+
+
+def _rgb(preset: PresetResults, rows: np.ndarray) -> np.ndarray:
+    """Some images of the first set, (n, H, W, 3) uint8."""
+    return figures.to_rgb(preset.set[0].images[rows], preset.is_spectrogram)
+
+
+def _side_by_side(images) -> np.ndarray:
+    """Images (H, W, 3) in a row, with gray between them."""
+    gap = np.full((len(images[0]), max(1, images[0].shape[1] // 32), 3), 128, np.uint8)
+    parts = [part for image in images for part in (image, gap)]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def _image(image: np.ndarray, alternative: str, side: int = 112) -> str:
+    return html.image(figures.data_uri(image, side), alternative, small=min(image.shape[:2]) < 96)

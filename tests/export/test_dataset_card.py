@@ -1,0 +1,67 @@
+"""The PyTorch recipe of a dataset card, for losses and student optimizers of this package and of others."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mdw_jax.errors import UserError
+from mdw_jax.export.dataset_card import dataset_card, torch_recipe
+from mdw_jax.io.distilled_set import DistilledSet
+from mdw_jax.method.losses import SOFT_LOSSES
+
+SET = DistilledSet(np.zeros((3, 4, 4, 3), np.float32), np.ones((3, 5), np.float32), {}, {"image": 0.5, "text": 0.25},
+                   1.0, "nce")
+CARD = {"preset": "mdw", "formats": ["safetensors"], "license": "cc0-1.0", "png": None, "config": {}}
+
+
+def with_optimizer(name):
+    return {**CARD, "config": {"distill": {"inner_optimizer": name}}}
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    (tmp_path / "my_soft_losses.py").write_text(
+        "from mdw_jax.method.losses import SoftLoss, mse\n"
+        "def plain(logits, target):\n    return mse(logits, target)\n"
+        "with_twin = SoftLoss(mse, 'my_torch_loss(logits, target)')\n"
+        "without_twin = SoftLoss(mse)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize("name", SOFT_LOSSES)
+def test_the_recipe_holds_the_twin_of_the_loss(name):
+    distilled = dataclasses.replace(SET, loss=name)
+    assert f"    loss = {SOFT_LOSSES[name].torch}\n" in torch_recipe(distilled, 0.07)
+    assert "```python\n" in dataset_card(distilled, CARD, real=False)
+
+
+@pytest.mark.parametrize("name", ["plain", "without_twin"])
+def test_a_loss_without_a_twin_leaves_the_rest_of_the_card(plugin, name):
+    distilled = dataclasses.replace(SET, loss=f"my_soft_losses:{name}")
+    card, whole = (dataset_card(one, CARD, real=False) for one in (distilled, SET))
+    assert f"There is no PyTorch recipe for the loss `my_soft_losses:{name}` of this set" in card
+    assert "```python" not in card
+    for part in ("## Contents", "## Files", "torch_dataset", "## Limits and license", "license: cc0-1.0"):
+        assert part in card and part in whole
+
+
+def test_the_twin_of_a_loss_from_another_module(plugin):
+    assert "    loss = my_torch_loss(logits, target)\n" in torch_recipe(
+        dataclasses.replace(SET, loss="my_soft_losses:with_twin"), 0.07)
+
+
+def test_the_recipe_uses_the_optimizer_that_the_step_sizes_were_learned_for():
+    assert "torch.optim.SGD([" in dataset_card(SET, CARD, real=False)
+    card = dataset_card(SET, with_optimizer("momentum"), real=False)
+    assert "torch.optim.SGD([" in card and '"lr": d["step_size.text"].item()}], momentum=0.9)' in card
+    assert "torch.optim.Adam([" in dataset_card(SET, with_optimizer("adam"), real=False)
+    card = dataset_card(SET, with_optimizer("my_steps:lion"), real=False)
+    assert "There is no PyTorch recipe for the optimizer `my_steps:lion` of this set" in card
+    # Without learned step sizes no optimizer was used.
+    assert "torch.optim.SGD([" in dataset_card(dataclasses.replace(SET, step_sizes={}), with_optimizer("adam"), True)
+
+
+def test_an_unknown_loss_is_a_user_error():
+    with pytest.raises(UserError, match="there is no distillation loss 'ncee'"):
+        dataset_card(dataclasses.replace(SET, loss="ncee"), CARD, real=False)

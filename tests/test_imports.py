@@ -1,0 +1,45 @@
+"""The layout of the package: which room may import which, and how long files and functions may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mdw_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = ("errors", "runtime", "io", "config", "data", "models", "method", "reporting", "pipeline", "export", "analysis",
+         "cli", "__main__", "__init__")  # each imports those before it
+TABLES = {"base"}  # functions that are tables of constants, of any length
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_POSITIONAL, MOST_MODULES_AT_THE_TOP = 450, 60, 8, 4
+
+
+def imports(tree):
+    """(line, module of this package) of every import, those inside functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "mdw_jax" else [node.module]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from ((node.lineno, name) for name in names if name.startswith("mdw_jax."))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_go_down_and_files_are_short(path):
+    tree = ast.parse(path.read_text())
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for line, name in imports(tree):
+        assert ROOMS.index(name.split(".")[1]) <= ROOMS.index(room), f"{path}:{line} imports {name} from {room}"
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+    for function in ast.walk(tree):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) and function.name not in TABLES:
+            where = f"{path}:{function.lineno} {function.name}"
+            assert function.end_lineno - function.lineno + 1 <= MOST_LINES_OF_A_FUNCTION, where
+            positional = [argument.arg for argument in function.args.posonlyargs + function.args.args]
+            assert len([name for name in positional if name not in ("self", "cls")]) <= MOST_POSITIONAL, where
+
+
+def test_few_modules_at_the_top():
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_MODULES_AT_THE_TOP
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= set(ROOMS)
