@@ -31,8 +31,8 @@ from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
 from mdw_jax.models.embedding import Inputs  # noqa: E402
 from mdw_jax.models.image.convnet import convnet  # noqa: E402
 from mdw_jax.runtime import mesh  # noqa: E402
-from mdw_jax.runtime.pytree import stack  # noqa: E402
 from mdw_jax.runtime.processes import broadcast_from_main, is_main  # noqa: E402
+from mdw_jax.runtime.pytree import stack  # noqa: E402
 
 
 def main(mode):
