@@ -120,7 +120,7 @@ def _check_numbers(config: ConfigDict) -> None:
 
 
 def _check_run(config: ConfigDict) -> None:
-    _require(config.run.dir.strip(), "run.dir is empty; set it to the directory that the run shall write to.")
+    _require(config.run.dir.strip(), "run.dir is empty; set it to the directory that the run writes to.")
     _require(len(config.run.presets) > 0, "run.presets is empty; give at least one, such as mdw.")
 
 
