@@ -105,7 +105,8 @@ def _without_paths(value):
         return [_without_paths(part) for part in value]
     if not isinstance(value, str):
         return value
-    return "".join(_last_part(part) for part in re.split("(::|,)", value))
+    separators = ("::", ",")  # not handed on: to Python 3.12 "::" is a Windows drive
+    return "".join(part if part in separators else _last_part(part) for part in re.split("(::|,)", value))
 
 
 def _last_part(text: str) -> str:
