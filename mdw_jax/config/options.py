@@ -47,8 +47,8 @@ POOLINGS = ("mean", "cls", "native")  # models/text/encoder.py
 
 DIVISIONS = ("gmm", "oracle", "tolerant", "clean", "both")  # method/division.py, method/expert_step.py
 DIVIDING = ("gmm", "oracle")  # those that tell clean from risky pairs; the others treat all pairs alike
-LABEL_LOSSES = ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")  # method/losses.py: LABEL_LOSSES
-SOFT_LOSSES = ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")  # method/losses.py: SOFT_LOSSES
+EXPERT_LOSSES = ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")  # method/losses.py: EXPERT_LOSSES
+DISTILLATION_LOSSES = ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")  # method/losses.py: DISTILLATION_LOSSES
 STUDENT_OPTIMIZERS = ("sgd", "momentum", "adam")  # method/matching.py: STUDENT_OPTIMIZERS
 GRADIENTS = ("exact", "detached")  # method/matching.py: unroll
 LOSS_MERGES = ("separate", "merged")  # method/matching.py: matching_loss
@@ -93,13 +93,13 @@ CHOICES: dict[str, Choice] = {
     "experts.recipe": Choice(tuple(RECIPES), "expert recipe"),
     "experts.augment": Choice(AUGMENTATIONS, "augmentation", plugin=True),
     "experts.division": Choice(DIVISIONS, "division"),
-    "experts.clean_loss": Choice(LABEL_LOSSES, "expert loss", plugin=True),
-    "experts.tolerant_loss": Choice(LABEL_LOSSES, "expert loss", plugin=True),
+    "experts.clean_loss": Choice(EXPERT_LOSSES, "expert loss", plugin=True),
+    "experts.tolerant_loss": Choice(EXPERT_LOSSES, "expert loss", plugin=True),
     "experts.store_dtype": Choice(DTYPES, "dtype"),
     "distill.gradient": Choice(GRADIENTS, "gradient"),
     "distill.inner_optimizer": Choice(STUDENT_OPTIMIZERS, "student optimizer", plugin=True),
     "distill.loss_merge": Choice(LOSS_MERGES, "loss merge"),
-    "distill.loss": Choice(SOFT_LOSSES, "distillation loss", plugin=True),
+    "distill.loss": Choice(DISTILLATION_LOSSES, "distillation loss", plugin=True),
     "distill.correspondence": Choice(CORRESPONDENCES, "correspondence"),
     "distill.init": Choice(INITS, "start of distillation"),
     "distill.optimizer": Choice(SET_OPTIMIZERS, "optimizer of the distilled set"),

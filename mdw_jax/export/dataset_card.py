@@ -6,7 +6,7 @@ import yaml
 
 from mdw_jax.export.formats import FORMATS
 from mdw_jax.io.distilled_set import BRANCHES, TENSORS, DistilledSet
-from mdw_jax.method.losses import soft_loss_entry
+from mdw_jax.method.losses import distillation_loss_entry
 
 _P = {
     (): "torch.eye(len(images))",
@@ -36,7 +36,7 @@ def torch_recipe(distilled: DistilledSet, tau: float, optimizer: str = "sgd") ->
     Raises:
         UserError: the loss of the set is unknown.
     """
-    loss = soft_loss_entry(distilled.loss).torch
+    loss = distillation_loss_entry(distilled.loss).torch
     if loss is None or optimizer not in _TORCH_OPTIMIZERS:
         return None
     kind, settings = _TORCH_OPTIMIZERS[optimizer]
@@ -110,7 +110,7 @@ def _student_section(distilled: DistilledSet, card: dict) -> str:
     optimizer = _optimizer(distilled, card)
     recipe = torch_recipe(distilled, _tau(card), optimizer)
     if recipe is None:
-        part = (f"optimizer `{optimizer}`" if soft_loss_entry(distilled.loss).torch else f"loss `{distilled.loss}`")
+        part = (f"optimizer `{optimizer}`" if distillation_loss_entry(distilled.loss).torch else f"loss `{distilled.loss}`")
         how = (f"There is no PyTorch recipe for the {part} of this set: write that part in PyTorch yourself, or train "
                "students with mdw-jax.\n")
     else:

@@ -21,7 +21,7 @@ from mdw_jax.export.dataset_card import dataset_card
 from mdw_jax.export.formats import FORMATS, NearestCaptions, import_pyarrow, is_image_set, png_loss
 from mdw_jax.io.distilled_set import CARD, DistilledSet, save_distilled
 from mdw_jax.io.files import write_atomically, write_json
-from mdw_jax.method.losses import soft_loss_entry
+from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.runtime.processes import is_main
 
 README = "README.md"
@@ -46,7 +46,7 @@ def export_set(path, distilled: DistilledSet, nearest: NearestCaptions, card: di
             clips or have other than one or three channels.
     """
     check_settings(formats, license)
-    soft_loss_entry(distilled.loss)
+    distillation_loss_entry(distilled.loss)
     needing = [name for name in formats if FORMATS[name].needs_images]
     if needing and not is_image_set(distilled):
         raise UserError(f"distilled images of shape {distilled.images.shape[1:]} cannot be written as PNG files, which "

@@ -3,7 +3,7 @@
     pairs = mdw_jax.torch_dataset("runs/quickstart/export/mdw-0")
     for images, texts, rows in torch.utils.data.DataLoader(pairs, 128, shuffle=True):
         logits = image_branch(images) @ text_branch(texts).T / pairs.tau
-        loss = soft_loss(logits, pairs.correspondence(rows))  # the dataset card defines the loss that pairs.loss names
+        loss = distillation_loss(logits, pairs.correspondence(rows))  # `pairs.loss`; the dataset card defines it
 """
 
 from typing import TYPE_CHECKING

@@ -13,7 +13,7 @@ class TorchPairs(torch.utils.data.Dataset):
 
     Attributes:
         step_sizes: {"image", "text"} learned step sizes of the student's plain SGD, or {}.
-        loss: name of the soft-target loss that the set was distilled for.
+        loss: name of the distillation loss that the set was distilled for.
         tau: temperature of its logits; None where the card does not say.
         card: the contents of card.json.
     """

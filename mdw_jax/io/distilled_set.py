@@ -39,7 +39,7 @@ class DistilledSet:
             "left", "right"}.
         step_sizes: learned student step sizes {"image", "text"}; {} if none were learned.
         alpha: scale of the low-rank part of P.
-        loss: name of the soft-target loss it was distilled for.
+        loss: name of the distillation loss it was distilled for.
 
     Raises:
         UserError: wrong dtypes, shapes or names, or values that are not finite.

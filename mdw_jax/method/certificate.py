@@ -2,7 +2,7 @@
 
 Setting: N clean pairs, a random subset of captions permuted at random, `rate` = the fraction really mismatched,
 batches of B drawn without replacement, parameters that do not depend on that permutation. R is the clean risk of a
-label loss L (`losses.py`), R~ the noisy risk, R_shuf the risk with all captions permuted, S = sum_y L the row sum.
+expert loss L (`losses.py`), R~ the noisy risk, R_shuf the risk with all captions permuted, S = sum_y L the row sum.
 
 Proposition 1, mixture: R~ = (1 - rate) R + rate R_shuf, up to O(1/N), for any loss. As N grows, R_shuf -> E[S]/B over
     rows whose true caption is outside the batch. (Inside a batch the rows do contain it: their mean is *not* R_shuf
@@ -17,7 +17,7 @@ Proposition 3, bounded sum: if lo <= S <= hi, the noisy minimizer has a bounded 
 Proposition 4, debiasing: R = (R~ - rate R_shuf) / (1 - rate), `losses.debiased`, any loss, no clean data.
 
 The propositions are this work's; the finite-batch form and the bounds of GCE's sum are the literature's. Training
-averages both directions, image to text and text to image. Each is a label loss over B candidates and obeys the same
+averages both directions, image to text and text to image. Each is an expert loss over B candidates and obeys the same
 bounds, so their average does too.
 
 Not covered: parameters that memorized the permutation (late epochs), noise that is not uniform, several captions of
@@ -28,7 +28,7 @@ import math
 from collections.abc import Iterable
 
 from mdw_jax.errors import UserError
-from mdw_jax.method.losses import label_loss_entry
+from mdw_jax.method.losses import expert_loss_entry
 
 FORMS = ("large_n", "finite_batch")
 LOWEST_TAU = 0.002  # below it exp(1 / tau) leaves float64
@@ -36,16 +36,16 @@ NO_CERTIFICATE = "no certificate for this loss"  # what tables and files say of 
 
 
 def has_certificate(loss: str) -> bool:
-    """Whether the bounds of a label loss are known, by its name. Raises UserError for an unknown loss."""
-    entry = label_loss_entry(loss)
+    """Whether the bounds of an expert loss are known, by its name. Raises UserError for an unknown loss."""
+    entry = expert_loss_entry(loss)
     return None not in (entry.sum_bounds, entry.value_range, entry.chance_gap)
 
 
 def sum_bounds(loss: str, batch: int, q: float | None = None, tau: float = 0.07) -> tuple[float, float]:
-    """Bounds (lo, hi) of one row's sum of a label loss over its candidates.
+    """Bounds (lo, hi) of one row's sum of an expert loss over its candidates.
 
     Args:
-        loss: name of the label loss.
+        loss: name of the expert loss.
         batch: number B of candidates, at least 2.
         q: exponent of the loss; None is its default.
         tau: temperature; logits are cos / tau.
@@ -57,7 +57,7 @@ def sum_bounds(loss: str, batch: int, q: float | None = None, tau: float = 0.07)
 
 
 def loss_range(loss: str, batch: int, q: float | None = None, tau: float = 0.07) -> tuple[float, float]:
-    """The lowest and the highest value that a label loss of one row can have: what concentration bounds need.
+    """The lowest and the highest value that an expert loss of one row can have: what concentration bounds need.
 
     Args and Raises: as `sum_bounds`.
     """
@@ -148,8 +148,8 @@ def memory_cost(gap: float, rate: float) -> float:
 
 
 def _bound(field: str, loss: str, batch: int, q: float | None, tau: float):
-    """One of the three functions of a `LabelLoss`, at arguments that were checked."""
-    entry = label_loss_entry(loss)
+    """One of the three functions of a `ExpertLoss`, at arguments that were checked."""
+    entry = expert_loss_entry(loss)
     if batch < 2:
         raise UserError(f"a certificate needs batches of at least 2 pairs, not {batch}.")
     if tau < LOWEST_TAU:
@@ -157,7 +157,7 @@ def _bound(field: str, loss: str, batch: int, q: float | None, tau: float):
     function = getattr(entry, field)
     if function is None:
         raise UserError(f"there is no certificate for the loss '{loss}': it states no {field}; state its bounds in a "
-                        "mdw_jax.method.losses.LabelLoss, or choose another loss.")
+                        "mdw_jax.method.losses.ExpertLoss, or choose another loss.")
     if entry.q is None:
         return function(batch, None, tau)
     q = entry.q if q is None else q

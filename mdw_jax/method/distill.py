@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mdw_jax.config.plugins import unknown_option
 from mdw_jax.data.augment import augment
 from mdw_jax.method.correspondence import correspondence, init_correspondence
-from mdw_jax.method.losses import soft_loss
+from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import matching_loss, minibatches, scan_mean, unroll
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.jit import jit_with_frozen, use_vmap
@@ -158,7 +158,7 @@ def objective(model: DualEncoder, method: Method, learned: dict, starts, targets
     """
     inputs = model.inputs(mesh.shard_rows(augment(key, learned["images"], method.augment), (mesh.REPLICA, mesh.DATA)))
     steps = jax.tree.map(jnp.exp, learned["log_steps"])
-    soft = soft_loss(method.loss)
+    soft = distillation_loss(method.loss)
 
     def inner_loss(params, batch):
         rows, blend = batch

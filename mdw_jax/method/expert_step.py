@@ -12,7 +12,7 @@ import optax
 
 from mdw_jax.data.augment import augment
 from mdw_jax.errors import UserError
-from mdw_jax.method.losses import debiased, infonce, label_loss, pair_losses, shuffled_losses, soft_cross_entropy
+from mdw_jax.method.losses import debiased, expert_loss, infonce, pair_losses, shuffled_losses, soft_cross_entropy
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import to_float
 from mdw_jax.models.jit import use_vmap
@@ -146,8 +146,8 @@ def make_expert_steps(model: DualEncoder, recipe: Recipe, rate: float) -> Expert
 
 def _make_batch_loss(model: DualEncoder, recipe: Recipe, rate: float) -> Callable:
     """The loss of a batch and which of its pairs found each other: both tracks and guidance (docs/method.md, 2.3, 2.5)."""
-    clean_loss = label_loss(recipe.clean_loss, recipe.clean_q)
-    tolerant_loss = label_loss(recipe.tolerant_loss, recipe.tolerant_q)
+    clean_loss = expert_loss(recipe.clean_loss, recipe.clean_q)
+    tolerant_loss = expert_loss(recipe.tolerant_loss, recipe.tolerant_q)
 
     def batch_loss(params, images, texts, unrelated, clean, tolerant, teacher):
         v, t = model.embed_image(params["image"], images), model.embed_text(params["text"], texts)

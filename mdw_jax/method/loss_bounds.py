@@ -1,4 +1,4 @@
-"""What the certificate needs to know of each label loss, in numpy (docs/method.md, section 3).
+"""What the certificate needs to know of each expert loss, in numpy (docs/method.md, section 3).
 
 A row holds the logits cos / tau of one query with its B candidates, each in [-1/tau, 1/tau]; p = softmax(row).
 Three functions per loss, all of (batch, q, tau) with batch = B >= 2, the exponent q (None for losses without one) and

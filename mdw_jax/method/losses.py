@@ -2,11 +2,11 @@
 
 Two families, each with a table. To add a loss, write its function and one entry of the table.
 
-*Label losses* (`LABEL_LOSSES`), `(B, B) logits -> (B, B)`: entry `[i, y]` is the loss of row i if its true candidate
+*Expert losses* (`EXPERT_LOSSES`), `(B, B) logits -> (B, B)`: entry `[i, y]` is the loss of row i if its true candidate
 were y. The diagonal is the ordinary loss of a batch of pairs. The row *sum* is what the certificate bounds
 (`certificate.py`), so noise tolerance can be read off the matrix.
 
-*Soft-target losses* (`SOFT_LOSSES`), `(logits (B, B), target (B, B)) -> scalar`: the target is a block of the
+*Distillation losses* (`DISTILLATION_LOSSES`), `(logits (B, B), target (B, B)) -> scalar`: the target is a block of the
 correspondence matrix P.
 """
 
@@ -23,7 +23,7 @@ from mdw_jax.config.plugins import lookup
 from mdw_jax.errors import UserError
 from mdw_jax.method import loss_bounds as bounds
 
-# ---- label losses ----------------------------------------------------------------------------------------------------
+# ---- expert losses ----------------------------------------------------------------------------------------------------
 
 
 def infonce(logits):
@@ -71,8 +71,8 @@ IntervalFunction = Callable[[int, Any, float], tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelLoss:
-    """A label loss and what the certificate needs to know of it.
+class ExpertLoss:
+    """A expert loss and what the certificate needs to know of it.
 
     Attributes:
         function: logits (B, B) -> (B, B), with the keyword `q` if the loss has an exponent.
@@ -96,41 +96,41 @@ class LabelLoss:
         return self.function(logits, **settings)
 
 
-LABEL_LOSSES: dict[str, LabelLoss] = {
-    "infonce": LabelLoss(infonce, None, bounds.infonce_sum_bounds, bounds.infonce_range, bounds.infonce_chance_gap),
-    "gce": LabelLoss(gce, 0.7, bounds.gce_sum_bounds, bounds.gce_range, bounds.gce_chance_gap),
-    "mae": LabelLoss(mae, None, bounds.mae_sum_bounds, bounds.mae_range, bounds.mae_chance_gap),
-    "rince": LabelLoss(rince, 0.5, bounds.rince_sum_bounds, bounds.rince_range, bounds.rince_chance_gap),
-    "ccl_tan": LabelLoss(ccl_tan, None, bounds.ccl_tan_sum_bounds, bounds.ccl_tan_range, bounds.ccl_tan_chance_gap),
-    "acl": LabelLoss(acl, 1.0, bounds.acl_sum_bounds, bounds.acl_range, bounds.acl_chance_gap, zero_exponent=True),
+EXPERT_LOSSES: dict[str, ExpertLoss] = {
+    "infonce": ExpertLoss(infonce, None, bounds.infonce_sum_bounds, bounds.infonce_range, bounds.infonce_chance_gap),
+    "gce": ExpertLoss(gce, 0.7, bounds.gce_sum_bounds, bounds.gce_range, bounds.gce_chance_gap),
+    "mae": ExpertLoss(mae, None, bounds.mae_sum_bounds, bounds.mae_range, bounds.mae_chance_gap),
+    "rince": ExpertLoss(rince, 0.5, bounds.rince_sum_bounds, bounds.rince_range, bounds.rince_chance_gap),
+    "ccl_tan": ExpertLoss(ccl_tan, None, bounds.ccl_tan_sum_bounds, bounds.ccl_tan_range, bounds.ccl_tan_chance_gap),
+    "acl": ExpertLoss(acl, 1.0, bounds.acl_sum_bounds, bounds.acl_range, bounds.acl_chance_gap, zero_exponent=True),
 }
 
 
-def label_loss_entry(name: str) -> LabelLoss:
-    """The label loss called `name`.
+def expert_loss_entry(name: str) -> ExpertLoss:
+    """The expert loss called `name`.
 
     Args:
-        name: a key of `LABEL_LOSSES`, or `module:function` naming a function of the logits (with a parameter `q` if it
-            has an exponent) or a `LabelLoss`.
+        name: a key of `EXPERT_LOSSES`, or `module:function` naming a function of the logits (with a parameter `q` if it
+            has an exponent) or a `ExpertLoss`.
 
     Raises:
         UserError: there is no such loss, or its parameter `q` has no default.
     """
-    entry = lookup(LABEL_LOSSES, name, "experts.clean_loss or experts.tolerant_loss", "loss")
-    return entry if isinstance(entry, LabelLoss) else LabelLoss(entry, _default_exponent(entry, name))
+    entry = lookup(EXPERT_LOSSES, name, "experts.clean_loss or experts.tolerant_loss", "loss")
+    return entry if isinstance(entry, ExpertLoss) else ExpertLoss(entry, _default_exponent(entry, name))
 
 
-def label_loss(name: str, q: float | None = None) -> Callable:
-    """The function of a label loss, logits (B, B) -> (B, B).
+def expert_loss(name: str, q: float | None = None) -> Callable:
+    """The function of an expert loss, logits (B, B) -> (B, B).
 
     Args:
-        name: as in `label_loss_entry`.
+        name: as in `expert_loss_entry`.
         q: the exponent, ignored by losses that have none; None keeps the loss's default.
 
     Raises:
-        UserError: as `label_loss_entry`.
+        UserError: as `expert_loss_entry`.
     """
-    entry = label_loss_entry(name)
+    entry = expert_loss_entry(name)
     return entry.function if q is None or entry.q is None else partial(entry.function, q=q)
 
 
@@ -180,7 +180,7 @@ def debiased(noisy, shuffled, rate: float):
     return jax.tree.map(lambda a, b: (a - rate * b) / (1 - rate), noisy, shuffled)
 
 
-# ---- soft-target losses ----------------------------------------------------------------------------------------------
+# ---- distillation losses ----------------------------------------------------------------------------------------------
 
 
 def bce(logits, target):
@@ -249,8 +249,8 @@ def soft_cross_entropy(logits, target_logits):
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftLoss:
-    """A soft-target loss.
+class DistillationLoss:
+    """A distillation loss.
 
     Attributes:
         function: (logits (B, B), target (B, B)) -> scalar.
@@ -267,39 +267,40 @@ class SoftLoss:
 
 _BOTH_DIRECTIONS = "sum({} for d in (0, 1)) / 2"
 
-SOFT_LOSSES: dict[str, SoftLoss] = {
-    "probability": SoftLoss(probability, _BOTH_DIRECTIONS.format(
+DISTILLATION_LOSSES: dict[str, DistillationLoss] = {
+    "probability": DistillationLoss(probability, _BOTH_DIRECTIONS.format(
         "-((10 * target).softmax(d) * logits.log_softmax(d)).sum(d).mean()")),
-    "wbce": SoftLoss(wbce, "sum((m * -(target * (logits.sigmoid() + 1e-6).log() + (1 - target) * ((-logits).sigmoid() "
-                           "+ 1e-6).log())).sum()\n           / m.sum().clamp(min=1) for m in (target > 0.5, "
-                           "target <= 0.5)) / 2"),
-    "bce": SoftLoss(bce, "F.binary_cross_entropy_with_logits(logits, target)"),
-    "nce": SoftLoss(nce, _BOTH_DIRECTIONS.format("-(target * logits.log_softmax(d)).sum(d).mean()")),
-    "cwcl": SoftLoss(cwcl, _BOTH_DIRECTIONS.format(
+    "wbce": DistillationLoss(
+        wbce, "sum((m * -(target * (logits.sigmoid() + 1e-6).log() + (1 - target) * ((-logits).sigmoid() + 1e-6).log()))"
+        ".sum()\n           / m.sum().clamp(min=1) for m in (target > 0.5, target <= 0.5)) / 2"),
+    "bce": DistillationLoss(bce, "F.binary_cross_entropy_with_logits(logits, target)"),
+    "nce": DistillationLoss(nce, _BOTH_DIRECTIONS.format("-(target * logits.log_softmax(d)).sum(d).mean()")),
+    "cwcl": DistillationLoss(cwcl, _BOTH_DIRECTIONS.format(
         "-((target * logits.log_softmax(d)).sum(d) / target.sum(d)).mean()")),
-    "kl": SoftLoss(kl, _BOTH_DIRECTIONS.format(
+    "kl": DistillationLoss(kl, _BOTH_DIRECTIONS.format(
         "((10 * target).softmax(d) * ((10 * target).log_softmax(d) - logits.log_softmax(d))).mean()")),
-    "mse": SoftLoss(mse, "F.mse_loss(logits.sigmoid(), target)"),
+    "mse": DistillationLoss(mse, "F.mse_loss(logits.sigmoid(), target)"),
 }
 
 
-def soft_loss_entry(name: str) -> SoftLoss:
-    """The soft-target loss called `name`.
+def distillation_loss_entry(name: str) -> DistillationLoss:
+    """The distillation loss called `name`.
 
     Args:
-        name: a key of `SOFT_LOSSES`, or `module:function` naming a function of (logits, target) or a `SoftLoss`.
+        name: a key of `DISTILLATION_LOSSES`, or `module:function` naming a function of (logits, target) or a
+            `DistillationLoss`.
 
     Raises:
         UserError: there is no such loss.
     """
-    entry = lookup(SOFT_LOSSES, name, "distill.loss", "distillation loss")
-    return entry if isinstance(entry, SoftLoss) else SoftLoss(entry)
+    entry = lookup(DISTILLATION_LOSSES, name, "distill.loss", "distillation loss")
+    return entry if isinstance(entry, DistillationLoss) else DistillationLoss(entry)
 
 
-def soft_loss(name: str) -> Callable:
-    """The function of a soft-target loss, (logits (B, B), target (B, B)) -> scalar.
+def distillation_loss(name: str) -> Callable:
+    """The function of a distillation loss, (logits (B, B), target (B, B)) -> scalar.
 
     Raises:
-        UserError: as `soft_loss_entry`.
+        UserError: as `distillation_loss_entry`.
     """
-    return soft_loss_entry(name).function
+    return distillation_loss_entry(name).function

@@ -13,7 +13,7 @@ import optax
 from mdw_jax.config.options import SELECT_ON
 from mdw_jax.errors import UserError
 from mdw_jax.method.correspondence import correspondence
-from mdw_jax.method.losses import soft_loss
+from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import minibatches
 from mdw_jax.method.retrieval import scores
 from mdw_jax.models.dual_encoder import DualEncoder
@@ -47,7 +47,7 @@ class StudentData(NamedTuple):
         texts: (M, d) or (M, L, h).
         correspondence: parameters of P.
         step_sizes: {branch: float}, empty if none were learned.
-        loss: name of the soft-target loss.
+        loss: name of the distillation loss.
         alpha: scale of a low-rank P.
     """
 
@@ -90,7 +90,7 @@ def make_trainer(model: DualEncoder, protocol: Protocol, loss: str, alpha: float
         advance: (list of students, inputs, texts, parameters of P, step sizes) -> the students after `protocol.every`
             more steps.
     """
-    soft = soft_loss(loss)
+    soft = distillation_loss(loss)
 
     def optimizer(lr):
         return optax.chain(optax.add_decayed_weights(protocol.weight_decay), optax.sgd(lr, protocol.momentum))

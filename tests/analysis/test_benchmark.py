@@ -118,7 +118,7 @@ def test_a_trained_text_encoder_is_not_measured():
 class Reference:
     """A PyTorch reference that knows no loss and no optimizer but these."""
 
-    SOFT_LOSSES, STUDENT_OPTIMIZERS = ("wbce",), ("sgd",)
+    DISTILLATION_LOSSES, STUDENT_OPTIMIZERS = ("wbce",), ("sgd",)
 
 
 @pytest.mark.parametrize("changes, missing", [({"distill__inner_optimizer": "adam"}, "student optimizer 'adam'"),

@@ -19,7 +19,7 @@ from mdw_jax.analysis.certificate.command import certify_command
 from mdw_jax.config import base
 from mdw_jax.errors import UserError
 from mdw_jax.method import certificate, losses
-from mdw_jax.method.losses import label_loss, pair_losses
+from mdw_jax.method.losses import expert_loss, pair_losses
 from mdw_jax.runtime.rng import named_generator
 
 TAU, B, ITEMS, DRAWS, DELTA = 0.07, 32, 200, 250, 0.1
@@ -191,7 +191,7 @@ def test_losses_among_candidates_are_those_of_a_batch_made_of_them():
     sets = [views(np.random.default_rng(n), 5) for n in (1, 2)]
     found = estimate.losses_among((GCE, ("infonce", None)), v, t, tuple(map(np.stack, zip(*sets, strict=True))), TAU,
                                  rows=3)
-    for n, loss in enumerate((label_loss(*GCE), label_loss("infonce"))):
+    for n, loss in enumerate((expert_loss(*GCE), expert_loss("infonce"))):
         for pair in range(7):
             batches = [np.vstack([v[pair], images]) @ np.vstack([t[pair], captions]).T / TAU
                        for images, captions in sets]
@@ -227,7 +227,7 @@ def test_a_network_that_memorized_mismatched_pairs_is_told_from_one_that_did_not
 
     def loss(heads):
         v, t = embed(heads)
-        return pair_losses(label_loss("infonce"), v @ t[seen].T / 0.2).mean()
+        return pair_losses(expert_loss("infonce"), v @ t[seen].T / 0.2).mean()
 
     optimizer = optax.adam(0.01)
     step = jax.jit(lambda heads, state: optimizer.update(jax.grad(loss)(heads), state))

@@ -8,7 +8,7 @@ import pytest
 from mdw_jax.errors import UserError
 from mdw_jax.export.dataset_card import dataset_card, torch_recipe
 from mdw_jax.io.distilled_set import DistilledSet
-from mdw_jax.method.losses import SOFT_LOSSES
+from mdw_jax.method.losses import DISTILLATION_LOSSES
 
 SET = DistilledSet(np.zeros((3, 4, 4, 3), np.float32), np.ones((3, 5), np.float32), {}, {"image": 0.5, "text": 0.25},
                    1.0, "nce")
@@ -22,17 +22,17 @@ def with_optimizer(name):
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     (tmp_path / "my_soft_losses.py").write_text(
-        "from mdw_jax.method.losses import SoftLoss, mse\n"
+        "from mdw_jax.method.losses import DistillationLoss, mse\n"
         "def plain(logits, target):\n    return mse(logits, target)\n"
-        "with_twin = SoftLoss(mse, 'my_torch_loss(logits, target)')\n"
-        "without_twin = SoftLoss(mse)\n")
+        "with_twin = DistillationLoss(mse, 'my_torch_loss(logits, target)')\n"
+        "without_twin = DistillationLoss(mse)\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
-@pytest.mark.parametrize("name", SOFT_LOSSES)
+@pytest.mark.parametrize("name", DISTILLATION_LOSSES)
 def test_the_recipe_holds_the_twin_of_the_loss(name):
     distilled = dataclasses.replace(SET, loss=name)
-    assert f"    loss = {SOFT_LOSSES[name].torch}\n" in torch_recipe(distilled, 0.07)
+    assert f"    loss = {DISTILLATION_LOSSES[name].torch}\n" in torch_recipe(distilled, 0.07)
     assert "```python\n" in dataset_card(distilled, CARD, real=False)
 
 

@@ -20,7 +20,7 @@ from mdw_jax.export.export_set import export_set  # noqa: E402
 from mdw_jax.export.formats import NearestCaptions  # noqa: E402
 from mdw_jax.io.distilled_set import DistilledSet  # noqa: E402
 from mdw_jax.method.correspondence import correspondence  # noqa: E402
-from mdw_jax.method.losses import SOFT_LOSSES  # noqa: E402
+from mdw_jax.method.losses import DISTILLATION_LOSSES  # noqa: E402
 from mdw_jax.method.retrieval import recalls  # noqa: E402
 from mdw_jax.method.students import Protocol, evaluate  # noqa: E402
 from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
@@ -107,13 +107,13 @@ def test_no_set_and_no_torch(tmp_path, monkeypatch):
 # The recipe of the card
 
 
-@pytest.mark.parametrize("name", SOFT_LOSSES)
+@pytest.mark.parametrize("name", DISTILLATION_LOSSES)
 def test_the_losses_that_a_card_spells_out_are_ours(name):
     logits, target = 3 * normal(7, 7), np.random.default_rng(0).uniform(-0.2, 1.2, (7, 7)).astype(np.float32)
     told = {"F": F, "logits": torch.from_numpy(logits).requires_grad_(), "target": torch.from_numpy(target)}
-    loss = eval(f"({SOFT_LOSSES[name].torch})", told)
+    loss = eval(f"({DISTILLATION_LOSSES[name].torch})", told)
     loss.backward()
-    ours, gradient = jax.value_and_grad(SOFT_LOSSES[name])(jnp.asarray(logits), jnp.asarray(target))
+    ours, gradient = jax.value_and_grad(DISTILLATION_LOSSES[name])(jnp.asarray(logits), jnp.asarray(target))
     assert loss.item() == pytest.approx(float(ours), rel=1e-4)
     np.testing.assert_allclose(told["logits"].grad, gradient, rtol=1e-3, atol=1e-5)
 
@@ -206,7 +206,7 @@ def by_data_set(folder, image_branch, text_branch):
         for images, texts, rows in loader:
             v, t = (F.normalize(x, dim=-1) for x in (image_branch(images), text_branch(texts)))
             logits, target = v @ t.T / read.tau, read.correspondence(rows)
-            loss = eval(SOFT_LOSSES[read.loss].torch, {"logits": logits, "target": target})
+            loss = eval(DISTILLATION_LOSSES[read.loss].torch, {"logits": logits, "target": target})
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

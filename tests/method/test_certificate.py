@@ -41,7 +41,7 @@ SYMMETRIC = [("mae", None), ("acl", 1.0), ("rince", 1.0), ("gce", 1.0)]
 
 def row_sums(name, q, rows):
     """Sums over candidates of rows of logits, and how large rounding errors of float32 can be in them."""
-    values = losses.label_loss(name, q)(jnp.asarray(rows, jnp.float32))
+    values = losses.expert_loss(name, q)(jnp.asarray(rows, jnp.float32))
     size = jnp.exp((q or 1) * jnp.abs(rows).max()) if name == "rince" else 1.0
     return np.asarray(values.sum(-1)), 1e-5 * float(jnp.abs(values).sum(-1).max() + size * rows.shape[-1])
 
@@ -76,7 +76,7 @@ def test_no_row_on_a_fine_grid_of_three_logits_leaves_the_bounds(name, q):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name, q", [("infonce", None), ("gce", 0.7), ("rince", 0.5), ("ccl_tan", None), ("acl", 0.5)])
 def test_gradient_ascent_and_descent_on_the_sum_do_not_leave_the_bounds(name, q, sign):
-    loss, (lo, hi), reach = losses.label_loss(name, q), sum_bounds(name, 8, q, tau=0.2), 5.0
+    loss, (lo, hi), reach = losses.expert_loss(name, q), sum_bounds(name, 8, q, tau=0.2), 5.0
 
     @jax.jit
     def climb(rows):
@@ -102,7 +102,7 @@ def test_no_loss_leaves_its_range_and_most_reach_both_ends(name, q, batch, tau):
     generator = np.random.default_rng(batch)
     rows = np.concatenate([generator.uniform(-1, 1, (500, batch)) / tau,
                            generator.choice([-1.0, 1.0], (300, batch)) / tau, corners(batch, tau)])
-    values = np.asarray(losses.label_loss(name, q)(jnp.asarray(rows, jnp.float32)))
+    values = np.asarray(losses.expert_loss(name, q)(jnp.asarray(rows, jnp.float32)))
     low, high = loss_range(name, batch, q, tau)
     slack = 1e-5 * (np.abs(values).max() + 1)
     assert low - slack <= values.min() and values.max() <= high + slack
@@ -143,7 +143,7 @@ def test_the_bound_is_infinite_where_no_information_is_left_and_zero_without_noi
 
 @pytest.mark.parametrize("name, q", CASES)
 def test_the_chance_gap_is_equal_logits_against_one_sure_and_right_candidate(name, q):
-    loss, sure = losses.label_loss(name, q), 2 * np.eye(1, 20) - 1
+    loss, sure = losses.expert_loss(name, q), 2 * np.eye(1, 20) - 1
     expected = float(loss(jnp.zeros((1, 20)))[0, 0] - loss(jnp.asarray(sure, jnp.float32) / TAU)[0, 0])
     assert chance_gap(name, 20, q) == pytest.approx(expected, rel=1e-4)
 
@@ -193,7 +193,7 @@ def tiny_risks(name, q):
     orders = np.array(list(itertools.permutations(range(N_TINY))))
     rows = np.array(list(itertools.combinations(range(N_TINY), B_TINY)))
     blocks = logits[:, rows[None, :, :, None], orders[:, rows][:, :, None, :]]
-    paid = jnp.diagonal(losses.label_loss(name, q)(jnp.asarray(blocks)), axis1=-2, axis2=-1).mean((-1, -2))
+    paid = jnp.diagonal(losses.expert_loss(name, q)(jnp.asarray(blocks)), axis1=-2, axis2=-1).mean((-1, -2))
     mismatched = (orders != np.arange(N_TINY)).sum(1)
     return {k: np.asarray(paid[:, mismatched == k].mean(1)) for k in (0, 2, 3, 4, 5)}
 
@@ -254,14 +254,14 @@ def logits_of(theta, images, captions):
 
 def risk(theta, images, captions, batches, name):
     """Mean loss over batches, (K, B) rows."""
-    loss = losses.label_loss(name)
+    loss = losses.expert_loss(name)
     one = lambda rows: losses.pair_losses(loss, logits_of(theta, images[rows], captions[rows])).mean()
     return jax.vmap(one)(batches).mean()
 
 
 def row_mean_risk(theta, images, captions, batches, name, shift):
     """Mean row mean; images meet the captions of the batch `shift` places away (0: their own batch)."""
-    loss = losses.label_loss(name)
+    loss = losses.expert_loss(name)
     one = lambda a, b: losses.shuffled_losses(loss, logits_of(theta, images[a], captions[b])).mean()
     return jax.vmap(one)(batches, jnp.roll(batches, shift, axis=0)).mean()
 
@@ -390,7 +390,7 @@ def test_proposition_4_needs_captions_from_outside_the_batch():
 
 def test_default_exponents_are_those_of_the_losses():
     for name in ("gce", "rince", "acl"):
-        entry = losses.LABEL_LOSSES[name]
+        entry = losses.EXPERT_LOSSES[name]
         default = inspect.signature(entry.function).parameters["q"].default
         assert entry.q == default
         assert sum_bounds(name, 16) == sum_bounds(name, 16, default) != sum_bounds(name, 16, 0.9)
@@ -399,10 +399,10 @@ def test_default_exponents_are_those_of_the_losses():
 def test_a_loss_without_bounds_has_no_certificate_and_one_with_bounds_has(tmp_path, monkeypatch):
     (tmp_path / "certified_losses.py").write_text(
         "import dataclasses\n"
-        "from mdw_jax.method.losses import LABEL_LOSSES, LabelLoss, gce\n"
+        "from mdw_jax.method.losses import EXPERT_LOSSES, ExpertLoss, gce\n"
         "def plain(logits):\n    return gce(logits)\n"
-        "partly = LabelLoss(gce, 0.7, sum_bounds=LABEL_LOSSES['gce'].sum_bounds)\n"
-        "bounded = dataclasses.replace(LABEL_LOSSES['gce'], q=0.3)\n")
+        "partly = ExpertLoss(gce, 0.7, sum_bounds=EXPERT_LOSSES['gce'].sum_bounds)\n"
+        "bounded = dataclasses.replace(EXPERT_LOSSES['gce'], q=0.3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     plain, partly, bounded = (f"certified_losses:{name}" for name in ("plain", "partly", "bounded"))
     assert [has_certificate(name) for name in ("gce", plain, partly, bounded)] == [True, False, False, True]

@@ -9,7 +9,7 @@ import pytest
 from mdw_jax.errors import UserError
 from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.distill import Method, init_state, make_outer_step, objective, outer_shapes, schedule
-from mdw_jax.method.losses import soft_loss
+from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import STUDENT_OPTIMIZERS, matching_loss, minibatches
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.image.convnet import convnet
@@ -80,7 +80,7 @@ def test_gradient_is_that_of_the_plain_loop_over_images(mode, gradient):
                 def loss(at, rows=rows):
                     v = embed(at["image"], learned["images"][rows])
                     logits = v @ model.embed_text(at["text"], learned["texts"][rows]).T / model.tau
-                    return soft_loss("wbce")(logits, correspondence(learned["correspondence"], rows, 3.0))
+                    return distillation_loss("wbce")(logits, correspondence(learned["correspondence"], rows, 3.0))
 
                 grads = jax.grad(loss)(jax.lax.stop_gradient(params) if gradient == "detached" else params)
                 params = {branch: jax.tree.map(lambda p, g, b=branch: p - jnp.exp(learned["log_steps"][b]) * g,
@@ -202,7 +202,7 @@ def test_the_students_optimizer_is_the_one_asked_for(name):
         state = {branch: optimizer.init(params[branch]) for branch in params}
         for rows in batches[r]:
             p = correspondence(learned["correspondence"], rows, 3.0)
-            grads = jax.grad(lambda at, rows=rows, p=p: soft_loss("wbce")(
+            grads = jax.grad(lambda at, rows=rows, p=p: distillation_loss("wbce")(
                 model.logits(at, inputs[rows], learned["texts"][rows]), p))(params)
             for branch in params:
                 update, state[branch] = optimizer.update(grads[branch], state[branch])
@@ -239,5 +239,5 @@ def test_mixing_blends_images_and_texts_alike_and_leaves_the_targets():
         blend = lambda x: weight * x + (1 - weight) * x[order]
         params = jax.tree.map(lambda x: x[r], begin)
         logits = model.logits(params, blend(model.inputs(jnp.asarray(IMAGES))), blend(jnp.asarray(TEXTS)))
-        losses.append(soft_loss("wbce")(logits, correspondence(learned["correspondence"], jnp.arange(PAIRS), 3.0)))
+        losses.append(distillation_loss("wbce")(logits, correspondence(learned["correspondence"], jnp.arange(PAIRS), 3.0)))
     np.testing.assert_allclose(inner[0], np.mean(losses), rtol=1e-4)

@@ -14,16 +14,16 @@ B = len(LOGITS)
 
 @pytest.mark.parametrize("name, q, total", [("mae", None, B - 1), ("acl", 1.0, B - 1), ("rince", 1.0, 0.0)])
 def test_symmetric_losses_have_a_constant_sum_over_labels(name, q, total):
-    np.testing.assert_allclose(losses.label_loss(name, q)(LOGITS).sum(-1), total, atol=2e-4)
+    np.testing.assert_allclose(losses.expert_loss(name, q)(LOGITS).sum(-1), total, atol=2e-4)
 
 
 def test_infonce_has_no_constant_sum():
     assert np.ptp(np.asarray(losses.infonce(LOGITS).sum(-1))) > 1
 
 
-@pytest.mark.parametrize("name", sorted(losses.LABEL_LOSSES))
+@pytest.mark.parametrize("name", sorted(losses.EXPERT_LOSSES))
 def test_label_losses_fall_as_the_own_logit_rises(name):
-    loss = losses.label_loss(name)
+    loss = losses.expert_loss(name)
     slopes = jax.jacobian(lambda z: jnp.diagonal(loss(z)))(LOGITS)
     own = slopes[jnp.arange(B), jnp.arange(B), jnp.arange(B)]
     assert (own < 0).all()
@@ -68,23 +68,23 @@ def test_probability_is_kl_in_the_units_of_nce_up_to_the_entropy_of_the_target()
 
 def test_unknown_losses_name_the_choices():
     with pytest.raises(UserError, match="gce"):
-        losses.label_loss("gcee")
+        losses.expert_loss("gcee")
     with pytest.raises(UserError, match="there is no loss 'foo'; set experts.clean_loss or experts.tolerant_loss to one"):
-        losses.label_loss("foo", 0.9)
+        losses.expert_loss("foo", 0.9)
     with pytest.raises(UserError, match="wbce"):
-        losses.soft_loss("wbcee")
+        losses.distillation_loss("wbcee")
 
 
-@pytest.mark.parametrize("name", losses.LABEL_LOSSES)
+@pytest.mark.parametrize("name", losses.EXPERT_LOSSES)
 def test_entries_state_the_exponent_of_their_function(name):
-    entry = losses.LABEL_LOSSES[name]
+    entry = losses.EXPERT_LOSSES[name]
     parameter = inspect.signature(entry.function).parameters.get("q")
     assert entry.q == (parameter and parameter.default)
-    np.testing.assert_array_equal(entry(LOGITS), losses.label_loss(name, entry.q)(LOGITS))
+    np.testing.assert_array_equal(entry(LOGITS), losses.expert_loss(name, entry.q)(LOGITS))
     if entry.q is None:  # an exponent says nothing to a loss that has none
-        np.testing.assert_array_equal(losses.label_loss(name, 0.3)(LOGITS), entry(LOGITS))
+        np.testing.assert_array_equal(losses.expert_loss(name, 0.3)(LOGITS), entry(LOGITS))
     else:
-        assert np.abs(losses.label_loss(name, 0.3)(LOGITS) - losses.label_loss(name, 0.6)(LOGITS)).max() > 1e-3
+        assert np.abs(losses.expert_loss(name, 0.3)(LOGITS) - losses.expert_loss(name, 0.6)(LOGITS)).max() > 1e-3
 
 
 @pytest.fixture
@@ -94,27 +94,27 @@ def plugin(tmp_path, monkeypatch):
         "def plain(logits):\n    return 2 * losses.mae(logits)\n"
         "def power(logits, q=0.4):\n    return losses.gce(logits, q)\n"
         "def undecided(logits, q):\n    return losses.gce(logits, q)\n"
-        "entry = losses.LabelLoss(power, 0.4)\n"
+        "entry = losses.ExpertLoss(power, 0.4)\n"
         "def soft(logits, target):\n    return 3 * losses.mse(logits, target)\n"
-        "soft_entry = losses.SoftLoss(soft, 'twin')\n")
+        "soft_entry = losses.DistillationLoss(soft, 'twin')\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
 def test_label_losses_from_another_module(plugin):
-    np.testing.assert_array_equal(losses.label_loss("my_losses:plain", 0.5)(LOGITS), 2 * losses.mae(LOGITS))
+    np.testing.assert_array_equal(losses.expert_loss("my_losses:plain", 0.5)(LOGITS), 2 * losses.mae(LOGITS))
     for name in ("power", "entry"):
-        assert losses.label_loss_entry(f"my_losses:{name}").q == 0.4
-        np.testing.assert_array_equal(losses.label_loss(f"my_losses:{name}")(LOGITS), losses.gce(LOGITS, 0.4))
-        np.testing.assert_array_equal(losses.label_loss(f"my_losses:{name}", 0.9)(LOGITS), losses.gce(LOGITS, 0.9))
+        assert losses.expert_loss_entry(f"my_losses:{name}").q == 0.4
+        np.testing.assert_array_equal(losses.expert_loss(f"my_losses:{name}")(LOGITS), losses.gce(LOGITS, 0.4))
+        np.testing.assert_array_equal(losses.expert_loss(f"my_losses:{name}", 0.9)(LOGITS), losses.gce(LOGITS, 0.9))
     with pytest.raises(UserError, match="'my_losses:undecided' has an exponent q without a default"):
-        losses.label_loss("my_losses:undecided", 0.5)
+        losses.expert_loss("my_losses:undecided", 0.5)
     with pytest.raises(UserError, match="cannot be imported"):
-        losses.label_loss("my_losses:missing")
+        losses.expert_loss("my_losses:missing")
 
 
 def test_soft_losses_from_another_module(plugin):
     for name, twin in (("soft", None), ("soft_entry", "twin")):
-        entry = losses.soft_loss_entry(f"my_losses:{name}")
+        entry = losses.distillation_loss_entry(f"my_losses:{name}")
         assert entry.torch == twin
-        np.testing.assert_array_equal(losses.soft_loss(f"my_losses:{name}")(LOGITS, jnp.eye(B)),
+        np.testing.assert_array_equal(losses.distillation_loss(f"my_losses:{name}")(LOGITS, jnp.eye(B)),
                                       3 * losses.mse(LOGITS, jnp.eye(B)))

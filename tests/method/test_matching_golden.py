@@ -7,7 +7,7 @@ import pytest
 from goldens import assert_close, golden_files
 
 from mdw_jax.method.correspondence import correspondence
-from mdw_jax.method.losses import soft_loss
+from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import matching_loss, unroll
 
 CASES = list(itertools.product(("WBCE", "NCE"), ("exact", "detached"), ("separate", "merged")))
@@ -44,7 +44,7 @@ def test_matching_matches_golden(path, loss_name, gradient, merge):
     golden = np.load(path)
     start, target = params_of(golden, "start"), params_of(golden, "target")
     tau, alpha = float(golden["tau"]), float(golden["alpha"])
-    soft = soft_loss(loss_name.lower())
+    soft = distillation_loss(loss_name.lower())
     learned = {name: golden[name] for name in ("images", "texts", "lr_image", "lr_text")}
     learned["p"] = {name: golden[name] for name in ("diag", "left", "right")}
 

@@ -92,7 +92,7 @@ def test_learned_step_sizes_are_used_instead_of_the_default():
 
 def test_trainer_is_plain_sgd_with_momentum():
     """Two steps on the full set, by hand."""
-    from mdw_jax.method.losses import soft_loss
+    from mdw_jax.method.losses import distillation_loss
 
     p = protocol(steps=2, every=2, batch=COUNT)
     start, advance = module.make_trainer(MODEL, p, "nce", 1.0)
@@ -101,7 +101,8 @@ def test_trainer_is_plain_sgd_with_momentum():
     after = advance([student], TRAIN.images, TRAIN.texts, {}, steps)[0][0]
     params, velocity = student[0], jax.tree.map(jnp.zeros_like, student[0])
     for _ in range(2):
-        grads = jax.grad(lambda w: soft_loss("nce")(MODEL.logits(w, TRAIN.images, TRAIN.texts), jnp.eye(COUNT)))(params)
+        loss = lambda w: distillation_loss("nce")(MODEL.logits(w, TRAIN.images, TRAIN.texts), jnp.eye(COUNT))
+        grads = jax.grad(loss)(params)
         velocity = jax.tree.map(lambda v, g, w: 0.9 * v + g + 1e-4 * w, velocity, grads, params)
         params = {b: jax.tree.map(lambda w, v, b=b: w - steps[b] * v, params[b], velocity[b]) for b in params}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, params)

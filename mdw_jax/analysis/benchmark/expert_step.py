@@ -100,7 +100,7 @@ def _missing_in(reference, recipe: Recipe) -> str:
     """What of a recipe the reference does not have, "" if it has all."""
     if recipe.debias:
         return "debiased loss"
-    losses = [loss for loss in (recipe.clean_loss, recipe.tolerant_loss) if loss not in reference.LABEL_LOSSES]
+    losses = [loss for loss in (recipe.clean_loss, recipe.tolerant_loss) if loss not in reference.EXPERT_LOSSES]
     return f"loss '{losses[0]}'" if losses else ""
 
 

@@ -14,7 +14,7 @@ from mdw_jax.analysis.benchmark.timing import Program, compile_program, compiled
 from mdw_jax.analysis.benchmark.torch_problem import torch_memory, torch_problem, torch_settings
 from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.distill import Method, init_state, make_outer_step, objective
-from mdw_jax.method.losses import soft_loss
+from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import GRADIENTS, matching_loss, unroll
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.jit import jit_with_frozen
@@ -33,7 +33,7 @@ def outer_gradient_by_loop(model: DualEncoder, method: Method) -> Callable:
 
     Inner steps are rematerialized, as in mdw_jax; trajectories follow one another.
     """
-    soft = soft_loss(method.loss)
+    soft = distillation_loss(method.loss)
 
     def matching(model, learned, starts, targets, batches):
         def inner_loss(params, rows):
@@ -98,7 +98,7 @@ def _rows(programs: dict[tuple[str, str], Program], seconds: dict[tuple[str, str
 
 def _missing_in(reference, method: Method) -> str:
     """What of a method the reference does not have, "" if it has all."""
-    if method.loss not in reference.SOFT_LOSSES:
+    if method.loss not in reference.DISTILLATION_LOSSES:
         return f"loss '{method.loss}'"
     if method.inner_optimizer not in reference.STUDENT_OPTIMIZERS:
         return f"student optimizer '{method.inner_optimizer}'"

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 
 from mdw_jax.export.torch_tensors import correspondence, subtree, to_torch
 
-SOFT_LOSSES = ("nce", "wbce", "probability")
-LABEL_LOSSES = ("infonce", "gce")
+DISTILLATION_LOSSES = ("nce", "wbce", "probability")
+EXPERT_LOSSES = ("infonce", "gce")
 TOWERS = ("convnet", "mobilenet")
 STUDENT_OPTIMIZERS = ("sgd",)
 
@@ -137,7 +137,7 @@ def embed_text(params, texts):
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-def soft_loss(name: str, logits, target):
+def distillation_loss(name: str, logits, target):
     """Soft-target loss of (b, b) logits; the target is a block of P."""
     if name == "wbce":  # LoRS: positives and the rest averaged apart
         p, other, positive = torch.sigmoid(logits), torch.sigmoid(-logits), (target.detach() > 0.5).float()
@@ -195,7 +195,7 @@ def outer_gradient(problem: Problem, settings: Settings):
 def _student_loss(params, learned, rows, settings):
     v = embed_image(params, learned["images"][rows], settings)
     t = embed_text(params, learned["texts"][rows])
-    return soft_loss(settings.loss, v @ t.T / settings.tau, correspondence(learned, rows, settings.alpha))
+    return distillation_loss(settings.loss, v @ t.T / settings.tau, correspondence(learned, rows, settings.alpha))
 
 
 def _inner_gradient(params, learned, rows, settings, create_graph: bool):

@@ -24,7 +24,7 @@ from mdw_jax.errors import UserError
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method import certificate
 from mdw_jax.method.expert_step import Recipe
-from mdw_jax.method.losses import label_loss_entry
+from mdw_jax.method.losses import expert_loss_entry
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun, open_preset, read_division
@@ -170,8 +170,8 @@ def rates_of(preset: PresetRun, record: dict) -> list[Rate]:
 
 
 def losses_of(recipe: Recipe) -> tuple:
-    """(name, q) of the label losses that a recipe trains under, that of its risky pairs first."""
-    clean, tolerant = ((name, None if label_loss_entry(name).q is None else q) for name, q in (
+    """(name, q) of the expert losses that a recipe trains under, that of its risky pairs first."""
+    clean, tolerant = ((name, None if expert_loss_entry(name).q is None else q) for name, q in (
         (recipe.clean_loss, recipe.clean_q), (recipe.tolerant_loss, recipe.tolerant_q)))
     used = {"clean": (clean,), "tolerant": (tolerant,)}.get(recipe.division, (tolerant, clean))
     return tuple(dict.fromkeys(used))

@@ -2,7 +2,7 @@
 
 Everything here is this work's except the inequalities. Setting: an image with its captions is one unit. Units are
 independent. A unit is mismatched with probability eta; its captions are then those of another image that is not in the
-sample. The loss of a pair is a label loss (`losses.py`) among its own partner and B - 1 *fixed* candidates from other
+sample. The loss of a pair is an expert loss (`losses.py`) among its own partner and B - 1 *fixed* candidates from other
 data, both directions averaged. The loss of a unit is the mean over its captions. It lies within
 `certificate.loss_range`, and the units' losses are independent for any candidates: no batch is needed, and every image
 counts as one observation, where batches of held-out pairs would give B times fewer. `R` is the mean loss over matched
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.errors import UserError
-from mdw_jax.method.losses import debiased, label_loss
+from mdw_jax.method.losses import debiased, expert_loss
 
 
 class Units(NamedTuple):
@@ -272,7 +272,7 @@ def losses_among(losses: tuple, v, t, candidates, tau: float, rows: int = 2000):
     """Losses of pairs among fixed candidates, averaged over both directions and all sets of candidates.
 
     Args:
-        losses: (name, q) of each label loss.
+        losses: (name, q) of each expert loss.
         v: (P, D) unit embeddings of the images.
         t: (P, D) unit embeddings of their captions.
         candidates: embeddings of candidate images and captions, (sets, B - 1, D) each.
@@ -291,7 +291,7 @@ def losses_among(losses: tuple, v, t, candidates, tau: float, rows: int = 2000):
 
 @functools.lru_cache(maxsize=16)
 def _compiled_losses(losses: tuple, tau: float):
-    functions = [label_loss(name, q) for name, q in losses]
+    functions = [expert_loss(name, q) for name, q in losses]
 
     def measure(v, t, other_images, other_captions):
         own = (v * t).sum(-1, keepdims=True) / tau

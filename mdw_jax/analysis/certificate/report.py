@@ -17,7 +17,7 @@ LIMITS = (
     "images more than for others. Then Proposition 1 fails, and everything else with it. A given eta is not checked.",
     "Training. Proposition 3 compares minimizers of the expected loss. It leaves out that fewer right pairs are left to "
     "learn from, that training stops early, recovery's pseudo-captions beyond their own rate, and guidance, whose loss "
-    "is no label loss. The excess measured contains all of these and may exceed the bound without refuting it.",
+    "is no expert loss. The excess measured contains all of these and may exceed the bound without refuting it.",
     "Tracks. Noise is assumed to be uniform within a track, though a division chooses by the very loss that is bounded. "
     "Posteriors of the mixture are probabilities only as far as its two components fit.",
     "Several captions per image. A unit is an image with all its captions, so they may depend on each other. Within a "

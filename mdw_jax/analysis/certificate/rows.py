@@ -8,7 +8,7 @@ import numpy as np
 from mdw_jax.analysis.certificate import estimate
 from mdw_jax.analysis.certificate.case import Case, Rate
 from mdw_jax.method import certificate
-from mdw_jax.method.losses import debiased, label_loss
+from mdw_jax.method.losses import debiased, expert_loss
 
 COLUMNS = ("preset", "recipe", "eta", "source", "eta_low", "eta_high", "epoch", "track", "loss", "measure", "value",
            "low", "high", "bound", "bound_memory", "trivial", "count", "reference")
@@ -54,7 +54,7 @@ def trivial_loss(loss: tuple, batch: int, tau: float) -> float:
     """
     if certificate.has_certificate(loss[0]):
         return certificate.sum_bounds(loss[0], batch, loss[1], tau)[0] / batch
-    return float(label_loss(*loss)(np.zeros((batch, batch), np.float32))[0, 0])
+    return float(expert_loss(*loss)(np.zeros((batch, batch), np.float32))[0, 0])
 
 
 def excess_bound(loss: tuple, case: Case, eta: float) -> float | None:
