@@ -21,10 +21,11 @@ def get_config():
     c.run.dir = "runs/coco"
     c.data.name = "karpathy"
     c.data.stream = True  # 113 287 images of 224 px are 16 GiB
-    tuned = [f"{peer}:distill.loss_merge=merged" for peer in ("lors", "repblend")]
-    tuned += [f"{peer}@{budget}:distill.{key}={value}"
-              for peer in ("lors", "repblend") for budget, settings in LORS.items() for key, value in settings.items()]
-    c.run.preset_overrides = (*tuned, "lors@500:distill.batch=30")
+    overrides = [f"{preset}:distill.loss_merge=merged" for preset in ("lors", "repblend")]
+    overrides += [f"{preset}@{budget}:distill.{key}={value}"
+                  for preset in ("lors", "repblend") for budget, settings in LORS.items()
+                  for key, value in settings.items()]
+    c.run.preset_overrides = (*overrides, "lors@500:distill.batch=30")
     c.plan.images = 113_287
     c.plan.captions = 566_747
     return c

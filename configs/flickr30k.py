@@ -4,7 +4,7 @@
     mdw run --config configs/flickr30k.py --config.data.annotations=dataset_flickr30k.json \
         --config.data.images=flickr30k-images
 
-The peers' constants, by budget, are those of mdw_jax/config/presets.py.
+The baselines' constants, by budget, are those of mdw_jax/config/presets.py.
 """
 
 from mdw_jax.config import published

@@ -1,8 +1,8 @@
-"""The embedded data set at 40 % image-level noise, start to end in minutes on two CPU cores.
+"""The generated data set `scenes` at 40 % image-level noise, start to end in minutes on two CPU cores.
 
     mdw run --config configs/quickstart.py
 
-A small conv net first learns to name what is in pictures of another world (the stand-in for an ImageNet backbone), is
+A small conv net first learns to name what is on other generated scenes (the stand-in for an ImageNet backbone), is
 frozen, and two projection heads learn from the noisy pairs.
 """
 
@@ -22,8 +22,9 @@ def get_config():
     c.distill.pairs = 50
     c.distill.steps = 100
     c.distill.lr_images = 0.02
-    # Exact gradients through 16 steps make sets that differ by several points with how sums are rounded: step sizes are
-    # learned up to where the unroll is close to diverging.
+    # Twice the inner steps of the defaults, and gradients that count the student's parameters as constants (TESLA). With
+    # exact gradients through 16 steps, sets differ by several points with how sums are rounded: step sizes are learned
+    # up to where the unroll is close to diverging.
     c.distill.inner_steps = 32
     c.distill.gradient = "detached"
     c.distill.checkpoint_every = 50

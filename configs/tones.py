@@ -1,4 +1,4 @@
-"""Sounds synthesised on the spot, as log-mels of one channel: the embedded data set of audio and text, in CPU minutes.
+"""Generated tones as log-mels of one channel: a data set of audio and text without files, in CPU minutes.
 
     mdw run --config configs/tones.py
 """

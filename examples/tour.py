@@ -84,7 +84,7 @@ print(f"distillation: matching loss {losses[0]:.2f} -> {losses[-1]:.2f} in {meth
 # %% 8. Evaluation: fresh students learn from the real pairs of the start, or from the distilled set.
 protocol = mdw.fields(mdw.Protocol, config.evaluate)
 for name, learned in (("real", first.learned), ("distilled", state.average)):
-    step_sizes = {branch: float(jnp.exp(size)) for branch, size in learned["log_steps"].items()}
+    step_sizes = {branch: float(jnp.exp(size)) for branch, size in learned["log_inner_lr"].items()}
     data = mdw.StudentData(model.inputs(learned["images"]), learned["texts"], learned["correspondence"], step_sizes,
                            method.loss, method.alpha)
     on_test = mdw.evaluate(model, data, val, test, protocol, seed=SEED).scores[:, -1]

@@ -1,5 +1,6 @@
 """The command line: configs reach the commands, mistakes are one sentence and status 2, and help lists what counts."""
 
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from mdw_jax.cli.arguments import parse
 from mdw_jax.cli.commands import SHELLS, Command, Operands, Option
 from mdw_jax.config import base, resolve
 from mdw_jax.config.loading import load_config, parse_value
+from mdw_jax.config.options import CHOICES
 from mdw_jax.config.sections import flat
 from mdw_jax.errors import UserError
 
@@ -77,7 +79,7 @@ def test_a_command_gets_the_unresolved_config(file, calls, command):
     path = file("c.experts.recipe = 'infonce'")
     assert main([command, f"--config={path}", "--config.distill.pairs=200"]) == 0
     (name, config), = calls
-    assert name == ("evaluate_command" if command == "run" else f"{command}_command") and config.distill.pairs == 200
+    assert name == f"{command}_command" and config.distill.pairs == 200
     assert config.experts.recipe == "infonce" and config.experts.clean_loss == base().experts.clean_loss
     assert config.is_locked
 
@@ -259,7 +261,7 @@ def test_mistakes_of_a_table(calls, capsys, words, sentence):
 def _stub(monkeypatch, error):
     def stage(config):
         raise error
-    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(evaluate_command=stage))
+    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(run_command=stage))
 
 
 def test_a_user_error_in_a_stage(file, monkeypatch, capsys):
@@ -298,6 +300,25 @@ def test_help_of_a_command(capsys, command):
         assert command != "config" or parse_value(key, listed[1]) == default  # the defaults are written as overrides
 
 
+def test_help_lists_the_choices_of_a_key(monkeypatch, capsys):
+    entry = CHOICES["distill.loss"]
+    monkeypatch.setitem(CHOICES, "distill.loss", entry._replace(names=(*entry.names, "mystery")))
+    assert main(["config", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for key, choice in CHOICES.items():
+        last = ["module:function"] if choice.plugin else []
+        *names, last = [*filter(None, choice.names), *last]
+        assert re.search(rf" {re.escape(key)}=[^=]*; (one|some) of {', '.join(names)} or {last} ", text + " "), key
+
+
+@pytest.mark.parametrize("number, words", [
+    (errno.ENOSPC, "cannot write 'a.npz' ("), (errno.EROFS, "cannot write 'a.npz' ("),
+    (errno.EACCES, "cannot open or write 'a.npz' (")])
+def test_an_error_of_the_machine_is_a_sentence(file, monkeypatch, capsys, number, words):
+    _stub(monkeypatch, OSError(number, os.strerror(number), "a.npz"))
+    assert _mistake(capsys, "run", f"--config={file()}").startswith(f"{words}{os.strerror(number)}); make room or change")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_examples(command, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -331,7 +352,9 @@ def test_flags_may_stand_before_the_command(file, calls):
 
 @pytest.mark.parametrize("argv, sentence", [
     (["help", "distil"], "there is no command 'distil'; did you mean distill?"),
-    (["help", "run", "sweep"], "mdw help takes one command, not 2; write mdw help COMMAND."),
+    (["help", "run", "sweep"], "mdw help takes one command; leave 'sweep' out."),
+    (["nope", "--help"], f"there is no command 'nope'; choose one of {', '.join(COMMANDS)}."),
+    (["--help", "distil"], "there is no command 'distil'; did you mean distill?"),
     (["completion"], "mdw completion takes one shell, not 0; write mdw completion bash."),
     (["completion", "csh"], "SHELL of mdw completion must be one of bash, zsh, tcsh, not 'csh'."),
     (["diff", "a", "b", "c"], "mdw diff compares two runs, not 3; write mdw diff A B."),
@@ -417,7 +440,7 @@ def test_what_a_refused_command_wrote_stays(file, monkeypatch, capsys):
         Path(config.run.dir, "features.npz").touch()
         raise UserError("there is no text encoder; set text.path.")
 
-    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(evaluate_command=refuse))
+    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(run_command=refuse))
     _mistake(capsys, "run", f"--config={file()}", "--config.run.dir=run")
     assert Path("run/features.npz").exists()
 
@@ -428,7 +451,7 @@ def test_logging(file, monkeypatch, capsys):
         logging.getLogger("mdw_jax.pipeline.run").warning("set %d diverged", 3)
         logging.getLogger("elsewhere").info("not of this package")
 
-    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(evaluate_command=stage))
+    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(run_command=stage))
     assert main(["run", f"--config={file()}"]) == 0
     assert capsys.readouterr().err == "mdw: two networks\nmdw: set 3 diverged\n"
     assert main(["run", "--quiet", f"--config={file()}"]) == 0

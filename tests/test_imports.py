@@ -1,4 +1,4 @@
-"""The layout of the package: which room may import which, and how long files and functions may be."""
+"""The layout of the package: which package may import which, and how long files and functions may be."""
 
 import ast
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mdw_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = ("errors", "runtime", "io", "config", "data", "models", "method", "reporting", "pipeline", "export", "analysis",
-         "cli", "__main__", "__init__")  # each imports those before it
+PACKAGES = ("errors", "runtime", "io", "config", "data", "models", "method", "reporting", "pipeline", "export",
+            "analysis", "cli", "__main__", "__init__")  # each imports those before it
 TABLES = {"base"}  # functions that are tables of constants, of any length
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_POSITIONAL, MOST_MODULES_AT_THE_TOP = 450, 60, 8, 4
 
@@ -28,9 +28,10 @@ def imports(tree):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_imports_go_down_and_files_are_short(path):
     tree = ast.parse(path.read_text())
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for line, name in imports(tree):
-        assert ROOMS.index(name.split(".")[1]) <= ROOMS.index(room), f"{path}:{line} imports {name} from {room}"
+        imported = name.split(".")[1]
+        assert PACKAGES.index(imported) <= PACKAGES.index(package), f"{path}:{line} imports {name} from {package}"
     assert len(path.read_text().splitlines()) <= MOST_LINES
     for function in ast.walk(tree):
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) and function.name not in TABLES:
@@ -42,4 +43,4 @@ def test_imports_go_down_and_files_are_short(path):
 
 def test_few_modules_at_the_top():
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_MODULES_AT_THE_TOP
-    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= set(ROOMS)
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= set(PACKAGES)

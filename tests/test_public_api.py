@@ -62,10 +62,10 @@ def test_what_type_checkers_see_is_what_is_imported():
 def test_help_names_everything_in_its_group():
     text = pydoc.render_doc(mdw_jax, renderer=pydoc.plaintext)
     assert "open_run" in text and "torch_dataset" in text
-    groups = re.findall(r"^    (?:data|models|experts|distillation|evaluation|files|settings|utilities|errors) +(.*)$",
-                        mdw_jax.__doc__, re.MULTILINE)
+    names = "data|models|experts|distillation|evaluation|files|settings|extending|utilities|errors"
+    groups = re.findall(rf"^    (?:{names}) +(.*)$", mdw_jax.__doc__, re.MULTILINE)
     listed = [name for line in groups for name in line.split(", ")]
-    assert len(groups) == 9 and len(listed) == len(set(listed)) and set(listed) >= set(mdw_jax.__all__)
+    assert len(groups) == 10 and len(listed) == len(set(listed)) and set(listed) >= set(mdw_jax.__all__)
     for name in mdw_jax.__all__:
         assert getattr(mdw_jax, name).__doc__, name
 

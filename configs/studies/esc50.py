@@ -44,7 +44,7 @@ def main(directory):
         if preset_spec(name).has_sets:
             preset, accuracies = open_preset(config, prepared, name), []
             for index in range(config.distill.sets):
-                distilled, _ = load_distilled(set_folder(preset, index))
+                distilled, _ = load_distilled(set_folder(preset, index), preset.config.distill.loss)
                 students = evaluate(prepared.model, student_data(prepared.model, distilled), prepared.val, prepared.test,
                                     fields(Protocol, preset.config.evaluate), seed=student_seed(preset, index))
                 accuracies += [accuracy(prepared.model, params, prepared.pairs.test, prepared.test.images,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mdw_jax.cli.arguments import parse
+from mdw_jax.cli.arguments import command_name, parse
 from mdw_jax.cli.commands import COMMANDS
 from mdw_jax.config import resolve
 from mdw_jax.config.loading import load_config
@@ -26,7 +26,8 @@ from mdw_jax.runtime.preemption import Interrupted, exit_status, handle_signals
 
 __all__ = ["COMMANDS", "main", "use_compilation_cache"]
 
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_MACHINE_ERRORS = _WRITE_ERRORS | {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +82,9 @@ def _dispatch(argv: list[str]) -> None:
         print(f"mdw {_version()}")
         return
     if "--help" in argv or "-h" in argv:
+        words = [word for word in argv if word not in ("--help", "-h", "--quiet", "--debug")]
+        if words and not words[0].startswith("-"):
+            command_name(words[:1])  # refuses an unknown command
         name = next((word for word in argv if word in COMMANDS), None)
         COMMANDS["help"].load()(name)
         return
@@ -175,7 +179,8 @@ def _machine_error(error: Exception) -> str | None:
     name = getattr(error, "filename", None)
     file = f"'{name}'" if name else "a file"
     reason = "No space left on device" if disk_full else getattr(error, "strerror", "")
-    return (f"the system refuses {file} ({reason}); make room or change its permissions, and give the same command "
+    action = "write" if disk_full or getattr(error, "errno", None) in _WRITE_ERRORS else "open or write"
+    return (f"cannot {action} {file} ({reason}); make room or change its permissions, and give the same command "
             "again.")
 
 

@@ -227,7 +227,7 @@ def _operand_arguments(name: str, words: list[str]) -> list[Any]:
         return []
     words = words or list(operands.default)
     if len(words) < operands.least or (operands.most is not None and len(words) > operands.most):
-        raise UserError(operands.mistake.format(count=len(words)))
+        raise UserError(operands.mistake.format(count=len(words), last=words[-1] if words else ""))
     for word in words:
         if operands.choices and word not in operands.choices:
             raise UserError(f"{operands.metavar} of mdw {name} must be one of {', '.join(operands.choices)}, not '{word}'.")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from mdw_jax.cli.arguments import command_name, make_parsers
+from mdw_jax.cli.help_text import key_descriptions
 from mdw_jax.config import resolve
 from mdw_jax.config.defaults import base
-from mdw_jax.config.key_meanings import key_meanings
 from mdw_jax.config.sections import flat
 from mdw_jax.errors import UserError
 
@@ -54,6 +54,6 @@ def completion_command(shell: str) -> None:
     except ImportError:
         raise UserError("mdw completion needs the package shtab; install it by pip install 'mdw-jax[completion]'."
                         ) from None
-    meanings = key_meanings()
-    parsers = make_parsers({key: meanings[key] for key in flat(base())}, shtab.FILE)
+    descriptions = key_descriptions()
+    parsers = make_parsers({key: descriptions[key] for key in flat(base())}, shtab.FILE)
     print(shtab.complete(parsers[None], shell), end="")

@@ -22,7 +22,7 @@ class Operands(NamedTuple):
 
     metavar: str
     help: str
-    mistake: str  # what to say when there are too few or too many: {count} of them
+    mistake: str  # what to say when there are too few or too many: {count} of them, {last} the last one
     least: int = 1
     most: int | None = None
     default: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ def _names(text: str) -> Sequence[str]:
 _QUICKSTART = "--config configs/quickstart.py"
 COMMANDS = {
     "run": Command(
-        "all stages in order: prepare, experts, distill, evaluate", "pipeline.run:evaluate_command",
+        "all stages in order: prepare, experts, distill, evaluate", "pipeline.run:run_command",
         f"mdw run {_QUICKSTART} --config.run.dir=runs/first --config.distill.pairs=200", _RUN),
     "prepare": Command(
         "load the data, draw the noise, embed the captions", "pipeline.run:prepare_command",
@@ -156,7 +156,8 @@ COMMANDS = {
         "analysis.cost.plan:plan_command", "mdw plan --config configs/flickr30k.py --config.plan.device=h200",
         ("run", "data", "text", "model", "experts", "distill", "plan"), in_run_directory=False),
     "bench": Command(
-        "measure how fast a config's computations are on this machine, as ratios to plainer ways; needs no data",
+        "measure how fast a config's computations are on this machine, relative to reference implementations; needs no "
+        "data",
         "analysis.benchmark.command:bench_command", "mdw bench --config configs/flickr8k.py --config.run.dir=runs/bench",
         ("run", "data", "text", "model", "experts", "distill", "evaluate", "plan"), in_run_directory=False),
     "weights": Command(
@@ -180,6 +181,6 @@ COMMANDS = {
                           choices=SHELLS, paths=False)),
     "help": Command(
         "show the help of a command, or of all", "cli.builtin:help_command", "mdw help sweep",
-        operands=Operands("COMMAND", "the command", "mdw help takes one command, not {count}; write mdw help COMMAND.",
+        operands=Operands("COMMAND", "the command", "mdw help takes one command; leave '{last}' out.",
                           0, 1, paths=False)),
 }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mdw_jax.cli.commands import COMMANDS
 from mdw_jax.config.defaults import base
 from mdw_jax.config.key_meanings import key_meanings
+from mdw_jax.config.options import CHOICES
 from mdw_jax.config.sections import flat
 
 _COLUMN = 36  # where meanings of keys begin
@@ -59,6 +60,20 @@ def after_flags(name: str) -> str:
     return text
 
 
+def key_descriptions() -> dict[str, str]:
+    """What every key and section of the config means, in the order of the defaults, with the choices of each key."""
+    defaults = flat(base())
+    return {name: meaning + _choices(name, defaults[name]) if name in CHOICES else meaning
+            for name, meaning in key_meanings().items()}
+
+
+def _choices(key: str, default) -> str:
+    """The end of a description: "; one of a, b or module:function"."""
+    choice = CHOICES[key]
+    names = [*filter(None, choice.names), *(["module:function"] if choice.plugin else [])]
+    return f"; {'some' if isinstance(default, tuple) else 'one'} of {', '.join(names[:-1])} or {names[-1]}"
+
+
 def _default_text(value) -> str:
     """A value as it is written after --config.SECTION.KEY=."""
     if isinstance(value, tuple):
@@ -76,7 +91,7 @@ def _overrides(key: str) -> str:
 def _keys(sections: Sequence[str]) -> str:
     """One line for each key of these sections: default and meaning, wrapped."""
     defaults, lines = flat(base()), []
-    for name, meaning in key_meanings().items():  # in the order of the source, not of the alphabet
+    for name, meaning in key_descriptions().items():
         section, _, leaf = name.partition(".")
         if section not in sections:
             continue

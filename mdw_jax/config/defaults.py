@@ -1,7 +1,7 @@
 """Every default, with a line on what it means. A config file sets only what differs from `base()`.
 
-`mdw config` prints these comments beside the values. The options of keys that name one stand in `options.py`; most of
-them also take `module:function`, see docs/extending.md.
+`mdw COMMAND --help` prints these comments beside the keys, and after them the choices of keys that name an option, from
+`options.py`. Most of these also take `module:function`, see docs/extending.md.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def base() -> ConfigDict:
     c.run.preset_overrides = ()
 
     c.data = ConfigDict()  # the data set; "", () and 0 stand for the reader's own default
-    c.data.name = "scenes"  # scenes, karpathy, folder, hf, tfds, webdataset, tones, audio, esc50 or module:function
+    c.data.name = "scenes"  # data reader
     c.data.size = 32  # side of the square images, pixels; log-mels have data.mels and data.frames instead
     c.data.stream = False  # decode training images when they are needed, for data that do not fit into memory
     c.data.train = 2000  # scenes, tones: number of training images (audio files) to generate
@@ -58,29 +58,30 @@ def base() -> ConfigDict:
     c.data.skip_broken = False  # leave out images that cannot be decoded, and count them, instead of stopping
     c.data.cache = ""  # webdataset: directory of the shards' index (default: inside run.dir); hf: the library's cache
     c.data.limit = 0  # keep the first n images of each split; 0: all
-    c.data.captions = ""  # degrade training captions, for studies of noise: generic, truncated or "" (as they are)
+    c.data.captions = ""  # degrade training captions, for studies of noise; "": do not
     c.data.captions_rate = 0.4  # fraction of the training captions to degrade
 
     c.noise = ConfigDict()  # mismatched pairs in the training split
-    c.noise.protocol = "image"  # image (RCL, DECL), caption (NCR), near_duplicate, none, natural (pairs as they come)
+    # how pairs are mismatched; image: as RCL and DECL do; caption: as NCR does; natural: pairs as they come
+    c.noise.protocol = "image"
     c.noise.rate = 0.4  # eta, fraction of pairs to mismatch; natural: the fraction assumed, 0 if unknown
     c.noise.seed = 0  # seed of the draw
     c.noise.estimate = False  # estimate the rate, as natural noise always does; this trains two more networks
     c.noise.file = ""  # noise file (.npz) or NCR/RCL index (.npy) to use instead of a draw
 
     c.text = ConfigDict()  # features of captions
-    c.text.encoder = "bow"  # bow, precomputed or transformer (BERT, DistilBERT, CLIP)
+    c.text.encoder = "bow"  # text encoder; transformer: BERT, DistilBERT or CLIP
     c.text.train = False  # transformer: train it with the text head; distilled texts are then embedded tokens
     c.text.path = ""  # precomputed: feature file; transformer: model directory or Hub name
     c.text.dim = 384  # bow: width of the features
-    c.text.pooling = "mean"  # transformer: mean, cls or native (CLIP has only native)
+    c.text.pooling = "mean"  # transformer: pooling of token features; CLIP has only native
     c.text.max_tokens = 64  # transformer: longest caption, tokens; longer ones are truncated
     c.text.seed = 0  # bow: seed of the random projection
 
     c.model = ConfigDict()  # the dual encoder
-    c.model.tower = "convnet"  # convnet, vit, mobilenet, one of PRETRAINED in options.py, or module:function
-    c.model.weights = ""  # mobilenet: .q8.npz file; PRETRAINED: .safetensors file, directory or Hub name
-    c.model.mode = "full"  # full (VLD, LoRS: the backbone is trained) or projection (RepBlend: two heads are trained)
+    c.model.tower = "convnet"  # image tower
+    c.model.weights = ""  # mobilenet: .q8.npz file; pretrained towers: .safetensors file, directory or Hub name
+    c.model.mode = "full"  # what is trained; full: the backbone too (VLD, LoRS); projection: two heads (RepBlend)
     c.model.dim = 256  # width of the shared embedding space, where there is an image head
     c.model.image_head = False  # full mode: add a projection head to the image branch
     c.model.patches = (4, 2, 2)  # convnet: patch side of each stage, pixels of that stage
@@ -91,7 +92,7 @@ def base() -> ConfigDict:
     c.model.vit_heads = 4  # vit: attention heads
     c.model.pretrain_epochs = 0  # convnet: epochs of pretraining on a disjoint generated set; 0: from scratch
     c.model.pretrain_images = 6000  # convnet: images of that set
-    c.model.dtype = "float32"  # type in which the image tower computes: float32, or bfloat16 (on accelerators)
+    c.model.dtype = "float32"  # type in which the image tower computes; bfloat16 is for accelerators
     c.model.tau = 0.07  # softmax temperature
 
     c.experts = ConfigDict()  # training of the experts
@@ -102,17 +103,19 @@ def base() -> ConfigDict:
     c.experts.teacher_epochs = 6  # epochs of the first generation
     c.experts.batch = 128  # pairs per step
     c.experts.lr = 0.5  # learning rate (SGD)
-    c.experts.lr_with_teachers = 0.15  # learning rate of experts with teachers: guidance is as steep as InfoNCE
-    c.experts.lr_infonce = 0.1  # learning rate of recipes with InfoNCE on all pairs, whose gradient is far steeper
+    c.experts.lr_with_teachers = 0.15  # learning rate of experts with teachers; low, because guidance has large gradients
+    c.experts.lr_infonce = 0.1  # learning rate of recipes with InfoNCE on all pairs; low, because it has large gradients
     c.experts.momentum = 0.0  # momentum of SGD
     c.experts.weight_decay = 0.0  # weight decay
-    c.experts.augment = "none"  # none, flip, crop_flip; for log-mels shift, mask, shift_mask; or module:function
+    c.experts.augment = "none"  # augmentation of training images; shift and mask are for log-mels
     c.experts.dual = True  # network A divides the pairs for B and B for A; False: each for itself
     c.experts.warmup = 1  # epochs of the tolerant loss on all pairs before the first division
-    c.experts.division = "gmm"  # gmm, oracle (by the truth), or all pairs in one track: tolerant, clean, both
-    c.experts.clean_loss = "gce"  # loss of the clean track: infonce, gce, mae, rince, ccl_tan, acl or module:function
+    # how clean and risky pairs are told apart; gmm: by their losses; oracle: by the truth; clean, tolerant: all pairs are
+    # in that track; both: all pairs are in both
+    c.experts.division = "gmm"
+    c.experts.clean_loss = "gce"  # loss of the clean track
     c.experts.clean_q = 0.7  # its exponent, of losses that have one
-    c.experts.tolerant_loss = "gce"  # loss of the tolerant track: as clean_loss
+    c.experts.tolerant_loss = "gce"  # loss of the tolerant track
     c.experts.tolerant_q = 0.7  # its exponent, of losses that have one
     c.experts.tolerant_weight = 1.0  # lambda, weight of the tolerant track
     c.experts.recovery_weight = 0.5  # mu, weight of recovery; 0: none, and risky pairs stay in the tolerant track
@@ -124,7 +127,7 @@ def base() -> ConfigDict:
     c.experts.ema_decay = 0.99  # decay of the moving average of the weights, which is the expert; 0: the last weights
     c.experts.debias = False  # debiased loss (Proposition 4): minus eta times that of shuffled captions, over 1 - eta
     c.experts.rescale_step = False  # step size lr / (1 - eta) (Proposition 2)
-    c.experts.store_dtype = "float32"  # type of the stored snapshots: float32 or bfloat16
+    c.experts.store_dtype = "float32"  # type of the stored snapshots
 
     c.distill = ConfigDict()  # learning of the distilled sets
     c.distill.pairs = 100  # M, pairs of a distilled set
@@ -135,16 +138,16 @@ def base() -> ConfigDict:
     c.distill.trajectories = 2  # trajectories matched in each outer step
     c.distill.max_start_epoch = 1  # the unroll starts at an epoch of U{0 .. max_start_epoch - 1}
     c.distill.match_epochs = 2  # m, the target is this many epochs after the start
-    c.distill.gradient = "exact"  # gradient through the unroll: exact or detached (TESLA)
-    c.distill.inner_optimizer = "sgd"  # optimizer of the student in the unroll: sgd, momentum, adam or module:function
-    c.distill.loss_merge = "separate"  # matching losses of the two branches: separate or merged (LoRS)
-    c.distill.loss = "probability"  # student's loss: probability, wbce, bce, nce, cwcl, kl, mse or module:function
-    c.distill.correspondence = "lowrank"  # form of P: identity, full or lowrank
+    c.distill.gradient = "exact"  # gradient through the unroll; detached: as TESLA
+    c.distill.inner_optimizer = "sgd"  # optimizer of the student in the unroll
+    c.distill.loss_merge = "separate"  # how the matching losses of the two branches are combined; merged: as LoRS can
+    c.distill.loss = "probability"  # student's loss
+    c.distill.correspondence = "lowrank"  # form of P
     c.distill.rank = 10  # rank of the low-rank part of P
     c.distill.alpha = 1.0  # scale of the low-rank part of P
-    c.distill.init = "division"  # real pairs to start from: random, or division (from the clean side)
-    c.distill.optimizer = "adam"  # optimizer of the distilled set: adam, or sgd (momentum 0.5, as in published methods)
-    c.distill.decay = "cosine"  # decay of all learning rates over the outer steps: cosine or none
+    c.distill.init = "division"  # real pairs to start from; division: from the clean side
+    c.distill.optimizer = "adam"  # optimizer of the distilled set; sgd: with momentum 0.5, as in published methods
+    c.distill.decay = "cosine"  # decay of all learning rates over the outer steps
     c.distill.lr_images = 0.006  # learning rate of the images
     c.distill.lr_texts = 0.02  # learning rate of the texts
     c.distill.lr_correspondence = 0.003  # learning rate of P
@@ -153,7 +156,7 @@ def base() -> ConfigDict:
     c.distill.inner_lr_text = 0.12  # a_t, initial step size of the student's text branch
     c.distill.clip_images = True  # keep pixels in [0, 1]
     c.distill.mixup = False  # RepBlend: mix features and texts of a mini-batch, with weights from Beta(1, 1)
-    c.distill.augment = "none"  # augmentation, one draw per outer step: options as for experts.augment
+    c.distill.augment = "none"  # augmentation of the distilled images, one draw per outer step
     c.distill.ema_decay = 0.9  # decay of the moving average of the distilled set; 0: the last values
     c.distill.ceo = True  # weight pixel updates by Grad-CAM (CEO)
     c.distill.ceo_every = 10  # outer steps between two computations of these weights
@@ -164,7 +167,7 @@ def base() -> ConfigDict:
     c.distill.restart_factor = 0.3  # factor of the four learning rates at each restart
 
     c.evaluate = ConfigDict()  # training of students on the distilled sets
-    c.evaluate.select_on = "val"  # select candidates and step sizes on val, or on test (optimistic, as published)
+    c.evaluate.select_on = "val"  # split to select candidates and step sizes on; test: optimistic, as published
     c.evaluate.students = 5  # students per set
     c.evaluate.steps = 200  # steps of each student
     c.evaluate.every = 20  # steps between evaluations
@@ -172,14 +175,14 @@ def base() -> ConfigDict:
     c.evaluate.momentum = 0.9  # momentum of SGD
     c.evaluate.weight_decay = 5e-4  # weight decay
     c.evaluate.lr_scales = (0.1, 0.3, 1.0)  # factors of the learned step sizes, to choose from
-    c.evaluate.lr = 0.3  # step size that they scale for sets without learned ones (coresets)
-    c.evaluate.tower = ""  # image tower of the students, as in model.tower; "": the tower of the distilled set
-    c.evaluate.mode = "projection"  # mode of that other tower: projection or full
+    c.evaluate.lr = 0.3  # step size of students on sets without learned ones (coresets), before it is scaled
+    c.evaluate.tower = ""  # image tower of the students; "": the tower of the distilled set
+    c.evaluate.mode = "projection"  # mode of that other tower
     c.evaluate.tower_lr_scales = (0.01, 0.03, 0.1, 0.3, 1.0)  # factors to choose from with another tower
     c.evaluate.weights = ""  # weights of that other tower, as in model.weights
 
     c.watch = ConfigDict()  # writers of metrics, beside metrics.csv in run.dir
-    c.watch.writers = ()  # tensorboard, wandb or module:function, several separated by commas
+    c.watch.writers = ()  # metrics writers, separated by commas
     c.watch.project = "mdw-jax"  # wandb: project
 
     c.fairness = ConfigDict()  # for mdw fairness
@@ -195,7 +198,7 @@ def base() -> ConfigDict:
     c.certify.pairs = 4000  # training pairs to test for memorization
 
     c.export = ConfigDict()  # for mdw export
-    c.export.formats = ("safetensors", "folder", "webdataset")  # some of safetensors, folder, webdataset, parquet
+    c.export.formats = ("safetensors", "folder", "webdataset")  # formats to write
     c.export.license = ""  # license of the source data, such as cc-by-4.0 or unknown; required, for the dataset cards
     c.export.neighbors = 1  # nearest real training captions to write beside each distilled text
 
@@ -203,7 +206,7 @@ def base() -> ConfigDict:
     c.plan.images = 0  # training images
     c.plan.captions = 0  # training captions
     c.plan.text_dim = 0  # width of the text features
-    c.plan.device = "h200"  # a100, h100, h200, tpu_v4, tpu_v5e, tpu_v5p, tpu_v6e or cpu
+    c.plan.device = "h200"  # device to plan for
     c.plan.utilization = 0.3  # fraction of the device's peak FLOP/s to expect
     c.plan.compile = True  # compile both steps, to know their peak memory
     return c

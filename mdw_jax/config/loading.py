@@ -91,18 +91,18 @@ def _check_keys(path: str, values: dict[str, Any], defaults: dict[str, Any]) -> 
     for key, value in values.items():
         if key not in defaults:
             raise UserError(f"config file {path}: {_no_such_key(key, defaults)}")
-        if not _has_type_of(defaults[key], value):
-            raise UserError(f"config file {path}: config.{key} must be {_type_in_words(defaults[key])}, not {value!r}.")
+        if not has_type_of(defaults[key], value):
+            raise UserError(f"config file {path}: config.{key} must be {type_in_words(defaults[key])}, not {value!r}.")
     for key in defaults:
         if key not in values:
             raise UserError(f"config file {path} does not set config.{key}; start get_config() from "
                             "mdw_jax.config.base().")
 
 
-def _has_type_of(default, value) -> bool:
+def has_type_of(default, value) -> bool:
     """Whether a value has the type of the default: whole numbers also count as numbers, lists also as tuples."""
     if isinstance(default, tuple):
-        return type(value) in (tuple, list) and all(_has_type_of(default[0], item) for item in value if default)
+        return type(value) in (tuple, list) and all(has_type_of(default[0], item) for item in value if default)
     return type(value) in ((float, int) if isinstance(default, float) else (type(default),))
 
 
@@ -122,7 +122,7 @@ def _set_from_text(config: ConfigDict, defaults: dict[str, Any], key: str, text:
         value = _parse_list(default, text) if isinstance(default, tuple) else _PARSERS[type(default)].parse(text)
         config[section][name] = value  # where the file made it a reference, keys that refer to it follow
     except (TypeError, ValueError) as error:
-        raise UserError(f"config.{key} must be {_type_in_words(default)}, not '{text}'.") from error
+        raise UserError(f"config.{key} must be {type_in_words(default)}, not '{text}'.") from error
 
 
 def _parse_list(default: tuple, text: str) -> tuple:
@@ -139,7 +139,7 @@ def _parse_list(default: tuple, text: str) -> tuple:
     return values
 
 
-def _type_in_words(default) -> str:
+def type_in_words(default) -> str:
     if isinstance(default, tuple):
         return f"a list such as {','.join(map(str, default)) or 'a,b'}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(default)]

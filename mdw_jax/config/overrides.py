@@ -6,11 +6,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mdw_jax.config.defaults import base
+from mdw_jax.config.loading import has_type_of, type_in_words
 from mdw_jax.config.plugins import is_path
 from mdw_jax.config.presets import PRESETS, preset_spec
 from mdw_jax.config.sections import flat
 from mdw_jax.config.validation import resolve
 from mdw_jax.errors import UserError
+
+OF_PRESETS = ("noise", "experts", "distill", "evaluate")  # sections that presets of one run may set differently
 
 
 def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
@@ -21,30 +24,39 @@ def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
         preset: a name as in `run.presets`.
 
     Raises:
-        UserError: there is no such preset, it overrides a key that does not exist, an entry of `run.preset_overrides`
-            is neither `preset:key=value` nor `preset@budget:key=value`, or the result cannot be run.
+        UserError: there is no such preset, it overrides a key that does not exist or that holds for all presets of a
+            run, or to a value of another type; an entry of `run.preset_overrides` is neither `preset:key=value` nor
+            `preset@budget:key=value`; or the result cannot be run.
     """
     changed = config.copy_and_resolve_references().unlock()
     pairs = config.distill.pairs
-    _update(changed, preset, preset_spec(preset).overrides_for(pairs))
+    spec = preset_spec(preset)
+    for overrides in (spec.overrides, *spec.overrides_by_pairs.values()):
+        _check(preset, overrides)
+    changed.update_from_flattened_dict(spec.overrides_for(pairs))
     for entry in map(_parse, config.run.preset_overrides):
         if entry.preset == preset and pairs >= entry.budget:
             changed.update_from_flattened_dict({entry.key: entry.value})
     return resolve(changed)
 
 
-def _update(config: ConfigDict, preset: str, overrides: Mapping[str, Any]) -> None:
-    """Set the preset's overrides. Raises UserError for a key that does not exist or a value of another type."""
-    known = flat(base())
+def _check(preset: str, overrides: Mapping[str, Any]) -> None:
+    """Raises UserError for a key that a preset cannot override, or a value of another type."""
+    defaults = flat(base())
     for key, value in overrides.items():
-        if key not in known:
+        if key not in defaults:
             raise UserError(f"the preset '{preset}' overrides '{key}', which is not a config key; `mdw config` lists "
                             "all keys.")
-        try:
-            config.update_from_flattened_dict({key: value})
-        except TypeError as error:
-            raise UserError(f"the preset '{preset}' sets {key} to {value!r}, which is not of the type of its default, "
-                            f"{known[key]!r}; change the preset.") from error
+        _refuse_shared(f"the preset '{preset}' overrides '{key}'", key)
+        if not has_type_of(defaults[key], value):
+            raise UserError(f"the preset '{preset}' sets {key} to {value!r}, but it must be "
+                            f"{type_in_words(defaults[key])}; change the preset.")
+
+
+def _refuse_shared(beginning: str, key: str) -> None:
+    """Raises UserError, with a sentence that begins so, for a key that is used once for all presets of a run."""
+    if key.partition(".")[0] not in OF_PRESETS:
+        raise UserError(f"{beginning}, but config.{key} holds for all presets of a run; set it in the config instead.")
 
 
 class _Override(NamedTuple):
@@ -69,4 +81,5 @@ def _parse(entry: str) -> _Override:
     except (KeyError, ValueError, AttributeError):
         raise UserError(f"run.preset_overrides holds '{entry}'; write preset:section.key=value, such as "
                         "lors:distill.lr_images=0.03, or lors@200:... for what holds from 200 pairs up.") from None
+    _refuse_shared(f"run.preset_overrides holds '{entry}'", key)
     return _Override(name, least, key, value)

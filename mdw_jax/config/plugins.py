@@ -1,11 +1,18 @@
 """Options by name: an entry of a table in this package, or `module:function` from outside it."""
 
 import difflib
+import functools
+import hashlib
 import importlib
+import inspect
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mdw_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+_DIGESTS: dict[int, tuple[Any, str]] = {}  # id of an object: the object, which stays alive, and its source's digest
 
 
 def is_path(name: str) -> bool:
@@ -54,7 +61,7 @@ def function_of(name: str, setting: str):
     """The function that `module:function` names, imported from the Python path (or the directory mdw is run in).
 
     Args:
-        name: `module:function`; any other callable will do.
+        name: `module:function`, or `module:Class.method`; any other callable will do.
         setting: the config key that holds it, for messages.
 
     Raises:
@@ -62,9 +69,9 @@ def function_of(name: str, setting: str):
     """
     module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        function = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
     except (Exception, SystemExit) as error:  # a module may do anything when it is imported
-        raise UserError(f"{setting} names '{name}', which cannot be imported ({_summary(error)}); write "
+        raise UserError(f"{setting} names '{name}', which cannot be imported ({error_summary(error)}); write "
                         "module:function and put the module's directory on PYTHONPATH.") from error
     if not callable(function):
         raise UserError(f"{setting} names '{name}', which is not a function; write module:function.")
@@ -89,8 +96,8 @@ def made_by(name: str, setting: str, kind: type, *args, **settings):
         value = function(*args, **settings)
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{setting} names '{name}', which fails ({_summary(error)}); fix it (--debug shows where)."
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{setting} names '{name}', which fails ({error_summary(error)}); fix it (--debug shows where)."
                         ) from error
     if not isinstance(value, kind):
         raise UserError(f"{setting} names '{name}', which returns {type(value).__name__}; let it return a "
@@ -98,5 +105,47 @@ def made_by(name: str, setting: str, kind: type, *args, **settings):
     return value
 
 
-def _summary(error: BaseException) -> str:
+def source_digest(name: str) -> str:
+    """sha256 of the source behind `module:function`, by which results of an edited function are not taken for new ones.
+
+    The source is that of the named module and of the module that defines the function, if that is another; where
+    neither has one, that of the function. It is read once for each function, so that edits during a run do not count.
+
+    Args:
+        name: `module:function`.
+
+    Returns:
+        A digest of `name` alone, with a logged warning, where no source can be read.
+
+    Raises:
+        UserError: it cannot be imported, or is not callable.
+    """
+    function = function_of(name, "the config")
+    function = getattr(function, "__func__", function)  # a class makes its bound methods anew each time
+    if id(function) not in _DIGESTS:
+        source = _source(function, name.partition(":")[0])
+        if source is None:
+            _LOG.warning("the source of '%s' cannot be read, so results are not made anew when it changes; delete the "
+                         "run directory, or take another, after an edit.", name)
+        _DIGESTS[id(function)] = function, hashlib.sha256((source or name).encode()).hexdigest()
+    return _DIGESTS[id(function)][1]
+
+
+def _source(function, module: str) -> str | None:
+    """The source of a module and of the one that defines `function`, or of `function` alone; None if there is none."""
+    defined_in = inspect.unwrap(function)
+    others = [defined_in.__module__] if inspect.isroutine(defined_in) or inspect.isclass(defined_in) else []
+    modules = [importlib.import_module(one) for one in dict.fromkeys([module, *others]) if one]
+    return "".join(filter(None, map(_source_of, modules))) or _source_of(function)
+
+
+def _source_of(thing) -> str | None:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        return None
+
+
+def error_summary(error: BaseException) -> str:
+    """An exception in a few words on one line: its type, and the beginning of its message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:150]

@@ -41,9 +41,22 @@ class PresetSpec:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ValueError(f"a preset's kind is one of {', '.join(KINDS)}, not '{self.kind}'")
+            raise ValueError(f"a preset's kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if not isinstance(self.label, str) or not self.label.isprintable():
+            raise ValueError(f"a preset's label is text on one line, not {self.label!r}")
+        if not (self.coreset is None or isinstance(self.coreset, str)):
+            raise ValueError(f"a preset's coreset is a name or module:function, not {self.coreset!r}")
         if (self.kind == "coreset") != (self.coreset is not None):
             raise ValueError("a preset names a coreset function if, and only if, its kind is 'coreset'")
+        if not isinstance(self.needs_experts, bool) or not (self.needs_experts or self.kind == "coreset"):
+            raise ValueError("needs_experts is True, or, of a preset of kind 'coreset', False")
+        if not _is_overrides(self.overrides):
+            raise ValueError(f"a preset's overrides are a dict of config keys, not {self.overrides!r}")
+        by_pairs = self.overrides_by_pairs
+        if not isinstance(by_pairs, Mapping) or not all(type(pairs) is int and _is_overrides(overrides)
+                                                        for pairs, overrides in by_pairs.items()):
+            raise ValueError("a preset's overrides_by_pairs are a dict of whole numbers, each with a dict of config "
+                             f"keys, not {by_pairs!r}")
 
     @property
     def has_sets(self) -> bool:
@@ -59,6 +72,10 @@ class PresetSpec:
             if key in overrides:
                 overrides[key] = min(overrides[key], pairs)
         return overrides
+
+
+def _is_overrides(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 # Plain SGD with momentum 0.5, one trajectory per outer step, one epoch ahead, step sizes from 0.1 (all four methods).

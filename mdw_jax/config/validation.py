@@ -7,9 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mdw_jax.config.defaults import base
-from mdw_jax.config.options import CHOICES, DIVIDING, TEXT_ENCODER_SETTINGS, TOWER_SETTINGS
+from mdw_jax.config.options import CHOICES, CORESETS, DIVIDING, TEXT_ENCODER_SETTINGS, TOWER_SETTINGS
 from mdw_jax.config.plugins import function_of, is_path, unknown_option
-from mdw_jax.config.presets import preset_spec
+from mdw_jax.config.presets import preset_spec, safe_name
 from mdw_jax.config.recipes import RECIPES
 from mdw_jax.errors import UserError
 
@@ -62,8 +62,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if config.experts.division == "clean" and config.experts.clean_loss == "infonce":
         config.experts.lr = config.experts.lr_infonce
     _check_numbers(config)
-    for check in (_check_run, _check_data, _check_text, _check_model, _check_noise, _check_experts, _check_distill,
-                  _check_evaluate):
+    for check in (_check_run, _check_presets, _check_data, _check_text, _check_model, _check_noise, _check_experts,
+                  _check_distill, _check_evaluate):
         check(config)
     return config.lock()
 
@@ -124,6 +124,25 @@ def _check_run(config: ConfigDict) -> None:
     _require(len(config.run.presets) > 0, "run.presets is empty; give at least one, such as mdw.")
 
 
+def _check_presets(config: ConfigDict) -> None:
+    """The presets of a run have names, directories and labels of their own, and coresets that exist."""
+    places: dict[str, str] = {}  # the name of a preset's directory: the preset
+    labels: dict[str, str] = {}
+    for name in config.run.presets:
+        spec, place = preset_spec(name), safe_name(name)
+        _require(places.get(place) != name, f"run.presets holds '{name}' twice; leave one out.")
+        _require(place not in places, f"run.presets holds '{places.get(place)}' and '{name}', whose directories would "
+                 f"both be called '{place}'; rename one.")
+        _require(spec.label not in labels, f"the presets '{labels.get(spec.label)}' and '{name}' of run.presets have the "
+                 f"same label, '{spec.label}'; change that of the one that is yours.")
+        places[place] = labels[spec.label] = name
+        if spec.coreset is not None and spec.coreset not in CORESETS:
+            setting = f"the coreset of the preset '{name}'"
+            if not is_path(spec.coreset):
+                raise unknown_option(spec.coreset, setting, "coreset", CORESETS)
+            function_of(spec.coreset, setting)
+
+
 def _check_data(config: ConfigDict) -> None:
     data = config.data
     _require(not data.captions or config.text.encoder != "precomputed", "data.captions changes the captions, and "
@@ -166,17 +185,20 @@ def _check_experts(config: ConfigDict) -> None:
     trained = any(spec.needs_experts and "experts.recipe" not in spec.overrides for spec in presets)
     recovers = e.division in DIVIDING and (e.recovery_weight or e.guidance_weight)
     begins = max(e.warmup, e.recovery_start)
+    late = " and ".join(f"experts.{key} ({e[key]})" for key in ("recovery_start", "warmup") if e[key] >= e.epochs)
     _require(not (trained and recovers) or e.teacher_count or begins < e.epochs,
-             f"recovery and guidance begin at epoch {begins} (counted from 0; experts.recovery_start, experts.warmup), "
-             f"but experts.epochs is {e.epochs}: they would never begin; lower the former or raise experts.epochs.")
+             f"recovery and guidance begin at epoch {begins} (counted from 0), but experts.epochs is {e.epochs}: they "
+             f"would never begin; lower {late} or raise experts.epochs.")
 
 
 def _check_distill(config: ConfigDict) -> None:
     d, epochs = config.distill, config.experts.epochs
     _require(d.batch <= d.pairs, f"distill.batch ({d.batch}) exceeds distill.pairs ({d.pairs}); lower the batch.")
     last = d.max_start_epoch + d.match_epochs - 1
-    _require(d.max_start_epoch >= 1 and last <= epochs, f"matching up to epoch {last} needs as many expert epochs, but "
-             f"experts.epochs is {epochs}; raise it or lower distill.max_start_epoch.")
+    _require(d.max_start_epoch >= 1, f"distill.max_start_epoch must be at least 1, not {d.max_start_epoch}.")
+    _require(last <= epochs, f"matching up to epoch {last} needs as many expert epochs, but experts.epochs is {epochs}; "
+             f"raise experts.epochs, or lower distill.max_start_epoch ({d.max_start_epoch}) or distill.match_epochs "
+             f"({d.match_epochs}).")
     _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,
              f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
     _require(config.model.mode == "projection" or not d.mixup, "distill.mixup (RepBlend) blends the features of a "

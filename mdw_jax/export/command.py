@@ -42,7 +42,7 @@ def export_command(config: ConfigDict) -> None:
                         "lower it.")
     for preset in (open_preset(config, prepared, name) for name in names):
         for index, stored in enumerate(distill_stage(preset, prepared)):
-            distilled, card = load_distilled(stored)
+            distilled, card = load_distilled(stored, preset.config.distill.loss)
             path = directory / f"{safe_name(preset.name)}-{index}"
             export_set(path, distilled, nearest_captions_of(distilled.texts, prepared, settings.neighbors),
                        {**card, "data": prepared.pairs.name}, formats=settings.formats, license=settings.license,

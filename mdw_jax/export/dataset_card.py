@@ -1,12 +1,16 @@
 """The dataset card of an export: front matter of the Hugging Face Hub, what the set is, how to use it."""
 
 import re
+import sys
 
 import yaml
 
+from mdw_jax.config.plugins import is_path
+from mdw_jax.errors import UserError
 from mdw_jax.export.formats import FORMATS
 from mdw_jax.io.distilled_set import BRANCHES, TENSORS, DistilledSet
 from mdw_jax.method.losses import distillation_loss_entry
+from mdw_jax.method.matching import student_optimizer_entry
 
 _P = {
     (): "torch.eye(len(images))",
@@ -14,10 +18,6 @@ _P = {
     ("diag", "left", "right"): ('torch.diag(d["correspondence.diag"])\n     + {scale!r} * d["correspondence.left"] @ '
                                 'd["correspondence.right"].T'),
 }
-
-
-# The student's optimizers (`matching.STUDENT_OPTIMIZERS`) in PyTorch: class of torch.optim, further arguments.
-_TORCH_OPTIMIZERS = {"sgd": ("SGD", ""), "momentum": ("SGD", ", momentum=0.9"), "adam": ("Adam", "")}
 
 
 def torch_recipe(distilled: DistilledSet, tau: float, optimizer: str = "sgd") -> str | None:
@@ -36,10 +36,9 @@ def torch_recipe(distilled: DistilledSet, tau: float, optimizer: str = "sgd") ->
     Raises:
         UserError: the loss of the set is unknown.
     """
-    loss = distillation_loss_entry(distilled.loss).torch
-    if loss is None or optimizer not in _TORCH_OPTIMIZERS:
+    loss, torch_optimizer = distillation_loss_entry(distilled.loss).torch, _torch_optimizer(optimizer)
+    if loss is None or torch_optimizer is None:
         return None
-    kind, settings = _TORCH_OPTIMIZERS[optimizer]
     left = distilled.correspondence.get("left")
     scale = distilled.alpha / left.shape[1] if left is not None else 1.0
     p = _P[tuple(sorted(distilled.correspondence))].format(scale=float(scale))
@@ -53,9 +52,10 @@ from safetensors.torch import load_file
 d = load_file("distilled.safetensors")
 images, texts = d["images"].movedim(-1, -3), d["texts"]  # channels first, in [0, 1]; text features
 P = {p}
-optimizer = torch.optim.{kind}([
+groups = [
     {{"params": image_branch.parameters(), "lr": {lr["image"]}}},
-    {{"params": text_branch.parameters(), "lr": {lr["text"]}}}]{settings})
+    {{"params": text_branch.parameters(), "lr": {lr["text"]}}}]
+optimizer = {torch_optimizer}
 for step in range(200):
     rows = torch.randperm(len(images))[:128]
     v, t = F.normalize(image_branch(images[rows]), dim=-1), F.normalize(text_branch(texts[rows]), dim=-1)
@@ -65,6 +65,19 @@ for step in range(200):
     loss.backward()
     optimizer.step()
 """
+
+
+def _torch_optimizer(name: str) -> str | None:
+    """The PyTorch twin of a student optimizer; None where it has none, or is in a module that was not imported before.
+
+    The name can come from a card, and no card may choose what is imported.
+    """
+    if is_path(name) and name.partition(":")[0] not in sys.modules:
+        return None
+    try:
+        return student_optimizer_entry(name).torch
+    except UserError:
+        return None
 
 
 def dataset_card(distilled: DistilledSet, card: dict, real: bool) -> str:

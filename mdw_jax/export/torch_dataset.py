@@ -9,7 +9,7 @@
 from typing import TYPE_CHECKING
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.io.distilled_set import load_for_display
 
 if TYPE_CHECKING:
     from mdw_jax.export.torch_pairs import TorchPairs
@@ -22,7 +22,7 @@ def torch_dataset(path) -> "TorchPairs":
         path: the directory of an export, or of a set of a run.
 
     Raises:
-        UserError: torch is not installed, or `load_distilled` refuses the set.
+        UserError: torch is not installed, or `load_for_display` refuses the set.
     """
     try:
         import torch  # noqa: F401  # an optional dependency
@@ -30,4 +30,4 @@ def torch_dataset(path) -> "TorchPairs":
         raise UserError("a PyTorch data set needs torch: pip install 'mdw-jax[torch]'.") from error
     from mdw_jax.export.torch_pairs import TorchPairs
 
-    return TorchPairs(*load_distilled(path))
+    return TorchPairs(*load_for_display(path))

@@ -8,6 +8,7 @@ tensor file). The card is written last: a directory without one holds no finishe
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from safetensors.numpy import save
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import parse_json, read_json, write_atomically, write_json
 from mdw_jax.io.keyed import read_keyed_json
-from mdw_jax.io.locate import wrong_level
+from mdw_jax.io.locate import refuse_unusable_path, wrong_level
 from mdw_jax.runtime.processes import is_main
 
 TENSORS, CARD = "distilled.safetensors", "card.json"
@@ -39,10 +40,11 @@ class DistilledSet:
             "left", "right"}.
         step_sizes: learned student step sizes {"image", "text"}; {} if none were learned.
         alpha: scale of the low-rank part of P.
-        loss: name of the distillation loss it was distilled for.
+        loss: name of the distillation loss it was distilled for: of this package, or `module:function`, which is imported
+            where a student is trained on the set.
 
     Raises:
-        UserError: wrong dtypes, shapes or names, or values that are not finite.
+        UserError: wrong types, dtypes, shapes or names, or values that are not finite.
     """
 
     images: np.ndarray
@@ -53,6 +55,7 @@ class DistilledSet:
     loss: str
 
     def __post_init__(self):
+        _check_settings(self.correspondence, self.step_sizes, self.alpha, self.loss)
         for name, array in self._arrays().items():
             if not isinstance(array, np.ndarray) or array.dtype != np.float32:
                 raise UserError(f"distilled '{name}' must be a float32 numpy array, not {_described(array)}.")
@@ -75,9 +78,6 @@ class DistilledSet:
         if self.step_sizes and set(self.step_sizes) != set(BRANCHES):
             raise UserError("distilled step sizes are learned for image and text or not at all, not for "
                             f"{', '.join(self.step_sizes)}.")
-        for name, value in (*self.step_sizes.items(), ("alpha", self.alpha)):
-            if not np.isfinite(value):
-                raise UserError(f"distilled '{name}' is {value}; it must be a finite number.")
 
     def __repr__(self) -> str:
         arrays = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in self._arrays().items())
@@ -87,6 +87,18 @@ class DistilledSet:
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"images": self.images, "texts": self.texts,
                 **{f"correspondence.{name}": array for name, array in self.correspondence.items()}}
+
+
+def _check_settings(correspondence, step_sizes, alpha, loss) -> None:
+    """Raises UserError where a part of a distilled set that is no array has the wrong type, or is no finite number."""
+    for name, mapping in (("correspondence", correspondence), ("step_sizes", step_sizes)):
+        if not isinstance(mapping, Mapping) or not all(isinstance(key, str) for key in mapping):
+            raise UserError(f"distilled '{name}' must be a mapping from names, not {_described(mapping)}.")
+    for name, value in (*step_sizes.items(), ("alpha", alpha)):
+        if not isinstance(value, (int, float, np.floating)) or isinstance(value, bool) or not np.isfinite(value):
+            raise UserError(f"distilled '{name}' is {value!r}; it must be a finite number.")
+    if not isinstance(loss, str) or not re.fullmatch(r"[\w.]+(:[\w.]+)?", loss):
+        raise UserError(f"distilled 'loss' is {loss!r}; it must be the name of a loss, or module:function.")
 
 
 def byte_budget(distilled: DistilledSet) -> dict:
@@ -136,20 +148,43 @@ def save_distilled(path, distilled: DistilledSet, card: dict) -> None:
     write_json(directory / CARD, card)
 
 
-def load_distilled(path) -> tuple[DistilledSet, dict]:
-    """Read a distilled set.
+def load_distilled(path, allow_loss: str | None = None) -> tuple[DistilledSet, dict]:
+    """Read a distilled set. Nothing in its files can run code, neither here nor where a student is trained on it.
 
     Args:
         path: its directory: `<run.dir>/distilled/<preset>-<key>/set_<i>`, or an export.
+        allow_loss: the distillation loss `module:function` that the set may name. Training students imports and calls
+            it, so pass what your own config names, `distill.loss`, and not what the files say.
 
     Returns:
         The set and its card.
 
     Raises:
-        UserError: it is missing, unfinished, damaged (its sha256 differs), or not one that `DistilledSet` accepts; for
-            a path one level too high or too low, the message names the right one.
+        UserError: it is missing, unfinished, damaged (its sha256 differs), or not one that `DistilledSet` accepts; it
+            names a loss from outside this package other than `allow_loss`; for a path one level too high or too low,
+            the message names the right one.
+    """
+    distilled, card = load_for_display(path)
+    if ":" in distilled.loss and distilled.loss != allow_loss:
+        raise UserError(f"the distilled set in '{path}' names the loss '{distilled.loss}' from outside this package, "
+                        "which would run code that its files chose; if you trust it, set distill.loss to that name, or "
+                        "call load_distilled with allow_loss.")
+    return distilled, card
+
+
+def load_for_display(path) -> tuple[DistilledSet, dict]:
+    """Read a distilled set whose loss is not used: `load_distilled` without the check of the loss's name.
+
+    Train no student on it: its files could name a loss from anywhere.
+
+    Args:
+        path: as for `load_distilled`.
+
+    Raises:
+        UserError: as `load_distilled`, whatever the loss.
     """
     directory = Path(path)
+    refuse_unusable_path(directory)
     try:
         card = read_json(directory / CARD)
         data = (directory / TENSORS).read_bytes()

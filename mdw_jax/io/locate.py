@@ -1,12 +1,15 @@
 """Messages for paths one level too high or too low: which of the things that runs write a path is or holds."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from mdw_jax.errors import UserError
 from mdw_jax.io.locks import is_run_lock
 
 _OF_A_RUN = ("environment.json", "scores.csv", "cache", "noise", "experts", "distilled")  # beside config.json
+_MAX_CHARACTERS = 100  # of a path that is too long, in a message
 MAX_NAMED, _MAX_VISITED, _MAX_PARENTS = 3, 2000, 5  # paths in a message; entries and parents looked at
 
 
@@ -44,6 +47,18 @@ KINDS = {
                                             "export/*")),
     "trajectory": _Kind("trajectory", _is_trajectory, ("net_*", "*/net_*", "experts/*/net_*", "*/experts/*/net_*")),
 }
+
+
+def refuse_unusable_path(path) -> None:
+    """Raise UserError for a path that the system cannot look up, such as one that is too long."""
+    try:
+        os.stat(os.path.join(path, "distilled.safetensors"))  # the longest name that is read in it
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        text, reason = str(path), getattr(error, "strerror", None) or str(error)
+        shown = text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
+        raise UserError(f"the path '{shown}' cannot be opened ({reason}); check the path.") from None
 
 
 def wrong_level(path, kind: str) -> str | None:

@@ -10,6 +10,10 @@ RANKS = (1, 5, 10)
 METRICS = (*(f"{side}@{k}" for side in ("IR", "TR") for k in RANKS), "r_mean")  # recall, text -> image first; in %
 
 
+class OlderVersionError(ValueError):
+    """A table of students that an older version of this package wrote; the message goes on after the file's name."""
+
+
 def read_scores(path, columns: Sequence[str] = ("preset", "set", "select_on"), numbers: Sequence[str] = ()
                 ) -> list[dict]:
     """Read a table of students.
@@ -24,12 +28,15 @@ def read_scores(path, columns: Sequence[str] = ("preset", "set", "select_on"), n
 
     Raises:
         OSError: the file cannot be read.
+        OlderVersionError: an older version wrote it, with other columns.
         ValueError: it is no such table; the message goes on after the file's name.
     """
     try:
         names, rows = read_csv(path)
     except ValueError as error:
         raise ValueError(f"is not a CSV ({error}); give one that `mdw sweep` or `mdw evaluate` wrote") from None
+    if "protocol" in names and "select_on" not in names and {"preset", "set"} <= set(names):
+        raise OlderVersionError("was made by an older version of mdw-jax; run mdw again in another directory")
     missing = [name for name in (*columns, *numbers) if name not in names]
     if missing:
         raise ValueError("is not a table of students such as `mdw sweep` writes: it has no column "

@@ -21,10 +21,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.locate import wrong_level
+from mdw_jax.io.locate import refuse_unusable_path, wrong_level
 
 DTYPES = ("float32", "bfloat16")
 _FORMAT = "mdw_jax.io.trajectory.1"
+_OLDER_FORMATS = ("mdw_jax.trajectory.1",)
 # All that a finished or half-written trajectory can have at its top level: the only names that saving may replace.
 _OWN_NAMES = {"snapshots", "header", "_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt"}
 
@@ -111,9 +112,14 @@ def open_trajectory(path, *, key: str | None = None) -> Trajectory:
         UserError: nothing is there, it was never finished, files are missing or damaged, or its key is another; for a
             path one level too high or too low, the message names the right one.
     """
+    if "://" not in str(path):
+        refuse_unusable_path(path)
     directory = _locate(path)
     header = _read_header(directory)
     if header is None:
+        if (_stored_header(directory) or {}).get("format") in _OLDER_FORMATS:
+            raise UserError(f"the trajectory at {directory} was made by an older version of mdw-jax; run mdw again in "
+                            "another directory.")
         raise UserError(wrong_level(path, "trajectory") or
                         f"{directory} holds no finished trajectory (nothing was saved there, or saving was cut "
                         "short); train this expert again.")
@@ -221,6 +227,12 @@ def _check_destination(directory: epath.Path, overwrite: bool) -> None:
 
 def _read_header(directory: epath.Path) -> dict | None:
     """The header that `save_trajectory` wrote; None if the directory holds no finished trajectory."""
+    header = _stored_header(directory)
+    return header if _is_header(header) else None
+
+
+def _stored_header(directory: epath.Path) -> dict | None:
+    """The header of a checkpoint, of any version; None if there is none."""
     if not ocp.is_orbax_checkpoint(directory):
         return None
     try:
@@ -228,7 +240,7 @@ def _read_header(directory: epath.Path) -> dict | None:
             header = ocp.load_checkpointables(directory, {"header": None})["header"]
     except (ValueError, OSError, KeyError):  # another program's checkpoint, or a file that is missing or cut short
         return None
-    return header if _is_header(header) else None
+    return header if isinstance(header, dict) else None
 
 
 def _is_header(header) -> bool:

@@ -58,12 +58,12 @@ class Method:
     ceo_beta: float
 
 
-class State(NamedTuple):
+class DistillState(NamedTuple):
     """Everything that an outer step changes.
 
     Attributes:
-        learned: dict of images (M, H, W, C), texts (M, d) or (M, L, h), correspondence (parameters of P) and log_steps
-            {"image", "text"} (logarithms of the student's step sizes).
+        learned: dict of images (M, H, W, C), texts (M, d) or (M, L, h), correspondence (parameters of P) and
+            log_inner_lr {"image", "text"} (logarithms of the student's step sizes).
         average: its exponential moving average over outer steps.
         optimizer: state of the optimizers.
         step: number of outer steps done.
@@ -75,7 +75,7 @@ class State(NamedTuple):
     step: Any
 
 
-def init_state(key, method: Method, images, texts) -> State:
+def init_state(key, method: Method, images, texts) -> DistillState:
     """The state before the first outer step, from real pairs.
 
     Args:
@@ -89,11 +89,11 @@ def init_state(key, method: Method, images, texts) -> State:
         "texts": jnp.asarray(texts, jnp.float32),
         "correspondence": init_correspondence(key, method.correspondence, len(texts), method.rank),
         # Logarithms keep the step sizes positive.
-        "log_steps": {"image": jnp.log(jnp.float32(method.inner_lr_image)),
-                      "text": jnp.log(jnp.float32(method.inner_lr_text))},
+        "log_inner_lr": {"image": jnp.log(jnp.float32(method.inner_lr_image)),
+                         "text": jnp.log(jnp.float32(method.inner_lr_text))},
     }
     # The average must not share buffers with what is learned: both are donated.
-    return State(learned, jax.tree.map(jnp.copy, learned), optimizer_of(method).init(learned), jnp.int32(0))
+    return DistillState(learned, jax.tree.map(jnp.copy, learned), optimizer_of(method).init(learned), jnp.int32(0))
 
 
 class SetOptimizer(NamedTuple):
@@ -101,12 +101,12 @@ class SetOptimizer(NamedTuple):
 
     Attributes:
         make: learning rate or schedule -> optax transformation.
-        weighs: what the Grad-CAM pixel weights multiply, "gradient" or "update". (Adam divides a constant factor of the
-            gradient out again, so its update has to be weighted.)
+        weighted: what the Grad-CAM pixel weights multiply, "gradient" or "update". (Adam divides a constant factor of
+            the gradient out again, so its update has to be weighted.)
     """
 
     make: Callable[[Any], optax.GradientTransformation]
-    weighs: str
+    weighted: str
 
 
 SET_OPTIMIZERS = {
@@ -128,7 +128,7 @@ def optimizer_of(method: Method) -> optax.GradientTransformation:
     make = _choice(SET_OPTIMIZERS, method.optimizer, "distill.optimizer", "optimizer of the distilled set").make
     decay = _choice(DECAYS, method.decay, "distill.decay", "learning rate decay")
     rates = {"images": method.lr_images, "texts": method.lr_texts, "correspondence": method.lr_correspondence,
-             "log_steps": method.lr_inner_lr}
+             "log_inner_lr": method.lr_inner_lr}
     return optax.multi_transform({name: make(decay(lr, method.steps)) for name, lr in rates.items()},
                                  {name: name for name in rates})
 
@@ -148,7 +148,7 @@ def objective(model: DualEncoder, method: Method, learned: dict, starts, targets
     Args:
         model: the dual encoder.
         method: how to distill.
-        learned: `State.learned`.
+        learned: `DistillState.learned`.
         starts, targets: snapshots of the experts, stacked on a leading axis R.
         batches: (R, S, b) rows of the distilled set.
         key: a typed key.
@@ -157,7 +157,7 @@ def objective(model: DualEncoder, method: Method, learned: dict, starts, targets
         Loss, (S,) mean inner losses.
     """
     inputs = model.inputs(mesh.shard_rows(augment(key, learned["images"], method.augment), (mesh.REPLICA, mesh.DATA)))
-    steps = jax.tree.map(jnp.exp, learned["log_steps"])
+    steps = jax.tree.map(jnp.exp, learned["log_inner_lr"])
     soft = distillation_loss(method.loss)
 
     def inner_loss(params, batch):
@@ -216,7 +216,7 @@ def make_outer_step(model: DualEncoder, method: Method) -> Callable:
     """
     optimizer = optimizer_of(method)
 
-    def outer_step(model, state: State, starts, targets, pixel_weights, key):
+    def outer_step(model, state: DistillState, starts, targets, pixel_weights, key):
         by_batch, by_augment = jax.random.split(key)
         batches = _draw_batches(by_batch, method, len(state.learned["texts"]), len(jax.tree.leaves(starts)[0]))
         (loss, inner), gradient = jax.value_and_grad(objective, argnums=2, has_aux=True)(
@@ -229,7 +229,7 @@ def make_outer_step(model: DualEncoder, method: Method) -> Callable:
                             jnp.isfinite(norm), *_finite(updated.learned)])
         all_finite = finite.all()
         updated = jax.tree.map(lambda new, old: jnp.where(all_finite, new, old), updated, state)
-        steps = jax.tree.map(jnp.exp, updated.learned["log_steps"])
+        steps = jax.tree.map(jnp.exp, updated.learned["log_inner_lr"])
         metrics = {"loss": loss, "gradient": norm, "inner_first": inner[0], "inner_last": inner[-1],
                    "inner_lr_image": steps["image"], "inner_lr_text": steps["text"],
                    "first_nonfinite": jnp.where(all_finite, -1, jnp.argmin(finite))}
@@ -246,20 +246,20 @@ def _draw_batches(key, method: Method, pairs: int, trajectories: int):
                       for k in jax.random.split(key, trajectories)])
 
 
-def _update(method: Method, optimizer: optax.GradientTransformation, state: State, gradient: dict,
-            pixel_weights) -> State:
+def _update(method: Method, optimizer: optax.GradientTransformation, state: DistillState, gradient: dict,
+            pixel_weights) -> DistillState:
     """The state after one step of the optimizers, the images' weighted by `pixel_weights` (M, H, W, 1)."""
-    weighs = SET_OPTIMIZERS[method.optimizer].weighs
-    if weighs == "gradient":
+    weighted = SET_OPTIMIZERS[method.optimizer].weighted
+    if weighted == "gradient":
         gradient = {**gradient, "images": gradient["images"] * pixel_weights}
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.learned)
-    if weighs == "update":
+    if weighted == "update":
         updates["images"] = updates["images"] * pixel_weights
     learned = optax.apply_updates(state.learned, updates)
     if method.clip_images:
         learned["images"] = jnp.clip(learned["images"], 0, 1)
     average = jax.tree.map(lambda a, x: method.ema_decay * a + (1 - method.ema_decay) * x, state.average, learned)
-    return State(learned, average, optimizer_state, state.step + 1)
+    return DistillState(learned, average, optimizer_state, state.step + 1)
 
 
 def _finite(tree) -> list:
@@ -270,7 +270,7 @@ def finite_checks(learned: dict, inner_steps: int) -> list[str]:
     """Names of the values that an outer step checks to be finite, in the order in which they are computed.
 
     Args:
-        learned: `State.learned`.
+        learned: `DistillState.learned`.
         inner_steps: number S of inner steps.
     """
     names = [jax.tree_util.keystr(path, simple=True, separator=".")
@@ -325,7 +325,7 @@ class ShardedOuterStep:
         with jax.set_mesh(devices):
             return step.trace(*arguments)
 
-    def _place(self, state: State, starts, targets, *others) -> tuple:
+    def _place(self, state: DistillState, starts, targets, *others) -> tuple:
         """(mesh, jitted step, arguments on that mesh)."""
         devices, step = self._step_for(len(jax.tree.leaves(starts)[0]))
         everywhere, by_trajectory = PartitionSpec(), PartitionSpec(mesh.REPLICA)

@@ -8,10 +8,10 @@ into clean and risky ones by their own losses, and it trains on that division:
       + mu     * sum over risky images tolerant_loss on a caption drawn from the teachers' top k  (recovery)
       + nu     * sum over all pairs    cross entropy to the teachers' matching probabilities      (guidance)
 
-The teachers of a network are other networks of its generation (its peer first), never itself, and they teach by their
-averaged weights. With `teacher_count` above 0 the warm-up is a generation of its own: its networks learn under the
-tolerant loss alone, and the ensemble of them divides the pairs for the experts proper and teaches them from their first
-step. Recovery, guidance, averaging and the generation of teachers are this work's.
+The teachers of a network are other networks of its generation (the other one of its pair first), never itself, and
+they teach by their averaged weights. With `teacher_count` above 0 the warm-up is a generation of its own: its networks
+learn under the tolerant loss alone, and the ensemble of them divides the pairs for the experts proper and teaches them
+from their first step. Recovery, guidance, averaging and the generation of teachers are this work's.
 
 All networks of a generation advance together, epoch by epoch (`generation_epochs`). Between two epochs training can be
 stopped and resumed, with a result that is equal bit for bit.
@@ -58,8 +58,8 @@ from mdw_jax.runtime.mesh import replicated
 from mdw_jax.runtime.pytree import restore
 from mdw_jax.runtime.rng import named_generator, named_key
 
-# Random streams of the teachers have had this name from the start; another one would change every number.
-_STREAMS = {"teachers": "scouts"}
+# Seed names by generation, where they are not its own name: kept so that stored numbers reproduce.
+_SEED_NAMES = {"teachers": "scouts"}
 
 
 class TrainedExperts(NamedTuple):
@@ -152,11 +152,11 @@ class Generation:
 
     def key(self, network: int, *names):
         """A random key of one network."""
-        return named_key(self.seed, _STREAMS.get(self.name, self.name), network // 2, *names, network % 2)
+        return named_key(self.seed, _SEED_NAMES.get(self.name, self.name), network // 2, *names, network % 2)
 
     def generator(self, network: int, *names) -> np.random.Generator:
         """A random generator of one network, on the host."""
-        return named_generator(self.seed, _STREAMS.get(self.name, self.name), network // 2, *names, network % 2)
+        return named_generator(self.seed, _SEED_NAMES.get(self.name, self.name), network // 2, *names, network % 2)
 
 
 class TeacherSignals(NamedTuple):
@@ -325,11 +325,11 @@ def teacher_signals(generation: Generation, state: ExpertTrainState, phase: Phas
     if phase.divided:
         division = divide_pairs(generation, state.epoch, embeddings)
     if phase.recovering:
-        taught_alike = generation.teachers is not None
+        shared_teachers = generation.teachers is not None
         candidates = [recovery_candidates(embeddings[n], image_of, division[n] >= 0.5, recipe.recovery_top_k)
-                      for n in range(1 if taught_alike else generation.networks)]
-        candidates = candidates * generation.networks if taught_alike else candidates
-    return [TeacherSignals(*signals) for signals in zip(embeddings, division, candidates, strict=True)]
+                      for n in range(1 if shared_teachers else generation.networks)]
+        candidates = candidates * generation.networks if shared_teachers else candidates
+    return [TeacherSignals(*parts) for parts in zip(embeddings, division, candidates, strict=True)]
 
 
 def teacher_embeddings(generation: Generation, state: ExpertTrainState) -> list[tuple]:
@@ -360,15 +360,15 @@ def epoch_batches(generation: Generation, epoch: int, phase: Phase, signals: lis
     """The batches of one epoch for each network: shuffled pairs, weights of the tracks, recovered captions."""
     recipe, image_of = generation.recipe, generation.image_of
     batches = []
-    for n, taught in enumerate(signals):
+    for n, signal in enumerate(signals):
         generator = generation.generator(n, "epoch", epoch)
         captions = np.arange(len(image_of))
         if phase.divided:
-            clean, tolerant = track_weights(recipe, taught.clean_probability, phase.recovering)
+            clean, tolerant = track_weights(recipe, signal.clean_probability, phase.recovering)
         else:
             clean, tolerant = undivided_weights(recipe, len(image_of), epoch < recipe.warmup)
         if phase.recovering:
-            captions = recovered_captions(generator, taught.candidates, image_of, clean > 0)
+            captions = recovered_captions(generator, signal.candidates, image_of, clean > 0)
         batches.append(make_epoch_batches(generator, image_of, recipe.batch, clean, tolerant, captions))
     return batches
 
@@ -376,12 +376,12 @@ def epoch_batches(generation: Generation, epoch: int, phase: Phase, signals: lis
 def train_epoch(generation: Generation, state: ExpertTrainState, batches: list[EpochBatches], phase: Phase,
                 signals: list[TeacherSignals]) -> EpochResults:
     """One epoch of optimizer steps of all networks."""
-    train, steps, taught_alike = generation.train, generation.steps, generation.teachers is not None
-    own = phase.guided and not taught_alike
+    train, steps, shared_teachers = generation.train, generation.steps, generation.teachers is not None
+    own = phase.guided and not shared_teachers
     inputs = [EpochInputs(network, batches[n], jax.random.split(generation.key(n, "augment", state.epoch),
                                                                 len(batches[n].rows)),
                           signals[n].embeddings if own else None) for n, network in enumerate(state.networks)]
-    common_teacher = signals[0].embeddings if phase.guided and taught_alike else None
+    common_teacher = signals[0].embeddings if phase.guided and shared_teachers else None
     loading = None
     if isinstance(train.images, LazyImages):
         results, loading = streamed_epochs(steps.epoch, inputs, train.images, train.texts, common_teacher)
@@ -413,12 +413,12 @@ def finish_epoch(generation: Generation, state: ExpertTrainState, batches: list[
         snapshots = [[*snapshots[n], averages[n]] for n in networks]
     clean_probability = state.clean_probability
     if signals[0].clean_probability is not None:
-        clean_probability = np.mean([taught.clean_probability for taught in signals], axis=0)
+        clean_probability = np.mean([signal.clean_probability for signal in signals], axis=0)
     return ExpertTrainState(epoch + 1, results.networks, snapshots, best, state.log + rows, clean_probability, correct)
 
 
 def log_row(generation: Generation, epoch: int, network: int, results: EpochResults, on_val,
-            taught: TeacherSignals) -> dict[str, Any]:
+            signals: TeacherSignals) -> dict[str, Any]:
     """One network's row of the log of an epoch. Raises UserError where its loss is not finite."""
     loss = float(np.mean(results.losses[network]))
     if not np.isfinite(loss):
@@ -430,6 +430,6 @@ def log_row(generation: Generation, epoch: int, network: int, results: EpochResu
     if results.loading is not None:
         loading = results.loading[network]
         row |= {"pairs_per_second": loading.pairs_per_second, "wait_fraction": loading.wait_fraction}
-    if taught.clean_probability is not None and generation.mismatched is not None:
-        row |= division_quality(taught.clean_probability, generation.mismatched)
+    if signals.clean_probability is not None and generation.mismatched is not None:
+        row |= division_quality(signals.clean_probability, generation.mismatched)
     return row

@@ -106,35 +106,40 @@ EXPERT_LOSSES: dict[str, ExpertLoss] = {
 }
 
 
-def expert_loss_entry(name: str) -> ExpertLoss:
+_LOSS_SETTINGS = "experts.clean_loss or experts.tolerant_loss"
+
+
+def expert_loss_entry(name: str, setting: str = _LOSS_SETTINGS) -> ExpertLoss:
     """The expert loss called `name`.
 
     Args:
         name: a key of `EXPERT_LOSSES`, or `module:function` naming a function of the logits (with a parameter `q` if it
             has an exponent) or a `ExpertLoss`.
+        setting: the config key that holds the name, for messages.
 
     Raises:
         UserError: there is no such loss, or its parameter `q` has no default.
     """
-    entry = lookup(EXPERT_LOSSES, name, "experts.clean_loss or experts.tolerant_loss", "loss")
-    return entry if isinstance(entry, ExpertLoss) else ExpertLoss(entry, _default_exponent(entry, name))
+    entry = lookup(EXPERT_LOSSES, name, setting, "loss")
+    return entry if isinstance(entry, ExpertLoss) else ExpertLoss(entry, _default_exponent(entry, name, setting))
 
 
-def expert_loss(name: str, q: float | None = None) -> Callable:
+def expert_loss(name: str, q: float | None = None, setting: str = _LOSS_SETTINGS) -> Callable:
     """The function of an expert loss, logits (B, B) -> (B, B).
 
     Args:
         name: as in `expert_loss_entry`.
         q: the exponent, ignored by losses that have none; None keeps the loss's default.
+        setting: as in `expert_loss_entry`.
 
     Raises:
         UserError: as `expert_loss_entry`.
     """
-    entry = expert_loss_entry(name)
+    entry = expert_loss_entry(name, setting)
     return entry.function if q is None or entry.q is None else partial(entry.function, q=q)
 
 
-def _default_exponent(function: Callable, name: str) -> float | None:
+def _default_exponent(function: Callable, name: str, setting: str) -> float | None:
     try:
         parameter = inspect.signature(function).parameters.get("q")
     except (TypeError, ValueError):  # some callables have no signature
@@ -142,7 +147,7 @@ def _default_exponent(function: Callable, name: str) -> float | None:
     if parameter is None:
         return None
     if parameter.default is inspect.Parameter.empty or parameter.default is None:
-        raise UserError(f"the loss '{name}' has an exponent q without a default; give it one, as in q=0.7.")
+        raise UserError(f"{setting}: the loss '{name}' has an exponent q without a default; give it one, as in q=0.7.")
     return parameter.default
 
 

@@ -7,6 +7,7 @@ Parameters and step sizes are dicts with one entry per branch ("image", "text").
     L           = |theta_S - theta*_target|^2 / |theta_0 - theta*_target|^2    (`matching_loss`)
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,25 +20,56 @@ from mdw_jax.config.options import GRADIENTS, LOSS_MERGES
 from mdw_jax.config.plugins import lookup
 from mdw_jax.errors import UserError
 
-STUDENT_OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "sgd": optax.identity,
-    "momentum": lambda: optax.trace(0.9),
+
+@dataclasses.dataclass(frozen=True)
+class StudentOptimizer:
+    """An optimizer of the student in the unroll.
+
+    Attributes:
+        make: () -> optax transformation from gradients to directions, without the step size, which is learned.
+        torch: the same as a PyTorch expression of `groups` (parameter groups, each with its `lr`), for the recipe on
+            dataset cards; None if there is none.
+    """
+
+    make: Callable[[], optax.GradientTransformation]
+    torch: str | None = None
+
+    def __call__(self) -> optax.GradientTransformation:
+        return self.make()
+
+
+STUDENT_OPTIMIZERS: dict[str, StudentOptimizer] = {
+    "sgd": StudentOptimizer(optax.identity, "torch.optim.SGD(groups)"),
+    "momentum": StudentOptimizer(lambda: optax.trace(0.9), "torch.optim.SGD(groups, momentum=0.9)"),
     # With eps_root = 0 the derivative of the square root is infinite where a gradient is 0.
-    "adam": lambda: optax.scale_by_adam(eps_root=1e-12),
+    "adam": StudentOptimizer(lambda: optax.scale_by_adam(eps_root=1e-12), "torch.optim.Adam(groups)"),
 }
+
+
+def student_optimizer_entry(name: str) -> StudentOptimizer:
+    """The student optimizer called `name`.
+
+    Args:
+        name: a key of `STUDENT_OPTIMIZERS`, or `module:function` naming a function that takes no arguments and returns
+            an `optax.GradientTransformation`, or a `StudentOptimizer`.
+
+    Raises:
+        UserError: there is no such optimizer.
+    """
+    entry = lookup(STUDENT_OPTIMIZERS, name, "distill.inner_optimizer", "student optimizer")
+    return entry if isinstance(entry, StudentOptimizer) else StudentOptimizer(entry)
 
 
 def student_optimizer(name: str) -> optax.GradientTransformation:
     """The optimizer of the student in the unroll: gradients -> directions, without the step size, which is learned.
 
     Args:
-        name: a key of `STUDENT_OPTIMIZERS`, or `module:function`; the function takes no arguments and returns an
-            `optax.GradientTransformation`.
+        name: as in `student_optimizer_entry`.
 
     Raises:
-        UserError: there is no such optimizer, or the function returns something else.
+        UserError: there is no such optimizer, or its function returns something else.
     """
-    optimizer = lookup(STUDENT_OPTIMIZERS, name, "distill.inner_optimizer", "student optimizer")()
+    optimizer = student_optimizer_entry(name).make()
     if not isinstance(optimizer, optax.GradientTransformation):
         raise UserError(f"distill.inner_optimizer names '{name}', which returns {type(optimizer).__name__}; let it "
                         "return an optax.GradientTransformation.")

@@ -37,7 +37,7 @@ def epoch_phase(recipe: Recipe, epoch: int, finished_teachers: bool) -> Phase:
 
 
 def teacher_indices(network: int, networks: int, count: int) -> list[int]:
-    """The teachers of a network: its peer, then the others in turn, at most `count` of them, never itself.
+    """The teachers of a network: the other network of its pair, then the rest in turn; at most `count`, never itself.
 
     Args:
         network: index of the network; 2 e is A and 2 e + 1 is B of expert e.

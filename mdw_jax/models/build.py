@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mdw_jax.config.plugins import is_path, lookup, made_by
+from mdw_jax.config.plugins import error_summary, is_path, lookup, made_by, source_digest
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
 from mdw_jax.io.checkpoint import load_checkpoint, save_checkpoint
@@ -136,15 +136,39 @@ def build_model(m: ConfigDict, shape, text_dim: int, text_tower: TextTower | Non
         text_tower: the text encoder, if it is trained too.
         context: see `BuildContext`.
     Returns:
-        The model, and a digest of its backbone's shapes and values.
+        The model, and a digest of its backbone's shapes and values, and of the source of one from outside the package.
     Raises:
-        UserError: what `build_tower` and `dual_encoder` raise.
+        UserError: what `build_tower` and `dual_encoder` raise, or a tower from outside the package fails.
     """
     tower = build_tower(m, shape, context)
-    backbone = tower.init(named_key(context.seed, "backbone"))
+    key = named_key(context.seed, "backbone")
+    backbone = _checked_init(tower, key, m, shape, context) if is_path(m.tower) else tower.init(key)
     model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
                          dtype=m.dtype, text_tower=text_tower)
-    return model, digest(*map(np.asarray, jax.tree.leaves(backbone)))
+    sources = [source_digest(m.tower)] if is_path(m.tower) else []
+    return model, digest(*map(np.asarray, jax.tree.leaves(backbone)), *sources)
+
+
+def _checked_init(tower: Tower, key, m: ConfigDict, shape, context: BuildContext):
+    """First parameters of a tower from outside the package.
+
+    Raises:
+        UserError: the tower fails, or its features are not of its width.
+    """
+    images = jax.ShapeDtypeStruct((2, *shape), m.dtype)
+    try:
+        params = tower.init(key)
+        features = jax.eval_shape(tower.features, params, images)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{context.setting} names '{m.tower}', whose tower fails for images {images.shape} "
+                        f"({error_summary(error)}); fix it (--debug shows where).") from error
+    if getattr(features, "shape", None) != (2, tower.width):
+        raise UserError(f"{context.setting} names '{m.tower}', whose features of images {images.shape} are of shape "
+                        f"{getattr(features, 'shape', None)} and not {(2, tower.width)}; make width that of the pooled "
+                        "feature map.")
+    return params
 
 
 def _factor_pretrained(tower: Tower, m: ConfigDict, shape, context: BuildContext) -> Tower:

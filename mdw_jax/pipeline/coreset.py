@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdw_jax.config.plugins import lookup
+from mdw_jax.config.plugins import error_summary, is_path, lookup
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import DistilledSet
 from mdw_jax.io.records import stored_array
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
-from mdw_jax.method.coresets import CORESETS, CoresetInputs, joint_features
+from mdw_jax.method.coresets import CORESETS, Coreset, CoresetInputs, joint_features
 from mdw_jax.models.embedding import embeddings
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
@@ -31,9 +31,22 @@ def coreset_set(run: PresetRun, prepared: Prepared, index: int) -> DistilledSet:
         features=lambda rows: joint_features(backbone_features(prepared)[1], prepared.texts.train[rows],
                                              run.noise.image_of[rows]),
         history=lambda: _correct_history(run, prepared), similarity=lambda: _similarity(run, prepared))
-    rows = _checked(choose(inputs), inputs, run)
+    rows = _checked(_chosen(choose, inputs, run), inputs, run)
     images, texts = real_pairs(prepared, run.noise, rows)
     return DistilledSet(images, texts, {}, {}, 1.0, "nce")
+
+
+def _chosen(choose: Coreset, inputs: CoresetInputs, run: PresetRun):
+    """What the coreset's function returns. Raises UserError where one from outside the package fails."""
+    try:
+        return choose(inputs)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not is_path(run.spec.coreset):
+            raise
+        raise UserError(f"the coreset '{run.spec.coreset}' of preset '{run.name}' fails ({error_summary(error)}); fix "
+                        "it (--debug shows where).") from error
 
 
 def _checked(rows, inputs: CoresetInputs, run: PresetRun) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mdw_jax.io import image_history
 from mdw_jax.io.distilled_set import (
     CARD,
-    load_distilled,
+    load_for_display,
     read_captions,
     save_distilled,
     write_captions,
@@ -17,7 +17,7 @@ from mdw_jax.io.files import digest, read_json
 from mdw_jax.io.records import complete, write_lines
 from mdw_jax.models.embedding import nearest_captions
 from mdw_jax.pipeline.coreset import coreset_set
-from mdw_jax.pipeline.distill_loop import CHECKPOINT, GOOD, HISTORY, distill_set
+from mdw_jax.pipeline.distill_loop import CHECKPOINT, HISTORY, LAST_REGULAR, distill_set
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.sets import set_folder
@@ -39,7 +39,7 @@ def distill_stage(run: PresetRun, prepared: Prepared) -> list[Path]:
             _make_set(run, prepared, index, directory, key)
         barrier()
         if is_main():
-            for name in (CHECKPOINT, GOOD, HISTORY):  # a kill right after the card was written leaves them too
+            for name in (CHECKPOINT, HISTORY, LAST_REGULAR):  # a kill right after the card was written leaves them too
                 (directory / name).unlink(missing_ok=True)
         broadcast_from_main(functools.partial(_save_nearest_captions, directory, prepared))
     return directories
@@ -73,7 +73,7 @@ def _save_nearest_captions(directory: Path, prepared: Prepared) -> None:
     """Write the real captions nearest to a finished set's texts beside it, unless they are there already."""
     sha256 = read_json(directory / CARD)["sha256"]
     if read_captions(directory, sha256) is None:
-        distilled, _ = load_distilled(directory)
+        distilled, _ = load_for_display(directory)
         captions = nearest_captions(prepared.text_features_of(distilled.texts), prepared.texts.train,
                                     prepared.pairs.train.captions)
         write_captions(directory, sha256, captions)

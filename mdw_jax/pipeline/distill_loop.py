@@ -18,7 +18,7 @@ from mdw_jax.io.distilled_set import DistilledSet
 from mdw_jax.io.records import read_lines, write_lines
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method import coresets
-from mdw_jax.method.distill import Method, State, finite_checks, init_state, schedule
+from mdw_jax.method.distill import DistillState, Method, finite_checks, init_state, schedule
 from mdw_jax.method.students import Protocol, evaluate
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.metrics import open_writers
@@ -37,8 +37,13 @@ from mdw_jax.runtime.progress import progress
 from mdw_jax.runtime.pytree import stack
 from mdw_jax.runtime.rng import named_generator, named_key
 
-# While a set is distilled: where to go on; with restarts allowed, the last regular one, where to go back to; metrics.
-CHECKPOINT, GOOD, HISTORY = "checkpoint.safetensors", "checkpoint-good.safetensors", "history.jsonl"
+CHECKPOINT = "checkpoint.safetensors"  # where an interrupted distillation goes on
+LAST_REGULAR = "checkpoint-good.safetensors"  # with restarts allowed: where a set that diverged goes back to
+HISTORY = "history.jsonl"  # metrics of the outer steps so far
+# Students that score a candidate on val: few, for there are many candidates, and seeded apart from those of the table
+# (`evaluate.student_seed`), so that a set is not chosen for the students that it is scored by.
+CANDIDATE_STUDENTS = 2
+CANDIDATE_SEED_OFFSET = 7919
 logger = logging.getLogger(__name__)
 
 
@@ -70,7 +75,7 @@ class LoopState(NamedTuple):
         restarted_at: outer steps done at the checkpoint of the last restart.
     """
 
-    distillation: State
+    distillation: DistillState
     best: Any
     best_val: Any
     evaluated: Any
@@ -155,8 +160,8 @@ class DistillationLoop:
         """Take the state and the metrics from the last checkpoint, or begin."""
         state = self.initial_state()
         self._start_at(load_checkpoint(self.directory / CHECKPOINT, state, self.key) or state)
-        if self.settings.restarts and broadcast_from_main(lambda: not (self.directory / GOOD).exists()):
-            self._save(GOOD)
+        if self.settings.restarts and broadcast_from_main(lambda: not (self.directory / LAST_REGULAR).exists()):
+            self._save(LAST_REGULAR)
         history = self.directory / HISTORY
         self.metrics = read_lines(history) if history.exists() else []
 
@@ -166,13 +171,13 @@ class DistillationLoop:
         scale = self.settings.restart_factor ** int(state.restarts)
         self.method = scale_learning_rates(fields(Method, self.settings), scale)
 
-    def save_state(self, good: bool = False) -> None:
-        """Write the checkpoint and the metrics so far; good: also as the one that a restart goes back to."""
+    def save_state(self, regular: bool = False) -> None:
+        """Write the checkpoint and the metrics so far; regular: also as the one that a restart goes back to."""
         self.flush_metrics()
         # Metrics first: those that a checkpoint does not know yet are cut, missing ones could not be recovered.
         write_lines(self.directory / HISTORY, self.metrics)
-        if good:
-            self._save(GOOD)
+        if regular:
+            self._save(LAST_REGULAR)
         self._save(CHECKPOINT)
 
     def _save(self, name: str) -> None:
@@ -192,7 +197,7 @@ class DistillationLoop:
                 self._save(CHECKPOINT)
             write_lines(self.directory / HISTORY, self.metrics)
             raise UserError(self._divergence_message(error, done)) from None
-        state = load_checkpoint(self.directory / GOOD, self.initial_state(), self.key)
+        state = load_checkpoint(self.directory / LAST_REGULAR, self.initial_state(), self.key)
         step = state.steps_done
         self._start_at(state._replace(restarts=jnp.int32(done + 1), restarted_at=jnp.int32(step)))
         if is_main():
@@ -309,7 +314,8 @@ class DistillationLoop:
         self.flush_metrics()
         model, average = self.prepared.model, self.state.distillation.average
         result = evaluate(model, student_data(model, to_distilled_set(average, self.method)), self.prepared.val, None,
-                          fields(Protocol, self.run.config.evaluate), seed=self.seed + 7919, students=2)
+                          fields(Protocol, self.run.config.evaluate), seed=self.seed + CANDIDATE_SEED_OFFSET,
+                          students=CANDIDATE_STUDENTS)
         row = self.metrics[-1]
         row |= {"val_r_mean": float(result.scores[:, -1].mean()), "lr_scale": result.lr_scale}
         if row["val_r_mean"] > self.state.best_val:
@@ -317,7 +323,7 @@ class DistillationLoop:
                                              best_val=jnp.float32(row["val_r_mean"]))
         self.log(row)
         self.state = self.state._replace(evaluated=jnp.int32(done))
-        self.save_state(good=self.settings.restarts > 0)
+        self.save_state(regular=self.settings.restarts > 0)
 
     def result(self) -> tuple[DistilledSet, list[dict], dict[str, np.ndarray]]:
         """The best set, the metrics of all outer steps, and the image history."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
+from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import DistilledSet, load_distilled
@@ -33,9 +34,9 @@ def evaluate_stage(run: PresetRun, prepared: Prepared) -> list[dict]:
     students_tower = tower_settings(c.model, c.evaluate.tower) if c.evaluate.tower else {}
     model_and_splits, rows = None, []
     for index, directory in enumerate(distill_stage(run, prepared)):
-        distilled, card = load_distilled(directory)
+        distilled, card = load_distilled(directory, c.distill.loss)
         _check_shapes(directory, distilled, prepared)
-        key = digest(card["key"], c.evaluate.to_dict(), students_tower)
+        key = digest(card["key"], c.evaluate.to_dict(), students_tower, *plugin_sources(c, "evaluate"))
         path = directory / f"scores-{protocol.select_on}-{key[:10]}.json"
         record = complete(path, key, "rows")
         if record is None:

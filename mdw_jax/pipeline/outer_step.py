@@ -38,10 +38,11 @@ def compiled_pixel_weights(model: DualEncoder, method: Method, count: int) -> Ca
 def compile_in_background(run: PresetRun, prepared: Prepared) -> Iterator[None]:
     """Compile the outer step in a thread while experts are trained inside: on accelerators both take minutes.
 
-    Nothing is compiled ahead where the experts are already trained, nor with several processes, which may have to
-    compile in the same order.
+    Nothing is compiled ahead for presets that distill nothing, where the experts are already trained, and with several
+    processes, which may have to compile in the same order.
     """
-    if several_processes() or complete(run.experts.path / "experts.json", run.experts.key) is not None:
+    if (run.spec.kind != "distilled" or several_processes()
+            or complete(run.experts.path / "experts.json", run.experts.key) is not None):
         yield
         return
     settings, model = run.config.distill, prepared.model

@@ -10,6 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.config.options import TOWER_SETTINGS
+from mdw_jax.config.plugin_values import plugin_sources
+from mdw_jax.config.plugins import is_path
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.noise import Noise
 from mdw_jax.data.pairs import Pairs
@@ -82,13 +84,16 @@ def prepare(config: ConfigDict) -> Prepared:
     captions, text_tower = _trained_text(text, pairs, texts) if text.train else (texts, None)
     model, weights = build_model(config.model, pairs.train.images.shape[1:], texts.train.shape[1], text_tower,
                                  BuildContext(config.run.seed, cache))
-    images = _images_as_seen(model, pairs, SPLITS, cache, digest(fingerprint, weights))
+    if is_path(config.evaluate.tower):  # a mistake in it is found now and not when all sets are distilled
+        _students_model(config, pairs, texts, text_tower)
+    sources = _reader_sources(config, pairs)
+    images = _images_as_seen(model, pairs, SPLITS, cache, digest(fingerprint, weights, *sources))
     # All splits go to the device once, for the loops only ever index them; training images that are streamed do not.
     train_images = images["train"] if isinstance(images["train"], LazyImages) else jnp.asarray(images["train"])
     val, test = (Inputs(jnp.asarray(np.asarray(images[name])), jnp.asarray(getattr(captions, name)),
                         jnp.asarray(getattr(pairs, name).image_of, jnp.int32)) for name in ("val", "test"))
-    # The weights count by their values, not by their path.
-    key = digest(fingerprint, captions.key, _model_settings(config.model), weights)
+    # The weights count by their values, not by their path; in `weights` is also the source of a tower of one's own.
+    key = digest(fingerprint, captions.key, _model_settings(config.model), weights, *sources)
     return Prepared(pairs, fingerprint, texts, captions, text_tower, model, train_images, val, test, key)
 
 
@@ -109,18 +114,30 @@ def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, 
     Raises:
         UserError: the tower does not fit the images, or lacks its weights.
     """
-    settings = config.evaluate
-    if not settings.tower:
+    if not config.evaluate.tower:
         return prepared.model, prepared.val, prepared.test
-    section = ConfigDict({**config.model.to_dict(), "tower": settings.tower, "mode": settings.mode,
-                          "weights": settings.weights})
-    cache = Path(config.run.dir) / "cache"
-    model, weights = build_model(section, prepared.pairs.train.images.shape[1:], prepared.texts.train.shape[1],
-                                 prepared.text_tower, BuildContext(config.run.seed, cache, "evaluate.tower"))
-    images = _images_as_seen(model, prepared.pairs, ("val", "test"), cache, digest(prepared.fingerprint, weights))
+    model, weights = _students_model(config, prepared.pairs, prepared.texts, prepared.text_tower)
+    key = digest(prepared.fingerprint, weights, *_reader_sources(config, prepared.pairs))
+    images = _images_as_seen(model, prepared.pairs, ("val", "test"), Path(config.run.dir) / "cache", key)
     val, test = (getattr(prepared, name)._replace(images=jnp.asarray(np.asarray(images[name])))
                  for name in ("val", "test"))
     return model, val, test
+
+
+def _students_model(config: ConfigDict, pairs: Pairs, texts: TextFeatures, text_tower: TextTower | None
+                    ) -> tuple[DualEncoder, str]:
+    """The model with the tower of `evaluate.tower`, and the digest of its backbone."""
+    settings = config.evaluate
+    section = ConfigDict({**config.model.to_dict(), "tower": settings.tower, "mode": settings.mode,
+                          "weights": settings.weights})
+    context = BuildContext(config.run.seed, Path(config.run.dir) / "cache", "evaluate.tower")
+    return build_model(section, pairs.train.images.shape[1:], texts.train.shape[1], text_tower, context)
+
+
+def _reader_sources(config: ConfigDict, pairs: Pairs) -> tuple[str, ...]:
+    """The source of a data reader of one's own, where the fingerprint of its data does not cover decoded pixels."""
+    lazy = any(isinstance(getattr(pairs, name).images, LazyImages) for name in SPLITS)
+    return plugin_sources(config, "data") if lazy else ()
 
 
 def tower_settings(model: ConfigDict, tower: str) -> dict:

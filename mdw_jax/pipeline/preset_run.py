@@ -8,12 +8,15 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config import resolve
 from mdw_jax.config.overrides import preset_config
+from mdw_jax.config.plugin_values import plugin_sources
+from mdw_jax.config.plugins import is_path, source_digest
 from mdw_jax.config.presets import PresetSpec, preset_spec, safe_name
 from mdw_jax.data import noise as noise_files
 from mdw_jax.data.noise import Noise
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
 from mdw_jax.io.records import stored_array
+from mdw_jax.pipeline.plugin_checks import check_augmentations, check_plugins
 from mdw_jax.pipeline.prepared import Prepared
 
 # Settings that do not change the experts: how snapshots are stored, and what is already resolved into other keys.
@@ -56,12 +59,13 @@ def resolve_run(config: ConfigDict) -> ConfigDict:
     """The resolved config of a run.
 
     Raises:
-        UserError: the config, or that of one of its presets, is not valid.
+        UserError: the config, or that of one of its presets, is not valid, or a function that it names does not do what
+            is expected of it.
     """
     resolved = resolve(config)
     for name in config.run.presets:
         # From the unresolved config: a preset may name another recipe, which must not be mixed with the config's own.
-        preset_config(config, name)
+        check_plugins(preset_config(config, name), preset_spec(name))
     return resolved
 
 
@@ -77,6 +81,7 @@ def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> PresetRun:
         UserError: the preset's config is not valid, or the data are too few for it.
     """
     spec, c = preset_spec(name), preset_config(config, name)
+    check_augmentations(c, prepared.pairs.train.images.shape[1:])
     _require_enough_data(c, prepared, spec)
     noise = noise_of(c, prepared)
     experts_key = _experts_key(c, prepared, noise)
@@ -92,17 +97,19 @@ def _experts_key(c: ConfigDict, prepared: Prepared, noise: Noise) -> str:
     """Digest of everything that the experts of a config depend on."""
     ignored = _NOT_EXPERTS if c.experts.teacher_count else _NOT_EXPERTS + _ONLY_WITH_TEACHERS
     recipe = {key: value for key, value in c.experts.to_dict().items() if key not in ignored}
-    return digest(prepared.key, noise.sha256, recipe, c.run.seed, last_snapshot(c))
+    return digest(prepared.key, noise.sha256, recipe, c.run.seed, last_snapshot(c), *plugin_sources(c, "experts"))
 
 
 def _sets_key(c: ConfigDict, prepared: Prepared, noise: Noise, name: str, spec: PresetSpec, experts_key: str) -> str:
     """Digest of everything that the sets of a preset depend on."""
     base = experts_key if spec.needs_experts else digest(prepared.key, noise.sha256, c.run.seed)
     if spec.kind == "coreset":
-        return digest(base, name, spec.coreset, c.distill.pairs)
+        sources = [source_digest(spec.coreset)] if is_path(spec.coreset) else []
+        return digest(base, name, spec.coreset, c.distill.pairs, *sources)
     method = {key: value for key, value in c.distill.to_dict().items() if key not in _NOT_SETS}
     choice = {key: value for key, value in c.evaluate.to_dict().items() if key not in _ONLY_SCORES}
-    return digest(base, name, method, choice)
+    # The source of a preset does not count: all that it returns is part of the config.
+    return digest(base, name, method, choice, *plugin_sources(c, "distill"))
 
 
 def _require_enough_data(c: ConfigDict, prepared: Prepared, spec: PresetSpec) -> None:

@@ -11,6 +11,7 @@ from mdw_jax.pipeline import run_notes
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.experts import experts_stage
+from mdw_jax.pipeline.outer_step import compile_in_background
 from mdw_jax.pipeline.prepared import SPLITS, Prepared, prepare
 from mdw_jax.pipeline.preset_run import PresetRun, open_preset, resolve_run
 from mdw_jax.pipeline.run_folder import environment, run_folder
@@ -79,10 +80,31 @@ def distill_command(config: ConfigDict) -> None:
             print(f"{run.name:8}  {directory}")
 
 
-def evaluate_command(config: ConfigDict) -> None:
-    """Score every preset: scores.csv with one row per student, the table, and the report."""
+def run_command(config: ConfigDict) -> None:
+    """Do all stages of every preset, one preset after another; then write the scores, the table and the report.
+
+    A stage skips what is complete, and makes what it needs of the stages before it: `distill_stage` trains experts that
+    are missing, `evaluate_stage` also distills. So an interrupted run goes on where it stopped, and each stage can be
+    called alone.
+    """
     resolved, prepared, runs = _begin(config)
-    rows = [row for run in runs for row in evaluate_stage(run, prepared)]
+    rows = []
+    for run in runs:
+        if run.spec.needs_experts:
+            with compile_in_background(run, prepared):
+                experts_stage(run, prepared)
+        distill_stage(run, prepared)
+        rows += evaluate_stage(run, prepared)
+    _write_results(resolved, prepared, runs, rows)
+
+
+def evaluate_command(config: ConfigDict) -> None:
+    """Score every preset. Scores need sets, and sets need experts, so this is all of `run_command`."""
+    run_command(config)
+
+
+def _write_results(resolved: ConfigDict, prepared: Prepared, runs: list[PresetRun], rows: list[dict]) -> None:
+    """Write scores.csv with one row per student, report.json, the table and the report; print the table."""
     directory = Path(resolved.run.dir)
     write_csv(directory / "scores.csv", [name for name in _COLUMNS if any(name in row for row in rows)], rows)
     run_notes.write_run_summary(directory, resolved, prepared, runs)
@@ -98,6 +120,5 @@ def evaluate_command(config: ConfigDict) -> None:
     print(f"page:   {directory / 'index.html'}")
 
 
-# "run" is "evaluate": evaluating does everything before it that is missing.
 STAGES = {"prepare": prepare_command, "experts": experts_command, "distill": distill_command,
-          "evaluate": evaluate_command, "run": evaluate_command}
+          "evaluate": evaluate_command, "run": run_command}

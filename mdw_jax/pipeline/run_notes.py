@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config.presets import safe_name
 from mdw_jax.config.sections import config_digest
-from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.io.distilled_set import load_for_display
 from mdw_jax.io.files import write_json
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun, read_division
@@ -65,7 +65,7 @@ def write_audio_files(directory: Path, prepared: Prepared, runs: Sequence[Preset
         return
     for run in runs:
         if run.spec.has_sets:
-            distilled, _ = load_distilled(set_folder(run, 0))
+            distilled, _ = load_for_display(set_folder(run, 0))
             for index, image in enumerate(distilled.images[:AUDIO_PAIRS]):
                 path = directory / "figures" / f"{safe_name(run.name)}-{index}.wav"
                 audio.write_wav(path, audio.griffin_lim(image, log_mel), log_mel.sample_rate)

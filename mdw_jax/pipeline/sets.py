@@ -37,9 +37,9 @@ def real_pairs(prepared: Prepared, noise: Noise, rows: np.ndarray) -> tuple[np.n
 
 
 def to_distilled_set(learned: dict, method: Method) -> DistilledSet:
-    """The learned tensors of a distillation (`State.learned` or `State.average`) as a set in host memory."""
+    """The learned tensors of a distillation (`DistillState.learned` or `.average`) as a set in host memory."""
     arrays = jax.tree.map(lambda x: np.asarray(x, np.float32), learned)
-    steps = {branch: float(np.exp(value)) for branch, value in arrays["log_steps"].items()}
+    steps = {branch: float(np.exp(value)) for branch, value in arrays["log_inner_lr"].items()}
     return DistilledSet(arrays["images"], arrays["texts"], arrays["correspondence"], steps, method.alpha, method.loss)
 
 

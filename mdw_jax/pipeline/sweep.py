@@ -6,9 +6,10 @@ In the run directory, beside what the stages keep there (see `mdw_jax.pipeline`)
     sweep/<key>.json            a finished cell: its rows, its config, its environment
     sweep/<key>.failed.json     a cell that failed, and why; the next sweep tries it again
 
-The key of a cell is a digest of its resolved config and its preset, without the directory: cells that differ only in
-settings that their preset overrides (`full` at every noise rate) are one cell, done once. A finished cell is skipped
-without loading any data, so files that a config names are trusted not to change; delete `sweep/` after changing one.
+The key of a cell is a digest of its resolved config, its preset, and the source of functions from outside the package,
+without the directory: cells that differ only in settings that their preset overrides (`full` at every noise rate) are
+one cell, done once. A finished cell is skipped without loading any data, so files that a config names are trusted not
+to change; delete `sweep/` after changing one.
 """
 
 import copy
@@ -22,6 +23,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from mdw_jax.config.overrides import preset_config
+from mdw_jax.config.plugin_values import plugin_sources
+from mdw_jax.config.plugins import is_path, source_digest
 from mdw_jax.config.presets import preset_spec
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import CARD
@@ -30,6 +33,7 @@ from mdw_jax.io.keyed import read_keyed_json
 from mdw_jax.io.locks import locked
 from mdw_jax.io.scores import METRICS
 from mdw_jax.pipeline.evaluate import evaluate_stage
+from mdw_jax.pipeline.plugin_checks import check_plugins
 from mdw_jax.pipeline.prepared import Prepared, prepare
 from mdw_jax.pipeline.preset_run import PresetRun, open_preset
 from mdw_jax.pipeline.run_folder import environment, run_folder
@@ -87,6 +91,7 @@ def grid(config: ConfigDict, axes: Mapping[str, Sequence]) -> list[Cell]:
         cell = Cell(number, preset, values, changed, changed, "")
         try:
             resolved = preset_config(changed, preset)
+            check_plugins(resolved, preset_spec(preset))
         except UserError as error:
             raise UserError(f"cell {number} of {len(points)} ({cell}) is not valid: {error}") from None
         cells.append(cell._replace(resolved=resolved, key=_cell_key(resolved, preset)))
@@ -98,7 +103,9 @@ def _cell_key(resolved: ConfigDict, preset: str) -> str:
     # `preset_overrides` are already applied to the other sections, and those of other presets do not matter here.
     ignored = ("dir", "preset_overrides")
     sections["run"] = {name: value for name, value in sections["run"].items() if name not in ignored}
-    return digest(_FORMAT, preset, sections)
+    coreset = preset_spec(preset).coreset
+    sources = plugin_sources(resolved, *(name for name in sections if name != "run"))
+    return digest(_FORMAT, preset, sections, *sources, *([source_digest(coreset)] if is_path(coreset) else []))
 
 
 def sweep_command(config: ConfigDict, axes: Mapping[str, Sequence], shard: tuple[int, int] = (0, 1),

@@ -12,7 +12,7 @@ from scipy.io import wavfile
 
 from mdw_jax.data.log_mel import LogMel, decibels
 from mdw_jax.errors import UserError
-from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.io.distilled_set import load_for_display
 from mdw_jax.io.files import write_atomically
 from mdw_jax.reporting.figures import image_grid
 
@@ -76,7 +76,7 @@ def export_pair(directory, index: int, path, caption: str = "") -> None:
     Raises:
         UserError: the set is not of audio or has no such pair, or librosa is missing.
     """
-    distilled, card = load_distilled(directory)
+    distilled, card = load_for_display(directory)
     if not card.get("log_mel"):
         raise UserError(f"the distilled set in '{directory}' is not of audio: its card has no log_mel.")
     if not 0 <= index < len(distilled.images):

@@ -54,7 +54,7 @@ def _selected_step(preset: PresetResults) -> str:
 
 def correspondence_entries(preset: PresetResults, is_main: bool) -> str:
     """The largest positive off-diagonal entries of P, and a heat map of P beyond the identity."""
-    distilled, _ = preset.set
+    distilled, _ = preset.displayed_set
     if not distilled.correspondence:
         return ""
     p = np.asarray(correspondence({name: jnp.asarray(value) for name, value in distilled.correspondence.items()},
@@ -96,7 +96,7 @@ def pixel_weights(preset: PresetResults, is_main: bool) -> str:
 
 def _rgb(preset: PresetResults, rows: np.ndarray) -> np.ndarray:
     """Some images of the first set, (n, H, W, 3) uint8."""
-    return figures.to_rgb(preset.set[0].images[rows], preset.is_spectrogram)
+    return figures.to_rgb(preset.displayed_set[0].images[rows], preset.is_spectrogram)
 
 
 def _side_by_side(images) -> np.ndarray:

@@ -11,9 +11,9 @@ import numpy as np
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically
 from mdw_jax.io.scores import read_scores
-from mdw_jax.reporting.preset_info import spec_by_name
+from mdw_jax.reporting.preset_info import preset_info
 from mdw_jax.reporting.stats import deviation, half_interval
-from mdw_jax.reporting.text import markdown_table
+from mdw_jax.reporting.text import markdown_table, plural, printable
 
 _NEEDED = ("preset", "set", "student", "select_on")
 _OPTIMISTIC = "(optimistic)"
@@ -70,7 +70,7 @@ def read_rows(files: Iterable) -> list[dict[str, str]]:
 
 def _read(path: Path) -> list[dict[str, str]]:
     try:
-        return read_scores(path, _NEEDED)
+        return [{printable(name): printable(cell) for name, cell in row.items()} for row in read_scores(path, _NEEDED)]
     except FileNotFoundError:
         raise UserError(f"there is no file '{path}'; `mdw sweep` writes one.") from None
     except OSError as error:
@@ -114,8 +114,7 @@ def table(data: list[dict], rows: Sequence[str] = ("preset",), columns: Sequence
     for row in data:
         place = tuple(tuple(_canonical(row[name]) for name in names) for names in (rows, columns))
         cells.setdefault(place, []).append(row)
-    for place, group in cells.items():
-        _check_settings(place, group, rows, columns)
+    _check_settings(cells, rows, columns)
     numbers = {place: _mean_and_spread(group, metric, interval) for place, group in cells.items()}
     if all(value is None for value in numbers.values()):
         raise UserError(f"column '{metric}' is empty in every row; choose another --metric.")
@@ -164,7 +163,7 @@ def draw(data: list[dict], rows: Sequence[str], columns: Sequence[str], metric: 
         if len(columns) != 1 or not _is_number(row[columns[0]]):
             raise UserError("a figure needs one column of numbers; give one, such as --columns noise.rate.")
         values = tuple(row[name] for name in rows)
-        key = _label(rows, values) if len(rows) > 1 else spec_by_name(values[0]).label
+        key = _label(rows, values) if len(rows) > 1 else preset_info(values[0]).label
         cells.setdefault(key, {}).setdefault(float(row[columns[0]]), []).append(row)
     series = {}
     for key, places in cells.items():
@@ -211,15 +210,28 @@ def _label(names: Sequence[str], values: Sequence[str]) -> str:
     return ", ".join(f"{name} = {value or '-'}" for name, value in zip(names, values, strict=True))
 
 
-def _check_settings(place: tuple, group: list[dict], rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Raises UserError if a setting that is no row or column varies inside a cell."""
-    values = {name: _ordered((_canonical(row[name]),) for row in group)
-              for name in group[0] if _is_setting(name) and name not in (*rows, *columns)}
-    varying = [name for name, distinct in values.items() if len(distinct) > 1]
-    if varying:
-        distinct = ", ".join(value or "-" for value, in values[varying[0]])
-        raise UserError(f"{varying[0]} varies ({distinct}) inside the cell {_label((*rows, *columns), sum(place, ()))}; "
-                        f"add it: --rows {','.join((*rows, *varying))}.")
+def _check_settings(cells: dict[tuple, list[dict]], rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Raises UserError, naming all of them, if settings that are no row or column vary inside a cell."""
+    varying: dict[str, list[str]] = {}  # setting -> its values in the first cell where it varies
+    first = None
+    for place, group in cells.items():
+        for name in group[0]:
+            if name in varying or name in (*rows, *columns) or not _is_setting(name):
+                continue
+            values = _ordered((_canonical(row[name]),) for row in group)
+            if len(values) > 1:
+                varying[name] = [value or "-" for value, in values]
+                first = place if first is None else first
+    if first is None:
+        return
+    cell = _label((*rows, *columns), sum(first, ()))
+    settings = [f"{name} ({', '.join(distinct)})" for name, distinct in varying.items()]
+    option = f"--rows {','.join((*rows, *varying))}"
+    if len(varying) == 1:
+        name, distinct = varying.popitem()
+        raise UserError(f"{name} varies ({', '.join(distinct)}) inside the cell {cell}; add it: {option}.")
+    raise UserError(f"{', '.join(settings[:-1])} and {settings[-1]} vary inside cells, such as {cell}; add them: "
+                    f"{option}.")
 
 
 def _sets(group: list[dict]) -> dict[tuple, list[dict]]:
@@ -259,7 +271,7 @@ def _is_optimistic(group: list[dict]) -> bool:
 
 
 def _is_reference(group: list[dict]) -> bool:
-    return not spec_by_name(group[0]["preset"]).has_sets
+    return not preset_info(group[0]["preset"]).has_sets(group)
 
 
 def _best(places: list[tuple], cells: dict, numbers: dict, metric: str) -> list[tuple]:
@@ -312,11 +324,7 @@ def _count(group: list[dict]) -> str:
     sets = _sets(group)
     students = {len(rows) for rows in sets.values()}
     if _is_reference(group):
-        return _plural(len(group), "network")
+        return plural(len(group), "network")
     if len(students) > 1:
-        return f"{_plural(len(sets), 'set')} with {len(group)} students in all"
-    return f"{_plural(len(sets), 'set')} x {_plural(students.pop(), 'student')}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+        return f"{plural(len(sets), 'set')} with {len(group)} students in all"
+    return f"{plural(len(sets), 'set')} x {plural(students.pop(), 'student')}"

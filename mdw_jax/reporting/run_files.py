@@ -1,6 +1,6 @@
 """A finished run directory, read back. Imports neither jax nor matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -9,14 +9,19 @@ import numpy as np
 from mdw_jax.config.sections import config_digest, refuse_sweep
 from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
-from mdw_jax.io.distilled_set import DistilledSet, load_distilled, read_captions
+from mdw_jax.io.distilled_set import DistilledSet, load_distilled, load_for_display, read_captions
 from mdw_jax.io.files import read_json, read_json_lines
-from mdw_jax.io.locate import wrong_level
-from mdw_jax.io.scores import METRICS, SCORES, read_scores
-from mdw_jax.reporting.preset_info import spec_by_name
+from mdw_jax.io.locate import refuse_unusable_path, wrong_level
+from mdw_jax.io.scores import METRICS, SCORES, OlderVersionError, read_scores
+from mdw_jax.reporting import run_schema
+from mdw_jax.reporting.preset_info import SUMMARY, preset_info
+from mdw_jax.reporting.run_schema import DIVISION_EDGES
+from mdw_jax.reporting.text import plural
 
-SUMMARY = "report.json"  # which config the scores belong to, and where the sets and experts of a run lie
-DIVISION_EDGES = [k / 10 for k in range(11)]  # of the histogram of clean probabilities in it
+_NEEDED = ("preset", "set", "student", "select_on")
+_COUNTS = ("set", "student", "steps")  # columns of scores.csv that hold whole numbers
+_TEXTS = ("preset", "select_on")
+__all__ = ["DIVISION_EDGES", "SUMMARY", "PresetResults", "Run", "open_run", "open_runs"]
 
 
 class PresetResults:
@@ -28,46 +33,77 @@ class PresetResults:
         name: its name in the config.
         label: its name in tables.
         kind: "distilled", "coreset" or "reference" (see `mdw_jax.config.presets.PresetSpec`).
-        rows: its rows of scores.csv, one per student.
+        has_sets: whether it ends in a small set.
+        rows: its rows of scores.csv, one per student (of references, per network): preset and select_on as text, set,
+            student and steps as int, all other columns as float; None where a cell is empty.
     """
 
     def __init__(self, run_directory: Path, metadata: dict, rows: list[dict]):
         self.run_directory, self.metadata, self.rows = run_directory, metadata, rows
         self.name: str = metadata["name"]
-        self.label: str = metadata.get("label") or spec_by_name(self.name).label
-        self.kind: str = metadata.get("kind") or spec_by_name(self.name).kind
         self.has_sets = bool(metadata["sets"])
+        info = preset_info(self.name)
+        self.label: str = metadata.get("label") or info.label
+        self.kind: str = metadata.get("kind") or info.kind or ("distilled" if self.has_sets else "reference")
 
     @property
     def scores(self) -> np.ndarray:
         """(students, 7) test scores in the order of `METRICS`, in %."""
         return np.array([[row[name] for name in METRICS] for row in self.rows])
 
+    def __repr__(self) -> str:
+        sets = f"{plural(len(self.metadata['sets']), 'set')}, " * self.has_sets
+        scored = plural(len(self.rows), "student" if self.has_sets else "network")
+        return f"PresetResults('{self.name}': {sets}{scored}, test r_mean {self.scores[:, -1].mean():.2f})"
+
     @property
     def set_directories(self) -> list[Path]:
         """The directories of its distilled sets."""
         return [self.run_directory / place for place in self.metadata["sets"]]
 
+    @property
+    def trajectory_directories(self) -> list[Path]:
+        """The directories of its experts' trajectories, one for each network; [] for a preset without experts."""
+        if "experts" not in self.metadata:
+            return []
+        directory = self.run_directory / self.metadata["experts"]
+        networks = _json(directory / "experts.json", run_schema.EXPERTS_SCHEMA)["networks"]
+        return [directory / f"net_{n:02d}" for n in range(networks)]
+
     @cached_property
     def set(self) -> tuple[DistilledSet, dict]:
-        """The first distilled set and its card."""
+        """The first distilled set and its card; not of a loss from outside the package, see `load_distilled`."""
         return load_distilled(self.set_directories[0])
+
+    @cached_property
+    def displayed_set(self) -> tuple[DistilledSet, dict]:
+        """The first distilled set and its card, to be shown: with any loss, and no student may be trained on it."""
+        distilled, card = load_for_display(self.set_directories[0])
+        try:
+            run_schema.check(card, run_schema.CARD_SCHEMA)
+        except ValueError as error:
+            raise UserError(f"the card of the distilled set in '{self.set_directories[0]}' is damaged ({error}); run "
+                            "mdw evaluate again.") from None
+        return distilled, card
 
     @cached_property
     def captions(self) -> list[str]:
         """For each text of the first set, the nearest real caption."""
-        captions = read_captions(self.set_directories[0], self.set[1]["sha256"])
-        return captions or ["(nearest caption unknown)"] * len(self.set[0].images)
+        distilled, card = self.displayed_set
+        captions, count = read_captions(self.set_directories[0], card["sha256"]), len(distilled.images)
+        known = (isinstance(captions, list) and len(captions) == count
+                 and all(isinstance(caption, str) for caption in captions))
+        return captions if captions and known else ["(nearest caption unknown)"] * count
 
     @cached_property
     def is_spectrogram(self) -> bool:
         """Whether the images of its sets are log-mel spectrograms."""
-        return bool(self.set[1].get("log_mel"))
+        return bool(self.displayed_set[1].get("log_mel"))
 
     @cached_property
     def metrics(self) -> list[dict]:
         """The metrics of each outer step of the first set."""
-        return _lines(self.set_directories[0] / "metrics.jsonl")
+        return _lines(self.set_directories[0] / "metrics.jsonl", run_schema.METRICS_SCHEMA)
 
     @cached_property
     def image_history(self) -> dict[str, np.ndarray] | None:
@@ -80,7 +116,8 @@ class PresetResults:
         if "experts" not in self.metadata:
             return None
         directory = self.run_directory / self.metadata["experts"]
-        return {**_json(directory / "experts.json"), "log": _lines(directory / "log.jsonl")}
+        return {**_json(directory / "experts.json", run_schema.EXPERTS_SCHEMA),
+                "log": _lines(directory / "log.jsonl", run_schema.LOG_SCHEMA)}
 
 
 class Run:
@@ -94,6 +131,8 @@ class Run:
         summary: report.json.
         presets: the results of each preset.
         main: the preset that a report leads with: mdw, otherwise a distilled preset, otherwise the first one.
+
+    `run["mdw"]` is the results of one preset, `"mdw" in run` says whether there is one, and a loop goes over the names.
     """
 
     def __init__(self, path, label: str = ""):
@@ -102,7 +141,7 @@ class Run:
         self.label = label or self.path.name
         _check_directory(self.path)
         self.config: dict = _json(self.path / "config.json")
-        self.environment: dict = _json(self.path / "environment.json")
+        self.environment: dict = _json(self.path / "environment.json", run_schema.ENVIRONMENT_SCHEMA)
         self.summary: dict = _json(self.path / SUMMARY)
         self.presets = self._read_presets()
         order = [preset for preset in self.presets if preset.has_sets and preset.kind != "coreset"] or self.presets
@@ -110,7 +149,9 @@ class Run:
 
     def _read_presets(self) -> list[PresetResults]:
         try:
-            rows = read_scores(self.path / SCORES, numbers=METRICS)
+            rows = [_typed(row) for row in read_scores(self.path / SCORES, _NEEDED, METRICS)]
+            run_schema.check(self.summary, run_schema.SUMMARY_SCHEMA)
+            run_schema.check(self.config, run_schema.CONFIG_SCHEMA)
             presets = [PresetResults(self.path, metadata, [row for row in rows if row["preset"] == metadata["name"]])
                        for metadata in self.summary["presets"]]
             if not presets or not all(preset.rows for preset in presets):
@@ -118,7 +159,9 @@ class Run:
             digest = config_digest(self.config)
         except OSError as error:
             raise UserError(f"'{self.path / SCORES}' cannot be read ({error}); run the command again.") from None
-        except (KeyError, TypeError, ValueError):
+        except OlderVersionError as error:
+            raise UserError(f"the run in '{self.path}' {error}.") from None
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(f"{SCORES} and {SUMMARY} in '{self.path}' do not fit together or are damaged; run mdw "
                             "evaluate again.") from None
         if self.summary.get("config", digest) != digest:
@@ -131,6 +174,20 @@ class Run:
         """Presets that end in a small set, the main one first."""
         return sorted((preset for preset in self.presets if preset.has_sets),
                       key=lambda preset: preset is not self.main)
+
+    def __getitem__(self, name: str) -> PresetResults:
+        """The results of the preset of this name."""
+        for preset in self.presets:
+            if preset.name == name:
+                return preset
+        raise UserError(f"the run '{self.path}' has no preset {name!r}; it has {', '.join(self)}.")
+
+    def __contains__(self, name) -> bool:
+        return name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of the presets."""
+        return (preset.name for preset in self.presets)
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{preset.name} {preset.scores[:, -1].mean():.2f}" for preset in self.presets)
@@ -162,6 +219,7 @@ def open_runs(paths: Sequence) -> list[Run]:
 
 def _check_directory(path: Path) -> None:
     """Raises UserError for a path that is not a finished run directory."""
+    refuse_unusable_path(path)
     names = ("config.json", "environment.json", SCORES, SUMMARY)
     missing = [name for name in names if not (path / name).exists()]
     if not missing:
@@ -176,15 +234,29 @@ def _check_directory(path: Path) -> None:
                     "again: finished stages are not repeated.")
 
 
-def _json(path: Path) -> dict:
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); run its command again.") from None
+def _typed(row: dict) -> dict:
+    """A row of scores.csv with its numbers as numbers. Raises ValueError for cells that are none."""
+    return {name: cell if name in _TEXTS or isinstance(cell, float) else None if cell == "" else
+            int(cell) if name in _COUNTS else float(cell) for name, cell in row.items()}
 
 
-def _lines(path: Path) -> list[dict]:
+def _json(path: Path, schema: run_schema.Schema | None = None) -> dict:
+    return _checked(path, read_json, schema)
+
+
+def _lines(path: Path, schema: run_schema.Schema) -> list[dict]:
+    return _checked(path, read_json_lines, schema)
+
+
+def _checked(path: Path, read: Callable, schema: run_schema.Schema | None):
+    """What `read` makes of a file. Raises UserError where it cannot be read or has not this schema."""
     try:
-        return read_json_lines(path)
+        value = read(path)
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read ({error}); run its command again.") from None
+    try:
+        if schema is not None:
+            run_schema.check(value, schema)
+    except ValueError as error:
+        raise UserError(f"'{path}' is damaged ({error}); run its command again.") from None
+    return value

@@ -2,8 +2,10 @@
 
 import contextlib
 import datetime
+import glob
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ from mdw_jax.config.presets import safe_name
 from mdw_jax.config.sections import config_digest, differences, flat, refuse_sweep
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json
+from mdw_jax.io.locate import refuse_unusable_path
 from mdw_jax.io.locks import is_locked, is_run_lock
-from mdw_jax.io.scores import SCORES, read_scores
-from mdw_jax.reporting.preset_info import spec_by_name
+from mdw_jax.io.scores import SCORES, OlderVersionError, read_scores
+from mdw_jax.reporting.preset_info import preset_info, read_summary
 from mdw_jax.reporting.stats import mean_text, welch
-from mdw_jax.reporting.text import aligned, text
+from mdw_jax.reporting.text import aligned, plural, printable, text
 
 # The latest of these files says when a run last did something.
 _TOUCHED = (".lock", "config.json", "metrics.csv", SCORES, "sweep.csv", "certificate.csv", "fairness.csv")
@@ -29,7 +32,7 @@ def runs_command(directories: Sequence[str]) -> None:
         raise UserError(f"there are no runs in {' or '.join(map(repr, directories))}; `mdw run` makes one in its "
                         "config.run.dir.")
     times = {path: _last_touched(path) for path in paths}
-    print(aligned([{**described(path), "when": f"{times[path]:%Y-%m-%d %H:%M}"}
+    print(aligned([{**_described_or_unreadable(path), "when": f"{times[path]:%Y-%m-%d %H:%M}"}
                    for path in sorted(paths, key=lambda path: times[path])]))
 
 
@@ -46,10 +49,14 @@ def diff_command(a: str, b: str) -> None:
         if not rows:
             print(f"\n'{path}' has no scores of this config: {state(path)}.")
     if all(scores):
-        print("\n" + aligned(score_differences(*scores)))
+        summaries = [read_summary(path) for path in paths]
+        presets = [entry for summary in summaries if isinstance(summary.get("presets"), list)
+                   for entry in summary["presets"]]
+        print("\n" + aligned(score_differences(scores[0], scores[1], {"presets": presets})))
         selected = [", ".join(dict.fromkeys(row["select_on"] for row in rows)) for rows in scores]
         if selected[0] != selected[1]:
-            print(f"\nA was selected on {selected[0]}, B on {selected[1]}: their r_mean cannot be compared.")
+            print()
+            print(printable(f"A was selected on {selected[0]}, B on {selected[1]}: their r_mean cannot be compared."))
 
 
 def run_directories(path: Path) -> Iterator[Path]:
@@ -58,6 +65,7 @@ def run_directories(path: Path) -> Iterator[Path]:
     Raises:
         UserError: there is no such directory.
     """
+    refuse_unusable_path(path)
     if not path.is_dir():
         raise UserError(f"there is no directory '{path}'; give one that holds runs.")
     for place, below, names in os.walk(path):
@@ -66,6 +74,16 @@ def run_directories(path: Path) -> Iterator[Path]:
                 "config.json" in names and _config(Path(place)) is not None):
             below.clear()
             yield Path(place)
+
+
+def _described_or_unreadable(path: Path) -> dict[str, str]:
+    """The row of a run; one whose files cannot be read must not hide the others."""
+    try:
+        return described(path)
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "damaged files"
+        return {"run": str(path), "state": f"unreadable ({reason})",
+                **dict.fromkeys(("data", "noise", "presets", "r_mean"), "-")}
 
 
 def described(path: Path) -> dict[str, str]:
@@ -77,7 +95,7 @@ def described(path: Path) -> dict[str, str]:
                 "presets": ",".join(config["run"]["presets"])}
         if _is_finished(path):
             with contextlib.suppress(UserError):  # damaged, as the state says
-                row["r_mean"] = _headline(_scores(path))
+                row["r_mean"] = _headline(_scores(path), read_summary(path))
     return row
 
 
@@ -101,8 +119,10 @@ def state(path: Path) -> str:
     if not _is_finished(path):
         return f"stopped at {_stage(path, config)}"
     try:
-        _scores(path)
-    except UserError:
+        read_scores(path / SCORES, numbers=("r_mean",))
+    except OlderVersionError:
+        return "of an older version"
+    except (OSError, ValueError):
         return f"damaged {SCORES}"
     return "finished"
 
@@ -111,7 +131,7 @@ def _other_commands(path: Path) -> str:
     """What commands without a config.json have done: "certified, fairness measured, 2 sets exported"."""
     exported = len(list(path.glob("export/*/card.json")))
     done = {"certified": (path / "certificate.csv").exists(), "fairness measured": (path / "fairness.csv").exists(),
-            f"{exported} set{'s' * (exported > 1)} exported": exported}
+            f"{plural(exported, 'set')} exported": exported}
     return ", ".join(words for words, holds in done.items() if holds)
 
 
@@ -125,13 +145,18 @@ def _stage(path: Path, config: dict | None) -> str:
         return "experts"
     if any(not (place / "card.json").exists() for place in path.glob("distilled/*/set_*") if place.is_dir()):
         return "distill"
-    specs = {name: spec_by_name(name) for name in config["run"]["presets"]}
-    if not begun and any(spec.needs_experts for spec in specs.values()):
+    summary = read_summary(path)
+    presets = {name: preset_info(name, summary) for name in config["run"]["presets"]}
+    if not begun and any(preset.needs_experts for preset in presets.values()):
         return "experts"
-    sets = config["distill"]["sets"]
-    if any(len(list(path.glob(f"distilled/{safe_name(name)}-*/set_*/card.json"))) < sets
-           for name, spec in specs.items() if spec.has_sets):
+    finished = {name: len(list(path.glob(f"distilled/{glob.escape(safe_name(name))}-*/set_*/card.json")))
+                for name in presets}
+    if any(finished[name] < config["distill"]["sets"] for name, preset in presets.items()
+           if preset.kind in ("distilled", "coreset") or (preset.kind is None and finished[name])):
         return "distill"
+    if any(preset.kind is None and not finished[name] for name, preset in presets.items()):
+        # Of a preset from outside this package only its code tells whether it has experts and sets.
+        return "distill or later" if begun else "experts or later"
     return "evaluate"
 
 
@@ -161,8 +186,8 @@ def _config(path: Path) -> dict | None:
         config = read_json(path / "config.json")
         presets, rate, sets = config["run"]["presets"], config["noise"]["rate"], config["distill"]["sets"]
         names = (*presets, config["data"]["name"], config["noise"]["protocol"])
-        is_run = (isinstance(presets, list) and isinstance(rate, (int, float)) and isinstance(sets, int)
-                  and all(isinstance(name, str) for name in names))
+        is_run = (isinstance(presets, list) and isinstance(rate, (int, float)) and abs(rate) <= 1
+                  and isinstance(sets, int) and all(isinstance(name, str) for name in names))
         return config if is_run else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -172,6 +197,8 @@ def _scores(path: Path) -> list[dict]:
     """The rows of scores.csv. Raises UserError if it is damaged."""
     try:
         return read_scores(path / SCORES, numbers=("r_mean",))
+    except OlderVersionError as error:
+        raise UserError(f"the run in '{path}' {error}.") from None
     except (OSError, ValueError):
         raise UserError(f"'{path / SCORES}' is damaged; run mdw evaluate again.") from None
 
@@ -183,10 +210,10 @@ def _by_preset(rows: Iterable[dict]) -> dict[str, list[dict]]:
     return groups
 
 
-def _headline(rows: list[dict]) -> str:
-    """The score of mdw or, without it, the best among presets with sets."""
+def _headline(rows: list[dict], summary: Mapping) -> str:
+    """The score of mdw or, without it, the best among presets with sets. summary: report.json."""
     r_means = {name: [row["r_mean"] for row in own] for name, own in _by_preset(rows).items()
-               if spec_by_name(name).has_sets}
+               if preset_info(name, summary).has_sets(own)}
     if not r_means:
         return "-"
     name = "mdw" if "mdw" in r_means else max(r_means, key=lambda name: np.mean(r_means[name]))
@@ -195,12 +222,13 @@ def _headline(rows: list[dict]) -> str:
 
 
 def _last_touched(path: Path) -> datetime.datetime:
-    files = [path / name for name in _TOUCHED if (path / name).exists()]
+    files = [path / name for name in _TOUCHED if (path / name).exists()] or [path]
     return datetime.datetime.fromtimestamp(max(file.stat().st_mtime for file in files))
 
 
 def _settings(path: Path) -> dict:
     """{dotted key: value} of the config and the environment of a run. Raises UserError if it is not one."""
+    refuse_unusable_path(path)
     config = _config(path)
     if config is None:
         if not path.is_dir():
@@ -215,36 +243,43 @@ def _settings(path: Path) -> dict:
     return flat({**config, "environment": environment})
 
 
-def score_differences(a: list[dict], b: list[dict]) -> list[dict[str, str]]:
+def score_differences(a: list[dict], b: list[dict], summary: Mapping | None = None) -> list[dict[str, str]]:
     """Compare the scores of two runs.
 
     Args:
         a: rows of the first scores.csv.
         b: rows of the second.
+        summary: what report.json says of their presets, for the labels of those from outside this package.
 
     Returns:
         One row per preset, as text: r_mean in both runs, and B - A with its 95 % interval. The interval is over
         distilled sets, the independent unit, where both runs have several, and otherwise over students, which does not
-        say how much another set would differ.
+        say how much another set would differ; "-" where a run has a single student.
     """
     groups = _by_preset(a), _by_preset(b)
-    return [_score_difference(preset, [group.get(preset, []) for group in groups])
+    return [_score_difference(preset, [group.get(preset, []) for group in groups], summary)
             for preset in dict.fromkeys((*groups[0], *groups[1]))]
 
 
-def _score_difference(preset: str, both: list[list[dict]]) -> dict[str, str]:
+def _score_difference(preset: str, both: list[list[dict]], summary: Mapping | None) -> dict[str, str]:
     """The row of one preset; both: its rows of scores.csv in the two runs."""
-    spec = spec_by_name(preset)
+    info = preset_info(preset, summary)
     students = [[row["r_mean"] for row in rows] for rows in both]
     texts = [mean_text(values) if values else "-" for values in students]
-    result = {"preset": spec.label, "A": texts[0], "B": texts[1], "B - A": "-", "over": "-"}
+    result = {"preset": info.label, "A": texts[0], "B": texts[1], "B - A": "-", "over": "-"}
     if all(both):
         by_set = [[float(np.mean([row["r_mean"] for row in rows if row["set"] == number]))
                    for number in dict.fromkeys(row["set"] for row in rows)] for rows in both]
-        unit, values = "sets", by_set
+        noun, values = "set", by_set
         if min(map(len, by_set)) == 1:
-            unit, values = "students" if spec.has_sets else "networks", students
+            noun, values = "student" if info.has_sets([*both[0], *both[1]]) else "network", students
         difference, low, high = welch(values[0], values[1])
-        result |= {"B - A": f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]",
-                   "over": f"{len(values[0])} and {len(values[1])} {unit}"}
+        interval = "-" if math.isnan(low) else f"{low:+.2f}, {high:+.2f}"
+        result |= {"B - A": f"{difference:+.2f} [{interval}]", "over": _two_counts(len(values[0]), len(values[1]), noun)}
     return result
+
+
+def _two_counts(a: int, b: int, noun: str) -> str:
+    """ "3 and 5 sets", "1 and 1 set", "1 set and 3 sets"."""
+    first = f"{a}" if (a == 1) == (b == 1) else plural(a, noun)
+    return f"{first} and {plural(b, noun)}"

@@ -15,9 +15,9 @@ from mdw_jax.reporting.report_certificate import certificate
 from mdw_jax.reporting.report_charts import distillation_charts, expert_charts
 from mdw_jax.reporting.report_images import correspondence_entries, image_changes, pairs, pixel_weights
 from mdw_jax.reporting.run_files import PresetResults, Run, open_runs
-from mdw_jax.reporting.run_table import table
+from mdw_jax.reporting.run_table import counts, table
 from mdw_jax.reporting.stats import half_interval_of_scores
-from mdw_jax.reporting.text import text
+from mdw_jax.reporting.text import plural, text
 
 _NBSP = "\N{NO-BREAK SPACE}"
 _Section = tuple[str, str, str]  # heading, one line that explains it, HTML
@@ -103,7 +103,7 @@ def _detail_sections(runs: Sequence[Run]) -> list[_Section]:
 def _title(run: Run) -> str:
     metadata, captions = run.main.metadata, run.summary["captions"]
     noisy = metadata["noise"]["rate"] != 0  # None: natural noise
-    subject = (f"{metadata['pairs']} pairs from {captions}{' noisy ones' * noisy}" if run.main.has_sets else
+    subject = (f"{plural(metadata['pairs'], 'pair')} from {captions}{' noisy ones' * noisy}" if run.main.has_sets else
                f"experts on {captions}{' noisy' * noisy} pairs")
     return f"{run.summary['data']}: {subject}"
 
@@ -119,8 +119,8 @@ def _tiles(run: Run, heading: bool) -> str:
         if name in others:
             tiles.append((_r_mean(others[name]), words))
     if main.has_sets:
-        budget, share = main.set[1]["byte_budget"], main.metadata["pairs"] / run.summary["captions"]
-        tiles.append((f"{main.metadata['pairs']} pairs", f"{_kilo(budget['total'])}, for {share:.1%} of the "
+        budget, share = main.displayed_set[1]["byte_budget"], main.metadata["pairs"] / run.summary["captions"]
+        tiles.append((plural(main.metadata["pairs"], "pair"), f"{_kilo(budget['total'])}, for {share:.1%} of the "
                       f"{run.summary['captions']:,} training pairs"))
     noise = main.metadata["noise"]
     tiles.append((noise["label"], "natural noise of the data" if noise["rate"] is None else
@@ -133,7 +133,8 @@ def _r_mean(preset: PresetResults) -> str:
 
 
 def _results(runs: Sequence[Run]) -> str:
-    rows = [{**({"run": run.label} if len(runs) > 1 else {}), **row} for run in runs for row in table(run)]
+    rows = [{**({"run": run.label} if len(runs) > 1 else {}), **row, "of": counts(preset)}
+            for run in runs for preset, row in zip(run.presets, table(run), strict=True)]
     columns = dict.fromkeys([*(name for name in ("run", "preset", "r_mean", "95 %") if name in rows[0]), *rows[0]])
     return html.html_table([{name: row[name].replace("+-", "±") for name in columns} for row in rows], "Results")
 
@@ -159,7 +160,7 @@ def _charts(charts: Sequence[str]) -> str:
 def _budget(run: Run, several: bool) -> list[dict]:
     rows = []
     for preset in run.presets_with_sets:
-        budget = preset.set[1]["byte_budget"]
+        budget = preset.displayed_set[1]["byte_budget"]
         rows.append({**({"run": run.label} if several else {}), "preset": preset.label,
                      **{name.replace("_", " "): _kilo(budget[name])
                         for name in ("images", "texts", "correspondence", "step_sizes", "total")},

@@ -3,6 +3,7 @@
 from mdw_jax.io.scores import METRICS
 from mdw_jax.reporting.run_files import PresetResults, Run
 from mdw_jax.reporting.stats import half_interval_of_scores, summary
+from mdw_jax.reporting.text import plural
 
 
 def table(run: Run) -> list[dict[str, str]]:
@@ -10,7 +11,8 @@ def table(run: Run) -> list[dict[str, str]]:
 
     Returns:
         For each preset: the mean of each metric over its students and sets, standard deviation and half the 95 %
-        interval of r_mean, and the size of its sets.
+        interval of r_mean, the size of its sets, and `of`, which has the same words for any number, so that tables of
+        different runs can be compared by text (`counts` is for people).
     """
     return [_row(preset) for preset in run.presets]
 
@@ -20,13 +22,22 @@ def _row(preset: PresetResults) -> dict[str, str]:
     optimistic = " (selected on test: optimistic)" if preset.rows[0]["select_on"] == "test" else ""
     row = {"preset": preset.label + optimistic, "noise": preset.metadata["noise"]["label"]}
     if preset.has_sets:
-        row |= {"pairs": str(preset.metadata["pairs"]), "kB": f"{preset.set[1]['byte_budget']['total'] / 1e3:.0f}"}
+        budget = preset.displayed_set[1]["byte_budget"]
+        row |= {"pairs": str(preset.metadata["pairs"]), "kB": f"{budget['total'] / 1e3:.0f}"}
     else:
         row |= {"pairs": "all", "kB": "-"}
     row |= {name: f"{stats[name]:.1f}" for name in METRICS[:-1]}
-    row["r_mean"] = f"{stats['r_mean']:.2f} +- {stats['r_mean_std']:.2f}"
+    row["r_mean"] = f"{stats['r_mean']:.2f}" + (f" +- {stats['r_mean_std']:.2f}" if len(preset.rows) > 1 else "")
     half = half_interval_of_scores(preset.rows)
     row["95 %"] = "-" if half is None else f"+- {half:.2f}"
     sets, count = len({row["set"] for row in preset.rows}), len(preset.rows)
     row["of"] = f"{sets} sets x {count // sets} students" if preset.has_sets else f"{count} networks"
     return row
+
+
+def counts(preset: PresetResults) -> str:
+    """What a preset's scores are computed over: "1 set x 5 students", "4 networks"."""
+    if not preset.has_sets:
+        return plural(len(preset.rows), "network")
+    sets = len({row["set"] for row in preset.rows})
+    return f"{plural(sets, 'set')} x {plural(len(preset.rows) // sets, 'student')}"

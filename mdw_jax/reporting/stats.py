@@ -14,8 +14,9 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def mean_text(values: Sequence[float]) -> str:
-    """Mean +- standard deviation (0 from one value), with two decimals."""
-    return f"{np.mean(values):.2f} +- {deviation(values) or 0.0:.2f}"
+    """Mean +- standard deviation, with two decimals; the value alone where there is one."""
+    spread = deviation(values)
+    return f"{np.mean(values):.2f}" + ("" if spread is None else f" +- {spread:.2f}")
 
 
 def half_interval(values: Sequence[float]) -> float | None:

@@ -11,8 +11,19 @@ def text(value) -> str:
     return ",".join(map(text, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+def plural(count: int, noun: str) -> str:
+    """(1, "set") -> "1 set"; (3, "set") -> "3 sets"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """A text of unknown origin, safe to print: "?" for control characters, and spaces for line breaks and the like."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
 def aligned(rows: Sequence[Mapping[str, str]]) -> str:
     """A table for a terminal: columns aligned by spaces, all rows with the keys of the first."""
+    rows = [{printable(name): printable(cell) for name, cell in row.items()} for row in rows]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
     lines: list[Mapping[str, str]] = [{name: name for name in rows[0]}, *rows]
     return "\n".join("  ".join(f"{line[name]:<{width}}" for name, width in widths.items()).rstrip() for line in lines)
@@ -26,7 +37,7 @@ def markdown_table(rows: Sequence[Mapping]) -> str:
 
     def line(cells):
         # Backslashes first: one before a pipe would undo the escape of the pipe.
-        safe = (" ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split()) for cell in cells)
+        safe = (" ".join(printable(cell).replace("\\", "\\\\").replace("|", "\\|").split()) for cell in cells)
         return f"| {' | '.join(safe)} |\n"
 
     return "".join([line(columns), line("--:" if numeric else ":--" for numeric in columns.values()),

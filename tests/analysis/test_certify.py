@@ -6,6 +6,8 @@ linear maps that saw none of the pairs it is certified on.
 
 import csv
 import functools
+import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ import optax
 import pytest
 from scipy.stats import binom
 
-from mdw_jax.analysis.certificate import estimate
+from mdw_jax.analysis.certificate import estimate, report
+from mdw_jax.analysis.certificate.case import Case
 from mdw_jax.analysis.certificate.command import certify_command
 from mdw_jax.config import base
 from mdw_jax.errors import UserError
@@ -255,6 +258,36 @@ def test_memory_that_comes_and_goes_counts_from_where_it_stays():
     assert estimate.first_memorized([memory(5), memory(0)]) is None
 
 
+def case_of(gaps, **changes):
+    """A case with nothing but what the sentences on memorization read."""
+    memory = [estimate.Memory(gap, 1.0, share) for gap, share in gaps]
+    case = Case(*[None] * len(Case._fields))._replace(
+        preset=SimpleNamespace(noise=SimpleNamespace(label="40%", true_rate=None)), names="mdw", memory=memory,
+        by_epoch=memory, memorized_from=estimate.first_memorized(memory))
+    return case._replace(**changes)
+
+
+@pytest.mark.parametrize("gaps, sentence", [
+    ([(0, 0.0), (1, 0.0)], "mismatched pairs are not memorized at any stored epoch (the last is 1)."),
+    ([(0, 0.0), (5, 0.2), (1, 0.1)],
+     "mismatched pairs are not memorized at the last stored epoch, 2 (they were at epoch 1)."),
+    ([(5, 0.2), (0, 0.0), (5, 0.2), (1, 0.1)],
+     "mismatched pairs are not memorized at the last stored epoch, 3 (they were at 2 of the epochs 0 to 2)."),
+    ([(0, 0.0), (5, 0.2), (5, 0.25)], "mismatched pairs are memorized from epoch 1 through the last stored one, where the "
+     "assumption of Proposition 3 fails; 25.0% of the way to right pairs by the last one, 2."),
+    ([(0, 0.0), (5, math.nan)], "mismatched pairs are memorized from epoch 1 through the last stored one, where the "
+     "assumption of Proposition 3 fails."),
+])
+def test_the_sentence_on_memorization_agrees_with_the_table(gaps, sentence):
+    assert report.summary_lines([case_of(gaps)]) == [f"* mdw, 40% mismatched: {sentence}"]
+
+
+def test_where_a_bound_holds_is_said_of_every_rate():
+    assert report._where([0.4, 0.0, 0.2], [False, True, True]) == "up to 20%"
+    assert report._where([0.0, 0.2], [False, False]) == "at no rate"
+    assert report._where([0.0, 0.2, 0.2, 0.4], [False, True, False, True]) == "only at 40%"
+
+
 # The command
 
 TINY = {
@@ -336,6 +369,17 @@ def test_a_loss_without_bounds_is_measured_but_not_certified(tmp_path, monkeypat
         np.testing.assert_allclose(2 * np.array(value("clean_risk", own, column), float),
                                    np.array(value("clean_risk", "mae", column), float), rtol=1e-4)
     assert len(value("upper_bound", "mae")) == 2
+
+
+def test_every_loss_trained_under_has_its_sentences(tmp_path, capsys):
+    certify_command(tiny(tmp_path, run__presets=("mdw",), experts__clean_loss="infonce"))
+    printed, rows = capsys.readouterr().out, rows_of(tmp_path)
+    assert "nan" not in printed and "up to none" not in printed
+    for loss in ("gce 0.7", "infonce"):
+        sentences = [line for line in printed.splitlines() if line.startswith(f"* dtcl ({loss}): ")]
+        assert len(sentences) == 2 and "Proposition 3 is informative below eta" in sentences[0]
+        assert "the excess measured was within Proposition 3" in sentences[1]
+    assert {row["loss"] for row in rows if row["measure"] == "excess"} == {"gce 0.7"}
 
 
 @pytest.mark.parametrize("changes, match", [

@@ -150,7 +150,7 @@ def test_a_group_without_real_members_has_no_ratio():
 
 
 def thumbs(images):
-    """(N, F) colors seen in a picture, wherever: what a backbone may tell of it."""
+    """(N, F) colors seen in an image, wherever: what a backbone may tell of it."""
     pixels = np.stack([np.asarray(Image.fromarray(image).convert("HSV"), float).reshape(-1, 3) for image in images])
     vivid = (pixels[..., 1] > 90) & (pixels[..., 2] > 115)
     return np.stack([np.bincount((pixel[seen, 0] * 24 / 256).astype(int), minlength=24) / len(pixel)

@@ -61,7 +61,7 @@ def both(case):
 def test_loss_and_gradients_agree(mode, gradient, p, loss, merge):
     ours, other = both(tiny(model__mode=mode, distill__gradient=gradient, distill__correspondence=p,
                             distill__loss=loss, distill__loss_merge=merge))
-    assert {"images", "texts", "log_steps/image", "log_steps/text"} < ours.keys()
+    assert {"images", "texts", "log_inner_lr/image", "log_inner_lr/text"} < ours.keys()
     assert len(ours) == {"identity": 5, "full": 6, "lowrank": 8}[p]
     assert all(np.linalg.norm(x) > 0 for x in ours.values())
     assert difference(ours, other)[0] < 5e-4  # P's gradients under `probability` are small differences of large numbers

@@ -87,7 +87,8 @@ def test_impossible_combinations(values, words):
     ({"model__pretrain_images": 10}, "model.pretrain_images is set, but model.pretrain_epochs is 0"),
     ({"experts__epochs": 2}, "recovery and guidance begin at epoch 2 .* experts.epochs is 2: they would never begin"),
     ({"experts__warmup": 7}, "recovery and guidance begin at epoch 7"),
-    ({"experts__recovery_start": 6, "experts__guidance_weight": 0.0}, "begin at epoch 6"),
+    ({"experts__recovery_start": 6, "experts__guidance_weight": 0.0},
+     r"begin at epoch 6 .*lower experts.recovery_start \(6\) or raise"),
     ({"experts__recovery_start": 6, "experts__recovery_weight": 0.0}, "begin at epoch 6"),
 ])
 def test_settings_that_cannot_take_effect(values, words):

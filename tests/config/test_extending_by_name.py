@@ -1,15 +1,23 @@
 """Options from outside the package: the code of docs/extending.md in one module, run from the data to the export."""
 
+import copy
+import dataclasses
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from mdw_jax.analysis.certificate.command import certify_command
 from mdw_jax.config import base, options
+from mdw_jax.errors import UserError
 from mdw_jax.export.command import export_command
+from mdw_jax.io.distilled_set import load_for_display, save_distilled
 from mdw_jax.pipeline.run import STAGES
+from mdw_jax.reporting.run_files import open_run
+from mdw_jax.reporting.run_report import write_report
 
 ROOT = Path(__file__).parents[2]
 GUIDE, CONTRIBUTING = ROOT / "docs" / "extending.md", ROOT / "CONTRIBUTING.md"
@@ -84,3 +92,24 @@ def test_the_export_says_that_the_loss_has_no_pytorch_twin(run):
     export_command(run)
     [card] = (Path(run.run.dir) / "export").rglob("mine.detached*/**/README.md")
     assert "mine:huber" in card.read_text() and re.search(r"no PyTorch", card.read_text())
+
+
+def test_a_report_imports_nothing_that_a_run_names(run, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine")
+    opened = open_run(run.run.dir)
+    write_report([opened], tmp_path / "index.html")
+    with pytest.raises(UserError, match="names the loss 'mine:huber' from outside"):
+        _ = opened["mine:detached"].set
+    assert "mine" not in sys.modules
+
+
+@pytest.mark.parametrize("command", [STAGES["evaluate"], export_command])
+def test_a_stored_set_cannot_name_another_loss(run, tmp_path, command):
+    shutil.copytree(run.run.dir, tmp_path / "run")
+    config = copy.deepcopy(run)
+    config.run.dir = str(tmp_path / "run")
+    [directory] = (tmp_path / "run" / "distilled").glob("mine.detached-*/set_0")
+    distilled, card = load_for_display(directory)
+    save_distilled(directory, dataclasses.replace(distilled, loss="evil_module:loss"), card)
+    with pytest.raises(UserError, match="names the loss 'evil_module:loss' from outside"):
+        command(config)

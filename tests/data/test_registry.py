@@ -6,6 +6,7 @@ import inspect
 import pytest
 from miniature import write_images
 
+from mdw_jax.config import options
 from mdw_jax.data.registry import READERS, load, settings_of
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
@@ -16,7 +17,7 @@ def test_scenes_by_name():
 
 
 def test_the_settings_are_the_readers_own():
-    assert list(READERS) == ["scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50"]
+    assert tuple(READERS) == options.READERS
     for name in ("folder", "hf", "tfds", "webdataset"):
         shared = {"size", "stream", "limit", "skip_broken", "check", "holdout_val", "holdout_test", "holdout_seed"}
         assert shared <= set(settings_of(name))
@@ -27,7 +28,7 @@ def test_the_settings_are_the_readers_own():
 
 
 @pytest.mark.parametrize("name, settings, message", [
-    ("flickr", {}, "no data reader 'flickr'; set data.name to one of scenes, karpathy, folder, hf, tfds, webdataset"),
+    ("flickr", {}, f"no data reader 'flickr'; set data.name to one of {', '.join(READERS)}"),
     ("scenes", {"stream": True}, "'scenes' has no setting 'stream'; it has train, val"),
     ("webdataset", {"train_shards": "x", "size": 8, "skipped": {}}, "has no setting 'skipped'"),
     ("folder", {"size": 8}, "'folder' needs the setting 'annotations'"),

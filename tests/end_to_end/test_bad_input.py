@@ -25,7 +25,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 from tiny_models import write_model
 
+from mdw_jax import load_distilled, open_run, open_trajectory
 from mdw_jax.cli import main
+from mdw_jax.errors import UserError
 
 TINY = {
     "data.size": 16, "data.train": 40, "data.val": 20, "data.test": 20, "noise.rate": 0.4, "text.dim": 24,
@@ -224,9 +226,11 @@ SETTINGS = [
     ({"distill.rank": 9}, r"distill.rank must lie in 1..8 .distill.pairs., not 9"),
     ({"distill.pairs": 41}, r"distill.pairs is 41 but there are only 40 training images; lower"),
     ({"distill.pairs": 41, "run.presets": ("random",)}, r"distill.pairs is 41 but there are only 40"),
-    ({"distill.max_start_epoch": 2}, r"epoch 3 needs as many expert epochs.*experts.epochs is 2; raise"),
-    ({"distill.max_start_epoch": 0}, r"distill.max_start_epoch"),
-    ({"distill.match_epochs": 3}, r"experts.epochs is 2; raise it or lower"),
+    ({"distill.max_start_epoch": 2},
+     r"epoch 3 needs as many expert epochs.*experts.epochs is 2; raise experts.epochs, or lower .*max_start_epoch \(2\)"),
+    ({"distill.max_start_epoch": 0}, r"distill.max_start_epoch must be at least 1, not 0"),
+    ({"distill.match_epochs": 3},
+     r"epoch 3 needs as many.*experts.epochs is 2; raise experts.epochs, or lower .*distill.match_epochs \(3\)"),
     ({"experts.batch": 201}, r"experts.batch is 201 but there are only 200"),
     ({"experts.recovery_top_k": 5000}, r"experts.recovery_top_k.*5000"),
     ({"evaluate.every": 5}, r"evaluate.every \(5\) exceeds evaluate.steps \(4\)"),
@@ -1283,6 +1287,20 @@ def test_broken_runs(name, finished, tmp_path, capfd, recwarn):
     assert re.search(says, refused(argv, [run], capfd, recwarn, late=True))
 
 
+def test_a_trajectory_of_an_older_version_says_so(finished, tmp_path):
+    shutil.copytree(finished[0].parent / "pristine", tmp_path / "run")
+    rewrite(header(tmp_path / "run"), lambda document: document | {"format": "mdw_jax.trajectory.1"})
+    with pytest.raises(UserError, match=r"net_00 was made by an older version of mdw-jax; run mdw again in another dir"):
+        open_trajectory(experts(tmp_path / "run") / "net_00")
+
+
+@pytest.mark.parametrize("read", [open_run, load_distilled, open_trajectory])
+@pytest.mark.parametrize("path", ["x" * 5000, "x/" * 2500])
+def test_a_path_that_is_too_long(read, path):
+    with pytest.raises(UserError, match=r"^the path 'x.{99}\.\.\.' cannot be opened \(File name too long\); check"):
+        read(path)
+
+
 def test_a_spoilt_cache_is_made_again(finished, tmp_path):
     shutil.copytree(finished[0].parent / "pristine", tmp_path / "run")
     found = {path: load_file(path) for path in (tmp_path / "run" / "cache").glob("*-*.safetensors")}
@@ -1312,7 +1330,7 @@ def test_a_full_disk(where, finished, tmp_path, monkeypatch, capfd, recwarn):
     else:
         monkeypatch.setattr(os, where, full)
     argv = ["prepare", f"--config={finished[1]}", f"--config.run.dir={tmp_path / 'run'}", "--config.noise.seed=1"]
-    assert re.search(r"refuses '.*noise/image-.*' \(No space left on device\); make room",
+    assert re.search(r"cannot write '.*noise/image-.*' \(No space left on device\); make room",
                      refused(argv, [tmp_path / "run"], capfd, recwarn))
     assert not list(tmp_path.rglob("*.part"))
 

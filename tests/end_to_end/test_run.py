@@ -1,6 +1,7 @@
 """Whole runs at the smallest size: what they leave behind, and that nothing is done twice."""
 
 import csv
+import importlib.util
 import json
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import BERT, write_model
 
+import mdw_jax
 from mdw_jax.config import base
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
@@ -66,6 +68,22 @@ def test_a_run_leaves_scores_a_table_and_a_page(finished):
     left = {path.name for path in one_set(finished, "mdw").iterdir()}
     assert left >= {"card.json", "nearest.json", "record.safetensors"}
     assert not left & {"checkpoint.safetensors", "history.jsonl"}
+
+
+def test_the_example_of_the_package_runs_as_written(finished, tmp_path, monkeypatch, capsys):
+    lines = [line.strip() for line in mdw_jax.__doc__.splitlines() if line.startswith("    ")]
+    example = lines[: next(n for n, line in enumerate(lines) if line.startswith("data  "))]
+    assert len(example) >= 8 and example[0] == "import mdw_jax"
+    if importlib.util.find_spec("torch") is None:
+        example = [line for line in example if "torch_dataset" not in line]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(finished)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("\n".join(example), names)
+    printed = capsys.readouterr().out
+    assert "PresetResults('mdw': 1 set, 2 students, " in printed and "'r_mean': " in printed and "(8 pairs: " in printed
+    assert names["run"]["mdw"].trajectory_directories[0].is_dir() and jax.tree.leaves(names["params"])
 
 
 def test_the_metrics_of_a_run_are_those_of_its_stages_own_files(finished):

@@ -1,6 +1,8 @@
 """The PyTorch recipe of a dataset card, for losses and student optimizers of this package and of others."""
 
 import dataclasses
+import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from mdw_jax.errors import UserError
 from mdw_jax.export.dataset_card import dataset_card, torch_recipe
 from mdw_jax.io.distilled_set import DistilledSet
 from mdw_jax.method.losses import DISTILLATION_LOSSES
+from mdw_jax.method.matching import STUDENT_OPTIMIZERS
 
 SET = DistilledSet(np.zeros((3, 4, 4, 3), np.float32), np.ones((3, 5), np.float32), {}, {"image": 0.5, "text": 0.25},
                    1.0, "nce")
@@ -52,14 +55,31 @@ def test_the_twin_of_a_loss_from_another_module(plugin):
 
 
 def test_the_recipe_uses_the_optimizer_that_the_step_sizes_were_learned_for():
-    assert "torch.optim.SGD([" in dataset_card(SET, CARD, real=False)
-    card = dataset_card(SET, with_optimizer("momentum"), real=False)
-    assert "torch.optim.SGD([" in card and '"lr": d["step_size.text"].item()}], momentum=0.9)' in card
-    assert "torch.optim.Adam([" in dataset_card(SET, with_optimizer("adam"), real=False)
+    assert "\noptimizer = torch.optim.SGD(groups)\n" in dataset_card(SET, CARD, real=False)
+    for name, optimizer in STUDENT_OPTIMIZERS.items():
+        card = dataset_card(SET, with_optimizer(name), real=False)
+        assert f"\noptimizer = {optimizer.torch}\n" in card and '"lr": d["step_size.text"].item()}]\n' in card
+    assert "torch.optim.SGD(groups, momentum=0.9)" in dataset_card(SET, with_optimizer("momentum"), real=False)
+    assert "torch.optim.Adam(groups)" in dataset_card(SET, with_optimizer("adam"), real=False)
     card = dataset_card(SET, with_optimizer("my_steps:lion"), real=False)
     assert "There is no PyTorch recipe for the optimizer `my_steps:lion` of this set" in card
     # Without learned step sizes no optimizer was used.
-    assert "torch.optim.SGD([" in dataset_card(dataclasses.replace(SET, step_sizes={}), with_optimizer("adam"), True)
+    assert "torch.optim.SGD(groups)" in dataset_card(dataclasses.replace(SET, step_sizes={}), with_optimizer("adam"), True)
+
+
+def test_an_optimizer_from_another_module(tmp_path, monkeypatch):
+    (tmp_path / "my_student_steps.py").write_text(
+        "import optax\nfrom mdw_jax.method.matching import StudentOptimizer\n"
+        "plain = lambda: optax.trace(0.5)\n"
+        "with_twin = StudentOptimizer(plain, 'torch.optim.SGD(groups, momentum=0.5)')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    card = dataset_card(SET, with_optimizer("my_student_steps:plain"), real=False)
+    assert "There is no PyTorch recipe for the optimizer `my_student_steps:plain` of this set" in card
+    dataset_card(SET, with_optimizer("my_student_steps:with_twin"), real=False)
+    assert "my_student_steps" not in sys.modules  # a card chooses nothing that is imported
+    importlib.import_module("my_student_steps")  # as a config that names it does
+    card = dataset_card(SET, with_optimizer("my_student_steps:with_twin"), real=False)
+    assert "\noptimizer = torch.optim.SGD(groups, momentum=0.5)\n" in card
 
 
 def test_an_unknown_loss_is_a_user_error():

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from mdw_jax.errors import UserError
 from mdw_jax.io import distilled_set as module
-from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled, save_distilled
+from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled, load_for_display, save_distilled
 
 
 def make_set(kind="lowrank", m=5, side=4, channels=3, d=7, rank=2, steps=True):
@@ -151,3 +151,28 @@ def test_a_card_that_json_cannot_hold_spares_the_old_set(tmp_path):
     with pytest.raises(TypeError):
         save_distilled(tmp_path, make_set("full"), {"bad": object()})
     assert load_distilled(tmp_path)[1]["old"]
+
+
+def test_a_file_cannot_choose_what_is_imported(tmp_path):
+    save_distilled(tmp_path, dataclasses.replace(make_set(), loss="evil_module:loss"), {})
+    for allowed in (None, "wbce", "evil_module:other"):
+        with pytest.raises(UserError, match="names the loss 'evil_module:loss' from outside this package"):
+            load_distilled(tmp_path, allowed)
+    assert load_distilled(tmp_path, "evil_module:loss")[0].loss == "evil_module:loss"
+    assert load_for_display(tmp_path)[0].loss == "evil_module:loss"
+
+
+@pytest.mark.parametrize("settings", ['{"alpha": 1.0, "loss": 3}', '{"alpha": "1", "loss": "nce"}',
+                                      '{"alpha": true, "loss": "nce"}', '{"alpha": null, "loss": "nce"}',
+                                      '{"alpha": 1.0, "loss": "a b"}', '{"alpha": 1.0, "loss": "nce\\n"}'])
+def test_settings_of_another_type(tmp_path, settings):
+    rewrite(tmp_path, {}, {module._FORMAT: settings})
+    with pytest.raises(UserError, match="'(alpha|loss)' is "):
+        load_distilled(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"step_sizes": [0.1, 0.2]}, {"step_sizes": {"image": "a", "text": 1.0}},
+                                    {"correspondence": None}, {"alpha": float("inf")}, {"loss": None}])
+def test_parts_of_another_type(change):
+    with pytest.raises(UserError, match=f"distilled '({next(iter(change))}|image)'"):
+        dataclasses.replace(make_set(), **change)

@@ -8,7 +8,16 @@ import pytest
 
 from mdw_jax.errors import UserError
 from mdw_jax.method.correspondence import correspondence
-from mdw_jax.method.distill import Method, init_state, make_outer_step, objective, outer_shapes, schedule
+from mdw_jax.method.distill import (
+    DECAYS,
+    SET_OPTIMIZERS,
+    Method,
+    init_state,
+    make_outer_step,
+    objective,
+    outer_shapes,
+    schedule,
+)
 from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import STUDENT_OPTIMIZERS, matching_loss, minibatches
 from mdw_jax.models.dual_encoder import dual_encoder
@@ -83,7 +92,7 @@ def test_gradient_is_that_of_the_plain_loop_over_images(mode, gradient):
                     return distillation_loss("wbce")(logits, correspondence(learned["correspondence"], rows, 3.0))
 
                 grads = jax.grad(loss)(jax.lax.stop_gradient(params) if gradient == "detached" else params)
-                params = {branch: jax.tree.map(lambda p, g, b=branch: p - jnp.exp(learned["log_steps"][b]) * g,
+                params = {branch: jax.tree.map(lambda p, g, b=branch: p - jnp.exp(learned["log_inner_lr"][b]) * g,
                                                params[branch], grads[branch]) for branch in params}
             square = lambda a, b: sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum((x - y) ** 2), a, b)))
             total += sum(square(params[b], goal[b]) / square(first[b], goal[b]) for b in params)
@@ -167,7 +176,7 @@ def test_pixel_weights_of_zero_freeze_those_pixels_only(optimizer):
 def test_start():
     state = start()
     np.testing.assert_array_equal(state.learned["images"], IMAGES)
-    np.testing.assert_allclose(jnp.exp(state.learned["log_steps"]["text"]), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(state.learned["log_inner_lr"]["text"]), 0.2, rtol=1e-6)
     np.testing.assert_allclose(correspondence(state.learned["correspondence"], jnp.arange(PAIRS), 3.0), np.eye(PAIRS))
 
 
@@ -182,9 +191,10 @@ def test_learning_rates_fall_to_nothing_by_the_last_step():
 
 
 def test_unknown_optimizers_and_decays_name_the_choices():
-    with pytest.raises(UserError, match="no optimizer .* 'lamb'; set distill.optimizer to one of adam, sgd"):
+    optimizers, decays = ", ".join(SET_OPTIMIZERS), ", ".join(DECAYS)
+    with pytest.raises(UserError, match=f"no optimizer .* 'lamb'; set distill.optimizer to one of {optimizers}"):
         make_outer_step(MODELS["projection"], dataclasses.replace(METHOD, optimizer="lamb"))
-    with pytest.raises(UserError, match="no learning rate decay 'step'; set distill.decay to one of cosine, none"):
+    with pytest.raises(UserError, match=f"no learning rate decay 'step'; set distill.decay to one of {decays}"):
         make_outer_step(MODELS["projection"], dataclasses.replace(METHOD, decay="step"))
 
 

@@ -194,9 +194,9 @@ def test_recovery_draws_captions_for_risky_images_from_the_peers_nearest(monkeyp
     for _, _, captions in plans[:4]:  # before recovery starts
         np.testing.assert_array_equal(captions, own)
     for n, (clean, tolerant, captions) in enumerate(plans[4:]):
-        peer = trained.snapshots[1 - n][2]
-        v = MODEL.embed_image(peer["image"], data[0].images)
-        nearest = np.argsort(-np.asarray(v @ MODEL.embed_text(peer["text"], data[0].texts).T))[:, :3]
+        other = trained.snapshots[1 - n][2]
+        v = MODEL.embed_image(other["image"], data[0].images)
+        nearest = np.argsort(-np.asarray(v @ MODEL.embed_text(other["text"], data[0].texts).T))[:, :3]
         np.testing.assert_array_equal(captions[~risky], own[~risky])
         inside = (nearest[data[0].image_of] == captions[:, None]).any(1)
         assert inside[risky].mean() > 0.98  # all but near ties

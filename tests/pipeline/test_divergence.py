@@ -62,7 +62,7 @@ def first_nonfinite(method=METHOD, learned=lambda tree: tree, starts=lambda tree
 def test_the_first_value_that_is_not_finite_is_named_and_changes_nothing():
     step = make_outer_step(MODELS["projection"], METHOD)
     assert first_nonfinite(step=step) is None
-    for path in (("texts",), ("images",), ("correspondence", "left"), ("log_steps", "text")):
+    for path in (("texts",), ("images",), ("correspondence", "left"), ("log_inner_lr", "text")):
         name = ".".join(path)
         assert first_nonfinite(step=step, learned=lambda tree, path=path: nan_at(tree, *path)) == f"{name}, before the step"
     assert first_nonfinite(step=step, starts=lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)
@@ -72,7 +72,7 @@ def test_the_first_value_that_is_not_finite_is_named_and_changes_nothing():
 
 def test_a_gradient_and_an_update_that_are_not_finite_are_named(monkeypatch):
     absurd = dataclasses.replace(METHOD, lr_inner_lr=1e39)  # infinite in float32
-    assert first_nonfinite(absurd) == "log_steps.image, after the step"
+    assert first_nonfinite(absurd) == "log_inner_lr.image, after the step"
 
     def spoiled(model, method, learned, *rest):
         loss, inner = objective(model, method, learned, *rest)

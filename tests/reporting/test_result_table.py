@@ -75,6 +75,20 @@ def test_columns_that_vary_inside_a_cell_are_an_error(write):
     assert "| distill.pairs | r_mean |" in table(read, ["distill.pairs"], [])
 
 
+def test_all_columns_that_vary_are_named_at_once(write):
+    data = [*rows("mdw", "0", [[1]], distill__pairs=8, model__tower="convnet"),
+            *rows("mdw", "0.4", [[1]], distill__pairs=8, model__tower="convnet", text__dim=4),
+            *rows("mdw", "0.4", [[2]], distill__pairs=20, model__tower="convnet", text__dim=4),
+            *rows("vld", "0.4", [[1]], distill__pairs=20, model__tower="convnet", text__dim=4),
+            *rows("vld", "0.4", [[2]], distill__pairs=20, model__tower="vit", text__dim=4)]
+    read = read_rows([write(data)])
+    with pytest.raises(UserError, match=r"^distill.pairs \(8, 20\) and model.tower \(convnet, vit\) vary inside cells, "
+                                        r"such as preset = mdw, noise.rate = 0.4; add them: --rows "
+                                        r"preset,distill.pairs,model.tower\.$"):
+        table(read)
+    assert len(table(read, ["preset", "distill.pairs", "model.tower"]).splitlines()) == 2 + 4 + 2
+
+
 def test_selection_on_test_is_labeled_and_beats_no_row_selected_on_val(write):
     data = rows("mdw", "0.4", [[20, 22]], select_on="test") + rows("random", "0.4", [[10, 10]])
     text = table(read_rows([write(data)]))
@@ -158,3 +172,20 @@ def test_a_figure_has_a_line_a_preset_with_intervals_and_wants_numbers_across(wr
     assert half[1] == pytest.approx(12.706 * 2, rel=1e-3)  # sets 10 and 14: deviation sqrt(8), t(1) = 12.706
     with pytest.raises(UserError, match="one column of numbers"):
         table_command([write(GRID)], ["noise.rate"], ["preset"], "r_mean", False, None, "t.png")
+
+
+@pytest.mark.parametrize(("steps", "shown", "count"), [
+    ("", "| mine:preset | 91.00 +- 1.41 |", "except 2 networks (preset = mine:preset)"),
+    ("200", "| mine:preset | **91.00 +- 1.41** |", "each 1 set x 2 students;")])
+def test_a_preset_from_outside_without_students_is_a_reference(write, steps, shown, count):
+    data = [*rows("random", "0.4", [[1, 3]], steps="200"),
+            *rows("mine:preset", "0.4", [[90, 92]], steps=steps, lr_scale="0.3" if steps else "")]
+    text = table(read_rows([write(data)]))
+    assert shown in text and count in text and ("**2.00" in text) == (steps == "")
+
+
+def test_control_characters_are_not_printed(write, capsys):
+    table_command([write(rows("\x1b[31mred\u202e", "0.4", [[1, 3]], commit="\x07abc"))], ["preset"], ["noise.rate"],
+                  "r_mean", False, None, None)
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines()) and "| ?[31mred? |" in out and "commit ?abc." in out

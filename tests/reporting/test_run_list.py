@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -26,10 +27,13 @@ MDW, VLD = RNG.normal(20, 1, (2, 3, 5))  # r_mean of 3 sets x 5 students
 def begun(folder, **changes):
     """A run folder right after `mdw prepare`."""
     c = base()
-    c.update_from_flattened_dict({"run.dir": str(folder), "run.presets": ("random", "mdw")})
+    presets = changes.pop("run__presets", ("random", "mdw"))  # not resolved: those from outside do not exist
+    c.update_from_flattened_dict({"run.dir": str(folder)})
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     write(folder / ".lock", LOCK)
-    write(folder / "config.json", json.dumps(resolve(c).to_dict()))
+    config = resolve(c).to_dict()
+    config["run"]["presets"] = presets
+    write(folder / "config.json", json.dumps(config))
     return folder
 
 
@@ -38,13 +42,13 @@ def write(path, text="{}"):
     path.write_text(text)
 
 
-def finished(folder, scores, protocol="val", **changes):
+def finished(folder, scores, select_on="val", **changes):
     """scores: {preset: (sets, students) r_mean}."""
     begun(folder, run__presets=tuple(scores), **changes)
     with open(folder / "scores.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("preset", "set", "student", "select_on", "r_mean"))
-        rows.writerows((preset, i, n, protocol, value) for preset, sets in scores.items()
+        rows.writerows((preset, i, n, select_on, value) for preset, sets in scores.items()
                        for i, students in enumerate(sets) for n, value in enumerate(students))
     return folder
 
@@ -152,8 +156,8 @@ def test_the_headline_is_mdw_or_the_best_that_is_distilled(tmp_path):
             "none": {"full": full}}
     said = {name: described(finished(tmp_path / name, scores))["r_mean"] for name, scores in runs.items()}
     assert said == {"mdw": "2.00 +- 1.41 mdw", "best": "5.00 +- 1.41 lors", "none": "-"}
-    peer = described(finished(tmp_path / "test", {"vld": high}, protocol="test", noise__rate=0.25))
-    assert peer["r_mean"] == "5.00 +- 1.41 vld (optimistic)" and peer["noise"] == "image 0.25"
+    baseline = described(finished(tmp_path / "test", {"vld": high}, select_on="test", noise__rate=0.25))
+    assert baseline["r_mean"] == "5.00 +- 1.41 vld (optimistic)" and baseline["noise"] == "image 0.25"
 
 
 def test_the_list_needs_no_jax_and_finds_runs_below(tmp_path):
@@ -191,8 +195,22 @@ def test_differences(tmp_path, capsys):
     assert "The configs are the same." in capsys.readouterr().out
     assert main(["diff", str(a), str(begun(tmp_path / "c"))]) == 0
     assert f"'{tmp_path / 'c'}' has no scores of this config: stopped at experts." in capsys.readouterr().out
-    assert main(["diff", str(a), str(finished(tmp_path / "d", {"mdw": MDW}, protocol="test"))]) == 0
+    assert main(["diff", str(a), str(finished(tmp_path / "d", {"mdw": MDW}, select_on="test"))]) == 0
     assert "A was selected on val, B on test" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("sizes", "row"), [
+    (((1, 1), (1, 1)), ["MDW", "1.00", "2.00", "+1.00 [-]", "1 and 1 student"]),
+    (((1, 1), (1, 3)), ["MDW", "1.00", "2.00 +- 0.00", "+1.00 [-]", "1 student and 3 students"]),
+    (((3, 1), (1, 1)), ["MDW", "1.00 +- 0.00", "2.00", "+1.00 [-]", "3 students and 1 student"]),
+    (((2, 1), (3, 1)), ["MDW", "1.00 +- 0.00", "2.00 +- 0.00", "+1.00 [+1.00, +1.00]", "2 and 3 sets"]),
+])
+def test_one_student_has_no_deviation_and_no_interval(tmp_path, capsys, sizes, row):
+    a, b = (finished(tmp_path / name, {"mdw": np.full(size, value)})
+            for name, size, value in zip("ab", sizes, (1.0, 2.0), strict=True))
+    assert main(["diff", str(a), str(b)]) == 0
+    assert [cell.strip() for cell in re.split("  +", capsys.readouterr().out.splitlines()[-1])] == row
+    assert described(a)["r_mean"] == f"{row[1]} mdw"
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
@@ -213,3 +231,89 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, words, sentenc
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert not out and err.startswith(f"mdw: {sentence}") and err.count("\n") == 1
+
+
+def outside(folder, kinds, label="Mine"):
+    """Make a finished run's presets from elsewhere known: report.json, as mdw evaluate writes it."""
+    config = json.loads((folder / "config.json").read_text())
+    write(folder / "report.json", json.dumps({"config": config_digest(config), "presets": [
+        {"name": name, "label": label, "kind": kind} for name, kind in kinds.items()]}))
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "headline", "noun"), [
+    ("reference", "2.00 +- 1.41 vld", "2 and 2 networks"), ("coreset", "95.00 +- 7.07 mine:preset", "2 and 2 students")])
+def test_report_json_says_what_a_preset_from_outside_is(tmp_path, capsys, kind, headline, noun):
+    scores = {"vld": [[1.0, 3.0]], "mine:preset": [[90.0, 100.0]]}
+    a, b = (outside(finished(tmp_path / name, scores), {"mine:preset": kind}) for name in "ab")
+    assert described(a)["r_mean"] == headline and described(a)["state"] == "finished"
+    assert main(["diff", str(a), str(b)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Mine  ") and last.endswith(noun)
+
+
+def test_a_stopped_run_of_presets_from_outside_guesses_neither_experts_nor_sets(tmp_path):
+    folder = begun(tmp_path / "run", run__presets=("random", "mine:preset"))
+    write(folder / "distilled" / "random-2" / "set_0" / "card.json")
+    assert state(folder) == "stopped at experts or later"
+    write(folder / "experts" / "dtcl-1" / "experts.json")
+    write(folder / "experts" / "dtcl-1.lock")
+    assert state(folder) == "stopped at distill or later"
+    outside(folder, {"mine:preset": "reference"})
+    assert state(folder) == "stopped at evaluate"
+    outside(folder, {"mine:preset": "coreset"})
+    assert state(folder) == "stopped at distill"
+    write(folder / "distilled" / "mine.preset-3" / "set_0" / "card.json")
+    assert state(folder) == "stopped at evaluate"
+
+
+@pytest.mark.parametrize("name", ["**", "../[a", "/etc", "", "a\0b", "\ud800", "x" * 5000, "\x1b[31mred\n"])
+def test_a_hostile_name_of_a_preset_hides_no_run(tmp_path, capsys, name):
+    good, bad = begun(tmp_path / "good"), begun(tmp_path / "bad")
+    write(good / "experts" / "dtcl-1.lock")
+    config = json.loads((bad / "config.json").read_text())
+    config["run"]["presets"] = [name]
+    write(bad / "config.json", json.dumps(config))
+    assert main(["runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 3 and out.isascii() and "\x1b" not in out
+    assert main(["diff", str(good), str(bad)]) == 0
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize("summary", [
+    {"presets": [{"name": "mdw", "label": 5}]}, {"presets": 5}, {"presets": [5]}, [], {"config": 5},
+    {"presets": [{"name": "mine:preset", "label": ["a"], "kind": ["b"]}]}])
+def test_a_damaged_report_json_stops_neither_runs_nor_diff(tmp_path, capsys, summary):
+    folder = finished(tmp_path / "run", {"mdw": MDW, "mine:preset": VLD})
+    write(folder / "report.json", json.dumps(summary))
+    assert main(["runs", str(tmp_path)]) == 0 and main(["diff", str(folder), str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert "mine:preset" in out and not err
+    assert out.splitlines()[-1].startswith("mine:preset ") or summary == {"config": 5}  # scores of another config
+
+
+def test_numbers_out_of_range_are_a_damaged_config(tmp_path):
+    folder = begun(tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["noise"]["rate"] = 10**400
+    write(folder / "config.json", json.dumps(config))
+    assert described(folder)["state"] == "damaged config.json"
+
+
+def test_a_run_of_an_older_version_says_so(tmp_path, capsys):
+    folder = finished(tmp_path / "run", {"mdw": MDW})
+    text = (folder / "scores.csv").read_text()
+    write(folder / "scores.csv", text.replace("select_on", "protocol", 1))
+    assert described(folder)["state"] == "of an older version"
+    words = "was made by an older version of mdw-jax; run mdw again in another directory.\n"
+    for argv, name in ((["diff", str(folder), str(folder)], f"the run in '{folder}'"),
+                       (["table", str(folder / "scores.csv")], f"'{folder / 'scores.csv'}'")):
+        assert main(argv) == 2 and capsys.readouterr().err == f"mdw: {name} {words}"
+
+
+@pytest.mark.parametrize("words", [["runs", "x" * 5000], ["diff", "x" * 5000, "b"], ["report", "x/" * 2500]])
+def test_a_path_that_is_too_long_is_one_sentence(capsys, words):
+    assert main(words) == 2
+    assert re.fullmatch(r"mdw: the path 'x.*\.\.\.' cannot be opened \(File name too long\); check the path\.\n",
+                        capsys.readouterr().err)

@@ -56,7 +56,7 @@ def make_run(folder, pairs=30, side=16, sets=1, restart=False, caption=NASTY, **
         "config": config_digest(resolved), "data": "scenes", "fingerprint": "e" * 64, "images": 200, "captions": 1000,
         "presets": presets}))
     (folder / "experts" / "dtcl").mkdir(parents=True)
-    (folder / "experts" / "dtcl" / "experts.json").write_text(json.dumps({"certificate_inputs": {
+    (folder / "experts" / "dtcl" / "experts.json").write_text(json.dumps({"networks": 2, "certificate_inputs": {
         "eta": 0.4, "tracks": {"clean": {"loss": "gce", "q": 0.7, "excess_risk_bound": 0.0243}}}}))
     lines(folder / "experts" / "dtcl" / "log.jsonl", [
         {"generation": "experts", "epoch": epoch, "val_r_mean": 10.0 * epoch + n,
@@ -158,6 +158,43 @@ def test_the_interval_is_over_sets_where_there_are_several(tmp_path):
     assert half_interval_of_scores(rows[:1]) is None
     entry = table(Run(make_run(tmp_path / "run", sets=2)))[1]
     assert entry["95 %"].startswith("+- 19.0") and entry["of"] == "2 sets x 3 students" and entry["pairs"] == "30"
+
+
+def test_one_set_and_one_student_are_singular_and_have_no_deviation(tmp_path):
+    folder = make_run(tmp_path / "run")
+    rows = (folder / "scores.csv").read_text().splitlines()
+    (folder / "scores.csv").write_text("\n".join(row for row in rows if ",1,val," not in row and ",2,val," not in row))
+    entry = table(Run(folder))[1]
+    assert entry["r_mean"] == "40.00" and entry["95 %"] == "-" and entry["of"] == "1 sets x 1 students"
+    cells = page_of(folder)[1].text["td"]
+    assert {"1 set x 1 student", "1 network"} <= set(cells) and not any("1 sets" in cell for cell in cells)
+
+
+def test_a_run_gives_its_presets_by_name(tmp_path):
+    folder = make_run(tmp_path / "run", sets=2)
+    scores = (folder / "scores.csv").read_text().replace("select_on,", "select_on,lr_scale,steps,", 1)
+    scores = scores.replace(",val,", ",val,0.3,200,").replace("experts,0,0,val,0.3,200", "experts,0,0,val,,")
+    (folder / "scores.csv").write_text(scores)
+    run = Run(folder)
+    assert list(run) == ["random", "mdw", "experts"] and "mdw" in run and "lors" not in run
+    assert run["mdw"] is run.main
+    with pytest.raises(UserError, match="has no preset 'lors'; it has random, mdw, experts.$"):
+        run["lors"]
+    assert repr(run["mdw"]) == "PresetResults('mdw': 2 sets, 6 students, test r_mean 42.50)"
+    assert repr(run["experts"]) == "PresetResults('experts': 3 networks, test r_mean 51.00)"
+    trajectories = [folder / "experts" / "dtcl" / f"net_0{n}" for n in range(2)]
+    assert run["mdw"].trajectory_directories == run["experts"].trajectory_directories == trajectories
+    assert run["random"].trajectory_directories == []
+    first, last = run["mdw"].rows[0], run["mdw"].rows[-1]
+    assert (last["set"], last["student"], last["steps"]) == (1, 2, 200)
+    assert {name: type(value) for name, value in first.items()} == {
+        "preset": str, "set": int, "student": int, "select_on": str, "lr_scale": float, "steps": int,
+        **dict.fromkeys(METRICS, float)}
+    assert run["experts"].rows[0]["lr_scale"] is None
+    for text in ("{}", '{"networks": "2"}', "{"):
+        (folder / "experts" / "dtcl" / "experts.json").write_text(text)
+        with pytest.raises(UserError, match="experts.json'"):
+            run["mdw"].trajectory_directories  # noqa: B018
 
 
 def test_the_certificate_of_certify_is_shown(tmp_path):
@@ -282,3 +319,58 @@ def test_a_page_of_large_images_stays_small(tmp_path):
     page_of(run)
     assert (run / "report.html").stat().st_size < 2e6
     assert (run / "distilled/mdw/set_0/record.safetensors").stat().st_size < 10e6
+
+
+def first(**fields):
+    return lambda presets: presets[1].update(fields)
+
+
+@pytest.mark.parametrize("change", [
+    first(sets=[5]), first(label=5), first(label=["a"]), first(noise=None), first(noise={"label": 5}), first(experts=5),
+    first(division=5), first(division={"a": [1]}), first(division={"a": ["x"] * 10}), first(pairs=None), first(pairs=True),
+    first(kind="other"), first(name=None), lambda presets: presets.append(5)])
+def test_a_damaged_report_json_is_one_sentence(tmp_path, change):
+    run = make_run(tmp_path / "run", pairs=12)
+    change_report(run, change)
+    with pytest.raises(UserError, match=r"do not fit together or are damaged; run mdw evaluate again\.$"):
+        page_of(run)
+
+
+@pytest.mark.parametrize(("name", "contents"), [
+    ("distilled/mdw/set_0/metrics.jsonl", '{"a": 1}\n'),
+    ("distilled/mdw/set_0/metrics.jsonl", '{"step": 0, "loss": null, "inner_lr_image": 1, "inner_lr_text": 1}\n'),
+    ("experts/dtcl/log.jsonl", '{"a": 1}\n'),
+    ("experts/dtcl/log.jsonl", '{"generation": ["a"], "epoch": 1}\n'),
+    ("experts/dtcl/experts.json", '{"networks": 2}'),
+    ("experts/dtcl/experts.json", '{"networks": 2, "certificate_inputs": {"eta": 0.4, "tracks": {"clean": {}}}}'),
+    ("environment.json", '{"packages": 5, "devices": 3}'),
+    ("environment.json", '{"packages": {"jax": 5}}'),
+])
+def test_files_with_other_fields_are_one_sentence(tmp_path, name, contents):
+    run = make_run(tmp_path / "run", pairs=12)
+    (run / name).write_text(contents)
+    with pytest.raises(UserError, match=rf"'.*{name}' is damaged \(.*\); run its command again\.$"):
+        page_of(run)
+
+
+def test_a_card_without_its_bytes_is_one_sentence(tmp_path):
+    run = make_run(tmp_path / "run", pairs=12)
+    path = run / "distilled/mdw/set_0" / CARD
+    path.write_text(json.dumps({"sha256": json.loads(path.read_text())["sha256"]}))
+    with pytest.raises(UserError, match=r"the card of .* is damaged \(byte_budget is missing\); run mdw evaluate again"):
+        page_of(run)
+
+
+def test_captions_that_are_none_are_unknown(tmp_path):
+    run = make_run(tmp_path / "run", pairs=12)
+    path = run / "distilled/mdw/set_0/nearest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"captions": ["one", 5]}))
+    assert "(nearest caption unknown)" in page_of(run)[0]
+
+
+def test_a_run_of_an_older_version_is_one_sentence(tmp_path):
+    run = make_run(tmp_path / "run", pairs=12)
+    text = (run / "scores.csv").read_text()
+    (run / "scores.csv").write_text(text.replace("select_on", "protocol", 1))
+    with pytest.raises(UserError, match=rf"^the run in '{run}' was made by an older version of mdw-jax; run mdw again"):
+        page_of(run)

@@ -93,7 +93,7 @@ def test_the_choices_of_a_config_are_those_there_are():
 
 
 def flat(width=3):
-    """A tower of an RGB picture that keeps every pixel of every fourth row and column."""
+    """A tower of an RGB image that keeps every pixel of every fourth row and column."""
     return Tower("flat", lambda key: {}, lambda params, images: images[:, ::4, ::4], width)
 
 
@@ -116,17 +116,17 @@ def test_griffin_lim_gives_the_spectrogram_back(tmp_path):
     pairs = tones(6, 1, 1, seconds=1.0, frames=64, mels=48)
     log_mel = pairs.log_mel
     [row] = np.flatnonzero(pairs.train.attributes["background"] == "static")[:1]
-    picture = pairs.train.images[row] / 255
-    wave = audio.griffin_lim(picture, log_mel)
+    spectrogram = pairs.train.images[row] / 255
+    wave = audio.griffin_lim(spectrogram, log_mel)
     assert wave.shape == (8000,) and np.abs(wave).max() == pytest.approx(audio.PEAK)
-    np.testing.assert_array_equal(wave, audio.griffin_lim(picture, log_mel))
+    np.testing.assert_array_equal(wave, audio.griffin_lim(spectrogram, log_mel))
     again = log_mel.image(wave) / 255
-    assert np.corrcoef(again.ravel(), picture.ravel())[0, 1] > 0.9
+    assert np.corrcoef(again.ravel(), spectrogram.ravel())[0, 1] > 0.9
     audio.write_wav(tmp_path / "a.wav", wave, log_mel.sample_rate)
     rate, samples = wavfile.read(tmp_path / "a.wav")
     assert rate == 8000 and np.abs(samples / 32767 - wave).max() < 1e-4
     with pytest.raises(UserError, match="not a log-mel spectrogram of shape"):
-        audio.griffin_lim(picture[:8], log_mel)
+        audio.griffin_lim(spectrogram[:8], log_mel)
 
 
 def test_a_distilled_pair_is_exported_as_an_image_and_as_audio(finished, tmp_path):

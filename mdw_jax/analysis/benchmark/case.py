@@ -29,7 +29,7 @@ class Case(NamedTuple):
         backbone: its parameters.
         model: the dual encoder.
         method: how to distill, without augmentation and mixing.
-        learned: as `State.learned`.
+        learned: as `DistillState.learned`.
         starts, targets: snapshots of R trajectories, stacked.
         batches: (R, S, b) rows of the distilled set.
     """

@@ -78,7 +78,7 @@ def students(case: Case, repeats: int) -> Measured:
     start, advance = make_trainer(case.model, protocol, case.method.loss, case.method.alpha)
     group = [start(named_key(config.run.seed, "bench", n)) for n in range(STUDENTS)]
     inputs = compiled_inputs(case.model)(learned["images"])
-    steps = jax.tree.map(jnp.exp, learned["log_steps"])
+    steps = jax.tree.map(jnp.exp, learned["log_inner_lr"])
     arguments = (group, inputs, learned["texts"], learned["correspondence"], steps)
     run = lambda: jax.block_until_ready(advance(*arguments))
     with without_compilation_cache():

@@ -42,7 +42,7 @@ def outer_gradient_by_loop(model: DualEncoder, method: Method) -> Callable:
 
         def trajectory(snapshots):
             start, target, batches = snapshots
-            steps = jax.tree.map(jnp.exp, learned["log_steps"])
+            steps = jax.tree.map(jnp.exp, learned["log_inner_lr"])
             final, _ = unroll(inner_loss, start, batches, steps, gradient=method.gradient,
                               optimizer=method.inner_optimizer)
             return matching_loss(final, start, target, method.loss_merge)

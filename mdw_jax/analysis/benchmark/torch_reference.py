@@ -50,7 +50,7 @@ class Problem(NamedTuple):
     """One outer step, arrays or tensors by name.
 
     Attributes:
-        learned: images (M, H, W, C), texts (M, d), correspondence/..., log_steps/image, log_steps/text.
+        learned: images (M, H, W, C), texts (M, d), correspondence/..., log_inner_lr/image, log_inner_lr/text.
         starts, targets: snapshots, R of each parameter.
         backbone: the frozen one of `projection` mode.
         batches: {"rows": (R, S, b)}.
@@ -204,7 +204,7 @@ def _inner_gradient(params, learned, rows, settings, create_graph: bool):
 
 
 def _step_sizes(learned):
-    return {branch: learned[f"log_steps/{branch}"].exp() for branch in ("image", "text")}
+    return {branch: learned[f"log_inner_lr/{branch}"].exp() for branch in ("image", "text")}
 
 
 def _stepped(params, gradients, steps):

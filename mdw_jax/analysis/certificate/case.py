@@ -66,7 +66,7 @@ class Case(NamedTuple):
         by_epoch: losses at every stored epoch.
         uppers: {(source of the rate, loss): upper bound of the clean risk}, for losses with a certificate.
         memory: memorization by epoch, nothing where it is unknown which pairs are mismatched.
-        memorized_from: the first epoch from which on pairs are memorized.
+        memorized_from: the first epoch from which on pairs are memorized, through the last stored one.
         tracks: at the end of training.
     """
 

@@ -334,6 +334,9 @@ def residual_noise(probability, weights, mismatched=None) -> float:
     return float((weights * wrong).sum() / weights.sum()) if weights.sum() else math.nan
 
 
+MEMORIZED_ERRORS = 3.0  # pairs are memorized where the gap exceeds as many of its standard errors
+
+
 class Memory(NamedTuple):
     """How far mismatched pairs were memorized.
 
@@ -365,10 +368,18 @@ def memorized(seen, unseen, matched: float) -> Memory:
     return Memory(float(difference.mean()), error, share)
 
 
-def first_memorized(gaps: Sequence[Memory], errors: float = 3.0) -> int | None:
-    """The first epoch from which on the gap always exceeds `errors` standard errors; None if there is none."""
-    exceeds = [memory.gap > errors * memory.error for memory in gaps]
-    first = len(exceeds)
-    while first and exceeds[first - 1]:
+def memorized_epochs(gaps: Sequence[Memory]) -> list[int]:
+    """The epochs at which the gap exceeds `MEMORIZED_ERRORS` standard errors.
+
+    Args:
+        gaps: one entry per stored epoch.
+    """
+    return [epoch for epoch, memory in enumerate(gaps) if memory.gap > MEMORIZED_ERRORS * memory.error]
+
+
+def first_memorized(gaps: Sequence[Memory]) -> int | None:
+    """The first epoch from which on pairs are memorized through the last one; None if they are not at the last."""
+    epochs, first = set(memorized_epochs(gaps)), len(gaps)
+    while first - 1 in epochs:
         first -= 1
-    return first if first < len(exceeds) else None
+    return first if first < len(gaps) else None

@@ -4,15 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mdw_jax.analysis.certificate.case import Case, Rate
-from mdw_jax.analysis.certificate.estimate import largest_holding
-from mdw_jax.analysis.certificate.rows import label, trivial_loss
+from mdw_jax.analysis.certificate.estimate import MEMORIZED_ERRORS, largest_holding, memorized_epochs
+from mdw_jax.analysis.certificate.rows import excess_row, label, trivial_loss
 from mdw_jax.method import certificate
 from mdw_jax.reporting.text import markdown_table
 
 LIMITS = (
     "Memorization. Proposition 3 is about parameters that do not depend on which pairs were permuted. Networks that "
-    "memorized mismatched pairs are outside of it from the epoch named above on. The upper bound of the clean risk is "
-    "not affected: its pairs were held out.",
+    "memorized mismatched pairs are outside of it, at every epoch at which they have. The upper bound of the clean risk "
+    "is not affected: its pairs were held out.",
     "Natural noise. Wrong captions of the web are not random ones: they are half right, or wrong for some kinds of "
     "images more than for others. Then Proposition 1 fails, and everything else with it. A given eta is not checked.",
     "Training. Proposition 3 compares minimizers of the expected loss. It leaves out that fewer right pairs are left to "
@@ -49,7 +49,8 @@ def report(cases: Sequence[Case], rows: Sequence[dict], confidence: float) -> st
     if any(row["measure"] == "excess" for row in rows):
         parts += ["Clean risk above that of experts trained on clean pairs, or of the best of the run:\n",
                   _excess_table(rows)]
-    parts += ["Mean loss by epoch (0: before training):\n", _memory_table(rows), *summary_lines(cases, rows),
+    parts += ["Mean loss by epoch (0: before training). Mismatched pairs count as memorized where memory exceeds "
+              f"{MEMORIZED_ERRORS:g} standard errors:\n", _memory_table(rows), *summary_lines(cases),
               "\nWhat the certificate does not promise:\n", *(f"* {line}" for line in LIMITS)]
     return "\n".join(parts) + "\n"
 
@@ -112,7 +113,7 @@ def _track_table(rows: Sequence[dict]) -> str:
     sources = {"known": "truth", "estimated": "posterior"}
     return markdown_table([{
         "preset": row["preset"], "eta": f"{row['eta']:.1%}", "track": row["track"], "weight": str(row["count"]),
-        "mismatched": f"{row['value']:.1%}", "by": sources.get(row["source"], row["source"]), "loss": row["loss"],
+        "mismatched": _percent(row["value"]), "by": sources.get(row["source"], row["source"]), "loss": row["loss"],
         "bound": _number(row["bound"])} for row in rows if row["measure"] == "residual"])
 
 
@@ -130,7 +131,7 @@ def _memory_table(rows: Sequence[dict]) -> str:
         if row["measure"].startswith(("train_", "val_", "memory")):
             entry = table.setdefault((row["preset"], row["eta"], row["epoch"]), {
                 "preset": row["preset"], "eta": f"{row['eta']:.1%}", "loss": row["loss"], "epoch": str(row["epoch"])})
-            entry[row["measure"]] = (f"{row['value']:.1%}" if row["measure"] == "memory_share" else
+            entry[row["measure"]] = (_percent(row["value"]) if row["measure"] == "memory_share" else
                                      _interval(row) if row["measure"] == "memory" else _number(row["value"]))
     names = dict.fromkeys(name for entry in table.values() for name in entry)
     last = {key[:2]: key[2] for key in table}
@@ -139,49 +140,68 @@ def _memory_table(rows: Sequence[dict]) -> str:
     return markdown_table([{name.replace("_", " "): entry.get(name, "-") for name in names} for entry in shown])
 
 
-def summary_lines(cases: Sequence[Case], rows: Sequence[dict]) -> list[str]:
-    """Sentences: the eta up to which bounds are informative and held, the epoch from which on pairs are memorized."""
+def summary_lines(cases: Sequence[Case]) -> list[str]:
+    """Sentences: whether pairs are memorized, and up to which eta the bounds of every trained loss are informative."""
     lines = [_memorization_line(case) for case in cases if case.memory]
-    for recipe in dict.fromkeys(case.recipe_name for case in cases):
-        known = [case for case in cases if case.recipe_name == recipe and case.true_rate is not None]
-        if known:
-            excess = [row for row in rows if row["measure"] == "excess" and row["recipe"] == recipe]
-            lines += _bounds_lines(recipe, known, excess)
+    known = [case for case in cases if case.true_rate is not None]
+    for recipe, loss in dict.fromkeys((case.recipe_name, loss) for case in known for loss in case.trained_losses):
+        own = [case for case in known if case.recipe_name == recipe and loss in case.trained_losses]
+        lines += _bounds_lines(recipe, loss, own, cases)
     return lines
 
 
 def _memorization_line(case: Case) -> str:
-    finding = "mismatched pairs are not memorized at any stored epoch"
+    finding = f"mismatched pairs are not memorized at any stored epoch (the last is {case.epoch})"
+    epochs = memorized_epochs(case.memory)
     if case.memorized_from is not None:
-        finding = (f"mismatched pairs are memorized from epoch {case.memorized_from} on, where the assumption of "
-                   f"Proposition 3 fails; {case.memory[-1].share:.1%} of the way to right pairs by epoch {case.epoch}")
-    return f"* {case.names}, {case.preset.noise.label} mismatched: {finding} (the last epoch stored is {case.epoch})."
+        share = case.memory[-1].share
+        by_then = "" if math.isnan(share) else f"; {share:.1%} of the way to right pairs by the last one, {case.epoch}"
+        finding = (f"mismatched pairs are memorized from epoch {case.memorized_from} through the last stored one, where "
+                   f"the assumption of Proposition 3 fails{by_then}")
+    elif epochs:
+        earlier = (f"at epoch {epochs[0]}" if len(epochs) == 1 else
+                   f"at {len(epochs)} of the epochs {epochs[0]} to {epochs[-1]}")
+        finding = f"mismatched pairs are not memorized at the last stored epoch, {case.epoch} (they were {earlier})"
+    return f"* {case.names}, {case.preset.noise.label} mismatched: {finding}."
 
 
-def _bounds_lines(recipe: str, cases: Sequence[Case], excess: Sequence[dict]) -> list[str]:
-    """Of one recipe at several known rates: up to which its bounds are informative, and up to which they held."""
-    main, tau = cases[0].trained_losses[0], cases[0].tau
-    if not certificate.has_certificate(main[0]):
-        return [f"* {recipe} ({label(main)}): {certificate.NO_CERTIFICATE}; its risks are measured only."]
-    informative = certificate.max_informative_rate(main[0], cases[0].batch, main[1], tau)
+def _bounds_lines(recipe: str, loss: tuple, cases: Sequence[Case], run: Sequence[Case]) -> list[str]:
+    """Of one recipe and loss at several known rates: up to which bounds are informative, and up to which they held.
+
+    Args:
+        recipe: name of the recipe.
+        loss: (name, q) of a loss that all of `cases` were trained under.
+        cases: of this recipe, at known rates.
+        run: all cases of the run, among which the reference of the excess is.
+    """
+    head, tau = f"* {recipe} ({label(loss)}):", cases[0].tau
+    if not certificate.has_certificate(loss[0]):
+        return [f"{head} {certificate.NO_CERTIFICATE}; its risks are measured only."]
+    informative = certificate.max_informative_rate(loss[0], cases[0].batch, loss[1], tau)
     rates = [case.true_rate for case in cases]
-    upper = [case.uppers["known", main].bound for case in cases]
-    clean = [case.risks["clean_risk"][case.losses.index(main)].mean() for case in cases]
-    trivial = trivial_loss(main, cases[0].batch, tau)
-    lines = [f"* {recipe} ({label(main)}): Proposition 3 is informative below eta {informative:.3f}. Of the rates measured "
-             f"({', '.join(f'{rate:.0%}' for rate in sorted(rates))}) the upper bound of the clean risk held up to "
-             f"{_largest(rates, [c <= u for c, u in zip(clean, upper, strict=True)])}, and was below the loss of "
-             f"guessing up to {_largest(rates, [u < trivial for u in upper])}."]
+    upper = [case.uppers["known", loss].bound for case in cases]
+    clean = [case.risks["clean_risk"][case.losses.index(loss)].mean() for case in cases]
+    trivial = trivial_loss(loss, cases[0].batch, tau)
+    measured = ", ".join(f"{rate:.0%}" for rate in sorted(set(rates)))
+    lines = [f"{head} Proposition 3 is informative below eta {informative:.3f}. Of the rates measured ({measured}) the "
+             f"upper bound of the clean risk held {_where(rates, [c <= u for c, u in zip(clean, upper, strict=True)])}, "
+             f"and was below the loss of guessing {_where(rates, [u < trivial for u in upper])}."]
+    excess = [row for case in cases if (row := excess_row(case, run, loss)) is not None]
     if excess:
-        holds = [row["value"] <= row["bound"] for row in excess]
-        lines.append(f"* {recipe} ({label(main)}): the excess measured was within Proposition 3 up to "
-                     f"{_largest([row['eta'] for row in excess], holds)} (reference: {excess[0]['reference']}).")
+        where = _where([row["eta"] for row in excess], [row["value"] <= row["bound"] for row in excess])
+        lines.append(f"{head} the excess measured was within Proposition 3 {where} (reference: "
+                     f"{excess[0]['reference']}).")
     return lines
 
 
-def _largest(rates: Sequence[float], holds: Sequence[bool]) -> str:
+def _where(rates: Sequence[float], holds: Sequence[bool]) -> str:
+    """At which of the measured rates something holds: "up to 40%", "only at 60%", "at no rate"."""
     largest = largest_holding(rates, holds)
-    return "none of them" if largest is None else f"{largest:.0%}"
+    if largest is not None:
+        return f"up to {largest:.0%}"
+    failed = {rate for rate, held in zip(rates, holds, strict=True) if not held}
+    held = sorted(set(rates) - failed)
+    return f"only at {', '.join(f'{rate:.0%}' for rate in held)}" if held else "at no rate"
 
 
 def _within_bound(row: dict) -> str:
@@ -190,6 +210,10 @@ def _within_bound(row: dict) -> str:
     if row["value"] <= row["bound"]:
         return "yes"
     return "no" if row["low"] > row["bound"] else "within its error"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"
 
 
 def _rate(rate: Rate) -> str:

@@ -168,16 +168,20 @@ def _track_rows(case: Case) -> list[dict]:
     return rows
 
 
-def reference_of(case: Case, cases: Sequence[Case]) -> tuple[Case, str]:
+def reference_of(case: Case, cases: Sequence[Case], loss: tuple) -> tuple[Case, str]:
     """The experts that a case's excess is measured against, and words for them.
 
     Trained on clean pairs, by the same recipe if possible; without such experts the best of the run, which may be the
     case itself.
 
+    Args:
+        case: the case.
+        cases: all cases of the run.
+        loss: (name, q) of the loss to measure by.
+
     Raises:
         ValueError: the noise of no case is known.
     """
-    loss = case.trained_losses[0]
     known = [other for other in cases if other.true_rate is not None and loss in other.losses]
     clean = [other for other in known if other.true_rate == 0]
     risk = lambda other: other.risks["clean_risk"][other.losses.index(loss)].mean()
@@ -191,24 +195,36 @@ def reference_of(case: Case, cases: Sequence[Case]) -> tuple[Case, str]:
 
 
 def excess_rows(cases: Sequence[Case]) -> list[dict]:
-    """The clean risk of each case above its reference's on the same val images, beside Proposition 3."""
-    rows = []
-    for case in cases:
-        if case.true_rate is None:
-            continue
-        reference, words = reference_of(case, cases)
-        if reference is case:
-            continue
-        loss, rate = case.trained_losses[0], case.rates[0]
-        difference = (case.risks["clean_risk"][case.losses.index(loss)]
-                      - reference.risks["clean_risk"][reference.losses.index(loss)])
-        bound = excess_bound(loss, case, rate.high)
-        gap = case.memory[-1].gap if case.memory else 0.0
-        rows.append({**_rate_columns(case, rate), "epoch": case.epoch, "loss": label(loss), "measure": "excess",
-                     **_interval(difference.mean(), difference.std() / math.sqrt(len(difference))), "bound": bound,
-                     "bound_memory": None if bound is None else bound + certificate.memory_cost(gap, rate.high),
-                     "count": len(difference), "reference": words})
-    return rows
+    """The excess of each case by the first loss it was trained under."""
+    rows = [excess_row(case, cases, case.trained_losses[0]) for case in cases]
+    return [row for row in rows if row is not None]
+
+
+def excess_row(case: Case, cases: Sequence[Case], loss: tuple) -> dict | None:
+    """The clean risk of a case above its reference's on the same val images, beside Proposition 3.
+
+    Args:
+        case: the case.
+        cases: all cases of the run.
+        loss: (name, q) of the loss to measure by.
+
+    Returns:
+        The row; None where the noise is not known or the case is its own reference.
+    """
+    if case.true_rate is None:
+        return None
+    reference, words = reference_of(case, cases, loss)
+    if reference is case:
+        return None
+    rate = case.rates[0]
+    difference = (case.risks["clean_risk"][case.losses.index(loss)]
+                  - reference.risks["clean_risk"][reference.losses.index(loss)])
+    bound = excess_bound(loss, case, rate.high)
+    gap = case.memory[-1].gap if case.memory else 0.0
+    return {**_rate_columns(case, rate), "epoch": case.epoch, "loss": label(loss), "measure": "excess",
+            **_interval(difference.mean(), difference.std() / math.sqrt(len(difference))), "bound": bound,
+            "bound_memory": None if bound is None else bound + certificate.memory_cost(gap, rate.high),
+            "count": len(difference), "reference": words}
 
 
 def _interval(value, error) -> dict:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from mdw_jax.analysis.fairness import metrics
 from mdw_jax.analysis.fairness.attributes import ALL, MIN_GROUP, REST, Attribute
 from mdw_jax.analysis.fairness.metrics import Gap
+from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.sections import fields
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.io.files import digest
@@ -54,10 +55,10 @@ def _student_hits(preset: PresetRun, prepared: Prepared) -> list[Hits]:
     scores = evaluate_stage(preset, prepared)
     student, hits = None, []
     for index, folder in enumerate(distill_stage(preset, prepared)):
-        distilled, card = load_distilled(folder)
+        distilled, card = load_distilled(folder, preset.config.distill.loss)
         protocol = _protocol(preset.config.evaluate, next(row for row in scores if row["set"] == index))
         key = digest("hits", card["key"], preset.config.evaluate.to_dict(), preset.config.model.to_dict(),
-                     dataclasses.asdict(protocol))
+                     dataclasses.asdict(protocol), *plugin_sources(preset.config, "evaluate"))
         of_set = _cached_hits(folder, key)
         if of_set is None:
             student = student or student_model(preset.config, prepared)  # one for all sets: a new one is compiled anew

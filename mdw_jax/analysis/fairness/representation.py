@@ -16,7 +16,7 @@ from mdw_jax.analysis.fairness.attributes import ALL, REST, Attribute
 from mdw_jax.analysis.fairness.metrics import Interval
 from mdw_jax.data.pairs import Split
 from mdw_jax.data.streaming import concat_map
-from mdw_jax.io.distilled_set import load_distilled
+from mdw_jax.io.distilled_set import load_for_display
 from mdw_jax.models.embedding import nearest
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
@@ -72,7 +72,7 @@ def _neighbor_search(prepared: Prepared, count: int) -> Callable[..., Neighbors]
 
 def _neighbors_of_sets(find: Callable[..., Neighbors], preset: PresetRun, prepared: Prepared) -> Neighbors:
     """(S, M, k) neighbors of all sets of a preset."""
-    sets = [load_distilled(folder)[0] for folder in distill_stage(preset, prepared)]
+    sets = [load_for_display(folder)[0] for folder in distill_stage(preset, prepared)]
     neighbors = [find(jnp.asarray(distilled.images), prepared.text_features_of(distilled.texts)) for distilled in sets]
     return Neighbors(*map(np.stack, zip(*neighbors, strict=True)))
 

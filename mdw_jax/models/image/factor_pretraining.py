@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from mdw_jax.data.pairs import Split
+from mdw_jax.errors import UserError
 from mdw_jax.models.image.tower import Tower
 from mdw_jax.runtime.rng import named_generator, named_key
 
@@ -47,9 +48,16 @@ def pretrain(tower: Tower, split: Split, *, epochs: int, seed: int, batch: int =
         split: images of `scenes` and their attributes.
         epochs, batch, lr: of the training.
         seed: of first weights and batches.
+
     Returns:
         The same tower, its `init` returning the trained weights.
+
+    Raises:
+        UserError: there are fewer images than a batch has.
     """
+    if len(split.images) < batch:
+        raise UserError(f"pretraining takes batches of {batch} images, but model.pretrain_images is "
+                        f"{len(split.images)}; set it to {batch} or more.")
     labels = factor_labels(split)
     share = labels.mean(0).clip(1e-3, 1 - 1e-3)
     params = {"tower": tower.init(named_key(seed, "pretrain")),

@@ -1,7 +1,9 @@
 import jax
 import numpy as np
+import pytest
 
 from mdw_jax.data.synthetic.scenes import scenes
+from mdw_jax.errors import UserError
 from mdw_jax.models.image.convnet import convnet
 from mdw_jax.models.image.factor_pretraining import factor_labels, pretrain
 
@@ -31,3 +33,8 @@ def test_pretraining_helps_a_probe():
     trained = pretrain(tower, PAIRS.train, epochs=15, seed=0)
     before, after = probe(tower), probe(trained)
     assert after > before + 0.1, (before, after)
+
+
+def test_fewer_images_than_a_batch_are_refused():
+    with pytest.raises(UserError, match="batches of 2000 images, but model.pretrain_images is"):
+        pretrain(convnet((16, 16, 3), (4, 2), (32, 48)), PAIRS.train, epochs=1, seed=0, batch=2000)
