@@ -307,9 +307,9 @@ def restore_state(generation: Generation, saved: Mapping[str, np.ndarray] | None
         return start
     try:
         epoch = int(saved[".epoch"])
-        kept = min(epoch, generation.keep) + 1
+        stored = min(epoch, generation.keep) + 1
         state = restore(saved, start._replace(epoch=saved[".epoch"], log=saved[".log"], snapshots=[
-            snapshots * kept for snapshots in start.snapshots]))
+            snapshots * stored for snapshots in start.snapshots]))
     except (KeyError, ValueError):  # saved by another version
         return start
     return state._replace(epoch=epoch, log=json.loads(state.log.tobytes()))

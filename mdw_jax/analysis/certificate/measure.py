@@ -55,10 +55,10 @@ def draw_sample(generator: Callable[..., np.random.Generator], noise: Noise, pre
     test, image_of = prepared.test, np.asarray(prepared.val.image_of)
     candidates = estimate.candidate_rows(generator("candidates"), len(test.images), len(test.texts), batch - 1,
                                          settings.candidates)
-    given = estimate.as_given(image_of)
-    noisy = given if noise.true_rate is None else estimate.with_noise(
+    as_given = estimate.as_given(image_of)
+    noisy = as_given if noise.true_rate is None else estimate.with_noise(
         generator("noise", noise.rate), image_of, noise.true_rate)
-    val = {"clean_risk": [given], "shuffled_risk": estimate.matchings(generator("matchings"), image_of, 4),
+    val = {"clean_risk": [as_given], "shuffled_risk": estimate.matchings(generator("matchings"), image_of, 4),
            "noisy_risk": [noisy]}
     return Sample(candidates, val, training_pairs(generator("pairs", noise.sha256), noise, settings.pairs))
 
