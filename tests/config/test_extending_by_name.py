@@ -22,10 +22,10 @@ from mdw_jax.reporting.run_report import write_report
 ROOT = Path(__file__).parents[2]
 GUIDE, CONTRIBUTING = ROOT / "docs" / "extending.md", ROOT / "CONTRIBUTING.md"
 OWN = {
-    "data.name": "mine:squares", "model.tower": "mine:blocks", "experts.augment": "mine:darken",
-    "distill.augment": "mine:darken", "experts.clean_loss": "mine:focal", "experts.tolerant_loss": "mine:focal",
-    "experts.clean_q": 0.5, "distill.loss": "mine:huber", "distill.inner_optimizer": "mine:clipped_momentum",
-    "watch.writers": ("mine:JsonLines",), "run.presets": ("mine:detached", "mine:first"),
+    "data.name": "addon:squares", "model.tower": "addon:blocks", "experts.augment": "addon:darken",
+    "distill.augment": "addon:darken", "experts.clean_loss": "addon:focal", "experts.tolerant_loss": "addon:focal",
+    "experts.clean_q": 0.5, "distill.loss": "addon:huber", "distill.inner_optimizer": "addon:clipped_momentum",
+    "watch.writers": ("addon:JsonLines",), "run.presets": ("addon:detached", "addon:first"),
 }
 SMALL = {
     "data.size": 8, "noise.rate": 0.2, "text.dim": 16, "model.mode": "full",
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     """A run directory made with one option of every kind, all from the code of the guide in one module."""
     directory = tmp_path_factory.mktemp("own")
     code = "".join(re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL))
-    (directory / "mine.py").write_text(re.sub(r"my_\w+:", "mine:", code))
+    (directory / "addon.py").write_text(re.sub(r"my_\w+:", "addon:", code))
     config = base()
     config.update_from_flattened_dict(OWN | SMALL | {"run.dir": str(directory / "run")})
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +67,7 @@ def test_the_table_has_a_row_of_each_preset(run):
     table = (Path(run.run.dir) / "table.md").read_text()
     assert "MDW, detached gradients" in table and "the first pairs" in table
     directories = sorted(path.name.rpartition("-")[0] for path in (Path(run.run.dir) / "distilled").iterdir())
-    assert directories == ["mine.detached", "mine.first"]
+    assert directories == ["addon.detached", "addon.first"]
 
 
 def test_the_metrics_writer_has_all_stages(run):
@@ -85,22 +85,22 @@ def test_a_second_run_finds_everything_done(run):
 def test_the_certificate_says_that_a_loss_without_bounds_has_none(run, capsys):
     certify_command(run)
     text = capsys.readouterr().out
-    assert re.search(r"no certificate", text) and "mine:focal" in text
+    assert re.search(r"no certificate", text) and "addon:focal" in text
 
 
 def test_the_export_says_that_the_loss_has_no_pytorch_twin(run):
     export_command(run)
-    [card] = (Path(run.run.dir) / "export").rglob("mine.detached*/**/README.md")
-    assert "mine:huber" in card.read_text() and re.search(r"no PyTorch", card.read_text())
+    [card] = (Path(run.run.dir) / "export").rglob("addon.detached*/**/README.md")
+    assert "addon:huber" in card.read_text() and re.search(r"no PyTorch", card.read_text())
 
 
 def test_a_report_imports_nothing_that_a_run_names(run, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "mine")
+    monkeypatch.delitem(sys.modules, "addon")
     opened = open_run(run.run.dir)
     write_report([opened], tmp_path / "index.html")
-    with pytest.raises(UserError, match="names the loss 'mine:huber' from outside"):
-        _ = opened["mine:detached"].set
-    assert "mine" not in sys.modules
+    with pytest.raises(UserError, match="names the loss 'addon:huber' from outside"):
+        _ = opened["addon:detached"].set
+    assert "addon" not in sys.modules
 
 
 @pytest.mark.parametrize("command", [STAGES["evaluate"], export_command])
@@ -108,7 +108,7 @@ def test_a_stored_set_cannot_name_another_loss(run, tmp_path, command):
     shutil.copytree(run.run.dir, tmp_path / "run")
     config = copy.deepcopy(run)
     config.run.dir = str(tmp_path / "run")
-    [directory] = (tmp_path / "run" / "distilled").glob("mine.detached-*/set_0")
+    [directory] = (tmp_path / "run" / "distilled").glob("addon.detached-*/set_0")
     distilled, card = load_for_display(directory)
     save_distilled(directory, dataclasses.replace(distilled, loss="evil_module:loss"), card)
     with pytest.raises(UserError, match="names the loss 'evil_module:loss' from outside"):

@@ -30,7 +30,8 @@ TINY = {
 # Runs `mdw` several times, each in a fork of one process, for most of the time would go into imports. At the n-th
 # call of a function, a run first sends itself a signal: where that is, the test says.
 FORKS = """
-import importlib, json, os, sys, time
+import importlib, json, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 from mdw_jax.pipeline import distill, run
 from mdw_jax.runtime import preemption
 from mdw_jax.cli import main
@@ -137,7 +138,8 @@ def child():
     started = []
 
     def start(text):
-        text = f"import sys, time\nfrom mdw_jax.runtime import preemption\npreemption.GRACE = 1.0\n{text}"
+        text = ("import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+                f"from mdw_jax.runtime import preemption\npreemption.GRACE = 1.0\n{text}")
         process = subprocess.Popen([sys.executable, "-c", text], env=environment(), stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)
         started.append(process)
