@@ -36,6 +36,7 @@ def blocks(tmp_path, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_a_data_set_and_a_tower_of_ones_own_in_thirty_lines_each(blocks, tmp_path):
     assert {"my_data.py", "my_tower.py"} <= set(blocks)
     assert all(len(code.strip().splitlines()) <= 30 for code in blocks.values())

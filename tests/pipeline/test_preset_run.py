@@ -168,6 +168,7 @@ def test_an_edited_preset_that_returns_other_values_gives_new_directories(tmp_pa
     assert keys[0] != keys[1]
 
 
+@pytest.mark.slow
 def test_an_edited_loss_is_trained_with_in_the_same_run_directory(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
