@@ -9,7 +9,7 @@ from mdw_jax.config.grid import parse_axes, parse_shard
 SHELLS = ("bash", "zsh", "tcsh")
 # The sections of the config, by the stage that reads them first. `watch` matters wherever something is trained.
 _PREPARE = ("run", "data", "noise", "text", "model")
-_EXPERTS = (*_PREPARE, "experts", "watch")
+_EXPERTS = (*_PREPARE, "filter", "experts", "watch")
 _DISTILL = (*_EXPERTS, "distill")
 _RUN = (*_DISTILL, "evaluate")
 

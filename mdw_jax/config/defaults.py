@@ -69,6 +69,12 @@ def base() -> ConfigDict:
     c.noise.estimate = False  # estimate the rate, as natural noise always does; this trains two more networks
     c.noise.file = ""  # noise file (.npz) or NCR/RCL index (.npy) to use instead of a draw
 
+    c.filter = ConfigDict()  # dropping of training pairs before anything else of a preset sees them
+    # what pairs are dropped by, the lowest first; "": nothing is dropped; cosine: of InfoNCE experts of all pairs;
+    # dtcl_cosine: of the experts of this work; neg_clip_loss: of InfoNCE experts; closed_form: excess cosine, no experts
+    c.filter.score = ""
+    c.filter.drop = 0.0  # share of the pairs to drop; 0: the noise rate, estimated where it is unknown
+
     c.text = ConfigDict()  # features of captions
     c.text.encoder = "bow"  # text encoder; transformer: BERT, DistilBERT or CLIP
     c.text.train = False  # transformer: train it with the text head; distilled texts are then embedded tokens
@@ -131,8 +137,14 @@ def base() -> ConfigDict:
 
     c.distill = ConfigDict()  # learning of the distilled sets
     c.distill.pairs = 100  # M, pairs of a distilled set
+    c.distill.image_size = 0  # side of the stored images, pixels; models see them enlarged to data.size; 0: data.size
     c.distill.sets = 1  # number of distilled sets, which differ in their seeds
     c.distill.steps = 300  # outer steps
+    # what the set matches; trajectories: the experts' paths; covariance: embeddings of real pairs (CovMatch), no experts
+    c.distill.objective = "trajectories"
+    c.distill.covariance_scale = 1.0  # covariance: rho, factor of the cross-covariance of the real pairs
+    c.distill.mean_weight = 0.1  # covariance: lambda, weight of the distance of the means
+    c.distill.network_steps = 50  # covariance: outer steps after which the network that embeds begins anew
     c.distill.inner_steps = 16  # S, steps of the student in an unroll
     c.distill.batch = 50  # distilled pairs per inner step
     c.distill.trajectories = 2  # trajectories matched in each outer step
@@ -145,7 +157,9 @@ def base() -> ConfigDict:
     c.distill.correspondence = "lowrank"  # form of P
     c.distill.rank = 10  # rank of the low-rank part of P
     c.distill.alpha = 1.0  # scale of the low-rank part of P
-    c.distill.init = "division"  # real pairs to start from; division: from the clean side
+    # real pairs to start from; division: drawn from the clean side; division_top: the most probably clean ones; the
+    # others compare the clean side in the experts' joint space
+    c.distill.init = "division"
     c.distill.optimizer = "adam"  # optimizer of the distilled set; sgd: with momentum 0.5, as in published methods
     c.distill.decay = "cosine"  # decay of all learning rates over the outer steps
     c.distill.lr_images = 0.006  # learning rate of the images
@@ -169,13 +183,16 @@ def base() -> ConfigDict:
     c.evaluate = ConfigDict()  # training of students on the distilled sets
     c.evaluate.select_on = "val"  # split to select candidates and step sizes on; test: optimistic, as published
     c.evaluate.students = 5  # students per set
-    c.evaluate.steps = 200  # steps of each student
-    c.evaluate.every = 20  # steps between evaluations
+    c.evaluate.steps = 2400  # most steps of each student
+    c.evaluate.patience = 4  # evaluations on val without improvement after which students stop; 0: do all steps
+    c.evaluate.every = 20  # steps between the first evaluations; later ones are a fifth of the steps done apart
     c.evaluate.batch = 128  # pairs per step
     c.evaluate.momentum = 0.9  # momentum of SGD
     c.evaluate.weight_decay = 5e-4  # weight decay
     c.evaluate.lr_scales = (0.1, 0.3, 1.0)  # factors of the learned step sizes, to choose from
+    c.evaluate.grow = 2  # further factors to try on each side, one at a time, while the best lies at that end
     c.evaluate.lr = 0.3  # step size of students on sets without learned ones (coresets), before it is scaled
+    c.evaluate.hard_targets = False  # also train students without the learned P and step sizes: column hard_r_mean
     c.evaluate.tower = ""  # image tower of the students; "": the tower of the distilled set
     c.evaluate.mode = "projection"  # mode of that other tower
     c.evaluate.tower_lr_scales = (0.01, 0.03, 0.1, 0.3, 1.0)  # factors to choose from with another tower

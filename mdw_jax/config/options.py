@@ -49,13 +49,16 @@ DIVISIONS = ("gmm", "oracle", "tolerant", "clean", "both")  # method/division.py
 DIVIDING = ("gmm", "oracle")  # those that tell clean from risky pairs; the others treat all pairs alike
 EXPERT_LOSSES = ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")  # method/losses.py: EXPERT_LOSSES
 DISTILLATION_LOSSES = ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")  # method/losses.py: DISTILLATION_LOSSES
+OBJECTIVES = ("trajectories", "covariance")  # pipeline/outer_step.py: OBJECTIVES, of distillation
 STUDENT_OPTIMIZERS = ("sgd", "momentum", "adam")  # method/matching.py: STUDENT_OPTIMIZERS
 GRADIENTS = ("exact", "detached")  # method/matching.py: unroll
 LOSS_MERGES = ("separate", "merged")  # method/matching.py: matching_loss
 CORRESPONDENCES = ("identity", "full", "lowrank")  # method/correspondence.py
-INITS = ("random", "division")  # pipeline/distill_loop.py
+INITS = ("random", "division", "division_top", "k_means", "herding", "facility_location")  # method/selection.py: INITS
 SET_OPTIMIZERS = ("adam", "sgd")  # method/distill.py: SET_OPTIMIZERS, of the distilled set
 DECAYS = ("cosine", "none")  # method/distill.py: DECAYS
+# pipeline/preset_run.py: SCORER_RECIPES
+FILTER_SCORES = ("cosine", "dtcl_cosine", "neg_clip_loss", "closed_form")
 CORESETS = ("random", "herding", "k_center", "forgetting", "clip_filter")  # method/coresets.py: CORESETS
 SELECT_ON = ("val", "test")  # method/students.py
 
@@ -85,6 +88,7 @@ CHOICES: dict[str, Choice] = {
     "data.name": Choice(READERS, "data reader", plugin=True),
     "data.captions": Choice(("", *CAPTION_DEGRADATIONS), "way to degrade captions"),
     "noise.protocol": Choice(NOISE_PROTOCOLS, "noise protocol"),
+    "filter.score": Choice(("", *FILTER_SCORES), "filter score"),
     "text.encoder": Choice(TEXT_ENCODERS, "text encoder"),
     "text.pooling": Choice(POOLINGS, "pooling"),
     "model.tower": Choice(TOWERS, "image tower", plugin=True),
@@ -96,6 +100,7 @@ CHOICES: dict[str, Choice] = {
     "experts.clean_loss": Choice(EXPERT_LOSSES, "expert loss", plugin=True),
     "experts.tolerant_loss": Choice(EXPERT_LOSSES, "expert loss", plugin=True),
     "experts.store_dtype": Choice(DTYPES, "dtype"),
+    "distill.objective": Choice(OBJECTIVES, "objective of distillation"),
     "distill.gradient": Choice(GRADIENTS, "gradient"),
     "distill.inner_optimizer": Choice(STUDENT_OPTIMIZERS, "student optimizer", plugin=True),
     "distill.loss_merge": Choice(LOSS_MERGES, "loss merge"),

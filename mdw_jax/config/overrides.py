@@ -13,7 +13,7 @@ from mdw_jax.config.sections import flat
 from mdw_jax.config.validation import resolve
 from mdw_jax.errors import UserError
 
-OF_PRESETS = ("noise", "experts", "distill", "evaluate")  # sections that presets of one run may set differently
+OF_PRESETS = ("noise", "filter", "experts", "distill", "evaluate")  # sections that presets of one run may set differently
 
 
 def preset_config(config: ConfigDict, preset: str) -> ConfigDict:

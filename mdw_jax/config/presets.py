@@ -26,9 +26,10 @@ class PresetSpec:
         overrides: {dotted config key: value}, for every key in which the preset differs from the config.
         label: its name in tables; empty: the preset's own name.
         kind: "distilled" (learns a small set), "coreset" (chooses real pairs) or "reference" (no set: scores of the
-            expert networks themselves).
+            expert networks themselves, or of the closed form).
         needs_experts: whether experts are trained for it.
         coreset: of a coreset, the function that chooses: a name in `options.CORESETS`, or `module:function`.
+        closed_form: of a reference, whether it scores the closed form of its pairs rather than experts.
         overrides_by_pairs: {M: overrides that hold if distill.pairs is at least M}.
     """
 
@@ -37,6 +38,7 @@ class PresetSpec:
     kind: str = "distilled"
     needs_experts: bool = True
     coreset: str | None = None
+    closed_form: bool = False
     overrides_by_pairs: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -48,8 +50,13 @@ class PresetSpec:
             raise ValueError(f"a preset's coreset is a name or module:function, not {self.coreset!r}")
         if (self.kind == "coreset") != (self.coreset is not None):
             raise ValueError("a preset names a coreset function if, and only if, its kind is 'coreset'")
-        if not isinstance(self.needs_experts, bool) or not (self.needs_experts or self.kind == "coreset"):
-            raise ValueError("needs_experts is True, or, of a preset of kind 'coreset', False")
+        if not isinstance(self.closed_form, bool) or (self.closed_form and self.kind != "reference"):
+            raise ValueError("closed_form is False, or, of a preset of kind 'reference', True")
+        if not isinstance(self.needs_experts, bool) or not (self.needs_experts or self.kind == "coreset"
+                                                            or self.closed_form):
+            raise ValueError("needs_experts is True, or, of a preset of kind 'coreset' or of a closed form, False")
+        if self.closed_form and self.needs_experts:
+            raise ValueError("a closed form has no experts: set needs_experts to False")
         if not _is_overrides(self.overrides):
             raise ValueError(f"a preset's overrides are a dict of config keys, not {self.overrides!r}")
         by_pairs = self.overrides_by_pairs
@@ -108,6 +115,7 @@ _REPBLEND_BY_PAIRS = {
           "distill.rank": 20, "distill.alpha": 0.01, "distill.max_start_epoch": 3},
 }
 _LORS_BY_PAIRS = {200: _REPBLEND_BY_PAIRS[200], 500: _REPBLEND_BY_PAIRS[500] | {"distill.batch": 40}}
+_FILTER = {"filter.score": "dtcl_cosine"}  # TODO
 _INFONCE = {"experts.recipe": "infonce"}  # experts trained with InfoNCE on all pairs
 _DTCL = {"experts.recipe": "dtcl"}  # the experts of this work
 
@@ -127,6 +135,14 @@ PRESETS: dict[str, PresetSpec] = {
     "tesla_dtcl": PresetSpec(_TESLA | _DTCL, "TESLA on our experts"),
     "lors_dtcl": PresetSpec(_LORS | _DTCL, "LoRS on our experts", overrides_by_pairs=_LORS_BY_PAIRS),
     "repblend_dtcl": PresetSpec(_REPBLEND | _DTCL, "RepBlend on our experts", overrides_by_pairs=_REPBLEND_BY_PAIRS),
+    # What a user does first: drop the pairs that score worst, as many as are mismatched, then a published method.
+    "filter_random": PresetSpec(_FILTER, "filter, then random pairs", kind="coreset", coreset="random",
+                                needs_experts=False),
+    "filter_vld": PresetSpec(_VLD | _FILTER, "filter, then VLD"),
+    "filter_tesla": PresetSpec(_TESLA | _FILTER, "filter, then TESLA"),
+    "filter_lors": PresetSpec(_LORS | _FILTER, "filter, then LoRS", overrides_by_pairs=_LORS_BY_PAIRS),
+    "filter_repblend": PresetSpec(_REPBLEND | _FILTER, "filter, then RepBlend",
+                                  overrides_by_pairs=_REPBLEND_BY_PAIRS),
     # The distillation of this work on InfoNCE experts, without its other parts: the difference to mdw is the experts'.
     "infonce": PresetSpec(_INFONCE | {"distill.correspondence": "identity", "distill.loss": "nce",
                                       "distill.init": "random", "distill.ceo": False}, "InfoNCE experts, identity P"),

@@ -58,6 +58,14 @@ def refuse_sweep(folder: Path) -> None:
                         f"{folder / 'sweep.csv'}.")
 
 
-def fields(kind: type, section: ConfigDict):
-    """An instance of the dataclass `kind` whose fields are the settings of those names in a config section."""
-    return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
+def fields(kind: type, section: ConfigDict, **others):
+    """An instance of the dataclass `kind` whose fields are the settings of those names in a config section.
+
+    Args:
+        kind: a dataclass.
+        section: of a config.
+        **others: values of fields that are no settings of this section; those with a default may be left out.
+    """
+    optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+    return kind(**others, **{field.name: section[field.name] for field in dataclasses.fields(kind)
+                             if field.name not in others and (field.name in section or field.name not in optional)})

@@ -7,12 +7,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mdw_jax.config.defaults import base
-from mdw_jax.config.options import CHOICES, CORESETS, DIVIDING, TEXT_ENCODER_SETTINGS, TOWER_SETTINGS
+from mdw_jax.config.options import CHOICES, CORESETS, DIVIDING, LOG_MEL_READERS, TEXT_ENCODER_SETTINGS, TOWER_SETTINGS
 from mdw_jax.config.plugins import function_of, is_path, unknown_option
 from mdw_jax.config.presets import preset_spec, safe_name
 from mdw_jax.config.recipes import RECIPES
 from mdw_jax.errors import UserError
 
+# Keys of the section `distill` that are of the objective `covariance` alone.
+COVARIANCE_SETTINGS = ("covariance_scale", "mean_weight", "network_steps")
 # Which numbers make sense: in words, as a test, and of which keys. What only one command reads is tested there.
 _RANGES = (
     ("be at least 1", lambda x: x >= 1, (
@@ -21,20 +23,22 @@ _RANGES = (
         "experts.epochs", "experts.teacher_epochs", "experts.batch", "experts.recovery_top_k", "experts.peers",
         "distill.pairs", "distill.sets", "distill.steps", "distill.inner_steps", "distill.batch",
         "distill.trajectories", "distill.match_epochs", "distill.ceo_every", "distill.ceo_top_k",
-        "distill.checkpoint_every", "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch")),
+        "distill.checkpoint_every", "distill.network_steps", "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch")),
     ("be at least 0", lambda x: x >= 0, (
         "data.train", "data.val", "data.test", "data.sample_rate", "data.seconds", "data.mels", "data.frames",
         "data.limit", "data.holdout_val", "data.holdout_test", "model.pretrain_epochs", "experts.teacher_count",
         "experts.weight_decay", "experts.warmup", "experts.tolerant_weight", "experts.recovery_weight",
         "experts.recovery_start", "experts.guidance_weight", "distill.lr_images", "distill.lr_texts",
-        "distill.lr_correspondence", "distill.lr_inner_lr", "distill.ceo_beta", "distill.restarts",
-        "evaluate.weight_decay")),
+        "distill.lr_correspondence", "distill.lr_inner_lr", "distill.ceo_beta", "distill.image_size", "distill.restarts",
+        "distill.mean_weight",
+        "evaluate.weight_decay", "evaluate.patience", "evaluate.grow")),
     ("exceed 0", lambda x: x > 0, (
         "model.tau", "experts.lr", "experts.lr_with_teachers", "experts.lr_infonce", "experts.guidance_tau",
+        "distill.covariance_scale",
         "distill.inner_lr_image", "distill.inner_lr_text", "evaluate.lr", "evaluate.lr_scales",
         "evaluate.tower_lr_scales")),
     ("lie in [0, 1)", lambda x: 0 <= x < 1, (
-        "noise.rate", "experts.momentum", "experts.ema_decay", "distill.ema_decay", "evaluate.momentum")),
+        "noise.rate", "filter.drop", "experts.momentum", "experts.ema_decay", "distill.ema_decay", "evaluate.momentum")),
     ("lie in (0, 1)", lambda x: 0 < x < 1, ("distill.restart_factor",)),
     ("lie in (0, 1]", lambda x: 0 < x <= 1, ("experts.clean_q", "experts.tolerant_q", "plan.utilization")),
     ("lie in [0, 1]", lambda x: 0 <= x <= 1, ("data.skew", "data.captions_rate")),
@@ -62,8 +66,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if config.experts.division == "clean" and config.experts.clean_loss == "infonce":
         config.experts.lr = config.experts.lr_infonce
     _check_numbers(config)
-    for check in (_check_run, _check_presets, _check_data, _check_text, _check_model, _check_noise, _check_experts,
-                  _check_distill, _check_evaluate):
+    for check in (_check_run, _check_presets, _check_data, _check_text, _check_model, _check_noise, _check_filter,
+                  _check_experts,
+                  _check_distill, _check_objective, _check_evaluate):
         check(config)
     return config.lock()
 
@@ -177,6 +182,17 @@ def _check_noise(config: ConfigDict) -> None:
              "which pairs are mismatched, and of natural noise nobody knows; choose another experts.recipe.")
 
 
+def _check_filter(config: ConfigDict) -> None:
+    score, e = config.filter.score, config.experts
+    _require(score or not config.filter.drop, "filter.drop is set, but filter.score is empty, so nothing is dropped; set "
+             "filter.score to what to drop by, such as cosine.")
+    _require(score != "closed_form" or config.model.mode == "projection", "filter.score closed_form is solved on frozen "
+             "features; set model.mode to projection, or choose another filter.score.")
+    _require(not score or not (e.debias or e.rescale_step), "experts.debias and experts.rescale_step correct for random "
+             "mismatches, and those that a filter leaves are not random; leave filter.score empty or choose another "
+             "experts.recipe.")
+
+
 def _check_experts(config: ConfigDict) -> None:
     e = config.experts
     _require(config.model.mode != "projection" or e.augment == "none",
@@ -193,6 +209,10 @@ def _check_experts(config: ConfigDict) -> None:
 
 def _check_distill(config: ConfigDict) -> None:
     d, epochs = config.distill, config.experts.epochs
+    _require(not d.image_size or config.data.name not in LOG_MEL_READERS, "distill.image_size is of square images, and "
+             f"data.name={config.data.name} gives log-mels; leave it at 0.")
+    _require(d.image_size <= config.data.size, f"distill.image_size ({d.image_size}) exceeds data.size "
+             f"({config.data.size}), at which models see the images; lower it, or set it to 0.")
     _require(d.batch <= d.pairs, f"distill.batch ({d.batch}) exceeds distill.pairs ({d.pairs}); lower the batch.")
     last = d.max_start_epoch + d.match_epochs - 1
     _require(d.max_start_epoch >= 1, f"distill.max_start_epoch must be at least 1, not {d.max_start_epoch}.")
@@ -203,6 +223,16 @@ def _check_distill(config: ConfigDict) -> None:
              f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
     _require(config.model.mode == "projection" or not d.mixup, "distill.mixup (RepBlend) blends the features of a "
              "frozen backbone; set model.mode to projection.")
+
+
+def _check_objective(config: ConfigDict) -> None:
+    d = config.distill
+    refuse_unused("distill", d, "objective", "objective", COVARIANCE_SETTINGS if d.objective == "covariance" else (),
+                  COVARIANCE_SETTINGS)
+    unused = {"correspondence": "identity", "loss": "nce", "ceo": False, "mixup": False}
+    for name, value in unused.items() if d.objective == "covariance" else ():
+        _require(d[name] == value, f"distill.objective covariance has no unroll, and distill.{name} "
+                 f"({d[name]}) is of the student there; set it to {value}, or choose the preset covmatch, which does.")
 
 
 def _check_evaluate(config: ConfigDict) -> None:

@@ -8,7 +8,7 @@ import yaml
 from mdw_jax.config.plugins import is_path
 from mdw_jax.errors import UserError
 from mdw_jax.export.formats import FORMATS
-from mdw_jax.io.distilled_set import BRANCHES, TENSORS, DistilledSet
+from mdw_jax.io.distilled_set import BRANCHES, BYTES_PER_NUMBER, TENSORS, DistilledSet, byte_budget
 from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.method.matching import student_optimizer_entry
 
@@ -43,6 +43,9 @@ def torch_recipe(distilled: DistilledSet, tau: float, optimizer: str = "sgd") ->
     scale = distilled.alpha / left.shape[1] if left is not None else 1.0
     p = _P[tuple(sorted(distilled.correspondence))].format(scale=float(scale))
     p = f"({p})" if "\n" in p else p
+    # PyTorch's `align_corners=False`, its default, is what `enlarged` does.
+    enlarge = ("" if not distilled.seen_size else "\nimages = F.interpolate(images, size="
+               f'{distilled.seen_size}, mode="bilinear")  # stored smaller than models see them')
     lr = {branch: f'd["step_size.{branch}"].item()' if distilled.step_sizes else "0.1" for branch in BRANCHES}
     return f"""\
 import torch
@@ -50,7 +53,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 d = load_file("distilled.safetensors")
-images, texts = d["images"].movedim(-1, -3), d["texts"]  # channels first, in [0, 1]; text features
+images, texts = d["images"].movedim(-1, -3), d["texts"]  # channels first, in [0, 1]; text features{enlarge}
 P = {p}
 groups = [
     {{"params": image_branch.parameters(), "lr": {lr["image"]}}},
@@ -156,14 +159,16 @@ def _contents(distilled: DistilledSet, card: dict) -> list[str]:
     form = "embedded tokens" if distilled.texts.ndim == 3 else "features"
     steps = ", ".join(f"{name} {value:.6g}" for name, value in distilled.step_sizes.items()) or "none were learned"
     lines = [
-        f"Images{log_mel}: {' x '.join(map(str, distilled.images.shape[1:]))}, channels last, in [0, 1].",
+        f"Images{log_mel}: {' x '.join(map(str, distilled.images.shape[1:]))}, channels last, in [0, 1]."
+        f"{_enlarging(distilled)}",
         f"Texts: {form}, {' x '.join(map(str, distilled.texts.shape[1:]))}, of a text encoder "
         f"({encoder or 'unknown'}), not sentences. `captions` are the *real* training captions nearest to them, with "
         "their cosines: they say what a text is about. Training on them instead loses what was distilled into texts.",
         f"Correspondence P ({', '.join(sorted(distilled.correspondence)) or 'identity'}; alpha {distilled.alpha!r}): "
         f"how far image i belongs to text j, the target of the loss `{distilled.loss}` at temperature {_tau(card)!r}. "
-        "The column `correspondence` is a row of it in full.",
+        f"{_reading(distilled.loss)} The column `correspondence` is a row of it in full.",
         f"Step sizes of the student ({_optimizer(distilled, card)}): {steps}.",
+        _size(distilled),
     ]
     if card["png"] is None:
         return lines
@@ -173,6 +178,27 @@ def _contents(distilled: DistilledSet, card: dict) -> list[str]:
     clipped = f", and {clipped:.2%} of the values lay outside of it" if (clipped := card["png"]["clipped"]) else ""
     return [*lines, "**PNGs are 8-bit copies and lose precision**: pixels are off by up to "
             f"{card['png']['largest_error']:.2g} of the range [0, 1]{clipped}. {where}"]
+
+
+def _enlarging(distilled: DistilledSet) -> str:
+    side = distilled.seen_size
+    return f" They are stored small: enlarge them bilinearly to {side} x {side}, as all models saw them." if side else ""
+
+
+def _reading(loss: str) -> str:
+    """How P is to be read, in words."""
+    scale = distillation_loss_entry(loss).correspondence_scale
+    if scale is None:
+        return "It is the target itself: larger entries weigh more."
+    return f"It is read as logits: the target is softmax({scale:g} P), over texts and over images."
+
+
+def _size(distilled: DistilledSet) -> str:
+    """How many bytes the set takes, and what is counted."""
+    size = byte_budget(distilled)
+    parts = ", ".join(f"{name.replace('_', ' ')} {size[name]:,}" for name in BYTES_PER_NUMBER)
+    return (f"Size: {size['total']:,} bytes ({parts}), with images in 8 bits, texts and the parameters of P in half "
+            "precision; files that hold float32 are larger.")
 
 
 def _limits(card: dict, real: bool) -> list[str]:

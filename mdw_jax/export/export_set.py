@@ -19,13 +19,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from mdw_jax.errors import UserError
 from mdw_jax.export.dataset_card import dataset_card
 from mdw_jax.export.formats import FORMATS, NearestCaptions, import_pyarrow, is_image_set, png_loss
-from mdw_jax.io.distilled_set import CARD, DistilledSet, save_distilled
+from mdw_jax.io.distilled_set import CARD, DistilledSet, byte_budget, save_distilled
 from mdw_jax.io.files import write_atomically, write_json
 from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.runtime.processes import is_main
 
 README = "README.md"
-_OF_TENSOR_FILE = ("file", "sha256", "shapes", "byte_budget")  # entries of a card that `save_distilled` sets
+_OF_TENSOR_FILE = ("file", "sha256", "shapes", "byte_budget", "seen_size")  # entries of a card that `save_distilled` sets
 
 
 def export_set(path, distilled: DistilledSet, nearest: NearestCaptions, card: dict, *, formats: Sequence[str],
@@ -53,10 +53,11 @@ def export_set(path, distilled: DistilledSet, nearest: NearestCaptions, card: di
                         f"{' and '.join(needing)} need{'s' if len(needing) == 1 else ''}; set export.formats to "
                         "safetensors,parquet.")
     directory = Path(path)
-    numbers = {"step_sizes": dict(distilled.step_sizes), "alpha": float(distilled.alpha), "loss": distilled.loss}
+    numbers = {"step_sizes": dict(distilled.step_sizes), "alpha": float(distilled.alpha), "loss": distilled.loss,
+               **({"seen_size": distilled.seen_size} if distilled.seen_size else {})}
     card = {name: value for name, value in _without_paths(card).items() if name not in _OF_TENSOR_FILE}
     card |= {**numbers, "license": license, "formats": list(formats),
-             "png": png_loss(distilled.images) if is_image_set(distilled) else None}
+             "byte_budget": byte_budget(distilled), "png": png_loss(distilled.images) if is_image_set(distilled) else None}
     files = {}
     for name in formats:
         make_files = FORMATS[name].files

@@ -9,7 +9,8 @@ from mdw_jax.io.distilled_set import DistilledSet
 class TorchPairs(torch.utils.data.Dataset):
     """The rows of a distilled set, each (image, text features, row).
 
-    Images are float32 (C, H, W), or video clips (T, C, H, W); text features are float32.
+    Images are float32 (C, H, W), or video clips (T, C, H, W), at the size at which models see them (those that are stored
+    smaller are enlarged here); text features are float32.
 
     Attributes:
         step_sizes: {"image", "text"} learned step sizes of the student's plain SGD, or {}.
@@ -20,7 +21,10 @@ class TorchPairs(torch.utils.data.Dataset):
 
     def __init__(self, distilled: DistilledSet, card: dict):
         arrays = to_torch({"images": distilled.images, "texts": distilled.texts})
-        self.images, self.texts = arrays["images"].movedim(-1, -3).contiguous(), arrays["texts"]
+        images = arrays["images"].movedim(-1, -3)
+        if distilled.seen_size:
+            images = torch.nn.functional.interpolate(images, (distilled.seen_size,) * 2, mode="bilinear")
+        self.images, self.texts = images.contiguous(), arrays["texts"]
         self._p = to_torch({f"correspondence/{name}": array for name, array in distilled.correspondence.items()})
         self.step_sizes, self.alpha, self.loss = dict(distilled.step_sizes), distilled.alpha, distilled.loss
         self.card, self.tau = card, card.get("config", {}).get("model", {}).get("tau")

@@ -8,6 +8,7 @@ tensor file). The card is written last: a directory without one holds no finishe
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from mdw_jax.runtime.processes import is_main
 TENSORS, CARD = "distilled.safetensors", "card.json"
 NEAREST = "nearest.json"  # the sha256 of the set and, for each of its texts, the nearest real caption
 BRANCHES = ("image", "text")
+# What a set takes where it is handed on: 8 bits per color value, half precision for texts and the parameters of P,
+# float32 for step sizes. (The file of a set holds float32 throughout, so that a run goes on from exact numbers.)
+BYTES_PER_NUMBER = {"images": 1, "texts": 2, "correspondence": 2, "step_sizes": 4}
 _FORMAT = "mdw_jax.io.distilled_set.1"
 
 
@@ -33,7 +37,8 @@ class DistilledSet:
     """M synthetic pairs and how to learn from them, in host memory. Shapes and values are checked on construction.
 
     Attributes:
-        images: (M, H, W, C), or video clips (M, T, H, W, C), float32, in [0, 1] where pixels are clipped.
+        images: (M, H, W, C), or video clips (M, T, H, W, C), float32, in [0, 1] where pixels are clipped: as they are
+            stored, which can be smaller than models see them (`data.resizing.seen_images`).
         texts: float32, (M, d) features in the space of the frozen text encoder, or, for a trained encoder, (M, L, h)
             embedded tokens, zero beyond the last.
         correspondence: float32 parameters of P, as in `mdw_jax.method.correspondence`: {}, {"matrix"} or {"diag",
@@ -42,6 +47,7 @@ class DistilledSet:
         alpha: scale of the low-rank part of P.
         loss: name of the distillation loss it was distilled for: of this package, or `module:function`, which is imported
             where a student is trained on the set.
+        seen_size: side at which models see the images, pixels, where they are stored at another; 0: as they are stored.
 
     Raises:
         UserError: wrong types, dtypes, shapes or names, or values that are not finite.
@@ -53,6 +59,7 @@ class DistilledSet:
     step_sizes: Mapping[str, float]
     alpha: float
     loss: str
+    seen_size: int = 0
 
     def __post_init__(self):
         _check_settings(self.correspondence, self.step_sizes, self.alpha, self.loss)
@@ -66,6 +73,11 @@ class DistilledSet:
         if self.images.ndim not in (4, 5) or self.images.size == 0:
             raise UserError("distilled images must be (M, H, W, C), or video clips (M, T, H, W, C), without a length "
                             f"of 0, not {self.images.shape}.")
+        side = self.seen_size
+        if isinstance(side, bool) or not isinstance(side, int) or side < 0 or side and (
+                self.images.ndim != 4 or self.images.shape[1] != self.images.shape[2] or side < self.images.shape[1]):
+            raise UserError(f"distilled images of shape {self.images.shape[1:]} cannot be seen at side {side!r}: that "
+                            "takes square images, stored at this side or a smaller one.")
         if self.texts.ndim not in (2, 3) or len(self.texts) != m or self.texts.size == 0:
             raise UserError(f"{m} distilled images need texts of shape ({m}, d) or ({m}, L, h), not "
                             f"{self.texts.shape}.")
@@ -81,8 +93,20 @@ class DistilledSet:
 
     def __repr__(self) -> str:
         arrays = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in self._arrays().items())
+        seen = f", images seen at {self.seen_size}x{self.seen_size}" if self.seen_size else ""
         learned = ", learned step sizes" if self.step_sizes else ""
-        return f"DistilledSet({len(self.images)} pairs: {arrays}; loss {self.loss}{learned})"
+        return f"DistilledSet({len(self.images)} pairs: {arrays}{seen}; loss {self.loss}{learned})"
+
+    @property
+    def seen_shape(self) -> tuple[int, ...]:
+        """The shape of one image as models see it: (H, W, C), or (T, H, W, C)."""
+        shape = self.images.shape[1:]
+        return (self.seen_size, self.seen_size, shape[-1]) if self.seen_size else shape
+
+    def _settings(self) -> dict:
+        """What is no array, as the file's metadata hold it. Sets that are stored as they are seen say nothing of it."""
+        return {"alpha": float(self.alpha), "loss": self.loss,
+                **({"seen_size": self.seen_size} if self.seen_size else {})}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"images": self.images, "texts": self.texts,
@@ -101,22 +125,25 @@ def _check_settings(correspondence, step_sizes, alpha, loss) -> None:
         raise UserError(f"distilled 'loss' is {loss!r}; it must be the name of a loss, or module:function.")
 
 
-def byte_budget(distilled: DistilledSet) -> dict:
-    """The size of a set in float32, everything counted (docs/method.md, section 5).
+def byte_budget(distilled: DistilledSet) -> dict[str, float]:
+    """The size of a set, everything counted, at the precisions of `BYTES_PER_NUMBER` (docs/method.md, section 5.5).
 
     Returns:
         {"images", "texts", "correspondence", "step_sizes", "total"} in bytes, and "pairs_equivalent": the total in
-        units of one image-text pair, which is how many pairs a coreset of the same size has.
+        units of one real pair with an image of the size that models see, which is how many pairs a coreset of the same
+        size has.
     """
-    budget = {
-        "images": distilled.images.nbytes,
-        "texts": distilled.texts.nbytes,
-        "correspondence": sum(array.nbytes for array in distilled.correspondence.values()),
-        "step_sizes": len(distilled.step_sizes) * np.dtype(np.float32).itemsize,
+    numbers = {
+        "images": distilled.images.size,
+        "texts": distilled.texts.size,
+        "correspondence": sum(array.size for array in distilled.correspondence.values()),
+        "step_sizes": len(distilled.step_sizes),
     }
+    budget = {part: BYTES_PER_NUMBER[part] * count for part, count in numbers.items()}
     total = sum(budget.values())
-    return {**budget, "total": total,
-            "pairs_equivalent": total / (distilled.images[0].nbytes + distilled.texts[0].nbytes)}
+    pair = (BYTES_PER_NUMBER["images"] * math.prod(distilled.seen_shape)
+            + BYTES_PER_NUMBER["texts"] * distilled.texts[0].size)
+    return {**budget, "total": total, "pairs_equivalent": total / pair}
 
 
 def save_distilled(path, distilled: DistilledSet, card: dict) -> None:
@@ -128,7 +155,8 @@ def save_distilled(path, distilled: DistilledSet, card: dict) -> None:
         path: the directory, made if it does not exist.
         distilled: the set.
         card: facts about the set, anything JSON can hold. The stored card also has "file", "sha256" (of the tensor
-            file), "shapes", "alpha", "loss" and "byte_budget".
+            file), "shapes", "alpha", "loss", "byte_budget" and, where images are stored smaller than models see them,
+            "seen_size".
     """
     directory = Path(path)
     sizes = {f"step_size.{name}": value for name, value in distilled.step_sizes.items()}
@@ -136,10 +164,10 @@ def save_distilled(path, distilled: DistilledSet, card: dict) -> None:
     arrays = {name: np.asarray(value, np.float32, order="C")
               for name, value in (distilled._arrays() | sizes).items()}
     # One metadata entry: safetensors orders several at random, and the same set should be the same file.
-    data = save(arrays, metadata={_FORMAT: json.dumps({"alpha": float(distilled.alpha), "loss": distilled.loss})})
+    data = save(arrays, metadata={_FORMAT: json.dumps(distilled._settings())})
     card = {**card, "file": TENSORS, "sha256": hashlib.sha256(data).hexdigest(),
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
-            "alpha": float(distilled.alpha), "loss": distilled.loss, "byte_budget": byte_budget(distilled)}
+            **distilled._settings(), "byte_budget": byte_budget(distilled)}
     json.dumps(card)  # a card that JSON cannot hold must fail before the old set is touched
     if not is_main():
         return
@@ -227,7 +255,7 @@ def _from_file(path: Path) -> DistilledSet:
     return DistilledSet(
         images=arrays["images"], texts=arrays["texts"], correspondence=parts["correspondence."],
         step_sizes={name: float(array) for name, array in parts["step_size."].items()},
-        alpha=settings["alpha"], loss=settings["loss"])
+        alpha=settings["alpha"], loss=settings["loss"], seen_size=settings.get("seen_size", 0))
 
 
 def _described(value) -> str:

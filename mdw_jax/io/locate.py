@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mdw_jax.errors import UserError
 from mdw_jax.io.locks import is_run_lock
 
-_OF_A_RUN = ("environment.json", "scores.csv", "cache", "noise", "experts", "distilled")  # beside config.json
+_OF_A_RUN = ("environment.json", "scores.csv", "cache", "noise", "filter", "experts", "distilled")  # beside config.json
 _MAX_CHARACTERS = 100  # of a path that is too long, in a message
 MAX_NAMED, _MAX_VISITED, _MAX_PARENTS = 3, 2000, 5  # paths in a message; entries and parents looked at
 

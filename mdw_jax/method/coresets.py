@@ -207,12 +207,37 @@ def most_forgotten(generator: np.random.Generator, events: np.ndarray, rows: np.
 
 
 @_one_thread
-def clip_filter(similarity: np.ndarray, features: np.ndarray, count: int, seed: int, drop: float = 0.2) -> np.ndarray:
-    """Drop the pairs of lowest similarity, cluster the others, and take one pair per cluster (after PDS).
+def k_means(features: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Cluster items by mini-batch k-means, and represent each centroid by the nearest item.
 
-    The pairs are clustered by mini-batch k-means, and each centroid is represented by the nearest real pair. No pair
-    represents two centroids: the closer one gets it, and the other takes its nearest among those left, also where its
-    cluster is empty.
+    No item represents two centroids: the closer one gets it, and the other takes its nearest among those left, also
+    where its cluster is empty.
+
+    Args:
+        features: (n, d) float32.
+        count: how many items to choose, and clusters.
+        seed: of k-means.
+
+    Returns:
+        (count,) indices, one per cluster.
+
+    Raises:
+        UserError: `count` exceeds n.
+    """
+    features = np.asarray(features, np.float32)
+    _require_enough("k_means", count, len(features))
+    distance = MiniBatchKMeans(count, random_state=seed).fit(features).transform(features)
+    chosen = np.empty(count, int)
+    for _ in range(count):
+        item, centroid = np.unravel_index(distance.argmin(), distance.shape)
+        chosen[centroid] = item
+        distance[item] = distance[:, centroid] = np.inf
+    return chosen
+
+
+@_one_thread
+def clip_filter(similarity: np.ndarray, features: np.ndarray, count: int, seed: int, drop: float = 0.2) -> np.ndarray:
+    """Drop the pairs of lowest similarity, cluster the others, and take one pair per cluster (after PDS), by `k_means`.
 
     This departs from PDS, which clusters each modality by itself, matches image and text clusters by a Hungarian
     assignment on the number of pairs they share, takes the mean feature of matched clusters as a prototype, and
@@ -236,14 +261,7 @@ def clip_filter(similarity: np.ndarray, features: np.ndarray, count: int, seed: 
                         "0.2.")
     remaining = np.sort(np.argsort(similarity, kind="stable")[round(drop * len(similarity)):])
     _require_enough("clip_filter", count, len(remaining))
-    points = np.asarray(features, np.float32)[remaining]
-    distance = MiniBatchKMeans(count, random_state=seed).fit(points).transform(points)
-    chosen = np.empty(count, int)
-    for _ in range(count):
-        pair, centroid = np.unravel_index(distance.argmin(), distance.shape)
-        chosen[centroid] = remaining[pair]
-        distance[pair] = distance[:, centroid] = np.inf
-    return chosen
+    return remaining[k_means(np.asarray(features, np.float32)[remaining], count, seed)]
 
 
 def _require_enough(method: str, count: int, available: int) -> None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from mdw_jax.config.options import CORRESPONDENCES
 from mdw_jax.errors import UserError
+from mdw_jax.method.losses import DistillationLoss
 
 
 def init_correspondence(key, kind: str, pairs: int, rank: int) -> dict:
@@ -52,9 +53,25 @@ def correspondence(params: dict, rows, alpha: float = 1.0):
     return jnp.diag(params["diag"][rows]) + alpha / left.shape[1] * left @ right.T
 
 
-def matching_probability(matrix):
-    """P read as probabilities, (M, M) -> (M, M): the mean of its row softmax and its column softmax.
+def matching_probability(matrix, loss: DistillationLoss):
+    """P read as probabilities that image i and text j match: the one reading of P by all but the loss itself.
 
-    MDW speaks of matching probabilities; the formula is this work's.
+    A loss that fits `softmax(s P)` (`probability`, `kl`) reads P as logits, and so does this function. One that takes P
+    as the target itself (`nce`, `cwcl`, `wbce`, `bce`, `mse`) gives an entry as much weight as it is large: there the
+    parts above 0 count, divided by their sum. MDW speaks of matching probabilities; the formulas are this work's.
+
+    Args:
+        matrix: (M, M), P in full, with images as rows.
+        loss: the distillation loss whose target P is.
+
+    Returns:
+        (M, M): the mean of its rows as distributions over texts and of its columns as distributions over images. A row or
+        column without an entry above 0 counts as 0.
     """
-    return (jax.nn.softmax(matrix, axis=1) + jax.nn.softmax(matrix, axis=0)) / 2
+    def distribution(axis: int):
+        if loss.correspondence_scale is not None:
+            return jax.nn.softmax(loss.correspondence_scale * matrix, axis=axis)
+        positive = jnp.maximum(matrix, 0)
+        return positive / jnp.maximum(positive.sum(axis, keepdims=True), 1e-12)
+
+    return (distribution(1) + distribution(0)) / 2

@@ -14,9 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from mdw_jax.config.plugins import unknown_option
+from mdw_jax.config.sections import fields
 from mdw_jax.data.augment import augment
+from mdw_jax.data.resizing import enlarged
 from mdw_jax.method.correspondence import correspondence, init_correspondence
 from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import matching_loss, minibatches, scan_mean, unroll
@@ -56,6 +59,15 @@ class Method:
     ceo_every: int
     ceo_top_k: int
     ceo_beta: float
+    objective: str = "trajectories"
+    covariance_scale: float = 1.0
+    mean_weight: float = 0.1
+    seen_size: int = 0  # side at which models see the images, where they are stored smaller; 0: as they are stored
+
+
+def method_of(config: ConfigDict) -> Method:
+    """How a config distills."""
+    return fields(Method, config.distill, seen_size=config.data.size if config.distill.image_size else 0)
 
 
 class DistillState(NamedTuple):
@@ -156,7 +168,8 @@ def objective(model: DualEncoder, method: Method, learned: dict, starts, targets
     Returns:
         Loss, (S,) mean inner losses.
     """
-    inputs = model.inputs(mesh.shard_rows(augment(key, learned["images"], method.augment), (mesh.REPLICA, mesh.DATA)))
+    images = augment(key, enlarged(learned["images"], method.seen_size), method.augment)
+    inputs = model.inputs(mesh.shard_rows(images, (mesh.REPLICA, mesh.DATA)))
     steps = jax.tree.map(jnp.exp, learned["log_inner_lr"])
     soft = distillation_loss(method.loss)
 
@@ -222,22 +235,37 @@ def make_outer_step(model: DualEncoder, method: Method) -> Callable:
         (loss, inner), gradient = jax.value_and_grad(objective, argnums=2, has_aux=True)(
             model, method, state.learned, starts, targets, batches, by_augment
         )
-        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient)))
-        updated = _update(method, optimizer, state, gradient, pixel_weights)
-        # In the order of `finite_checks`.
-        finite = jnp.stack([*_finite(state.learned), *jnp.isfinite(inner), jnp.isfinite(loss), *_finite(gradient),
-                            jnp.isfinite(norm), *_finite(updated.learned)])
-        all_finite = finite.all()
-        updated = jax.tree.map(lambda new, old: jnp.where(all_finite, new, old), updated, state)
-        steps = jax.tree.map(jnp.exp, updated.learned["log_inner_lr"])
-        metrics = {"loss": loss, "gradient": norm, "inner_first": inner[0], "inner_last": inner[-1],
-                   "inner_lr_image": steps["image"], "inner_lr_text": steps["text"],
-                   "first_nonfinite": jnp.where(all_finite, -1, jnp.argmin(finite))}
-        return updated, metrics
+        updated, metrics = apply_gradient(method, optimizer, state, loss, inner, gradient, pixel_weights)
+        return updated, {**metrics, "inner_first": inner[0], "inner_last": inner[-1]}
 
     if len(jax.devices()) == 1:
         return jit_with_frozen(model, outer_step, donate_argnums=1)
     return ShardedOuterStep(model, outer_step)
+
+
+def apply_gradient(method: Method, optimizer: optax.GradientTransformation, state: DistillState, loss, inner,
+                   gradient: dict, pixel_weights) -> tuple[DistillState, dict]:
+    """The state after a step along a gradient, and the step's metrics, as `make_outer_step` describes them.
+
+    Args:
+        method: how to distill.
+        optimizer: `optimizer_of(method)`.
+        state: the state before.
+        loss: the loss of the step.
+        inner: (S,) losses of the student, none without an unroll.
+        gradient: of the loss, with respect to `DistillState.learned`.
+        pixel_weights: (M, H, W, 1).
+    """
+    norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient)))
+    updated = _update(method, optimizer, state, gradient, pixel_weights)
+    # In the order of `finite_checks`.
+    finite = jnp.stack([*_finite(state.learned), *jnp.isfinite(inner), jnp.isfinite(loss), *_finite(gradient),
+                        jnp.isfinite(norm), *_finite(updated.learned)])
+    all_finite = finite.all()
+    updated = jax.tree.map(lambda new, old: jnp.where(all_finite, new, old), updated, state)
+    steps = jax.tree.map(jnp.exp, updated.learned["log_inner_lr"])
+    return updated, {"loss": loss, "gradient": norm, "inner_lr_image": steps["image"], "inner_lr_text": steps["text"],
+                     "first_nonfinite": jnp.where(all_finite, -1, jnp.argmin(finite))}
 
 
 def _draw_batches(key, method: Method, pairs: int, trajectories: int):
@@ -271,7 +299,7 @@ def finite_checks(learned: dict, inner_steps: int) -> list[str]:
 
     Args:
         learned: `DistillState.learned`.
-        inner_steps: number S of inner steps.
+        inner_steps: number S of inner steps; 0 without an unroll.
     """
     names = [jax.tree_util.keystr(path, simple=True, separator=".")
              for path, _ in jax.tree_util.tree_leaves_with_path(learned)]

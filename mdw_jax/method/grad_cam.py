@@ -6,7 +6,9 @@ docs/method.md, section 5.4.
 import jax
 import jax.numpy as jnp
 
+from mdw_jax.data.resizing import enlarged
 from mdw_jax.method.correspondence import correspondence, matching_probability
+from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.image.tower import mean_over_space
 
@@ -35,29 +37,33 @@ def grad_cam(model: DualEncoder, params: dict, feature_map, texts):
 
 
 def pixel_weights(model: DualEncoder, params: dict, images, texts, correspondence_params: dict, *, alpha: float,
-                  top_k: int, beta: float):
+                  loss: str, top_k: int, beta: float, seen_size: int = 0):
     """`W_i`, the weight of each pixel's update.
 
-    The maps of each image's `top_k` texts under P are added, weighted by P (as probabilities), resized to the image and
-    scaled to mean 1, then softened to `1 + beta (W / mean - 1)`, clipped at 0 (the softening is this work's). An image
-    whose maps are all zero gets weight 1 everywhere.
+    The maps of each image's `top_k` texts under P are added, weighted by P (as probabilities, read as the loss reads
+    it), resized to the stored image and scaled to mean 1, then softened to `1 + beta (W / mean - 1)`, clipped at 0 (the
+    softening is this work's). An image whose maps are all zero gets weight 1 everywhere. Under the identity an image's
+    own text has all the weight, whichever others are among the `top_k`.
 
     Args:
         model: the dual encoder.
         params: its parameters.
-        images: (M, H, W, C), or video clips (M, T, H, W, C).
+        images: (M, H, W, C) as they are stored, or video clips (M, T, H, W, C).
         texts: (M, d).
         correspondence_params: parameters of P.
         alpha: scale of a low-rank P.
+        loss: name of the distillation loss, which says how P is read.
         top_k: texts per image, at most M.
         beta: 0 weights all pixels alike.
+        seen_size: side at which the model sees the images; 0: as they are stored.
 
     Returns:
         (M, H, W, 1), of video clips (M, T, H, W, 1); the mean of each image is about 1.
     """
-    p = matching_probability(correspondence(correspondence_params, jnp.arange(len(images)), alpha))
+    p = matching_probability(correspondence(correspondence_params, jnp.arange(len(images)), alpha),
+                             distillation_loss_entry(loss))
     weights, best_texts = jax.lax.top_k(p, top_k)
-    maps = model.feature_map(params["image"], images)
+    maps = model.feature_map(params["image"], enlarged(images, seen_size))
 
     def combine(a, best_texts, weights):
         return jnp.einsum("k,k...->...", weights, grad_cam(model, params, a, texts[best_texts]))

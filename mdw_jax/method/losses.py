@@ -23,6 +23,8 @@ from mdw_jax.config.plugins import lookup
 from mdw_jax.errors import UserError
 from mdw_jax.method import loss_bounds as bounds
 
+CORRESPONDENCE_SCALE = 10.0  # of the losses that read P as logits, `probability` and `kl` (LoRS's KL loss)
+
 # ---- expert losses ----------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +224,7 @@ def kl(logits, target):
     """`KL(softmax(10 target) || softmax(logits))` averaged over entries, both directions averaged (LoRS)."""
 
     def divergence(axis):
-        wanted = jax.nn.log_softmax(10 * target, axis=axis)
+        wanted = jax.nn.log_softmax(CORRESPONDENCE_SCALE * target, axis=axis)
         return (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits, axis=axis))).mean()
 
     return (divergence(1) + divergence(0)) / 2
@@ -239,7 +241,7 @@ def probability(logits, target):
     It is `kl` up to a constant, in the units of `nce`. Whatever P becomes, the targets are a distribution, so the loss
     is bounded below and a student can train on it longer than the unroll that P was learned for.
     """
-    return soft_cross_entropy(logits, 10 * target)
+    return soft_cross_entropy(logits, CORRESPONDENCE_SCALE * target)
 
 
 def soft_cross_entropy(logits, target_logits):
@@ -261,10 +263,13 @@ class DistillationLoss:
         function: (logits (B, B), target (B, B)) -> scalar.
         torch: the same as a PyTorch expression of `logits`, `target` and `F` (torch.nn.functional), for the recipe on
             dataset cards; None if there is none.
+        correspondence_scale: s, where the target that the loss fits is `softmax(s P)`; None where it is P itself. All
+            that reads P beside the loss goes by it (`correspondence.matching_probability`).
     """
 
     function: Callable
     torch: str | None = None
+    correspondence_scale: float | None = None
 
     def __call__(self, logits, target):
         return self.function(logits, target)
@@ -274,7 +279,7 @@ _BOTH_DIRECTIONS = "sum({} for d in (0, 1)) / 2"
 
 DISTILLATION_LOSSES: dict[str, DistillationLoss] = {
     "probability": DistillationLoss(probability, _BOTH_DIRECTIONS.format(
-        "-((10 * target).softmax(d) * logits.log_softmax(d)).sum(d).mean()")),
+        "-((10 * target).softmax(d) * logits.log_softmax(d)).sum(d).mean()"), CORRESPONDENCE_SCALE),
     "wbce": DistillationLoss(
         wbce, "sum((m * -(target * (logits.sigmoid() + 1e-6).log() + (1 - target) * ((-logits).sigmoid() + 1e-6).log()))"
         ".sum()\n           / m.sum().clamp(min=1) for m in (target > 0.5, target <= 0.5)) / 2"),
@@ -283,7 +288,8 @@ DISTILLATION_LOSSES: dict[str, DistillationLoss] = {
     "cwcl": DistillationLoss(cwcl, _BOTH_DIRECTIONS.format(
         "-((target * logits.log_softmax(d)).sum(d) / target.sum(d)).mean()")),
     "kl": DistillationLoss(kl, _BOTH_DIRECTIONS.format(
-        "((10 * target).softmax(d) * ((10 * target).log_softmax(d) - logits.log_softmax(d))).mean()")),
+        "((10 * target).softmax(d) * ((10 * target).log_softmax(d) - logits.log_softmax(d))).mean()"),
+        CORRESPONDENCE_SCALE),
     "mse": DistillationLoss(mse, "F.mse_loss(logits.sigmoid(), target)"),
 }
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,12 @@ class Protocol:
     weight_decay: float
     lr_scales: tuple
     lr: float
+    patience: int = 0
+    grow: int = 0
+
+
+# An evaluation waits for this share of the steps done, so that long trainings are not all evaluation. (This work.)
+_SPACING = 0.2
 
 
 class StudentData(NamedTuple):
@@ -58,6 +65,15 @@ class StudentData(NamedTuple):
     loss: str
     alpha: float
 
+    def with_hard_targets(self) -> "StudentData":
+        """The images and texts alone: each image matches its own text, under InfoNCE, and no step size is learned."""
+        return self._replace(correspondence={}, step_sizes={}, loss="nce")
+
+    @property
+    def has_hard_targets(self) -> bool:
+        """Whether this is all that it consists of, as of coresets."""
+        return not self.correspondence and not self.step_sizes and self.loss == "nce"
+
 
 class EvalResult(NamedTuple):
     """Scores of the students of one set.
@@ -69,6 +85,8 @@ class EvalResult(NamedTuple):
         steps: the number of steps that was chosen.
         select_on: what it was chosen on, "val" or "test".
         params: parameters of each student.
+        at_edge: what still lies at the end of what was allowed, so that a wider search might do better: of "steps" and
+            "lr_scale". Empty where test chose: there the search is part of the published protocol.
     """
 
     scores: np.ndarray
@@ -77,6 +95,7 @@ class EvalResult(NamedTuple):
     steps: int
     select_on: str
     params: list
+    at_edge: tuple[str, ...] = ()
 
 
 @functools.lru_cache(maxsize=8)  # distillation evaluates one candidate after another: compile once
@@ -136,9 +155,10 @@ def evaluate(model: DualEncoder, data: StudentData, val: Inputs, test: Inputs | 
              students: int | None = None) -> EvalResult:
     """Train fresh students on a set and score them.
 
-    `select_on` "val": over all `lr_scales` and all numbers of steps, the pair with the highest mean r_mean on val is
-    chosen, then test is read once. "test": at the learned step sizes (scale 1), each student's best evaluation on test,
-    as published baselines report; this is optimistic.
+    `select_on` "val": students train until val is flat, at each scale of the step sizes; the scale and the number of
+    steps with the highest mean r_mean on val are chosen, then test is read once. "test": at the learned step sizes
+    (scale 1) and for all steps, each student's best evaluation on test, as published baselines report; this is
+    optimistic.
 
     Args:
         model: the students' dual encoder.
@@ -154,35 +174,94 @@ def evaluate(model: DualEncoder, data: StudentData, val: Inputs, test: Inputs | 
     """
     if protocol.select_on not in SELECT_ON:
         raise UserError(f"evaluate.select_on must be one of {', '.join(SELECT_ON)}, not '{protocol.select_on}'.")
-    count = students or protocol.students
-    base = data.step_sizes or {"image": protocol.lr, "text": protocol.lr}
-    selects_on_test = protocol.select_on == "test" and test is not None
-    best = None
-    for scale in (1.0,) if selects_on_test else protocol.lr_scales:
-        steps = {branch: jnp.float32(scale * size) for branch, size in base.items()}
-        for stop, params in _train(model, data, protocol, steps, seed, count):
-            on_val = scores(model, params, val)
-            on_test = scores(model, params, test) if selects_on_test else None
-            result = EvalResult(on_test, on_val, scale, stop, protocol.select_on, params)
-            if best is None:
-                best = result
-            elif selects_on_test:
-                best = _best_on_test(best, result)
-            elif on_val[:, -1].mean() > best.val[:, -1].mean():
-                best = result
-    if selects_on_test:
-        return best
+    train = functools.partial(_train, model, data, protocol, seed=seed, count=students or protocol.students)
+    if protocol.select_on == "test" and test is not None:
+        return _chosen_on_test(model, train, val, test)
+    best = _chosen_on_val(model, train, val, protocol)
     return best._replace(scores=best.val if test is None else scores(model, best.params, test))
 
 
-def _train(model: DualEncoder, data: StudentData, protocol: Protocol, step_sizes: dict, seed: int, count: int):
-    """Train `count` fresh students; yield (steps done, parameters of each) every `protocol.every` steps."""
+def stops(protocol: Protocol) -> list[int]:
+    """The numbers of steps after which students are evaluated, up to `protocol.steps`.
+
+    They are `protocol.every` apart at first, and later a fifth of the steps done. All are multiples of `every`.
+    """
+    done, last = [1], protocol.steps // protocol.every
+    while done[-1] < last:
+        done.append(min(last, max(done[-1] + 1, math.ceil((1 + _SPACING) * done[-1]))))
+    return [protocol.every * segments for segments in done]
+
+
+def _train(model: DualEncoder, data: StudentData, protocol: Protocol, scale: float, *, seed: int, count: int
+           ) -> Iterator[tuple[int, list]]:
+    """Train `count` fresh students at one scale of the step sizes; yield (steps done, parameters of each) at each stop."""
     start, advance = make_trainer(model, protocol, data.loss, data.alpha)
-    students = [start(named_key(seed, "student", n)) for n in range(count)]
-    for done in range(protocol.every, protocol.steps + 1, protocol.every):
-        preemption.raise_if_interrupted()  # students are not saved: a resumed run trains those of this set anew
-        students = advance(students, data.inputs, data.texts, data.correspondence, step_sizes)
-        yield done, [student[0] for student in students]
+    base = data.step_sizes or {"image": protocol.lr, "text": protocol.lr}
+    step_sizes = {branch: jnp.float32(scale * size) for branch, size in base.items()}
+    students, done = [start(named_key(seed, "student", n)) for n in range(count)], 0
+    for stop in stops(protocol):
+        while done < stop:
+            preemption.raise_if_interrupted()  # students are not saved: a resumed run trains those of this set anew
+            students = advance(students, data.inputs, data.texts, data.correspondence, step_sizes)
+            done += protocol.every
+        yield stop, [student[0] for student in students]
+
+
+def _chosen_on_val(model: DualEncoder, train: Callable, val: Inputs, protocol: Protocol) -> EvalResult:
+    """The scale and the stop that val chooses; the grid of scales grows while the best lies at an end of it."""
+    best, tried = None, []
+    untried: Sequence[float] = protocol.lr_scales
+    while untried:
+        for scale in untried:
+            result = _best_stop(model, train, val, protocol.patience, scale)
+            if best is None or _r_mean(result) > _r_mean(best):
+                best = result
+        tried += untried
+        untried = _wider(protocol, tried, best.lr_scale)
+    at_edge = {"steps": best.steps == stops(protocol)[-1],
+               "lr_scale": len(protocol.lr_scales) > 1 and best.lr_scale in (min(tried), max(tried))}
+    return best._replace(at_edge=tuple(name for name, holds in at_edge.items() if holds))
+
+
+def _best_stop(model: DualEncoder, train: Callable, val: Inputs, patience: int, scale: float) -> EvalResult:
+    """The best stop of one scale; training ends when it was `patience` (0: any number of) evaluations ago."""
+    best, waited = None, 0
+    for stop, params in train(scale):
+        result = EvalResult(None, scores(model, params, val), scale, stop, "val", params)
+        waited += 1
+        if best is None or _r_mean(result) > _r_mean(best):
+            best, waited = result, 0
+        if patience and waited == patience:
+            break
+    return best
+
+
+def _wider(protocol: Protocol, tried: Sequence[float], chosen: float) -> list[float]:
+    """The next scale to try: one more where the chosen one is the smallest or the largest of those tried.
+
+    The ratio is that of the last two of the grid on that side. A single scale is no grid, and stays.
+    """
+    grid = sorted(protocol.lr_scales)
+    if len(grid) < 2:
+        return []
+    for end, beyond, ratio in ((max(tried), sum(scale > grid[-1] for scale in tried), grid[-1] / grid[-2]),
+                               (min(tried), sum(scale < grid[0] for scale in tried), grid[0] / grid[1])):
+        if chosen == end and beyond < protocol.grow:
+            return [float(f"{chosen * ratio:.3g}")]
+    return []
+
+
+def _r_mean(result: EvalResult) -> float:
+    return result.val[:, -1].mean()
+
+
+def _chosen_on_test(model: DualEncoder, train: Callable, val: Inputs, test: Inputs) -> EvalResult:
+    """Each student's best evaluation on test, at the learned step sizes."""
+    best = None
+    for stop, params in train(1.0):
+        result = EvalResult(scores(model, params, test), scores(model, params, val), 1.0, stop, "test", params)
+        best = result if best is None else _best_on_test(best, result)
+    return best
 
 
 def _best_on_test(old: EvalResult, new: EvalResult) -> EvalResult:

@@ -15,6 +15,7 @@ In the run directory:
     certificate.csv fairness.csv export/ sweep/ sweep.csv
                                      results of the commands of these names
     noise/  cache/                   noise draws; features of frozen encoders
+    filter/<score>-<key>/            rows of the training pairs that a filter keeps, kept.npy; filter.json (last)
     experts/<recipe>-<key>/          trajectories net_00, ... and networks at their best epoch best_00, ...; log.jsonl;
                                      division.npy; correct.npy; experts.json (written last); state-*.safetensors during
                                      training

@@ -1,6 +1,5 @@
 """Coreset presets: the pairs that the method chooses, as a set."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -8,10 +7,9 @@ from mdw_jax.config.plugins import error_summary, is_path, lookup
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import DistilledSet
 from mdw_jax.io.records import stored_array
-from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method.coresets import CORESETS, Coreset, CoresetInputs, joint_features
-from mdw_jax.models.embedding import embeddings
-from mdw_jax.pipeline.experts import experts_stage
+from mdw_jax.pipeline.expert_networks import network_embeddings
+from mdw_jax.pipeline.experts import experts_stage, kept_pairs
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.sets import real_pairs
@@ -25,15 +23,18 @@ def coreset_set(run: PresetRun, prepared: Prepared, index: int) -> DistilledSet:
         UserError: the preset names no coreset, or its function fails, or returns no rows of that number.
     """
     choose = lookup(CORESETS, run.spec.coreset, f"the coreset of preset '{run.name}'", "coreset")
+    kept, image_of = kept_pairs(run, prepared), np.asarray(run.noise.image_of)
     inputs = CoresetInputs(
-        image_of=run.noise.image_of, count=run.config.distill.pairs,
+        image_of=image_of[kept], count=run.config.distill.pairs,
         generator=named_generator(run.config.run.seed, run.name, index),
-        features=lambda rows: joint_features(backbone_features(prepared)[1], prepared.texts.train[rows],
-                                             run.noise.image_of[rows]),
-        history=lambda: _correct_history(run, prepared), similarity=lambda: _similarity(run, prepared))
-    rows = _checked(_chosen(choose, inputs, run), inputs, run)
-    images, texts = real_pairs(prepared, run.noise, rows)
-    return DistilledSet(images, texts, {}, {}, 1.0, "nce")
+        features=lambda rows: joint_features(backbone_features(prepared)[1], prepared.texts.train[kept[rows]],
+                                             image_of[kept[rows]]),
+        history=lambda: _correct_history(run, prepared)[..., kept],
+        similarity=lambda: _similarity(run, prepared)[kept])
+    rows = kept[_checked(_chosen(choose, inputs, run), inputs, run)]
+    image_size = run.config.distill.image_size
+    images, texts = real_pairs(prepared, run.noise, rows, image_size)
+    return DistilledSet(images, texts, {}, {}, 1.0, "nce", run.config.data.size if image_size else 0)
 
 
 def _chosen(choose: Coreset, inputs: CoresetInputs, run: PresetRun):
@@ -78,12 +79,8 @@ def _correct_history(run: PresetRun, prepared: Prepared) -> np.ndarray:
 
 def _similarity(run: PresetRun, prepared: Prepared) -> np.ndarray:
     """(K,) cosine of each pair, mean over the expert networks at their last stored snapshot (PDS asks CLIP)."""
-    record = _train_experts(run, prepared)
-    model, data = prepared.model, prepared.train(run.noise)
-    cosines = []
-    for n in range(record["networks"]):
-        trajectory = open_trajectory(run.experts.path / f"net_{n:02d}", key=run.experts.key)
-        params = jax.tree.map(jnp.asarray, read_snapshot(trajectory, trajectory.length - 1))
-        images, texts = embeddings(model, params, data)
-        cosines.append(np.asarray((images[data.image_of] * texts).sum(-1)))
-    return np.mean(cosines, axis=0)
+    _train_experts(run, prepared)
+    data = prepared.train(run.noise)
+    networks = network_embeddings(run.experts, prepared.model, data, epoch=-1)
+    return np.mean([np.asarray((jnp.asarray(images)[data.image_of] * texts).sum(-1)) for images, texts in networks],
+                   axis=0)

@@ -18,6 +18,7 @@ from mdw_jax.io.records import complete, write_lines
 from mdw_jax.models.embedding import nearest_captions
 from mdw_jax.pipeline.coreset import coreset_set
 from mdw_jax.pipeline.distill_loop import CHECKPOINT, HISTORY, LAST_REGULAR, distill_set
+from mdw_jax.pipeline.filter import filter_record
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.sets import set_folder
@@ -59,13 +60,13 @@ def _make_set(run: PresetRun, prepared: Prepared, index: int, directory: Path, k
 
 def _card(run: PresetRun, prepared: Prepared, index: int, key: str) -> dict:
     """Where a set came from."""
-    log_mel = prepared.pairs.log_mel
+    log_mel, filtered = prepared.pairs.log_mel, filter_record(run)
     return {
         "key": key, "preset": run.name, "set": index, "seed": run.config.run.seed,
         "noise": {"sha256": run.noise.sha256, "protocol": run.noise.protocol, "rate": run.noise.true_rate,
                   "data": run.noise.fingerprint},
         "experts": run.experts.key, "config": json.loads(json.dumps(run.config.to_dict())),  # tuples become lists
-        "log_mel": log_mel and dataclasses.asdict(log_mel),
+        "log_mel": log_mel and dataclasses.asdict(log_mel), **({"filter": filtered} if filtered else {}),
     }
 
 

@@ -11,17 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.config.sections import fields
+from mdw_jax.data.resizing import enlarged
 from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
 from mdw_jax.io.checkpoint import load_checkpoint, save_checkpoint
 from mdw_jax.io.distilled_set import DistilledSet
 from mdw_jax.io.records import read_lines, write_lines
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
-from mdw_jax.method import coresets
-from mdw_jax.method.distill import DistillState, Method, finite_checks, init_state, schedule
+from mdw_jax.method.distill import DistillState, Method, finite_checks, init_state, method_of, schedule
 from mdw_jax.method.students import Protocol, evaluate
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.metrics import open_writers
+from mdw_jax.pipeline.online_network import OnlineNetwork
 from mdw_jax.pipeline.outer_step import (
     compile_in_background,
     compiled_outer_step,
@@ -29,13 +30,14 @@ from mdw_jax.pipeline.outer_step import (
     prepare_next,
 )
 from mdw_jax.pipeline.prepared import Prepared
-from mdw_jax.pipeline.preset_run import PresetRun, read_division
+from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.sets import real_pairs, student_data, to_distilled_set
+from mdw_jax.pipeline.start import start_rows
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.processes import barrier, broadcast_from_main, is_main
 from mdw_jax.runtime.progress import progress
 from mdw_jax.runtime.pytree import stack
-from mdw_jax.runtime.rng import named_generator, named_key
+from mdw_jax.runtime.rng import named_key
 
 CHECKPOINT = "checkpoint.safetensors"  # where an interrupted distillation goes on
 LAST_REGULAR = "checkpoint-good.safetensors"  # with restarts allowed: where a set that diverged goes back to
@@ -110,9 +112,11 @@ def distill_set(run: PresetRun, prepared: Prepared, index: int, directory: Path,
     Raises:
         UserError: the set diverged and may not restart any more.
     """
-    with compile_in_background(run, prepared):
-        record = experts_stage(run, prepared)
-    loop = DistillationLoop(run, prepared, index, directory, key, networks=record["networks"])
+    networks = 0
+    if run.spec.needs_experts:
+        with compile_in_background(run, prepared):
+            networks = experts_stage(run, prepared)["networks"]
+    loop = DistillationLoop(run, prepared, index, directory, key, networks)
     loop.restore()
     while True:
         try:
@@ -132,6 +136,9 @@ class DistillationLoop:
         self.settings, self.seed = run.config.distill, run.config.run.seed
         self.trajectories = [open_trajectory(run.experts.path / f"net_{n:02d}", key=run.experts.key)
                              for n in range(networks)]
+        # What an outer step reads beside the state.
+        covariance = self.settings.objective == "covariance"
+        self.arguments = OnlineNetwork(run, prepared, index).arguments if covariance else self.load_snapshots
         self.moments = image_history.moments(self.settings.steps)  # outer steps done when images are recorded
         self.pending: tuple[int, dict] | None = None  # a step and its metrics that are still on the device
         self.metrics: list[dict] = []
@@ -141,20 +148,14 @@ class DistillationLoop:
     def initial_state(self) -> LoopState:
         """The state before the first outer step: real pairs."""
         run, settings, name = self.run, self.settings, self.run.name
-        generator = named_generator(self.seed, "init", name, self.index)
-        if settings.init == "random":
-            rows = coresets.random_pairs(generator, run.noise.image_of, settings.pairs)
-        elif settings.init == "division":
-            rows = coresets.clean_pairs(generator, run.noise.image_of, read_division(run), settings.pairs)
-        else:
-            raise UserError(f"there is no start of distillation '{settings.init}'; set distill.init to random or division.")
-        images, texts = real_pairs(self.prepared, run.noise, rows)
+        rows = start_rows(run, self.prepared, self.index)
+        images, texts = real_pairs(self.prepared, run.noise, rows, settings.image_size)
         key = named_key(self.seed, "correspondence", name, self.index)
-        state = init_state(key, fields(Method, settings), images, texts)
+        state = init_state(key, method_of(run.config), images, texts)
         return LoopState(
             distillation=state, best=jax.tree.map(jnp.copy, state.average), best_val=jnp.float32(-1),
             evaluated=jnp.int32(0), pixel_weights=jnp.ones((*images.shape[:-1], 1)),
-            images=image_history.begin(images, settings.steps), restarts=jnp.int32(0), restarted_at=jnp.int32(0))
+            images=image_history.begin(self.seen(images), settings.steps), restarts=jnp.int32(0), restarted_at=jnp.int32(0))
 
     def restore(self) -> None:
         """Take the state and the metrics from the last checkpoint, or begin."""
@@ -169,7 +170,7 @@ class DistillationLoop:
         """Go on from a state, with learning rates that fit the number of its restarts."""
         self.state = state
         scale = self.settings.restart_factor ** int(state.restarts)
-        self.method = scale_learning_rates(fields(Method, self.settings), scale)
+        self.method = scale_learning_rates(method_of(self.run.config), scale)
 
     def save_state(self, regular: bool = False) -> None:
         """Write the checkpoint and the metrics so far; regular: also as the one that a restart goes back to."""
@@ -225,7 +226,8 @@ class DistillationLoop:
         first, total = self.state.steps_done, self.settings.steps
         self.metrics, self.pending = self.metrics[:first], None
         self.outer_step = compiled_outer_step(self.prepared.model, self.method)
-        self.finite_checks = finite_checks(self.state.distillation.learned, self.method.inner_steps)
+        unrolled = self.method.inner_steps if self.method.objective == "trajectories" else 0
+        self.finite_checks = finite_checks(self.state.distillation.learned, unrolled)
         with (progress(f"distill {self.run.name} {self.index}", total, "steps") as advance,
               contextlib.closing(open_writers(self.run.config, self.directory)) as self.writer,
               preemption.save_on_interrupt(self.save_state)):
@@ -234,11 +236,11 @@ class DistillationLoop:
                 self.log(row)
             if self.evaluation_due(first):  # it was stopped in the middle of an evaluation
                 self.evaluate_candidate(first)
-            for step, (starts, targets) in prepare_next(self.load_snapshots, range(first, total)):
+            for step, arguments in prepare_next(self.arguments, range(first, total)):
                 preemption.raise_if_interrupted()
                 if self.pixel_weights_due(step):
-                    self.refresh_pixel_weights(targets)
-                advance(1, loss=self.step(step, starts, targets))
+                    self.refresh_pixel_weights(targets=arguments[1])
+                advance(1, loss=self.step(step, *arguments))
                 if step + 1 in self.moments:
                     self.record_images(step + 1)
                 if self.evaluation_due(step + 1):
@@ -267,10 +269,10 @@ class DistillationLoop:
         network = jax.tree.map(lambda x: x[0], targets)
         self.state = self.state._replace(pixel_weights=pixel_weights(network, self.state.distillation.learned))
 
-    def step(self, step: int, starts, targets):
-        """Do one outer step; returns its matching loss, which may still be on its way on the device."""
+    def step(self, step: int, *arguments):
+        """Do one outer step; returns its loss, which may still be on its way on the device."""
         key = named_key(self.seed, "distill", self.run.name, self.index, step)
-        state, metrics = self.outer_step(self.state.distillation, starts, targets, self.state.pixel_weights, key)
+        state, metrics = self.outer_step(self.state.distillation, *arguments, self.state.pixel_weights, key)
         self.state = self.state._replace(distillation=state)
         self.flush_metrics()  # of the step before, while the device works on this one
         self.pending = step, metrics
@@ -302,7 +304,12 @@ class DistillationLoop:
 
     def record_images(self, done: int) -> None:
         """Keep small copies of the first images, after `done` outer steps."""
-        self.state.images[self.moments.index(done)] = image_history.thumbnails(self.state.distillation.average["images"])
+        images = self.seen(self.state.distillation.average["images"])
+        self.state.images[self.moments.index(done)] = image_history.thumbnails(images)
+
+    def seen(self, images):
+        """The first images, or their pixel weights, at the size at which models see them, for the image history."""
+        return enlarged(images[:image_history.IMAGES], method_of(self.run.config).seen_size)
 
     def evaluation_due(self, done: int) -> bool:
         """Whether the average is to be evaluated after `done` outer steps: at each regular checkpoint, but not twice."""
@@ -329,7 +336,7 @@ class DistillationLoop:
         """The best set, the metrics of all outer steps, and the image history."""
         history: dict[str, np.ndarray] = {"steps": np.array(self.moments, np.int32), "images": self.state.images}
         if self.method.ceo:
-            history["weights"] = image_history.weight_maps(self.state.pixel_weights)
+            history["weights"] = image_history.weight_maps(self.seen(self.state.pixel_weights))
         return to_distilled_set(self.state.best, self.method), self.metrics, history
 
 

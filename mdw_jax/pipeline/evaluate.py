@@ -7,7 +7,7 @@ from pathlib import Path
 from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
-from mdw_jax.io.distilled_set import DistilledSet, load_distilled
+from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled
 from mdw_jax.io.files import digest, write_json
 from mdw_jax.io.records import complete
 from mdw_jax.io.scores import METRICS
@@ -43,15 +43,22 @@ def evaluate_stage(run: PresetRun, prepared: Prepared) -> list[dict]:
             model_and_splits = model_and_splits or student_model(c, prepared)  # one for all sets: each is compiled anew
             model, val, test = model_and_splits
             with progress(f"evaluate {run.name} {index}", 1, "sets") as advance:
-                result = evaluate(model, student_data(model, distilled), val, test, protocol,
-                                  seed=student_seed(run, index))
+                data, seed = student_data(model, distilled), student_seed(run, index)
+                result = evaluate(model, data, val, test, protocol, seed=seed)
+                rows_of_set = _student_rows(run.name, index, result)
+                if c.evaluate.hard_targets:
+                    hard = result if data.has_hard_targets else evaluate(model, data.with_hard_targets(), val, test,
+                                                                         protocol, seed=seed)
+                    rows_of_set = [{**row, "hard_r_mean": float(score)}
+                                   for row, score in zip(rows_of_set, hard.scores[:, -1], strict=True)]
                 advance(1, r_mean=float(result.scores[:, -1].mean()))
-            record = {"key": key, "rows": _student_rows(run.name, index, result)}
+            record = {"key": key, "rows": rows_of_set}
             with contextlib.closing(open_writers(c, directory)) as writer:
                 for row in record["rows"]:
                     writer.write(path.stem, row["student"], {name: row[name] for name in ("val_r_mean", *METRICS)})
             write_json(path, record)
-        rows += record["rows"]
+        size = byte_budget(distilled)["total"]
+        rows += [{**row, "bytes": size} for row in record["rows"]]
     return rows
 
 
@@ -80,17 +87,17 @@ def _expert_rows(run: PresetRun, prepared: Prepared) -> list[dict]:
 def _student_rows(name: str, index: int, result: EvalResult) -> list[dict]:
     """One row per student of one set."""
     return [{"preset": name, "set": index, "student": n, "select_on": result.select_on, "lr_scale": result.lr_scale,
-             "steps": result.steps, "val_r_mean": float(val[-1]),
+             "steps": result.steps, "at_edge": " ".join(result.at_edge), "val_r_mean": float(val[-1]),
              **{metric: float(value) for metric, value in zip(METRICS, test, strict=True)}}
             for n, (val, test) in enumerate(zip(result.val, result.scores, strict=True))]
 
 
 def _check_shapes(directory: Path, distilled: DistilledSet, prepared: Prepared) -> None:
     """Raises UserError for a set that comes from elsewhere and does not fit the data."""
-    parts = [("images", distilled.images, prepared.pairs.train.images.shape[1:])]
+    parts = [("images", distilled.seen_shape, prepared.pairs.train.images.shape[1:])]
     if prepared.text_tower is None:
-        parts.append(("texts", distilled.texts, prepared.texts.train.shape[1:]))
-    for part, array, expected in parts:
-        if array.shape[1:] != expected:
-            raise UserError(f"the {part} of the distilled set in '{directory}' are of shape {array.shape[1:]}, and "
+        parts.append(("texts", distilled.texts.shape[1:], prepared.texts.train.shape[1:]))
+    for part, shape, expected in parts:
+        if shape != expected:
+            raise UserError(f"the {part} of the distilled set in '{directory}' are of shape {shape}, and "
                             f"those of this configuration {expected}; delete that directory and distill again.")

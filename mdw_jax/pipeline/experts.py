@@ -23,6 +23,7 @@ from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.experts import Checkpointer, ExpertTrainState, TrainedExperts, expert_epochs
 from mdw_jax.method.noise_rate import noise_rate
 from mdw_jax.method.retrieval import scores
+from mdw_jax.pipeline.filter import kept_rows, spread, training_inputs
 from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun, StageFolder, last_snapshot
@@ -48,9 +49,14 @@ def experts_stage(run: PresetRun, prepared: Prepared) -> dict:
         if record is None:
             record = _train(run, prepared)
         estimate = run.noise.true_rate is None or run.config.noise.estimate
-        if estimate and record["rate"]["estimated"] is None:
+        if estimate and run.filter is None and record["rate"]["estimated"] is None:
             record = _estimate_noise_rate(run, prepared, record)
         return record
+
+
+def kept_pairs(run: PresetRun, prepared: Prepared) -> np.ndarray:
+    """(n,) rows of the training pairs that a preset sees, all K without a filter; the filter is made if it is missing."""
+    return kept_rows(run, prepared, experts_stage)
 
 
 class ExpertCheckpointer(Checkpointer):
@@ -91,35 +97,37 @@ def _train(run: PresetRun, prepared: Prepared) -> dict:
     """Train the experts and store them; the record comes last."""
     recipe, checkpointer = fields(Recipe, run.config.experts), ExpertCheckpointer(run.experts)
     with contextlib.closing(open_writers(run.config, run.experts.path)) as metrics:
-        trained = _train_epochs(run, prepared, recipe, checkpointer, metrics)
+        kept = kept_pairs(run, prepared)
+        trained = _train_epochs(run, prepared, recipe, kept, checkpointer, metrics)
         val, test = (scores(prepared.model, trained.best, split) for split in (prepared.val, prepared.test))
         for n, (on_val, on_test) in enumerate(zip(val, test, strict=True)):
             metrics.write("scores", n, {"val_r_mean": on_val[-1], **dict(zip(METRICS, on_test, strict=True))})
-    _store(run, trained)
-    rate = run.noise.true_rate
+    _store(run, trained, kept)
+    rate = None if run.noise.mismatched is None else float(run.noise.mismatched[kept].mean())
+    certified = rate is not None and run.filter is None  # mismatches that a filter leaves are not random
     record = {
         "key": run.experts.key, "recipe": run.config.experts.recipe, "noise": run.noise.sha256,
         "networks": len(trained.snapshots), "snapshots": len(trained.snapshots[0]),
         "metrics": METRICS, "val": val.tolist(), "test": test.tolist(),
         "rate": {"true": rate, "estimated": None},
-        "certificate_inputs": None if rate is None else _certificate_inputs(recipe, rate, run.config.model.tau),
+        "certificate_inputs": _certificate_inputs(recipe, rate, run.config.model.tau) if certified else None,
     }
     write_json(run.experts.path / "experts.json", record)
     checkpointer.clear()
     return record
 
 
-def _train_epochs(run: PresetRun, prepared: Prepared, recipe: Recipe, checkpointer: Checkpointer,
+def _train_epochs(run: PresetRun, prepared: Prepared, recipe: Recipe, kept: np.ndarray, checkpointer: Checkpointer,
                   metrics: MetricsWriter) -> TrainedExperts:
-    """Train all epochs, the teachers' first, and show and log each of them."""
+    """Train all epochs on the kept pairs, the teachers' first, and show and log each of them."""
     config, noise = run.config, run.noise
     epochs = recipe.epochs + (recipe.teacher_epochs if recipe.teacher_count else 0)
     epochs_shown = rows_written = 0
     with progress(f"experts ({config.experts.recipe}, noise {noise.label})", epochs, "epochs") as advance:
         for trained in expert_epochs(
-            prepared.model, prepared.train(noise), prepared.val, recipe, count=config.experts.count,
+            prepared.model, training_inputs(run, prepared, kept), prepared.val, recipe, count=config.experts.count,
             seed=config.run.seed, keep=last_snapshot(config), rate=_rate_to_correct_for(recipe, noise),
-            mismatched=noise.mismatched, checkpointer=checkpointer,
+            mismatched=None if noise.mismatched is None else noise.mismatched[kept], checkpointer=checkpointer,
         ):
             rows = trained.log[rows_written:]  # resumed experts bring the rows of several epochs
             if not rows:
@@ -133,17 +141,18 @@ def _train_epochs(run: PresetRun, prepared: Prepared, recipe: Recipe, checkpoint
     return trained
 
 
-def _store(run: PresetRun, trained: TrainedExperts) -> None:
-    """Write everything but the record."""
+def _store(run: PresetRun, trained: TrainedExperts, kept: np.ndarray) -> None:
+    """Write everything but the record; arrays over pairs with an entry for every pair, kept or not."""
     directory, key = run.experts
+    pairs = len(run.noise.image_of)
     for n, (snapshots, best) in enumerate(zip(trained.snapshots, trained.best, strict=True)):
         save_trajectory(directory / f"net_{n:02d}", [_on_host(params) for params in snapshots], key=key,
                         dtype=run.config.experts.store_dtype, overwrite=True)
         # float32 whatever `store_dtype` is: exactly the network whose scores are in the record.
         save_trajectory(directory / f"best_{n:02d}", [_on_host(best)], key=key, overwrite=True)
     write_lines(directory / "log.jsonl", trained.log)
-    write_array(directory / "division.npy", trained.clean_probability)
-    write_array(directory / "correct.npy", np.packbits(trained.correct, axis=-1))
+    write_array(directory / "division.npy", spread(trained.clean_probability, kept, pairs))
+    write_array(directory / "correct.npy", np.packbits(spread(trained.correct, kept, pairs), axis=-1))
 
 
 def _on_host(params) -> Any:

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import jax
 
-from mdw_jax.config.sections import fields
+from mdw_jax.data.resizing import stored_shape
 from mdw_jax.io.records import complete
-from mdw_jax.method import grad_cam
-from mdw_jax.method.distill import Method, make_outer_step, outer_shapes
+from mdw_jax.method import covariance, distill, grad_cam
+from mdw_jax.method.distill import Method, method_of, outer_shapes
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.jit import jit_with_frozen
 from mdw_jax.pipeline.prepared import Prepared
@@ -20,8 +20,16 @@ from mdw_jax.runtime.processes import several_processes
 
 T = TypeVar("T")
 
-# All sets of a preset share the compiled functions.
-compiled_outer_step = functools.lru_cache(maxsize=4)(make_outer_step)
+# The outer step of each `distill.objective`: (model, method) -> jitted step.
+OBJECTIVES: dict[str, Callable[[DualEncoder, Method], Callable]] = {
+    "trajectories": distill.make_outer_step, "covariance": covariance.make_outer_step,
+}
+
+
+@functools.lru_cache(maxsize=4)  # all sets of a preset share the compiled functions
+def compiled_outer_step(model: DualEncoder, method: Method) -> Callable:
+    """The jitted outer step of `method.objective`."""
+    return OBJECTIVES[method.objective](model, method)
 
 
 @functools.lru_cache(maxsize=4)
@@ -29,7 +37,8 @@ def compiled_pixel_weights(model: DualEncoder, method: Method, count: int) -> Ca
     """The jitted function (params, learned) -> Grad-CAM weights (M, H, W, 1) of the pixels of `count` images."""
     def pixel_weights(model, params, learned):
         return grad_cam.pixel_weights(model, params, learned["images"], learned["texts"], learned["correspondence"],
-                                      alpha=method.alpha, top_k=min(method.ceo_top_k, count), beta=method.ceo_beta)
+                                      alpha=method.alpha, loss=method.loss, top_k=min(method.ceo_top_k, count),
+                                      beta=method.ceo_beta, seen_size=method.seen_size)
 
     return jit_with_frozen(model, pixel_weights)
 
@@ -38,17 +47,17 @@ def compiled_pixel_weights(model: DualEncoder, method: Method, count: int) -> Ca
 def compile_in_background(run: PresetRun, prepared: Prepared) -> Iterator[None]:
     """Compile the outer step in a thread while experts are trained inside: on accelerators both take minutes.
 
-    Nothing is compiled ahead for presets that distill nothing, where the experts are already trained, and with several
+    Nothing is compiled ahead for presets that distill nothing or without experts, where the experts are already trained, and with several
     processes, which may have to compile in the same order.
     """
-    if (run.spec.kind != "distilled" or several_processes()
+    if (run.spec.kind != "distilled" or not run.spec.needs_experts or several_processes()
             or complete(run.experts.path / "experts.json", run.experts.key) is not None):
         yield
         return
     settings, model = run.config.distill, prepared.model
-    images = (settings.pairs, *prepared.pairs.train.images.shape[1:])
+    images = (settings.pairs, *stored_shape(prepared.pairs.train.images.shape[1:], settings.image_size))
     texts = (settings.pairs, *jax.eval_shape(model.text_inputs, prepared.captions.train[:1]).shape[1:])
-    method = fields(Method, settings)
+    method = method_of(run.config)
     step: Any = compiled_outer_step(model, method)
     shapes = outer_shapes(model, method, settings.trajectories, images, texts)
     # Leaving waits for the thread in any case: a process that ends while XLA compiles crashes.

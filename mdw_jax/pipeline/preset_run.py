@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from mdw_jax.config import resolve
+from mdw_jax.config import base, resolve
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.plugins import is_path, source_digest
@@ -25,7 +25,7 @@ _ONLY_WITH_TEACHERS = ("teacher_count", "teacher_epochs", "lr_with_teachers")
 # A set that comes to its end is the same however many restarts were allowed, so one that diverged may be allowed more.
 _NOT_SETS = ("sets", "restarts")
 # Settings that only score a finished set. The others choose between candidates, so a set depends on them.
-_ONLY_SCORES = ("select_on", "students", "tower", "mode", "weights", "tower_lr_scales")
+_ONLY_SCORES = ("select_on", "students", "hard_targets", "tower", "mode", "weights", "tower_lr_scales")
 
 
 class StageFolder(NamedTuple):
@@ -35,6 +35,22 @@ class StageFolder(NamedTuple):
     key: str
 
 
+# Scores of a filter: the recipe of the experts, trained on all pairs, that score; None: it needs no experts.
+SCORER_RECIPES = {"cosine": "infonce", "dtcl_cosine": "dtcl", "neg_clip_loss": "infonce", "closed_form": None}
+
+
+class Filter(NamedTuple):
+    """The filter of a preset (`pipeline/filter.py`).
+
+    Attributes:
+        folder: where the rows that it keeps lie.
+        scorer: the preset whose experts score the pairs; None: no experts do.
+    """
+
+    folder: StageFolder
+    scorer: "PresetRun | None"
+
+
 class PresetRun(NamedTuple):
     """One preset of a run.
 
@@ -42,9 +58,10 @@ class PresetRun(NamedTuple):
         name: as in `run.presets`: a built-in preset, or `module:function`.
         spec: what kind of preset it is.
         config: the run's config with the preset's overrides, resolved.
-        noise: which image each training caption is paired with.
+        noise: which image each training caption is paired with, also of pairs that its filter drops.
         experts: where its experts lie; presets with the same experts share them.
         sets: where its sets lie.
+        filter: the filter of its pairs; None: it sees all of them.
     """
 
     name: str
@@ -53,6 +70,7 @@ class PresetRun(NamedTuple):
     noise: Noise
     experts: StageFolder
     sets: StageFolder
+    filter: Filter | None = None
 
 
 def resolve_run(config: ConfigDict) -> ConfigDict:
@@ -82,34 +100,72 @@ def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> PresetRun:
     """
     spec, c = preset_spec(name), preset_config(config, name)
     check_augmentations(c, prepared.pairs.train.images.shape[1:])
+    _require_square_images(c, prepared.pairs.train.images.shape[1:])
     _require_enough_data(c, prepared, spec)
     noise = noise_of(c, prepared)
-    experts_key = _experts_key(c, prepared, noise)
-    sets_key = _sets_key(c, prepared, noise, name, spec, experts_key)
+    filtering = _filter(config, c, prepared, noise) if c.filter.score else None
+    return _located(name, spec, c, prepared, noise, filtering)
+
+
+def _located(name: str, spec: PresetSpec, c: ConfigDict, prepared: Prepared, noise: Noise, filtering: Filter | None
+             ) -> PresetRun:
+    """The preset with the places of its experts and sets."""
+    experts_key = _experts_key(c, prepared, noise, filtering)
+    sets_key = _sets_key(c, prepared, noise, name, spec, experts_key, filtering)
     directory = Path(c.run.dir)
     return PresetRun(
         name, spec, c, noise,
         StageFolder(directory / "experts" / f"{safe_name(c.experts.recipe)}-{experts_key[:10]}", experts_key),
-        StageFolder(directory / "distilled" / f"{safe_name(name)}-{sets_key[:10]}", sets_key))
+        StageFolder(directory / "distilled" / f"{safe_name(name)}-{sets_key[:10]}", sets_key), filtering)
 
 
-def _experts_key(c: ConfigDict, prepared: Prepared, noise: Noise) -> str:
+def _filter(config: ConfigDict, c: ConfigDict, prepared: Prepared, noise: Noise) -> Filter:
+    """The filter of a preset, with the experts that score for it: those of the run's config, in another recipe."""
+    recipe, scorer = SCORER_RECIPES[c.filter.score], None
+    if recipe is not None:
+        changed = config.copy_and_resolve_references().unlock()
+        changed.noise, changed.filter = c.noise.to_dict(), base().filter.to_dict()
+        changed.experts.recipe = recipe
+        name = f"{c.filter.score} filter"
+        scorer = _located(name, PresetSpec(label=name, kind="reference"), resolve(changed), prepared, noise, None)
+    key = digest(prepared.key, noise.sha256, c.filter.to_dict(), c.run.seed, *([scorer.experts.key] if scorer else []))
+    folder = StageFolder(Path(c.run.dir) / "filter" / f"{c.filter.score}-{key[:10]}", key)
+    return Filter(folder, scorer)
+
+
+def _filter_key(filtering: Filter | None) -> list[str]:
+    """The part of a key that a filter adds; none without one."""
+    return [filtering.folder.key] if filtering else []
+
+
+def _experts_key(c: ConfigDict, prepared: Prepared, noise: Noise, filtering: Filter | None) -> str:
     """Digest of everything that the experts of a config depend on."""
     ignored = _NOT_EXPERTS if c.experts.teacher_count else _NOT_EXPERTS + _ONLY_WITH_TEACHERS
     recipe = {key: value for key, value in c.experts.to_dict().items() if key not in ignored}
-    return digest(prepared.key, noise.sha256, recipe, c.run.seed, last_snapshot(c), *plugin_sources(c, "experts"))
+    return digest(prepared.key, noise.sha256, recipe, c.run.seed, last_snapshot(c), *plugin_sources(c, "experts"),
+                  *_filter_key(filtering))
 
 
-def _sets_key(c: ConfigDict, prepared: Prepared, noise: Noise, name: str, spec: PresetSpec, experts_key: str) -> str:
+def _sets_key(c: ConfigDict, prepared: Prepared, noise: Noise, name: str, spec: PresetSpec, experts_key: str,
+              filtering: Filter | None) -> str:
     """Digest of everything that the sets of a preset depend on."""
-    base = experts_key if spec.needs_experts else digest(prepared.key, noise.sha256, c.run.seed)
+    pairs_key = digest(prepared.key, noise.sha256, c.run.seed, *_filter_key(filtering))
+    start = experts_key if spec.needs_experts else pairs_key
     if spec.kind == "coreset":
         sources = [source_digest(spec.coreset)] if is_path(spec.coreset) else []
-        return digest(base, name, spec.coreset, c.distill.pairs, *sources)
+        size = [c.distill.image_size] if c.distill.image_size else []
+        return digest(start, name, spec.coreset, c.distill.pairs, *size, *sources)
     method = {key: value for key, value in c.distill.to_dict().items() if key not in _NOT_SETS}
     choice = {key: value for key, value in c.evaluate.to_dict().items() if key not in _ONLY_SCORES}
     # The source of a preset does not count: all that it returns is part of the config.
-    return digest(base, name, method, choice, *plugin_sources(c, "distill"))
+    return digest(start, name, method, choice, *plugin_sources(c, "distill"))
+
+
+def _require_square_images(c: ConfigDict, shape: tuple[int, ...]) -> None:
+    """Raises UserError where `distill.image_size` is set and images are not square, or not of `data.size`."""
+    if c.distill.image_size and (len(shape) != 3 or shape[:2] != (c.data.size, c.data.size)):
+        raise UserError(f"distill.image_size is of square images of data.size ({c.data.size}), and those of this data "
+                        f"set are of shape {shape}; leave it at 0.")
 
 
 def _require_enough_data(c: ConfigDict, prepared: Prepared, spec: PresetSpec) -> None:

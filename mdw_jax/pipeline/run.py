@@ -17,12 +17,13 @@ from mdw_jax.pipeline.preset_run import PresetRun, open_preset, resolve_run
 from mdw_jax.pipeline.run_folder import environment, run_folder
 from mdw_jax.reporting.run_files import Run
 from mdw_jax.reporting.run_report import write_report
-from mdw_jax.reporting.run_table import table
+from mdw_jax.reporting.run_table import footnotes, table
 from mdw_jax.reporting.text import aligned, markdown_table
 from mdw_jax.runtime.processes import is_main
 
 # Columns of scores.csv. Not read off the rows: the keys of rows that come from a file have another order.
-_COLUMNS = ("preset", "set", "student", "select_on", "lr_scale", "steps", "val_r_mean", *METRICS)
+_COLUMNS = ("preset", "set", "student", "select_on", "lr_scale", "steps", "at_edge", "val_r_mean", *METRICS,
+            "hard_r_mean", "bytes")
 
 
 def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[PresetRun]]:
@@ -112,8 +113,9 @@ def _write_results(resolved: ConfigDict, prepared: Prepared, runs: list[PresetRu
         return
     run = Run(directory)
     rows_of_table = table(run)
-    write_atomically(directory / "table.md", markdown_table(rows_of_table).encode())
-    print(aligned(rows_of_table))
+    notes = "".join(f"\n{note}\n" for note in footnotes(run))
+    write_atomically(directory / "table.md", (markdown_table(rows_of_table) + notes).encode())
+    print(aligned(rows_of_table) + notes)
     print(f"\nscores: {directory / 'scores.csv'}")
     write_report([run], directory / "index.html")
     run_notes.write_audio_files(directory, prepared, runs)

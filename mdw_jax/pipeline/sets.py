@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.data.noise import Noise
+from mdw_jax.data.resizing import enlarged, shrunk
 from mdw_jax.io.distilled_set import DistilledSet
 from mdw_jax.method.distill import Method
 from mdw_jax.method.students import StudentData
@@ -21,31 +22,35 @@ def set_folder(run: PresetRun, index: int) -> Path:
     return run.sets.path / f"set_{index}"
 
 
-def real_pairs(prepared: Prepared, noise: Noise, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def real_pairs(prepared: Prepared, noise: Noise, rows: np.ndarray, image_size: int = 0
+               ) -> tuple[np.ndarray, np.ndarray]:
     """Training pairs as distillation starts from them and coresets consist of them.
 
     Args:
         prepared: the data and the model.
         noise: which image each caption is paired with.
         rows: (M,) rows into the training captions.
+        image_size: side at which the images are stored, `distill.image_size`; 0: as they are.
 
     Returns:
         Images (M, H, W, C) float32 in [0, 1] and texts as the model learns from them, (M, d) or (M, L, h) float32.
     """
     images = prepared.pairs.train.images[noise.image_of[rows]].astype(np.float32) / 255
-    return images, np.asarray(prepared.model.text_inputs(jnp.asarray(prepared.captions.train[rows])), np.float32)
+    texts = np.asarray(prepared.model.text_inputs(jnp.asarray(prepared.captions.train[rows])), np.float32)
+    return shrunk(images, image_size), texts
 
 
 def to_distilled_set(learned: dict, method: Method) -> DistilledSet:
     """The learned tensors of a distillation (`DistillState.learned` or `.average`) as a set in host memory."""
     arrays = jax.tree.map(lambda x: np.asarray(x, np.float32), learned)
     steps = {branch: float(np.exp(value)) for branch, value in arrays["log_inner_lr"].items()}
-    return DistilledSet(arrays["images"], arrays["texts"], arrays["correspondence"], steps, method.alpha, method.loss)
+    return DistilledSet(arrays["images"], arrays["texts"], arrays["correspondence"], steps, method.alpha, method.loss,
+                        method.seen_size)
 
 
 def student_data(model: DualEncoder, distilled: DistilledSet) -> StudentData:
     """A distilled set as students with the image tower of `model` see it."""
-    inputs = compiled_inputs(model)(jnp.asarray(distilled.images))
+    inputs = compiled_inputs(model)(enlarged(jnp.asarray(distilled.images), distilled.seen_size))
     p = {name: jnp.asarray(value) for name, value in distilled.correspondence.items()}
     return StudentData(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss,
                        distilled.alpha)

@@ -27,8 +27,7 @@ from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.plugins import is_path, source_digest
 from mdw_jax.config.presets import preset_spec
 from mdw_jax.errors import UserError
-from mdw_jax.io.distilled_set import CARD
-from mdw_jax.io.files import digest, read_json, write_csv, write_json
+from mdw_jax.io.files import digest, write_csv, write_json
 from mdw_jax.io.keyed import read_keyed_json
 from mdw_jax.io.locks import locked
 from mdw_jax.io.scores import METRICS
@@ -37,14 +36,13 @@ from mdw_jax.pipeline.plugin_checks import check_plugins
 from mdw_jax.pipeline.prepared import Prepared, prepare
 from mdw_jax.pipeline.preset_run import PresetRun, open_preset
 from mdw_jax.pipeline.run_folder import environment, run_folder
-from mdw_jax.pipeline.sets import set_folder
 from mdw_jax.reporting.stats import summary
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.processes import broadcast_from_main
 
 _FORMAT = "sweep.1"
 _COLUMNS = ("noise.protocol", "noise.rate", "true_rate", "distill.pairs", "set", "student", "select_on", "lr_scale",
-            "steps", "val_r_mean", *METRICS, "bytes", "seconds", "commit", "run.seed")
+            "steps", "at_edge", "val_r_mean", *METRICS, "hard_r_mean", "bytes", "seconds", "commit", "run.seed")
 _FAILED = ".failed.json"
 
 
@@ -197,7 +195,7 @@ def _do_cell(cell: Cell, data: _LatestData, made_with: dict) -> dict:
     record = {
         "key": cell.key, "cell": str(cell), "axes": cell.values, "config": cell.resolved.to_dict(),
         "environment": made_with, "seconds": seconds,
-        "rows": [{**row, **_set_columns(run, row["set"]), "seconds": seconds, "commit": made_with["commit"]}
+        "rows": [{**row, **_set_columns(run), "seconds": seconds, "commit": made_with["commit"]}
                  for row in rows],
     }
     write_json(_path(cell, ".json"), record)
@@ -205,14 +203,11 @@ def _do_cell(cell: Cell, data: _LatestData, made_with: dict) -> dict:
     return record
 
 
-def _set_columns(run: PresetRun, index: int) -> dict:
-    """Columns about the set that a student learned from; bytes: its size, everything counted."""
+def _set_columns(run: PresetRun) -> dict:
+    """Columns about the sets that the students of a preset learned from."""
     columns = {"noise.protocol": run.noise.protocol, "noise.rate": _as_text(run.noise.rate),
                "true_rate": run.noise.true_rate, "run.seed": run.config.run.seed}
-    if run.spec.has_sets:
-        card = read_json(set_folder(run, index) / CARD)
-        columns |= {"distill.pairs": run.config.distill.pairs, "bytes": card["byte_budget"]["total"]}
-    return columns
+    return columns | ({"distill.pairs": run.config.distill.pairs} if run.spec.has_sets else {})
 
 
 def _collect(directory: Path, cells: list[Cell], axes: Mapping) -> int:

@@ -5,7 +5,9 @@ from html import escape
 import jax.numpy as jnp
 import numpy as np
 
-from mdw_jax.method.correspondence import correspondence
+from mdw_jax.data.resizing import enlarged
+from mdw_jax.method.correspondence import correspondence, matching_probability
+from mdw_jax.method.losses import DISTILLATION_LOSSES
 from mdw_jax.reporting import figures, html
 from mdw_jax.reporting.run_files import PresetResults
 
@@ -53,12 +55,19 @@ def _selected_step(preset: PresetResults) -> str:
 
 
 def correspondence_entries(preset: PresetResults, is_main: bool) -> str:
-    """The largest positive off-diagonal entries of P, and a heat map of P beyond the identity."""
+    """The largest positive off-diagonal entries of P, and a heat map of P beyond the identity.
+
+    P is shown as its loss reads it: as matching probabilities where the loss fits a softmax of it. (A loss from outside
+    the package is not imported to show a set, so P is shown as it is.)
+    """
     distilled, _ = preset.displayed_set
     if not distilled.correspondence:
         return ""
-    p = np.asarray(correspondence({name: jnp.asarray(value) for name, value in distilled.correspondence.items()},
-                                  jnp.arange(len(distilled.images)), distilled.alpha))
+    matrix = correspondence({name: jnp.asarray(value) for name, value in distilled.correspondence.items()},
+                            jnp.arange(len(distilled.images)), distilled.alpha)
+    loss = DISTILLATION_LOSSES.get(distilled.loss)
+    is_logits = loss is not None and loss.correspondence_scale is not None
+    p = np.asarray(matching_probability(matrix, loss) if is_logits else matrix)
     off_diagonal = np.where(np.eye(len(p), dtype=bool), -np.inf, p)
     order = np.argsort(-off_diagonal, axis=None, kind="stable")[: min(ENTRIES, len(p) ** 2 - len(p))]
     places = [divmod(int(place), len(p)) for place in order]
@@ -95,8 +104,9 @@ def pixel_weights(preset: PresetResults, is_main: bool) -> str:
 
 
 def _rgb(preset: PresetResults, rows: np.ndarray) -> np.ndarray:
-    """Some images of the first set, (n, H, W, 3) uint8."""
-    return figures.to_rgb(preset.displayed_set[0].images[rows], preset.is_spectrogram)
+    """Some images of the first set as models see them, (n, H, W, 3) uint8."""
+    distilled, _ = preset.displayed_set
+    return figures.to_rgb(enlarged(distilled.images[rows], distilled.seen_size), preset.is_spectrogram)
 
 
 def _side_by_side(images) -> np.ndarray:

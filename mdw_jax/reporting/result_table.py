@@ -10,10 +10,10 @@ import numpy as np
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically
-from mdw_jax.io.scores import read_scores
+from mdw_jax.io.scores import METRICS, read_scores
 from mdw_jax.reporting.preset_info import preset_info
 from mdw_jax.reporting.stats import deviation, half_interval
-from mdw_jax.reporting.text import markdown_table, plural, printable
+from mdw_jax.reporting.text import AT_EDGE, AT_EDGE_MEANS, markdown_table, plural, printable
 
 _NEEDED = ("preset", "set", "student", "select_on")
 _OPTIMISTIC = "(optimistic)"
@@ -125,7 +125,7 @@ def table(data: list[dict], rows: Sequence[str] = ("preset",), columns: Sequence
     for down_at in down:
         line = {name: value or "-" for name, value in zip(rows, down_at, strict=True)}
         for at, head in heads.items():
-            text = _shown(cells.get((down_at, at)), numbers.get((down_at, at)))
+            text = _shown(cells.get((down_at, at)), numbers.get((down_at, at)), metric)
             line[head] = f"**{text}**" if (down_at, at) in best[at] else text
         lines.append(line)
     return f"{markdown_table(lines)}\n{_footer(cells, rows, columns, metric, interval)}\n"
@@ -284,11 +284,17 @@ def _best(places: list[tuple], cells: dict, numbers: dict, metric: str) -> list[
     return [place for place in competing if numbers[place][0] == top]
 
 
-def _shown(group: list[dict] | None, numbers: tuple | None) -> str:
+def _is_at_edge(group: list[dict], metric: str) -> bool:
+    return metric in METRICS and any(row.get("at_edge") for row in group)
+
+
+def _shown(group: list[dict] | None, numbers: tuple | None, metric: str) -> str:
     if numbers is None:
         return "-"
     mean, spread = numbers
-    text = f"{mean:.2f}" if spread is None else f"{mean:.2f} +- {spread:.2f}"
+    digits = 0 if metric == "bytes" else 2
+    text = f"{mean:.{digits}f}" + (f" +- {spread:.{digits}f}" if spread or spread is not None and digits else "")
+    text += f" {AT_EDGE}" * _is_at_edge(group, metric)
     return f"{text} {_OPTIMISTIC}" if _is_optimistic(group) else text
 
 
@@ -301,7 +307,8 @@ def _footer(cells: dict, rows, columns, metric: str, interval: bool) -> str:
         facts[0] += f" {_OPTIMISTIC[:-1]}: with test, the best of the test evaluations)"
     spread = ("half the 95 % t-interval over sets (none where there is one set)" if interval else
               "standard deviation over sets x students")
-    return f"{metric}: mean +- {spread}; {'; '.join([_counts(cells, rows, columns), *facts])}."
+    edge = f" {AT_EDGE_MEANS}" * any(_is_at_edge(group, metric) for group in cells.values())
+    return f"{metric}: mean +- {spread}; {'; '.join([_counts(cells, rows, columns), *facts])}.{edge}"
 
 
 def _counts(cells: dict, rows, columns) -> str:

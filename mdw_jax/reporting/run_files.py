@@ -9,7 +9,7 @@ import numpy as np
 from mdw_jax.config.sections import config_digest, refuse_sweep
 from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
-from mdw_jax.io.distilled_set import DistilledSet, load_distilled, load_for_display, read_captions
+from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled, load_for_display, read_captions
 from mdw_jax.io.files import read_json, read_json_lines
 from mdw_jax.io.locate import refuse_unusable_path, wrong_level
 from mdw_jax.io.scores import METRICS, SCORES, OlderVersionError, read_scores
@@ -19,8 +19,8 @@ from mdw_jax.reporting.run_schema import DIVISION_EDGES
 from mdw_jax.reporting.text import plural
 
 _NEEDED = ("preset", "set", "student", "select_on")
-_COUNTS = ("set", "student", "steps")  # columns of scores.csv that hold whole numbers
-_TEXTS = ("preset", "select_on")
+_COUNTS = ("set", "student", "steps", "bytes")  # columns of scores.csv that hold whole numbers
+_TEXTS = ("preset", "select_on", "at_edge")
 __all__ = ["DIVISION_EDGES", "SUMMARY", "PresetResults", "Run", "open_run", "open_runs"]
 
 
@@ -85,6 +85,11 @@ class PresetResults:
             raise UserError(f"the card of the distilled set in '{self.set_directories[0]}' is damaged ({error}); run "
                             "mdw evaluate again.") from None
         return distilled, card
+
+    @cached_property
+    def byte_budget(self) -> dict[str, float]:
+        """The size of the first set. It is counted here: cards of earlier versions count other precisions."""
+        return byte_budget(self.displayed_set[0])
 
     @cached_property
     def captions(self) -> list[str]:

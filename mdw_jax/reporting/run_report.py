@@ -15,7 +15,7 @@ from mdw_jax.reporting.report_certificate import certificate
 from mdw_jax.reporting.report_charts import distillation_charts, expert_charts
 from mdw_jax.reporting.report_images import correspondence_entries, image_changes, pairs, pixel_weights
 from mdw_jax.reporting.run_files import PresetResults, Run, open_runs
-from mdw_jax.reporting.run_table import counts, table
+from mdw_jax.reporting.run_table import counts, footnotes, table
 from mdw_jax.reporting.stats import half_interval_of_scores
 from mdw_jax.reporting.text import plural, text
 
@@ -57,7 +57,9 @@ def _score_sections(runs: Sequence[Run]) -> list[_Section]:
     return [
         ("Results", "Recalls on test, in %, of students that are trained on the set alone; r_mean is the mean of the "
          "six, with its standard deviation over all students. 95 %: half the interval of that mean, over sets if there "
-         "are several, otherwise over students.", _results(runs)),
+         "are several, otherwise over students."
+         + "".join(f" {note}" for note in dict.fromkeys(note for run in runs for note in footnotes(run))),
+         _results(runs)),
         ("What differs", "Config keys that are not the same in all runs.", _differences(runs)),
     ]
 
@@ -69,7 +71,8 @@ def _set_sections(runs: Sequence[Run]) -> list[_Section]:
         ("How the images changed", "The first images of each set during distillation, starting with the real images; "
          "numbers are outer steps.", _per_preset(runs, image_changes)),
         ("Learned correspondence", "The largest off-diagonal entries of the correspondence P: an image, the text it "
-         "has learned to match in addition, and its own text (by their nearest captions).",
+         "has learned to match in addition, and its own text (by their nearest captions). Where the loss fits a softmax "
+         "of P, the entries are those matching probabilities.",
          _per_preset(runs, correspondence_entries)),
         ("Where updates were strongest", "Grad-CAM pixel weights of the last refresh over the images, each on its own "
          "scale: bright pixels were changed most (correspondence-enhanced optimization).",
@@ -93,8 +96,9 @@ def _training_sections(runs: Sequence[Run]) -> list[_Section]:
 def _detail_sections(runs: Sequence[Run]) -> list[_Section]:
     budgets = [row for run in runs for row in _budget(run, several=len(runs) > 1)]
     return [
-        ("Byte budget", "The size of each set, everything counted in float32; the last column is the same size in "
-         "image-text pairs.", html.html_table(budgets, "Byte budget")),
+        ("Byte budget", "The size of each set, everything counted: images in 8 bits, texts and the parameters of P in "
+         "half precision, step sizes in float32; the last column is the same size in real pairs.",
+         html.html_table(budgets, "Byte budget")),
         ("Repeat it", "Everything that these numbers depend on.",
          html.folded([(run.label, _facts(run)) for run in runs]) + _configs(runs)),
     ]
@@ -119,7 +123,7 @@ def _tiles(run: Run, heading: bool) -> str:
         if name in others:
             tiles.append((_r_mean(others[name]), words))
     if main.has_sets:
-        budget, share = main.displayed_set[1]["byte_budget"], main.metadata["pairs"] / run.summary["captions"]
+        budget, share = main.byte_budget, main.metadata["pairs"] / run.summary["captions"]
         tiles.append((plural(main.metadata["pairs"], "pair"), f"{_kilo(budget['total'])}, for {share:.1%} of the "
                       f"{run.summary['captions']:,} training pairs"))
     noise = main.metadata["noise"]
@@ -160,8 +164,9 @@ def _charts(charts: Sequence[str]) -> str:
 def _budget(run: Run, several: bool) -> list[dict]:
     rows = []
     for preset in run.presets_with_sets:
-        budget = preset.displayed_set[1]["byte_budget"]
+        budget, (distilled, _) = preset.byte_budget, preset.displayed_set
         rows.append({**({"run": run.label} if several else {}), "preset": preset.label,
+                     "stored images": "x".join(map(str, distilled.images.shape[1:])),
                      **{name.replace("_", " "): _kilo(budget[name])
                         for name in ("images", "texts", "correspondence", "step_sizes", "total")},
                      "pairs": f"{budget['pairs_equivalent']:.1f}"})

@@ -107,5 +107,4 @@ def _are_certificate_inputs(value) -> bool:
 
 
 EXPERTS_SCHEMA = {"networks": _is_step, "certificate_inputs": _are_certificate_inputs}
-CARD_SCHEMA = {"sha256": _is_text, "byte_budget": dict.fromkeys(
-    ("images", "texts", "correspondence", "step_sizes", "total", "pairs_equivalent"), _is_number)}
+CARD_SCHEMA = {"sha256": _is_text}

@@ -3,6 +3,10 @@
 import numbers
 from collections.abc import Mapping, Sequence
 
+AT_EDGE = "(edge)"  # behind the score of students whose best step size or number of steps lies at the end of its range
+AT_EDGE_MEANS = (f"{AT_EDGE}: the best number of steps, or factor of the step sizes, on val is the last that was allowed: "
+                 "evaluate.steps, evaluate.lr_scales or evaluate.grow may be too small.")
+
 
 def text(value) -> str:
     """A config value for people to read: "-" for None."""

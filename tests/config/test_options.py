@@ -15,7 +15,8 @@ TABLES = {
     "PRETRAINED": "models.image.pretrained:SPECS", "TOWERS": "models.build:TOWERS",
     "TEXT_ENCODERS": "models.text.features:TEXT_ENCODERS", "EXPERT_LOSSES": "method.losses:EXPERT_LOSSES",
     "DISTILLATION_LOSSES": "method.losses:DISTILLATION_LOSSES", "STUDENT_OPTIMIZERS": "method.matching:STUDENT_OPTIMIZERS",
-    "CORESETS": "method.coresets:CORESETS", "WRITERS": "io.metrics:WRITERS", "DEVICES": "analysis.cost.plan:DEVICES",
+    "CORESETS": "method.coresets:CORESETS", "INITS": "method.selection:INITS",
+    "FILTER_SCORES": "pipeline.preset_run:SCORER_RECIPES", "WRITERS": "io.metrics:WRITERS", "DEVICES": "analysis.cost.plan:DEVICES",
     "DTYPES": "io.trajectory:DTYPES", "SET_OPTIMIZERS": "method.distill:SET_OPTIMIZERS",
     "DECAYS": "method.distill:DECAYS", "EXPORT_FORMATS": "export.formats:FORMATS",
 }

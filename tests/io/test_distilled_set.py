@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mdw_jax.errors import UserError
@@ -52,14 +53,47 @@ def test_the_same_set_is_the_same_file_and_strides_do_not_matter(tmp_path):
 
 def test_byte_budget_by_hand():
     budget = byte_budget(make_set())
-    assert budget == {"images": 5 * 48 * 4, "texts": 5 * 7 * 4, "correspondence": (5 + 10 + 10) * 4, "step_sizes": 8,
-                      "total": 960 + 140 + 100 + 8, "pairs_equivalent": 1208 / ((48 + 7) * 4)}
+    assert budget == {"images": 5 * 48, "texts": 5 * 7 * 2, "correspondence": (5 + 10 + 10) * 2, "step_sizes": 8,
+                      "total": 240 + 70 + 50 + 8, "pairs_equivalent": 368 / (48 + 14)}
     assert byte_budget(make_set("identity", steps=False))["pairs_equivalent"] == 5
 
 
 def test_a_full_correspondence_of_499_pairs_costs_more_than_one_pair():
     full = make_set("full", m=499, side=2, d=151296 - 12, steps=False)  # as many numbers as 224 x 224 x 3 + 768
-    assert byte_budget(full)["pairs_equivalent"] - 499 == pytest.approx(1.65, abs=0.01)
+    numbers, text = 499 * 499, 151296 - 12
+    assert byte_budget(full)["pairs_equivalent"] - 499 == pytest.approx(numbers * 2 / (12 + 2 * text), rel=1e-6)
+
+
+def test_images_of_half_the_side_take_a_quarter_of_the_bytes():
+    small = dataclasses.replace(make_set("identity", m=20, steps=False), seen_size=8)
+    large = make_set("identity", m=5, side=8, steps=False)
+    assert byte_budget(small)["images"] == byte_budget(large)["images"] == 5 * 8 * 8 * 3
+    assert byte_budget(dataclasses.replace(small, seen_size=0))["total"] == byte_budget(small)["total"]
+    # One real pair has an image of the side that models see.
+    assert byte_budget(small)["pairs_equivalent"] == (5 * 192 + 20 * 14) / (192 + 14)
+
+
+def test_the_side_at_which_images_are_seen_is_stored(tmp_path):
+    plain, small = make_set(), dataclasses.replace(make_set(), seen_size=8)
+    assert plain.seen_shape == (4, 4, 3) and small.seen_shape == (8, 8, 3)
+    card = {name: None for name in ("plain", "small")}
+    for name, value in (("plain", plain), ("small", small)):
+        save_distilled(tmp_path / name, value, {})
+        loaded, card[name] = load_distilled(tmp_path / name)
+        assert loaded.seen_size == value.seen_size
+        assert_same(loaded, value)
+    assert "seen_size" not in card["plain"] and card["small"]["seen_size"] == 8
+    with safe_open(tmp_path / "plain" / module.TENSORS, "np") as file:  # the same file as before there was such a side
+        assert json.loads(file.metadata()[module._FORMAT]) == {"alpha": 1.1, "loss": "wbce"}
+
+
+@pytest.mark.parametrize("side", [3, -1, 8.0, True, None])
+def test_a_side_that_images_cannot_be_seen_at(side):
+    with pytest.raises(UserError, match="cannot be seen at side"):
+        dataclasses.replace(make_set(), seen_size=side)
+    wide = dataclasses.replace(make_set(), images=np.zeros((5, 4, 6, 3), np.float32))
+    with pytest.raises(UserError, match="square images"):
+        dataclasses.replace(wide, seen_size=8)
 
 
 @pytest.mark.parametrize("missing, match", [("card.json", "card.json is missing"),

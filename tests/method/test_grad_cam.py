@@ -5,6 +5,7 @@ import pytest
 
 from mdw_jax.method.correspondence import correspondence, init_correspondence, matching_probability
 from mdw_jax.method.grad_cam import grad_cam, pixel_weights
+from mdw_jax.method.losses import DISTILLATION_LOSSES
 from mdw_jax.models.dual_encoder import DualEncoder, dual_encoder
 from mdw_jax.models.image.convnet import convnet
 
@@ -46,9 +47,11 @@ def test_weights_sum_the_nearest_texts_maps_and_have_mean_one():
     model, params = build("full")
     p = init_correspondence(jax.random.key(2), "lowrank", PAIRS, 2)
     p["right"] = jax.random.normal(jax.random.key(3), p["right"].shape)
-    weights = pixel_weights(model, params, IMAGES, TEXTS, p, alpha=3.0, top_k=2, beta=0.4)
+    p["right"] *= 0.1  # so that 10 P leaves two texts their share
+    weights = pixel_weights(model, params, IMAGES, TEXTS, p, alpha=3.0, loss="probability", top_k=2, beta=0.4)
     assert weights.shape == (PAIRS, 16, 16, 1)
-    probability = np.asarray(matching_probability(correspondence(p, jnp.arange(PAIRS), 3.0)))
+    probability = np.asarray(matching_probability(correspondence(p, jnp.arange(PAIRS), 3.0),
+                                                  DISTILLATION_LOSSES["probability"]))
     maps = model.feature_map(params["image"], IMAGES)
     checked = 0
     for i in range(PAIRS):
@@ -66,15 +69,48 @@ def test_weights_sum_the_nearest_texts_maps_and_have_mean_one():
     assert float(jnp.ptp(weights)) > 0.05
 
 
+@pytest.mark.parametrize("loss", ["probability", "kl", "nce", "wbce"])
+@pytest.mark.parametrize("kind", ["identity", "lowrank", "full"])
+def test_under_the_identity_the_map_is_that_of_an_images_own_text(kind, loss):
+    """However many texts are looked at, and whichever others the ties bring in."""
+    model, params = build("full")
+    p = init_correspondence(jax.random.key(2), kind, PAIRS, 2)
+    given = {"alpha": 3.0, "loss": loss, "beta": 0.5}
+    own = pixel_weights(model, params, IMAGES, TEXTS, p, top_k=1, **given)
+    np.testing.assert_allclose(pixel_weights(model, params, IMAGES, TEXTS, p, top_k=PAIRS, **given), own, atol=2e-3)
+    maps, checked = model.feature_map(params["image"], IMAGES), 0
+    for i in range(PAIRS):
+        wanted = np.asarray(jax.image.resize(naive_map(model, params, maps[i], TEXTS[i]), (16, 16), "linear"))
+        if wanted.max() > 0:
+            np.testing.assert_allclose(own[i, ..., 0], 1 + 0.5 * (wanted / wanted.mean() - 1), rtol=1e-3, atol=1e-4)
+            checked += 1
+    assert checked >= 3
+
+
+def test_images_that_are_stored_small_are_weighted_where_they_are_stored():
+    model, params = build("full")
+    small = IMAGES[:, ::2, ::2]
+    given = {"alpha": 1.0, "loss": "probability", "top_k": 1, "beta": 0.5}
+    weights = pixel_weights(model, params, small, TEXTS, {}, seen_size=16, **given)
+    assert weights.shape == (PAIRS, 8, 8, 1)
+    maps, checked = model.feature_map(params["image"], jax.image.resize(small, IMAGES.shape, "linear")), 0
+    for i in range(PAIRS):
+        wanted = np.asarray(jax.image.resize(naive_map(model, params, maps[i], TEXTS[i]), (8, 8), "linear"))
+        if wanted.max() > 0:
+            np.testing.assert_allclose(weights[i, ..., 0], 1 + 0.5 * (wanted / wanted.mean() - 1), rtol=1e-3, atol=1e-4)
+            checked += 1
+    assert checked >= 3
+
+
 def test_a_large_beta_is_clipped_at_zero():
     model, params = build("full")
-    weights = pixel_weights(model, params, IMAGES, TEXTS, {}, alpha=1.0, top_k=3, beta=50.0)
+    weights = pixel_weights(model, params, IMAGES, TEXTS, {}, alpha=1.0, loss="nce", top_k=3, beta=50.0)
     assert float(weights.min()) == 0
 
 
 def test_beta_zero_weighs_all_pixels_alike():
     model, params = build("full")
-    weights = pixel_weights(model, params, IMAGES, TEXTS, {}, alpha=1.0, top_k=1, beta=0.0)
+    weights = pixel_weights(model, params, IMAGES, TEXTS, {}, alpha=1.0, loss="nce", top_k=1, beta=0.0)
     np.testing.assert_array_equal(weights, np.ones((PAIRS, 16, 16, 1)))
 
 
@@ -86,5 +122,5 @@ def test_maps_that_are_all_zero_weigh_all_pixels_alike():
 
     model, params = build("full")
     blind = Blind(**vars(model))
-    weights = pixel_weights(blind, params, IMAGES, TEXTS, {}, alpha=1.0, top_k=2, beta=1.0)
+    weights = pixel_weights(blind, params, IMAGES, TEXTS, {}, alpha=1.0, loss="nce", top_k=2, beta=1.0)
     np.testing.assert_array_equal(weights, np.ones((PAIRS, 16, 16, 1)))

@@ -111,8 +111,8 @@ def test_a_killed_sweep_ends_with_one_row_a_student(finished):
     assert {"lr_scale", "steps", "val_r_mean", *METRICS, "bytes", "commit", "run.seed"} <= set(rows[0])
     for row in rows:
         assert abs(float(row["true_rate"]) - float(row["noise.rate"])) < 0.1 and row["distill.pairs"] == "8"
-        # pixels and features of 8 pairs; nothing learned besides, or two step sizes
-        assert int(row["bytes"]) == 8 * (16 * 16 * 3 + 24) * 4 + (8 if row["preset"] == "infonce" else 0)
+        # pixels (8 bits) and features (half precision) of 8 pairs; nothing learned besides, or two step sizes
+        assert int(row["bytes"]) == 8 * (16 * 16 * 3 + 24 * 2) + (8 if row["preset"] == "infonce" else 0)
     cards = {json.loads(path.read_text())["noise"]["rate"] for path in finished.glob("distilled/*/*/card.json")}
     assert {float(row["true_rate"]) for row in rows} == cards
 

@@ -204,7 +204,8 @@ def test_pixel_weights_of_clips_follow_place_and_time():
                   pool=lambda params, maps: maps[:, : T // 2].mean((1, 2, 3)))
     model = dual_encoder(tower, None, 7, mode="full", dim=C)
     texts = jax.random.normal(jax.random.key(1), (5, 7))
-    weights = pixel_weights(model, model.init(jax.random.key(0)), clips, texts, {}, alpha=1.0, top_k=5, beta=1.0)
+    weights = pixel_weights(model, model.init(jax.random.key(0)), clips, texts, {}, alpha=1.0, loss="nce",
+                            top_k=5, beta=1.0)
     assert weights.shape == (5, T, H, W, 1)
     moved = np.asarray(weights).std((1, 2, 3, 4)) > 1e-3  # an image whose maps are all zero keeps 1 everywhere
     assert moved.any()

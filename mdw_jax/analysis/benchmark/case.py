@@ -54,8 +54,10 @@ def make_case(config: ConfigDict) -> Case:
     """The case of a resolved config.
 
     Raises:
-        UserError: its text encoder is trained, which is not measured.
+        UserError: its text encoder is trained, or its images are stored small, which is not measured.
     """
+    if config.distill.image_size:
+        raise UserError("mdw bench measures images of data.size; set distill.image_size to 0.")
     if config.text.train:
         raise UserError("mdw bench measures distillation of frozen text features; set text.train to false.")
     d, m, seed = config.distill, config.model, config.run.seed

@@ -129,7 +129,7 @@ def rates_to_certify(config: ConfigDict) -> list[float | None]:
 
 def experts_to_certify(config: ConfigDict, prepared: Prepared,
                        rates: Sequence[float | None]) -> list[tuple[str, PresetRun]]:
-    """(names of the presets that share them, one of these presets) of all different experts, at all rates.
+    """(names of the presets that share them, one of these presets) of all different experts of unfiltered pairs.
 
     Raises:
         UserError: no preset of the run has experts.
@@ -142,11 +142,13 @@ def experts_to_certify(config: ConfigDict, prepared: Prepared,
         for name in config.run.presets:
             if preset_spec(name).needs_experts:
                 preset = open_preset(changed, prepared, name)
+                if preset.filter is not None:  # the mismatches that a filter leaves are not random: no bound holds
+                    continue
                 names, first = by_experts.get(preset.experts.key, ([], preset))
                 by_experts[preset.experts.key] = (list(dict.fromkeys([*names, name])), first)
     if not by_experts:
-        raise UserError(f"none of run.presets ({', '.join(config.run.presets)}) has experts to certify; add mdw or "
-                        "experts.")
+        raise UserError(f"none of run.presets ({', '.join(config.run.presets)}) has experts of unfiltered pairs to "
+                        "certify; add mdw or experts.")
     return [(", ".join(names), preset) for names, preset in by_experts.values()]
 
 

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from mdw_jax.config.options import DIVIDING
 from mdw_jax.config.sections import fields
 from mdw_jax.data.registry import image_shape
-from mdw_jax.method.distill import Method, make_outer_step, outer_shapes
+from mdw_jax.data.resizing import stored_shape
+from mdw_jax.method.distill import make_outer_step, method_of, outer_shapes
 from mdw_jax.method.expert_step import EpochBatches, EpochInputs, Recipe, make_expert_steps
 from mdw_jax.method.grad_cam import pixel_weights
 from mdw_jax.models.build import tower_without_weights
@@ -32,7 +33,7 @@ class Programs:
         self._backbone = jax.eval_shape(self._tower.init, key)
         self.backbone_size = _size(self._backbone)
         self._params = jax.eval_shape(self._model(None).init, key)
-        self._recipe, self._method = fields(Recipe, config.experts), fields(Method, config.distill)
+        self._recipe, self._method = fields(Recipe, config.experts), method_of(config)
 
     def sizes(self) -> dict[str, int]:
         """Numbers of trained parameters by part of the model."""
@@ -65,7 +66,7 @@ class Programs:
     def outer_arguments(self) -> tuple:
         """Arguments of `outer_step`."""
         d = self.config.distill
-        images, texts = (d.pairs, *self._image), (d.pairs, self.config.plan.text_dim)
+        images, texts = (d.pairs, *stored_shape(self._image, d.image_size)), (d.pairs, self.config.plan.text_dim)
         frozen = self._backbone if self.config.model.mode == "projection" else None
         return frozen, *outer_shapes(self._model(None), self._method, d.trajectories, images, texts)
 
@@ -80,8 +81,8 @@ class Programs:
 
         def weights(backbone, params, learned):
             return pixel_weights(self._model(backbone), params, learned["images"], learned["texts"],
-                                 learned["correspondence"], alpha=d.alpha, top_k=min(d.ceo_top_k, d.pairs),
-                                 beta=d.ceo_beta)
+                                 learned["correspondence"], alpha=d.alpha, loss=d.loss,
+                                 top_k=min(d.ceo_top_k, d.pairs), beta=d.ceo_beta, seen_size=self._method.seen_size)
 
         return weights, backbone, self._params, state.learned
 

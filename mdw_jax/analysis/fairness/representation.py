@@ -15,6 +15,7 @@ from mdw_jax.analysis.fairness import metrics
 from mdw_jax.analysis.fairness.attributes import ALL, REST, Attribute
 from mdw_jax.analysis.fairness.metrics import Interval
 from mdw_jax.data.pairs import Split
+from mdw_jax.data.resizing import seen_images
 from mdw_jax.data.streaming import concat_map
 from mdw_jax.io.distilled_set import load_for_display
 from mdw_jax.models.embedding import nearest
@@ -73,7 +74,8 @@ def _neighbor_search(prepared: Prepared, count: int) -> Callable[..., Neighbors]
 def _neighbors_of_sets(find: Callable[..., Neighbors], preset: PresetRun, prepared: Prepared) -> Neighbors:
     """(S, M, k) neighbors of all sets of a preset."""
     sets = [load_for_display(folder)[0] for folder in distill_stage(preset, prepared)]
-    neighbors = [find(jnp.asarray(distilled.images), prepared.text_features_of(distilled.texts)) for distilled in sets]
+    neighbors = [find(jnp.asarray(seen_images(distilled)), prepared.text_features_of(distilled.texts))
+                 for distilled in sets]
     return Neighbors(*map(np.stack, zip(*neighbors, strict=True)))
 
 
