@@ -147,14 +147,25 @@ def base() -> ConfigDict:
     c.distill.network_steps = 50  # covariance: outer steps after which the network that embeds begins anew
     c.distill.inner_steps = 16  # S, steps of the student in an unroll
     c.distill.batch = 50  # distilled pairs per inner step
+    c.distill.batches = "rounds"  # rounds: until the set is used up, without repeats; fresh: a new subset each step, as VLD
     c.distill.trajectories = 2  # trajectories matched in each outer step
     c.distill.max_start_epoch = 1  # the unroll starts at an epoch of U{0 .. max_start_epoch - 1}
+    c.distill.expert_order = "drawn"  # experts to match; drawn: anew each outer step; cycled: in rounds, as published
     c.distill.match_epochs = 2  # m, the target is this many epochs after the start
     c.distill.gradient = "exact"  # gradient through the unroll; detached: as TESLA
     c.distill.inner_optimizer = "sgd"  # optimizer of the student in the unroll
-    c.distill.loss_merge = "separate"  # how the matching losses of the two branches are combined; merged: as LoRS can
+    # how the matching losses of the two branches are combined; merged: as LoRS can; merged_data: as LoRS's code does, where
+    # step sizes keep the gradients of separate
+    c.distill.loss_merge = "separate"
     c.distill.loss = "probability"  # student's loss
-    c.distill.correspondence = "lowrank"  # form of P
+    c.distill.logit_scale = 0.0  # factor of the cosines in the unroll; 0: 1 / model.tau, as everywhere else
+    c.distill.correspondence = "full"  # form of P
+    # P at the start; experts: as teachers see the pairs, who also give P anew at each checkpoint, for val to choose from
+    c.distill.correspondence_init = "experts"
+    # who teaches P; experts: the expert networks at their best epoch; matched: at the last epoch that is matched;
+    # closed_form: the closed form; both: experts and closed form
+    c.distill.correspondence_teacher = "experts"
+    c.distill.correspondence_tau = (0.07, 0.1, 0.14)  # temperatures at which teachers are read, to choose from on val
     c.distill.rank = 10  # rank of the low-rank part of P
     c.distill.alpha = 1.0  # scale of the low-rank part of P
     # real pairs to start from; division: drawn from the clean side; division_top: the most probably clean ones; the
@@ -163,9 +174,11 @@ def base() -> ConfigDict:
     c.distill.optimizer = "adam"  # optimizer of the distilled set; sgd: with momentum 0.5, as in published methods
     c.distill.decay = "cosine"  # decay of all learning rates over the outer steps
     c.distill.lr_images = 0.006  # learning rate of the images
+    c.distill.pixel_units = "unit"  # what lr_images counts in; unit: pixels in [0, 1]; tower: as the tower normalizes
     c.distill.lr_texts = 0.02  # learning rate of the texts
     c.distill.lr_correspondence = 0.003  # learning rate of P
-    c.distill.lr_inner_lr = 0.03  # learning rate of the logarithms of the student's step sizes
+    c.distill.lr_inner_lr = 0.03  # learning rate of the student's step sizes, or of their logarithms
+    c.distill.inner_lr_form = "log"  # how step sizes are learned; log: by their logarithm; linear: as published
     c.distill.inner_lr_image = 0.12  # a_v, initial step size of the student's image branch; too large a one diverges
     c.distill.inner_lr_text = 0.12  # a_t, initial step size of the student's text branch
     c.distill.clip_images = True  # keep pixels in [0, 1]
@@ -183,6 +196,9 @@ def base() -> ConfigDict:
     c.evaluate = ConfigDict()  # training of students on the distilled sets
     c.evaluate.select_on = "val"  # split to select candidates and step sizes on; test: optimistic, as published
     c.evaluate.students = 5  # students per set
+    # how they train; constant: until val is flat; the others: as published, with their own steps, evaluations and decay,
+    # of which select_on=test always uses one
+    c.evaluate.schedule = "constant"
     c.evaluate.steps = 2400  # most steps of each student
     c.evaluate.patience = 4  # evaluations on val without improvement after which students stop; 0: do all steps
     c.evaluate.every = 20  # steps between the first evaluations; later ones are a fifth of the steps done apart

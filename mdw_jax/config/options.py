@@ -48,12 +48,19 @@ POOLINGS = ("mean", "cls", "native")  # models/text/encoder.py
 DIVISIONS = ("gmm", "oracle", "tolerant", "clean", "both")  # method/division.py, method/expert_step.py
 DIVIDING = ("gmm", "oracle")  # those that tell clean from risky pairs; the others treat all pairs alike
 EXPERT_LOSSES = ("infonce", "gce", "mae", "rince", "ccl_tan", "acl")  # method/losses.py: EXPERT_LOSSES
-DISTILLATION_LOSSES = ("probability", "wbce", "bce", "nce", "cwcl", "kl", "mse")  # method/losses.py: DISTILLATION_LOSSES
+# method/losses.py: DISTILLATION_LOSSES
+DISTILLATION_LOSSES = ("probability", "wbce", "wbce_published", "bce", "nce", "cwcl", "kl", "mse")
 OBJECTIVES = ("trajectories", "covariance")  # pipeline/outer_step.py: OBJECTIVES, of distillation
 STUDENT_OPTIMIZERS = ("sgd", "momentum", "adam")  # method/matching.py: STUDENT_OPTIMIZERS
 GRADIENTS = ("exact", "detached")  # method/matching.py: unroll
-LOSS_MERGES = ("separate", "merged")  # method/matching.py: matching_loss
+LOSS_MERGES = ("separate", "merged", "merged_data")  # method/matching.py: matching_loss
+BATCHES = ("rounds", "fresh")  # method/matching.py: minibatches
+INNER_LR_FORMS = ("log", "linear")  # method/distill.py: init_state
+PIXEL_UNITS = ("unit", "tower")  # method/distill.py: pixel_std
+EXPERT_ORDERS = ("drawn", "cycled")  # method/distill.py: schedule
 CORRESPONDENCES = ("identity", "full", "lowrank")  # method/correspondence.py
+CORRESPONDENCE_INITS = ("experts", "identity")  # pipeline/distill_loop.py
+CORRESPONDENCE_TEACHERS = ("experts", "matched", "closed_form", "both")  # pipeline/correspondence.py
 INITS = ("random", "division", "division_top", "k_means", "herding", "facility_location")  # method/selection.py: INITS
 SET_OPTIMIZERS = ("adam", "sgd")  # method/distill.py: SET_OPTIMIZERS, of the distilled set
 DECAYS = ("cosine", "none")  # method/distill.py: DECAYS
@@ -61,6 +68,7 @@ DECAYS = ("cosine", "none")  # method/distill.py: DECAYS
 FILTER_SCORES = ("cosine", "dtcl_cosine", "neg_clip_loss", "closed_form")
 CORESETS = ("random", "herding", "k_center", "forgetting", "clip_filter")  # method/coresets.py: CORESETS
 SELECT_ON = ("val", "test")  # method/students.py
+SCHEDULES = ("constant", "lors", "repblend", "vld")  # method/student_schedule.py: PUBLISHED, beside constant
 
 # ---- output ----------------------------------------------------------------------------------------------------------
 
@@ -104,13 +112,20 @@ CHOICES: dict[str, Choice] = {
     "distill.gradient": Choice(GRADIENTS, "gradient"),
     "distill.inner_optimizer": Choice(STUDENT_OPTIMIZERS, "student optimizer", plugin=True),
     "distill.loss_merge": Choice(LOSS_MERGES, "loss merge"),
+    "distill.batches": Choice(BATCHES, "way to draw batches"),
+    "distill.inner_lr_form": Choice(INNER_LR_FORMS, "form of step sizes"),
+    "distill.pixel_units": Choice(PIXEL_UNITS, "unit of pixels"),
+    "distill.expert_order": Choice(EXPERT_ORDERS, "order of the experts"),
     "distill.loss": Choice(DISTILLATION_LOSSES, "distillation loss", plugin=True),
     "distill.correspondence": Choice(CORRESPONDENCES, "correspondence"),
+    "distill.correspondence_init": Choice(CORRESPONDENCE_INITS, "start of P"),
+    "distill.correspondence_teacher": Choice(CORRESPONDENCE_TEACHERS, "teacher of P"),
     "distill.init": Choice(INITS, "start of distillation"),
     "distill.optimizer": Choice(SET_OPTIMIZERS, "optimizer of the distilled set"),
     "distill.decay": Choice(DECAYS, "learning rate decay"),
     "distill.augment": Choice(AUGMENTATIONS, "augmentation", plugin=True),
     "evaluate.select_on": Choice(SELECT_ON, "split to select on"),
+    "evaluate.schedule": Choice(SCHEDULES, "schedule of students"),
     "evaluate.tower": Choice(("", *TOWERS), "image tower", plugin=True),
     "evaluate.mode": Choice(MODES, "mode"),
     "watch.writers": Choice(WRITERS, "metrics writer", plugin=True),

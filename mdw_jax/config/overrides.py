@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from mdw_jax.config.defaults import base
 from mdw_jax.config.loading import has_type_of, type_in_words
 from mdw_jax.config.plugins import is_path
-from mdw_jax.config.presets import PRESETS, preset_spec
+from mdw_jax.config.presets import PRESETS, PresetSpec, preset_spec
 from mdw_jax.config.sections import flat
 from mdw_jax.config.validation import resolve
 from mdw_jax.errors import UserError
@@ -37,7 +37,24 @@ def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
     for entry in map(_parse, config.run.preset_overrides):
         if entry.preset == preset and pairs >= entry.budget:
             changed.update_from_flattened_dict({entry.key: entry.value})
-    return resolve(changed)
+    resolved = resolve(changed)
+    _check_experts(preset, spec, resolved)
+    return resolved
+
+
+def _check_experts(preset: str, spec: PresetSpec, config: ConfigDict) -> None:
+    """Raises UserError where a preset distills by experts that it does not train, or trains some that nothing reads."""
+    objective, init = config.distill.objective, config.distill.init
+    if spec.kind != "distilled":
+        return
+    if spec.needs_experts and objective == "covariance":
+        raise UserError(f"the preset '{preset}' trains experts, and distill.objective covariance reads none; choose the "
+                        "preset covmatch.")
+    if not spec.needs_experts and objective != "covariance":
+        raise UserError(f"the preset '{preset}' trains no experts, and distill.objective {objective} follows them; leave "
+                        "the objective as it is.")
+    if not spec.needs_experts and init != "random":
+        raise UserError(f"the preset '{preset}' trains no experts, and distill.init {init} asks them; set it to random.")
 
 
 def _check(preset: str, overrides: Mapping[str, Any]) -> None:

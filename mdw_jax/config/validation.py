@@ -21,20 +21,21 @@ _RANGES = (
         "data.size", "text.dim", "text.max_tokens", "model.dim", "model.patches", "model.widths", "model.vit_patch",
         "model.vit_width", "model.vit_depth", "model.vit_heads", "model.pretrain_images", "experts.count",
         "experts.epochs", "experts.teacher_epochs", "experts.batch", "experts.recovery_top_k", "experts.peers",
-        "distill.pairs", "distill.sets", "distill.steps", "distill.inner_steps", "distill.batch",
+        "distill.pairs", "distill.sets", "distill.inner_steps", "distill.batch",
         "distill.trajectories", "distill.match_epochs", "distill.ceo_every", "distill.ceo_top_k",
-        "distill.checkpoint_every", "distill.network_steps", "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch")),
+        "distill.checkpoint_every", "distill.network_steps",
+        "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch")),
     ("be at least 0", lambda x: x >= 0, (
         "data.train", "data.val", "data.test", "data.sample_rate", "data.seconds", "data.mels", "data.frames",
         "data.limit", "data.holdout_val", "data.holdout_test", "model.pretrain_epochs", "experts.teacher_count",
         "experts.weight_decay", "experts.warmup", "experts.tolerant_weight", "experts.recovery_weight",
         "experts.recovery_start", "experts.guidance_weight", "distill.lr_images", "distill.lr_texts",
-        "distill.lr_correspondence", "distill.lr_inner_lr", "distill.ceo_beta", "distill.image_size", "distill.restarts",
-        "distill.mean_weight",
+        "distill.lr_correspondence", "distill.lr_inner_lr", "distill.logit_scale", "distill.ceo_beta",
+        "distill.image_size", "distill.restarts", "distill.mean_weight", "distill.steps",
         "evaluate.weight_decay", "evaluate.patience", "evaluate.grow")),
     ("exceed 0", lambda x: x > 0, (
         "model.tau", "experts.lr", "experts.lr_with_teachers", "experts.lr_infonce", "experts.guidance_tau",
-        "distill.covariance_scale",
+        "distill.covariance_scale", "distill.correspondence_tau",
         "distill.inner_lr_image", "distill.inner_lr_text", "evaluate.lr", "evaluate.lr_scales",
         "evaluate.tower_lr_scales")),
     ("lie in [0, 1)", lambda x: 0 <= x < 1, (
@@ -219,8 +220,20 @@ def _check_distill(config: ConfigDict) -> None:
     _require(last <= epochs, f"matching up to epoch {last} needs as many expert epochs, but experts.epochs is {epochs}; "
              f"raise experts.epochs, or lower distill.max_start_epoch ({d.max_start_epoch}) or distill.match_epochs "
              f"({d.match_epochs}).")
+    _require(d.loss_merge != "merged_data" or (d.gradient == "detached" and d.inner_optimizer == "sgd"),
+             "distill.loss_merge merged_data leaves the step sizes' gradients as they are, which is defined for "
+             "distill.gradient=detached and distill.inner_optimizer=sgd alone; set these, or loss_merge to merged.")
     _require(d.correspondence != "lowrank" or 1 <= d.rank <= d.pairs,
              f"distill.rank must lie in 1..{d.pairs} (distill.pairs), not {d.rank}.")
+    taught = d.correspondence_init == "experts"
+    _require(not taught or d.correspondence != "identity", "distill.correspondence_init=experts sets the values of P, and "
+             "distill.correspondence=identity has none; set it to full or lowrank, or correspondence_init to identity.")
+    _require(not taught or len(d.correspondence_tau) > 0, "distill.correspondence_tau is empty; give at least one "
+             "temperature, such as (0.07,).")
+    defaults = base().distill
+    for name in ("correspondence_teacher", "correspondence_tau"):
+        _require(taught or d[name] == defaults[name], f"distill.{name} is set, but distill.correspondence_init is "
+                 "identity, which asks no teacher; set it to experts.")
     _require(config.model.mode == "projection" or not d.mixup, "distill.mixup (RepBlend) blends the features of a "
              "frozen backbone; set model.mode to projection.")
 
@@ -229,10 +242,10 @@ def _check_objective(config: ConfigDict) -> None:
     d = config.distill
     refuse_unused("distill", d, "objective", "objective", COVARIANCE_SETTINGS if d.objective == "covariance" else (),
                   COVARIANCE_SETTINGS)
-    unused = {"correspondence": "identity", "loss": "nce", "ceo": False, "mixup": False}
-    for name, value in unused.items() if d.objective == "covariance" else ():
-        _require(d[name] == value, f"distill.objective covariance has no unroll, and distill.{name} "
-                 f"({d[name]}) is of the student there; set it to {value}, or choose the preset covmatch, which does.")
+    without = {"correspondence": "identity", "ceo": False, "mixup": False}
+    for name, value in without.items() if d.objective == "covariance" else ():
+        _require(d[name] == value, f"distill.objective covariance trains no student, which distill.{name} ({d[name]}) is "
+                 f"for; set it to {value}, as the preset covmatch does.")
 
 
 def _check_evaluate(config: ConfigDict) -> None:

@@ -137,19 +137,28 @@ def moments(features, texts, image_of, weights=None, batch: int = 4096) -> Momen
     for rows in _slices(len(texts), batch):
         centred = _float64(texts[rows]) - mean_text
         text_cov += centred.T @ (shares[rows, None] * centred)
-    order = np.argsort(image_of, kind="stable")  # captions of one image stand together
-    begins = np.searchsorted(image_of[order], np.arange(len(features) + 1))
-    image_cov, cross_cov = np.zeros((len(mean_image),) * 2), np.zeros((len(mean_image), len(mean_text)))
+    image_cov = np.zeros((len(mean_image),) * 2)
     for rows in _slices(len(features), batch):
         centred = _float64(features[rows]) - mean_image
         image_cov += centred.T @ (of_image[rows, None] * centred)
-        text_sums = np.zeros((len(centred), len(mean_text)))
+    cross_cov = cross_covariance(features, texts, image_of, shares, mean_image, mean_text, batch=batch)
+    return Moments(total, mean_image, mean_text, image_cov, text_cov, cross_cov)
+
+
+def cross_covariance(features, texts, image_of: np.ndarray, shares: np.ndarray, mean_image: np.ndarray,
+                     mean_text: np.ndarray, *, batch: int = 4096) -> np.ndarray:
+    """(F, d) sum over the pairs of `share * (v - mean) (t - mean)^T`; arguments as in `moments`, shares of the pairs."""
+    order = np.argsort(image_of, kind="stable")  # captions of one image stand together
+    begins = np.concatenate([[0], np.cumsum(np.bincount(image_of, minlength=len(features)))])
+    cross = np.zeros((len(mean_image), len(mean_text)))
+    for rows in _slices(len(features), batch):
+        text_sums = np.zeros((rows.stop - rows.start, len(mean_text)))
         for part in _slices(begins[rows.stop] - begins[rows.start], batch):
             captions = order[begins[rows.start]:begins[rows.stop]][part]
             own = shares[captions, None] * (_float64(texts[captions]) - mean_text)
             np.add.at(text_sums, image_of[captions] - rows.start, own)
-        cross_cov += centred.T @ text_sums
-    return Moments(total, mean_image, mean_text, image_cov, text_cov, cross_cov)
+        cross += (_float64(features[rows]) - mean_image).T @ text_sums
+    return cross
 
 
 def solve(moments: Moments, ridge: float, rank: int) -> ClosedForm:
@@ -163,9 +172,9 @@ def solve(moments: Moments, ridge: float, rank: int) -> ClosedForm:
     return _solve(_spectrum(moments), ridge, rank)
 
 
-def whitened_cross_covariance(moments: Moments, ridge: float) -> np.ndarray:
-    """(F, d) `C`, in the bases of the covariances' eigenvectors: its singular values are those of C."""
-    return _whitened(_spectrum(moments), ridge)[0]
+def singular_values(moments: Moments, ridge: float) -> np.ndarray:
+    """(min(F, d),) singular values of `C`, largest first."""
+    return np.linalg.svd(_whitened(_spectrum(moments), ridge)[0], compute_uv=False)
 
 
 def embed_images(form: ClosedForm, features) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mdw_jax.config.options import CORRESPONDENCES
 from mdw_jax.errors import UserError
 from mdw_jax.method.losses import DistillationLoss
+
+_FIT_ROUNDS = 10  # of diagonal and low-rank part; the error changes by less than 1 % after that
 
 
 def init_correspondence(key, kind: str, pairs: int, rank: int) -> dict:
@@ -51,6 +54,57 @@ def correspondence(params: dict, rows, alpha: float = 1.0):
         return params["matrix"][rows[:, None], rows[None, :]]
     left, right = params["left"][rows], params["right"][rows]
     return jnp.diag(params["diag"][rows]) + alpha / left.shape[1] * left @ right.T
+
+
+def taught_correspondence(similarity, tau: float, loss: DistillationLoss) -> np.ndarray:
+    """P as teachers see the pairs: what `matching_probability` reads from it is what the teachers believe (this work).
+
+    A loss that fits `softmax(s P)` gets `P = similarity / (s tau)`, one that takes P as the target itself the mean of
+    the row softmax and the column softmax of `similarity / tau`.
+
+    Args:
+        similarity: (M, M) cosine of each image with each text under the teachers, their mean.
+        tau: the temperature at which it is read.
+        loss: the distillation loss whose target P is.
+
+    Returns:
+        (M, M) float32.
+    """
+    logits = np.asarray(similarity, np.float32) / tau
+    if loss.correspondence_scale is not None:
+        return logits / np.float32(loss.correspondence_scale)
+    return np.asarray((jax.nn.softmax(logits, axis=1) + jax.nn.softmax(logits, axis=0)) / 2)
+
+
+def fitted_correspondence(matrix, kind: str, rank: int, alpha: float) -> dict:
+    """Parameters of the P of one kind that is nearest to a matrix, for `correspondence`.
+
+    `lowrank` fits the diagonal and the rest in turns: the best approximation of rank r of what the diagonal leaves
+    (Eckart and Young 1936), then the diagonal of what that leaves. Both factors get the same share of each direction.
+
+    Args:
+        matrix: (M, M).
+        kind: `full` or `lowrank`.
+        rank: r of `lowrank`.
+        alpha: scale of the low-rank part.
+
+    Raises:
+        UserError: the kind is unknown, or has no parameters to fit.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    if kind == "full":
+        return {"matrix": jnp.asarray(matrix, jnp.float32)}
+    if kind != "lowrank":
+        raise UserError(f"a correspondence '{kind}' cannot be fitted to the teachers' similarities; set "
+                        "distill.correspondence to full or lowrank, or distill.correspondence_init to identity.")
+    diagonal = np.zeros(len(matrix))
+    for _ in range(_FIT_ROUNDS):
+        u, values, v = np.linalg.svd(matrix - np.diag(diagonal))
+        u, values, v = u[:, :rank], values[:rank], v[:rank].T
+        diagonal = np.diag(matrix) - np.einsum("ir,r,ir->i", u, values, v)
+    root = np.sqrt(values * rank / alpha)
+    return {name: jnp.asarray(array, jnp.float32)
+            for name, array in (("diag", diagonal), ("left", u * root), ("right", v * root))}
 
 
 def matching_probability(matrix, loss: DistillationLoss):

@@ -15,8 +15,9 @@ import optax
 
 from mdw_jax.data.augment import augment
 from mdw_jax.data.resizing import enlarged
-from mdw_jax.method.distill import DistillState, Method, apply_gradient, optimizer_of
+from mdw_jax.method.distill import DistillState, apply_gradient, optimizer_of, pixel_std
 from mdw_jax.method.losses import infonce
+from mdw_jax.method.objective import Method
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import to_float
 from mdw_jax.models.jit import jit_with_frozen
@@ -82,7 +83,7 @@ def make_outer_step(model: DualEncoder, method: Method) -> Callable:
         model: the dual encoder.
         method: how to distill.
     """
-    optimizer = optimizer_of(method)
+    optimizer = optimizer_of(method, pixel_std(model.tower, method))
 
     def outer_step(model, state: DistillState, params, batch: RealBatch, pixel_weights, key):
         loss, gradient = jax.value_and_grad(objective, argnums=2)(model, method, state.learned, params, batch, key)

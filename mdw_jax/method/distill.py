@@ -5,7 +5,6 @@ it ends with where the experts went, differentiate through the unroll, scale the
 update.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,60 +13,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
+from mdw_jax.config.options import EXPERT_ORDERS
 from mdw_jax.config.plugins import unknown_option
-from mdw_jax.config.sections import fields
-from mdw_jax.data.augment import augment
-from mdw_jax.data.resizing import enlarged
-from mdw_jax.method.correspondence import correspondence, init_correspondence
-from mdw_jax.method.losses import distillation_loss
-from mdw_jax.method.matching import matching_loss, minibatches, scan_mean, unroll
+from mdw_jax.errors import UserError
+from mdw_jax.method.correspondence import init_correspondence
+from mdw_jax.method.objective import Draws, Method, draw, objective, step_sizes
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.jit import jit_with_frozen, use_vmap
+from mdw_jax.models.image.tower import Tower
+from mdw_jax.models.jit import jit_with_frozen
 from mdw_jax.runtime import mesh
 from mdw_jax.runtime.rng import named_key
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """How to distill: fields of `config.distill`, explained there."""
-
-    inner_steps: int
-    inner_optimizer: str
-    batch: int
-    gradient: str
-    loss_merge: str
-    loss: str
-    correspondence: str
-    rank: int
-    alpha: float
-    optimizer: str
-    decay: str
-    steps: int
-    lr_images: float
-    lr_texts: float
-    lr_correspondence: float
-    lr_inner_lr: float
-    inner_lr_image: float
-    inner_lr_text: float
-    clip_images: bool
-    augment: str
-    mixup: bool
-    ema_decay: float
-    ceo: bool
-    ceo_every: int
-    ceo_top_k: int
-    ceo_beta: float
-    objective: str = "trajectories"
-    covariance_scale: float = 1.0
-    mean_weight: float = 0.1
-    seen_size: int = 0  # side at which models see the images, where they are stored smaller; 0: as they are stored
-
-
-def method_of(config: ConfigDict) -> Method:
-    """How a config distills."""
-    return fields(Method, config.distill, seen_size=config.data.size if config.distill.image_size else 0)
 
 
 class DistillState(NamedTuple):
@@ -75,7 +31,7 @@ class DistillState(NamedTuple):
 
     Attributes:
         learned: dict of images (M, H, W, C), texts (M, d) or (M, L, h), correspondence (parameters of P) and
-            log_inner_lr {"image", "text"} (logarithms of the student's step sizes).
+            log_inner_lr or inner_lr {"image", "text"} (logarithms of the student's step sizes, or these themselves).
         average: its exponential moving average over outer steps.
         optimizer: state of the optimizers.
         step: number of outer steps done.
@@ -100,10 +56,12 @@ def init_state(key, method: Method, images, texts) -> DistillState:
         "images": jnp.asarray(images, jnp.float32),
         "texts": jnp.asarray(texts, jnp.float32),
         "correspondence": init_correspondence(key, method.correspondence, len(texts), method.rank),
-        # Logarithms keep the step sizes positive.
-        "log_inner_lr": {"image": jnp.log(jnp.float32(method.inner_lr_image)),
-                         "text": jnp.log(jnp.float32(method.inner_lr_text))},
     }
+    sizes = {"image": jnp.float32(method.inner_lr_image), "text": jnp.float32(method.inner_lr_text)}
+    if method.inner_lr_form == "linear":
+        learned["inner_lr"] = sizes
+    else:  # logarithms keep the step sizes positive
+        learned["log_inner_lr"] = jax.tree.map(jnp.log, sizes)
     # The average must not share buffers with what is learned: both are donated.
     return DistillState(learned, jax.tree.map(jnp.copy, learned), optimizer_of(method).init(learned), jnp.int32(0))
 
@@ -126,13 +84,17 @@ SET_OPTIMIZERS = {
     "sgd": SetOptimizer(lambda lr: optax.sgd(lr, momentum=0.5), "gradient"),  # as LoRS and VLD
 }
 DECAYS: dict[str, Callable[[float, int], Any]] = {
-    "cosine": lambda lr, steps: optax.cosine_decay_schedule(lr, steps),
+    "cosine": lambda lr, steps: optax.cosine_decay_schedule(lr, max(steps, 1)),
     "none": lambda lr, steps: lr,
 }
 
 
-def optimizer_of(method: Method) -> optax.GradientTransformation:
+def optimizer_of(method: Method, std: tuple[float, ...] | None = None) -> optax.GradientTransformation:
     """One optimizer for each group of learned tensors, with its own learning rate.
+
+    Args:
+        method: how to distill.
+        std: of `pixel_std`.
 
     Raises:
         UserError: distill.optimizer or distill.decay is unknown.
@@ -140,77 +102,48 @@ def optimizer_of(method: Method) -> optax.GradientTransformation:
     make = _choice(SET_OPTIMIZERS, method.optimizer, "distill.optimizer", "optimizer of the distilled set").make
     decay = _choice(DECAYS, method.decay, "distill.decay", "learning rate decay")
     rates = {"images": method.lr_images, "texts": method.lr_texts, "correspondence": method.lr_correspondence,
-             "log_inner_lr": method.lr_inner_lr}
-    return optax.multi_transform({name: make(decay(lr, method.steps)) for name, lr in rates.items()},
-                                 {name: name for name in rates})
+             "inner_lr" if method.inner_lr_form == "linear" else "log_inner_lr": method.lr_inner_lr}
+    optimizers = {name: make(decay(lr, method.steps)) for name, lr in rates.items()}
+    if std is not None:
+        optimizers["images"] = _in_units(optimizers["images"], std)
+    return optax.multi_transform(optimizers, {name: name for name in rates})
+
+
+def _in_units(optimizer: optax.GradientTransformation, std: tuple[float, ...]) -> optax.GradientTransformation:
+    """The optimizer of pixels divided by `std`, applied to pixels: its state is that of the divided ones."""
+    scaled = lambda tree: jax.tree.map(lambda x: x * jnp.float32(std), tree)
+
+    def update(gradient, state, params=None):
+        updates, state = optimizer.update(scaled(gradient), state, params)
+        return scaled(updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def pixel_std(tower: Tower, method: Method) -> tuple[float, ...] | None:
+    """The standard deviation of each channel by which the tower divides images, where `lr_images` counts in such units.
+
+    Published code learns normalized pixels `x = (pixel - mean) / std`. There the gradient is std times that by the
+    pixel, and a step moves the pixel by std times that of x: under SGD a rate of x is std squared of it for the pixel.
+
+    Returns:
+        One number for each channel, or None where `lr_images` is in units of pixels in [0, 1].
+
+    Raises:
+        UserError: the tower does not say how it normalizes.
+    """
+    if method.pixel_units == "unit":
+        return None
+    if tower.std is None:
+        raise UserError(f"distill.pixel_units is '{method.pixel_units}', but nothing is known of how the tower "
+                        f"'{tower.name}' normalizes images; set it to unit, and distill.lr_images for pixels in [0, 1].")
+    return tower.std
 
 
 def _choice(table: dict, name: str, setting: str, noun: str):
     if name not in table:
         raise unknown_option(name, setting, noun, table, plugin=False)
     return table[name]
-
-
-# ---- the objective ---------------------------------------------------------------------------------------------------
-
-
-def objective(model: DualEncoder, method: Method, learned: dict, starts, targets, batches, key):
-    """Matching loss, averaged over trajectories. One augmentation is drawn for the whole outer step.
-
-    Args:
-        model: the dual encoder.
-        method: how to distill.
-        learned: `DistillState.learned`.
-        starts, targets: snapshots of the experts, stacked on a leading axis R.
-        batches: (R, S, b) rows of the distilled set.
-        key: a typed key.
-
-    Returns:
-        Loss, (S,) mean inner losses.
-    """
-    images = augment(key, enlarged(learned["images"], method.seen_size), method.augment)
-    inputs = model.inputs(mesh.shard_rows(images, (mesh.REPLICA, mesh.DATA)))
-    steps = jax.tree.map(jnp.exp, learned["log_inner_lr"])
-    soft = distillation_loss(method.loss)
-
-    def inner_loss(params, batch):
-        rows, blend = batch
-        logits = model.logits(params, mesh.shard_rows(blend(inputs[rows])),
-                              mesh.shard_rows(blend(learned["texts"][rows])))
-        return soft(logits, correspondence(learned["correspondence"], rows, method.alpha))
-
-    def trajectory(start, target, batches, key):
-        final, inner = unroll(inner_loss, start, (batches, _blends(key, batches, method.mixup)), steps,
-                              gradient=method.gradient, optimizer=method.inner_optimizer)
-        return matching_loss(final, start, target, method.loss_merge), inner
-
-    keys = jax.random.split(key, len(batches))
-    if not use_vmap(model):
-        return scan_mean(lambda item: trajectory(*item), (starts, targets, batches, keys))
-    losses, inner = jax.vmap(trajectory, spmd_axis_name=mesh.REPLICA)(starts, targets, batches, keys)
-    return losses.mean(), inner.mean(0)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Blend:
-    """RepBlend's mixing of the rows of a mini-batch: `weight x + (1 - weight) x[order]`; weight None changes nothing."""
-
-    weight: Any
-    order: Any
-
-    def __call__(self, x):
-        return x if self.weight is None else self.weight * x + (1 - self.weight) * x[self.order]
-
-
-def _blends(key, batches, mixup: bool) -> _Blend:
-    """One blend per inner step, the same for images and texts: weight ~ Beta(1, 1) = U(0, 1) (RepBlend)."""
-    if not mixup:
-        return _Blend(None, None)
-    by_weight, by_order = jax.random.split(key)
-    steps, size = batches.shape
-    orders = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(by_order, steps))
-    return _Blend(jax.random.uniform(by_weight, (steps,)), orders)
 
 
 # ---- the outer step --------------------------------------------------------------------------------------------------
@@ -227,16 +160,11 @@ def make_outer_step(model: DualEncoder, method: Method) -> Callable:
         model: the dual encoder that students and experts share.
         method: how to distill.
     """
-    optimizer = optimizer_of(method)
+    optimizer = optimizer_of(method, pixel_std(model.tower, method))
 
     def outer_step(model, state: DistillState, starts, targets, pixel_weights, key):
-        by_batch, by_augment = jax.random.split(key)
-        batches = _draw_batches(by_batch, method, len(state.learned["texts"]), len(jax.tree.leaves(starts)[0]))
-        (loss, inner), gradient = jax.value_and_grad(objective, argnums=2, has_aux=True)(
-            model, method, state.learned, starts, targets, batches, by_augment
-        )
-        updated, metrics = apply_gradient(method, optimizer, state, loss, inner, gradient, pixel_weights)
-        return updated, {**metrics, "inner_first": inner[0], "inner_last": inner[-1]}
+        draws = draw(key, method, len(state.learned["texts"]), len(jax.tree.leaves(starts)[0]))
+        return outer_update(model, method, optimizer, state, starts, targets, pixel_weights, draws)
 
     if len(jax.devices()) == 1:
         return jit_with_frozen(model, outer_step, donate_argnums=1)
@@ -263,15 +191,31 @@ def apply_gradient(method: Method, optimizer: optax.GradientTransformation, stat
                         jnp.isfinite(norm), *_finite(updated.learned)])
     all_finite = finite.all()
     updated = jax.tree.map(lambda new, old: jnp.where(all_finite, new, old), updated, state)
-    steps = jax.tree.map(jnp.exp, updated.learned["log_inner_lr"])
+    steps = step_sizes(updated.learned)
     return updated, {"loss": loss, "gradient": norm, "inner_lr_image": steps["image"], "inner_lr_text": steps["text"],
                      "first_nonfinite": jnp.where(all_finite, -1, jnp.argmin(finite))}
 
 
-def _draw_batches(key, method: Method, pairs: int, trajectories: int):
-    """(R, S, b) rows of the distilled set."""
-    return jnp.stack([minibatches(k, pairs, method.batch, method.inner_steps)
-                      for k in jax.random.split(key, trajectories)])
+def outer_update(model: DualEncoder, method: Method, optimizer: optax.GradientTransformation, state: DistillState, starts,
+                 targets, pixel_weights, draws: Draws) -> tuple[DistillState, dict]:
+    """One outer step with its random choices given: what `make_outer_step` compiles.
+
+    Args:
+        model, method: as in `make_outer_step`.
+        optimizer: `optimizer_of(method, pixel_std(model.tower, method))`.
+        state: where it begins.
+        starts, targets: snapshots of the experts, stacked on a leading axis R.
+        pixel_weights: (M, H, W, 1) Grad-CAM weights.
+        draws: the random choices.
+
+    Returns:
+        The new state, metrics.
+    """
+    (loss, inner), gradient = jax.value_and_grad(objective, argnums=2, has_aux=True)(
+        model, method, state.learned, starts, targets, draws
+    )
+    updated, metrics = apply_gradient(method, optimizer, state, loss, inner, gradient, pixel_weights)
+    return updated, {**metrics, "inner_first": inner[0], "inner_last": inner[-1]}
 
 
 def _update(method: Method, optimizer: optax.GradientTransformation, state: DistillState, gradient: dict,
@@ -373,7 +317,7 @@ class ShardedOuterStep:
 
 
 def schedule(seed: int, set_index: int, step: int, trajectories: int, networks: int,
-             max_start_epoch: int) -> tuple[list[int], list[int]]:
+             max_start_epoch: int, order: str = "drawn") -> tuple[list[int], list[int]]:
     """Which network and which start epoch each trajectory of an outer step uses.
 
     It is a function of the step alone, so that a resumed run continues exactly where it was.
@@ -385,11 +329,22 @@ def schedule(seed: int, set_index: int, step: int, trajectories: int, networks: 
         trajectories: number R of trajectories.
         networks: number of networks whose trajectories are stored.
         max_start_epoch: start epochs are drawn from 0 .. max_start_epoch - 1.
+        order: `drawn`, anew at each step, or `cycled`: one after another in a random order, which is a new one after
+            each round (VLD, LoRS, RepBlend).
 
     Returns:
         R networks, R start epochs.
+
+    Raises:
+        UserError: the order is unknown.
     """
+    if order not in EXPERT_ORDERS:
+        raise unknown_option(order, "distill.expert_order", "order of the experts", EXPERT_ORDERS, plugin=False)
     by_network, by_start = jax.random.split(named_key(seed, "distill", set_index, "schedule", step))
-    order = jax.random.permutation(by_network, networks)
-    starts = jax.random.randint(by_start, (trajectories,), 0, max_start_epoch)
-    return [int(order[r % networks]) for r in range(trajectories)], [int(start) for start in starts]
+    starts = [int(start) for start in jax.random.randint(by_start, (trajectories,), 0, max_start_epoch)]
+    if order == "cycled":
+        places = [divmod(step * trajectories + r, networks) for r in range(trajectories)]
+        rounds = {n: jax.random.permutation(named_key(seed, "distill", set_index, "round", n), networks) for n, _ in places}
+        return [int(rounds[n][place]) for n, place in places], starts
+    permutation = jax.random.permutation(by_network, networks)
+    return [int(permutation[r % networks]) for r in range(trajectories)], starts

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mdw_jax.config.options import GRADIENTS, LOSS_MERGES
+from mdw_jax.config.options import BATCHES, GRADIENTS, LOSS_MERGES
 from mdw_jax.config.plugins import lookup
 from mdw_jax.errors import UserError
 
@@ -259,7 +259,8 @@ def matching_loss(final: dict, start: dict, target: dict, merge: str = "separate
     Args:
         final, start, target: {branch: pytree} of the student's last parameters and of both ends of the trajectory.
         merge: `separate`, the sum over branches of `|final - target|^2 / |start - target|^2` (VLD, LoRS), or `merged`,
-            one ratio of the sums (LoRS's --merge_loss_branches).
+            one ratio of the sums (LoRS's --merge_loss_branches), or `merged_data`, the same in value (see
+            `unmerged_step_sizes`).
 
     Raises:
         UserError: the merge is unknown.
@@ -268,23 +269,49 @@ def matching_loss(final: dict, start: dict, target: dict, merge: str = "separate
     traveled = {branch: squared_distance(start[branch], target[branch]) for branch in final}
     if merge == "separate":
         return sum(left[branch] / traveled[branch] for branch in left)
-    if merge == "merged":
+    if merge in ("merged", "merged_data"):
         return sum(left.values()) / sum(traveled.values())
     raise UserError(f"there is no loss merge '{merge}'; choose one of {', '.join(LOSS_MERGES)}.")
 
 
-def minibatches(key, pairs: int, batch: int, steps: int):
-    """Rows of the distilled set for each inner step, without replacement until the set is used up.
+def unmerged_step_sizes(step_sizes: dict, start: dict, target: dict) -> dict:
+    """The same step sizes, with the gradients that the `separate` loss gives them where the loss is a `merged` one.
+
+    So LoRS's code has it: --merge_loss_branches merges the gradients of data and P, and leaves those of the step sizes.
+    With `detached` gradients a step size moves its own branch alone, so its two gradients differ by the factor `sum of
+    all |start - target|^2 / |start - target|^2 of its branch`. With `exact` ones they do not.
+
+    Args:
+        step_sizes: {branch: scalar}.
+        start, target: {branch: pytree} of both ends of the expert's trajectory.
+    """
+    traveled = {branch: squared_distance(start[branch], target[branch]) for branch in step_sizes}
+    factors = {branch: sum(traveled.values()) / traveled[branch] for branch in traveled}
+    return {branch: size + (factors[branch] - 1) * (size - jax.lax.stop_gradient(size))
+            for branch, size in step_sizes.items()}
+
+
+def minibatches(key, pairs: int, batch: int, steps: int, kind: str = "rounds"):
+    """Rows of the distilled set for each inner step.
 
     Args:
         key: a typed key.
         pairs: size M of the set.
         batch: rows per step, at most M.
         steps: number of steps.
+        kind: `rounds`, without replacement until the set is used up (LoRS), or `fresh`, a random subset for each step,
+            whatever the others hold (VLD).
 
     Returns:
         (steps, batch) int32.
+
+    Raises:
+        UserError: the kind is unknown.
     """
+    if kind not in BATCHES:
+        raise UserError(f"there are no batches '{kind}'; set distill.batches to one of {', '.join(BATCHES)}.")
+    if kind == "fresh":
+        return jnp.stack([jax.random.permutation(k, pairs)[:batch] for k in jax.random.split(key, steps)]).astype(jnp.int32)
     per_round = pairs // batch
     rounds = -(-steps // per_round)
     orders = [jax.random.permutation(k, pairs)[: per_round * batch] for k in jax.random.split(key, rounds)]

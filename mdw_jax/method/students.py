@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import minibatches
 from mdw_jax.method.retrieval import scores
+from mdw_jax.method.student_schedule import Schedule, schedule_of
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs
 from mdw_jax.models.jit import use_vmap
@@ -40,10 +40,7 @@ class Protocol:
     lr: float
     patience: int = 0
     grow: int = 0
-
-
-# An evaluation waits for this share of the steps done, so that long trainings are not all evaluation. (This work.)
-_SPACING = 0.2
+    schedule: str = "constant"
 
 
 class StudentData(NamedTuple):
@@ -157,8 +154,8 @@ def evaluate(model: DualEncoder, data: StudentData, val: Inputs, test: Inputs | 
 
     `select_on` "val": students train until val is flat, at each scale of the step sizes; the scale and the number of
     steps with the highest mean r_mean on val are chosen, then test is read once. "test": at the learned step sizes
-    (scale 1) and for all steps, each student's best evaluation on test, as published baselines report; this is
-    optimistic.
+    (scale 1) and on a published schedule, each student's best evaluation on test, as published baselines report; this
+    is optimistic.
 
     Args:
         model: the students' dual encoder.
@@ -170,45 +167,38 @@ def evaluate(model: DualEncoder, data: StudentData, val: Inputs, test: Inputs | 
         students: how many; None is `protocol.students`.
 
     Raises:
-        UserError: `select_on` or the loss is unknown.
+        UserError: `select_on`, the schedule or the loss is unknown.
     """
     if protocol.select_on not in SELECT_ON:
         raise UserError(f"evaluate.select_on must be one of {', '.join(SELECT_ON)}, not '{protocol.select_on}'.")
-    train = functools.partial(_train, model, data, protocol, seed=seed, count=students or protocol.students)
-    if protocol.select_on == "test" and test is not None:
+    on_test = protocol.select_on == "test" and test is not None
+    schedule = schedule_of(protocol, len(data.texts), on_test)
+    train = functools.partial(_train, model, data, protocol, schedule, seed=seed, count=students or protocol.students)
+    if on_test:
         return _chosen_on_test(model, train, val, test)
-    best = _chosen_on_val(model, train, val, protocol)
+    best = _chosen_on_val(model, train, val, protocol, schedule)
     return best._replace(scores=best.val if test is None else scores(model, best.params, test))
 
 
-def stops(protocol: Protocol) -> list[int]:
-    """The numbers of steps after which students are evaluated, up to `protocol.steps`.
-
-    They are `protocol.every` apart at first, and later a fifth of the steps done. All are multiples of `every`.
-    """
-    done, last = [1], protocol.steps // protocol.every
-    while done[-1] < last:
-        done.append(min(last, max(done[-1] + 1, math.ceil((1 + _SPACING) * done[-1]))))
-    return [protocol.every * segments for segments in done]
-
-
-def _train(model: DualEncoder, data: StudentData, protocol: Protocol, scale: float, *, seed: int, count: int
-           ) -> Iterator[tuple[int, list]]:
+def _train(model: DualEncoder, data: StudentData, protocol: Protocol, schedule: Schedule, scale: float, *, seed: int,
+           count: int) -> Iterator[tuple[int, list]]:
     """Train `count` fresh students at one scale of the step sizes; yield (steps done, parameters of each) at each stop."""
-    start, advance = make_trainer(model, protocol, data.loss, data.alpha)
+    start, advance = make_trainer(model, dataclasses.replace(protocol, every=schedule.every), data.loss, data.alpha)
     base = data.step_sizes or {"image": protocol.lr, "text": protocol.lr}
-    step_sizes = {branch: jnp.float32(scale * size) for branch, size in base.items()}
     students, done = [start(named_key(seed, "student", n)) for n in range(count)], 0
-    for stop in stops(protocol):
+    for stop in schedule.stops:
         while done < stop:
             preemption.raise_if_interrupted()  # students are not saved: a resumed run trains those of this set anew
-            students = advance(students, data.inputs, data.texts, data.correspondence, step_sizes)
-            done += protocol.every
+            sizes = {branch: jnp.float32(scale * size) for branch, size in schedule.step_sizes(base, done).items()}
+            students = advance(students, data.inputs, data.texts, data.correspondence, sizes)
+            done += schedule.every
         yield stop, [student[0] for student in students]
 
 
-def _chosen_on_val(model: DualEncoder, train: Callable, val: Inputs, protocol: Protocol) -> EvalResult:
+def _chosen_on_val(model: DualEncoder, train: Callable, val: Inputs, protocol: Protocol, schedule: Schedule) -> EvalResult:
     """The scale and the stop that val chooses; the grid of scales grows while the best lies at an end of it."""
+    if not schedule.searched:
+        protocol = dataclasses.replace(protocol, patience=0, grow=0)
     best, tried = None, []
     untried: Sequence[float] = protocol.lr_scales
     while untried:
@@ -218,7 +208,7 @@ def _chosen_on_val(model: DualEncoder, train: Callable, val: Inputs, protocol: P
                 best = result
         tried += untried
         untried = _wider(protocol, tried, best.lr_scale)
-    at_edge = {"steps": best.steps == stops(protocol)[-1],
+    at_edge = {"steps": schedule.searched and best.steps == schedule.stops[-1],
                "lr_scale": len(protocol.lr_scales) > 1 and best.lr_scale in (min(tried), max(tried))}
     return best._replace(at_edge=tuple(name for name, holds in at_edge.items() if holds))
 

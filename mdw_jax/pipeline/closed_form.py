@@ -100,6 +100,13 @@ def load_closed_form(run: PresetRun, prepared: Prepared) -> StoredClosedForm:
     return StoredClosedForm(form, arrays["clean_probability"], record["tau"], record)
 
 
+def test_embeddings(run: PresetRun, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """Unit embeddings (N, k) of the test images and (K, k) of the test captions by a preset's closed form."""
+    form = load_closed_form(run, prepared).form
+    return (closed_form.embed_images(form, frozen_features(prepared).test),
+            closed_form.embed_texts(form, prepared.texts.test))
+
+
 def _make(run: PresetRun, prepared: Prepared, folder: StageFolder) -> dict:
     """Solve and store; the record comes last."""
     with progress(f"closed form (noise {run.noise.label})", 1, "solved") as advance:

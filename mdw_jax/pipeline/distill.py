@@ -16,6 +16,7 @@ from mdw_jax.io.distilled_set import (
 from mdw_jax.io.files import digest, read_json
 from mdw_jax.io.records import complete, write_lines
 from mdw_jax.models.embedding import nearest_captions
+from mdw_jax.pipeline.candidates import CANDIDATES
 from mdw_jax.pipeline.coreset import coreset_set
 from mdw_jax.pipeline.distill_loop import CHECKPOINT, HISTORY, LAST_REGULAR, distill_set
 from mdw_jax.pipeline.filter import filter_record
@@ -40,7 +41,7 @@ def distill_stage(run: PresetRun, prepared: Prepared) -> list[Path]:
             _make_set(run, prepared, index, directory, key)
         barrier()
         if is_main():
-            for name in (CHECKPOINT, HISTORY, LAST_REGULAR):  # a kill right after the card was written leaves them too
+            for name in (CHECKPOINT, HISTORY, LAST_REGULAR, CANDIDATES):  # a kill right after the card was written leaves them too
                 (directory / name).unlink(missing_ok=True)
         broadcast_from_main(functools.partial(_save_nearest_captions, directory, prepared))
     return directories
@@ -49,13 +50,16 @@ def distill_stage(run: PresetRun, prepared: Prepared) -> list[Path]:
 def _make_set(run: PresetRun, prepared: Prepared, index: int, directory: Path, key: str) -> None:
     """Make set `index` and write its files, the card last."""
     metrics: list[dict] = []
+    origin: dict = {}
     if run.spec.kind == "coreset":
         distilled = coreset_set(run, prepared, index)
     else:
-        distilled, metrics, history = distill_set(run, prepared, index, directory, key)
-        image_history.save(directory, history)
+        distillation = distill_set(run, prepared, index, directory, key)
+        distilled, metrics, chosen = distillation.distilled, distillation.metrics, distillation.chosen
+        image_history.save(directory, distillation.history)
+        origin = {"chosen": chosen.label, "candidates": [row._asdict() for row in distillation.candidates]}
     write_lines(directory / "metrics.jsonl", metrics)
-    save_distilled(directory, distilled, _card(run, prepared, index, key))
+    save_distilled(directory, distilled, {**_card(run, prepared, index, key), **origin})
 
 
 def _card(run: PresetRun, prepared: Prepared, index: int, key: str) -> dict:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,10 @@ from mdw_jax.io.checkpoint import load_checkpoint, save_checkpoint
 from mdw_jax.io.distilled_set import DistilledSet
 from mdw_jax.io.records import read_lines, write_lines
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
-from mdw_jax.method.distill import DistillState, Method, finite_checks, init_state, method_of, schedule
-from mdw_jax.method.students import Protocol, evaluate
+from mdw_jax.method.distill import DistillState, finite_checks, init_state, schedule
+from mdw_jax.method.objective import Method, method_of
+from mdw_jax.pipeline.candidates import CANDIDATES, Candidate, score_candidate
+from mdw_jax.pipeline.correspondence import CorrespondenceTeachers
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.online_network import OnlineNetwork
@@ -31,7 +34,7 @@ from mdw_jax.pipeline.outer_step import (
 )
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
-from mdw_jax.pipeline.sets import real_pairs, student_data, to_distilled_set
+from mdw_jax.pipeline.sets import real_pairs, to_distilled_set
 from mdw_jax.pipeline.start import start_rows
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.processes import barrier, broadcast_from_main, is_main
@@ -42,10 +45,6 @@ from mdw_jax.runtime.rng import named_key
 CHECKPOINT = "checkpoint.safetensors"  # where an interrupted distillation goes on
 LAST_REGULAR = "checkpoint-good.safetensors"  # with restarts allowed: where a set that diverged goes back to
 HISTORY = "history.jsonl"  # metrics of the outer steps so far
-# Students that score a candidate on val: few, for there are many candidates, and seeded apart from those of the table
-# (`evaluate.student_seed`), so that a set is not chosen for the students that it is scored by.
-CANDIDATE_STUDENTS = 2
-CANDIDATE_SEED_OFFSET = 7919
 logger = logging.getLogger(__name__)
 
 
@@ -70,7 +69,9 @@ class LoopState(NamedTuple):
         distillation: what is learned, its moving average, and the optimizer's state.
         best: the average with the best mean r_mean on val so far.
         best_val: that r_mean; -1 before the first evaluation.
-        evaluated: outer steps done at the last evaluation.
+        evaluated: outer steps done at the last evaluation; -1 before the first.
+        tau: the temperature at which the teachers of P are read; the first of `distill.correspondence_tau` until val has
+            chosen.
         pixel_weights: (M, H, W, 1) Grad-CAM weights of the images.
         images: (moments, n, h, w, C) uint8, the first images at a few moments of the distillation.
         restarts: how often the set was restarted after it diverged.
@@ -81,6 +82,7 @@ class LoopState(NamedTuple):
     best: Any
     best_val: Any
     evaluated: Any
+    tau: Any
     pixel_weights: Any
     images: np.ndarray
     restarts: Any
@@ -92,8 +94,25 @@ class LoopState(NamedTuple):
         return int(self.distillation.step)
 
 
-def distill_set(run: PresetRun, prepared: Prepared, index: int, directory: Path, key: str
-                ) -> tuple[DistilledSet, list[dict], dict[str, np.ndarray]]:
+class Distillation(NamedTuple):
+    """What a distillation ends with.
+
+    Attributes:
+        distilled: the candidate with the best score on val.
+        metrics: of every outer step.
+        history: the image history.
+        candidates: all that were scored, in order.
+        chosen: the one that `distilled` is.
+    """
+
+    distilled: DistilledSet
+    metrics: list[dict]
+    history: dict[str, np.ndarray]
+    candidates: list[Candidate]
+    chosen: Candidate
+
+
+def distill_set(run: PresetRun, prepared: Prepared, index: int, directory: Path, key: str) -> Distillation:
     """Distill set `index` of a preset, from its last checkpoint if there is one.
 
     A set that diverges goes back to its last regular checkpoint with smaller learning rates, as often as
@@ -105,9 +124,6 @@ def distill_set(run: PresetRun, prepared: Prepared, index: int, directory: Path,
         index: number of the set; sets of one preset differ by their random draws.
         directory: where checkpoints are kept on the way.
         key: identifies the set in its checkpoints.
-
-    Returns:
-        The set with the best score on val, the metrics of every outer step, and its image history.
 
     Raises:
         UserError: the set diverged and may not restart any more.
@@ -142,6 +158,8 @@ class DistillationLoop:
         self.moments = image_history.moments(self.settings.steps)  # outer steps done when images are recorded
         self.pending: tuple[int, dict] | None = None  # a step and its metrics that are still on the device
         self.metrics: list[dict] = []
+        self.candidates: list[Candidate] = []
+        self.teachers = CorrespondenceTeachers(run, prepared) if self.settings.correspondence_init == "experts" else None
 
     # The state: from its start, from checkpoints and to them.
 
@@ -154,7 +172,7 @@ class DistillationLoop:
         state = init_state(key, method_of(run.config), images, texts)
         return LoopState(
             distillation=state, best=jax.tree.map(jnp.copy, state.average), best_val=jnp.float32(-1),
-            evaluated=jnp.int32(0), pixel_weights=jnp.ones((*images.shape[:-1], 1)),
+            evaluated=jnp.int32(-1), tau=jnp.float32(settings.correspondence_tau[0]), pixel_weights=jnp.ones((*images.shape[:-1], 1)),
             images=image_history.begin(self.seen(images), settings.steps), restarts=jnp.int32(0), restarted_at=jnp.int32(0))
 
     def restore(self) -> None:
@@ -165,10 +183,13 @@ class DistillationLoop:
             self._save(LAST_REGULAR)
         history = self.directory / HISTORY
         self.metrics = read_lines(history) if history.exists() else []
+        candidates = self.directory / CANDIDATES
+        self.candidates = [Candidate(**row) for row in read_lines(candidates)] if candidates.exists() else []
 
     def _start_at(self, state: LoopState) -> None:
         """Go on from a state, with learning rates that fit the number of its restarts."""
         self.state = state
+        self.candidates = [row for row in self.candidates if row.step <= int(state.evaluated)]
         scale = self.settings.restart_factor ** int(state.restarts)
         self.method = scale_learning_rates(method_of(self.run.config), scale)
 
@@ -177,6 +198,7 @@ class DistillationLoop:
         self.flush_metrics()
         # Metrics first: those that a checkpoint does not know yet are cut, missing ones could not be recovered.
         write_lines(self.directory / HISTORY, self.metrics)
+        write_lines(self.directory / CANDIDATES, [row._asdict() for row in self.candidates])
         if regular:
             self._save(LAST_REGULAR)
         self._save(CHECKPOINT)
@@ -235,7 +257,7 @@ class DistillationLoop:
             for row in self.metrics:
                 self.log(row)
             if self.evaluation_due(first):  # it was stopped in the middle of an evaluation
-                self.evaluate_candidate(first)
+                self.evaluate_candidates(first)
             for step, arguments in prepare_next(self.arguments, range(first, total)):
                 preemption.raise_if_interrupted()
                 if self.pixel_weights_due(step):
@@ -244,13 +266,13 @@ class DistillationLoop:
                 if step + 1 in self.moments:
                     self.record_images(step + 1)
                 if self.evaluation_due(step + 1):
-                    self.evaluate_candidate(step + 1)
+                    self.evaluate_candidates(step + 1)
 
     def load_snapshots(self, step: int) -> tuple:
         """The snapshots at which the trajectories of an outer step start and end, each stacked on a leading axis."""
         settings = self.settings
         networks, starts = schedule(self.seed, self.index, step, settings.trajectories, len(self.trajectories),
-                                    settings.max_start_epoch)
+                                    settings.max_start_epoch, settings.expert_order)
         ends = [start + settings.match_epochs for start in starts]
         return tuple(stack([read_snapshot(self.trajectories[n], epoch)
                             for n, epoch in zip(networks, epochs, strict=True)]) for epochs in (starts, ends))
@@ -312,32 +334,62 @@ class DistillationLoop:
         return enlarged(images[:image_history.IMAGES], method_of(self.run.config).seen_size)
 
     def evaluation_due(self, done: int) -> bool:
-        """Whether the average is to be evaluated after `done` outer steps: at each regular checkpoint, but not twice."""
-        regular = done % self.settings.checkpoint_every == 0 or done == self.settings.steps
+        """Whether candidates are scored after `done` outer steps: at each regular checkpoint, but not twice.
+
+        The start is one where P comes from teachers, and where nothing else is done.
+        """
+        if done == 0:
+            regular = self.teachers is not None or self.settings.steps == 0
+        else:
+            regular = done % self.settings.checkpoint_every == 0 or done == self.settings.steps
         return regular and done > int(self.state.evaluated)
 
-    def evaluate_candidate(self, done: int) -> None:
-        """Score the average after `done` outer steps on val, keep it if it is the best so far, and save the state."""
+    def evaluate_candidates(self, done: int) -> None:
+        """Score the candidates after `done` outer steps on val, keep the best so far, and save the state."""
         self.flush_metrics()
-        model, average = self.prepared.model, self.state.distillation.average
-        result = evaluate(model, student_data(model, to_distilled_set(average, self.method)), self.prepared.val, None,
-                          fields(Protocol, self.run.config.evaluate), seed=self.seed + CANDIDATE_SEED_OFFSET,
-                          students=CANDIDATE_STUDENTS)
-        row = self.metrics[-1]
-        row |= {"val_r_mean": float(result.scores[:, -1].mean()), "lr_scale": result.lr_scale}
-        if row["val_r_mean"] > self.state.best_val:
-            self.state = self.state._replace(best=jax.tree.map(jnp.copy, average),
-                                             best_val=jnp.float32(row["val_r_mean"]))
-        self.log(row)
+        scored = {}
+        for name, tau, learned in self.candidates_after(done):
+            val, lr_scale = score_candidate(self.run, self.prepared, learned, self.method)
+            self.candidates.append(Candidate(done, name, tau, val, lr_scale))
+            scored[val] = (tau, learned)
+            if val > self.state.best_val:
+                self.state = self.state._replace(best=jax.tree.map(jnp.copy, learned), best_val=jnp.float32(val))
+            if done:
+                self.metrics[-1] |= {"val_r_mean" if name != "teachers" else "val_r_mean_teachers": val,
+                                     "lr_scale" if name != "teachers" else "lr_scale_teachers": lr_scale}
+        if done:
+            self.log(self.metrics[-1])
+        elif self.teachers is not None:
+            self.start_from(*scored[max(scored)])
         self.state = self.state._replace(evaluated=jnp.int32(done))
         self.save_state(regular=self.settings.restarts > 0)
 
-    def result(self) -> tuple[DistilledSet, list[dict], dict[str, np.ndarray]]:
-        """The best set, the metrics of all outer steps, and the image history."""
+    def candidates_after(self, done: int) -> Iterator[tuple[str, float | None, dict]]:
+        """(where P is from, temperature or None, learned tensors) of each candidate after `done` outer steps."""
+        average = self.state.distillation.average
+        if done == 0 and self.teachers is not None:
+            temperatures = self.settings.correspondence_tau
+        else:
+            yield "learned" if self.settings.correspondence != "identity" else "identity", None, average
+            temperatures = [float(self.state.tau)] if self.teachers is not None else []
+        for tau in temperatures:
+            p = self.teachers.correspondence(average, self.method, float(tau))
+            yield "teachers", float(tau), {**average, "correspondence": p}
+
+    def start_from(self, tau: float, learned: dict) -> None:
+        """Begin the outer steps with the P of `learned`."""
+        state = self.state.distillation
+        parts = {name: {**getattr(state, name), "correspondence": jax.tree.map(jnp.copy, learned["correspondence"])}
+                 for name in ("learned", "average")}
+        self.state = self.state._replace(distillation=state._replace(**parts), tau=jnp.float32(tau))
+
+    def result(self) -> Distillation:
+        """The best candidate and the record of how it came about."""
         history: dict[str, np.ndarray] = {"steps": np.array(self.moments, np.int32), "images": self.state.images}
         if self.method.ceo:
             history["weights"] = image_history.weight_maps(self.seen(self.state.pixel_weights))
-        return to_distilled_set(self.state.best, self.method), self.metrics, history
+        chosen = max(self.candidates, key=lambda row: row.val_r_mean)
+        return Distillation(to_distilled_set(self.state.best, self.method), self.metrics, history, self.candidates, chosen)
 
 
 def scale_learning_rates(method: Method, scale: float) -> Method:

@@ -12,6 +12,7 @@ from mdw_jax.io.files import digest, write_json
 from mdw_jax.io.records import complete
 from mdw_jax.io.scores import METRICS
 from mdw_jax.method.students import EvalResult, Protocol, evaluate
+from mdw_jax.pipeline.closed_form import closed_form_stage
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.metrics import open_writers
@@ -26,8 +27,11 @@ def evaluate_stage(run: PresetRun, prepared: Prepared) -> list[dict]:
     """Score a preset, after distilling its sets and training its experts if they are not there yet.
 
     Returns:
-        Rows of scores.csv: one per student, or, for a preset of kind "reference", one per expert network.
+        Rows of scores.csv: one per student, or, for a preset of kind "reference", one per expert network, or
+        the one of the closed form.
     """
+    if run.spec.closed_form:
+        return _closed_form_rows(run, prepared)
     if not run.spec.has_sets:
         return _expert_rows(run, prepared)
     c, protocol = run.config, student_protocol(run)
@@ -82,6 +86,13 @@ def _expert_rows(run: PresetRun, prepared: Prepared) -> list[dict]:
     return [{"preset": run.name, "set": 0, "student": n, "select_on": "val", "val_r_mean": val[-1],
              **dict(zip(METRICS, test, strict=True))}
             for n, (val, test) in enumerate(zip(record["val"], record["test"], strict=True))]
+
+
+def _closed_form_rows(run: PresetRun, prepared: Prepared) -> list[dict]:
+    """The one row of a closed form."""
+    record = closed_form_stage(run, prepared)
+    return [{"preset": run.name, "set": 0, "student": 0, "select_on": "val", "val_r_mean": record["val"][-1],
+             **dict(zip(METRICS, record["test"], strict=True))}]
 
 
 def _student_rows(name: str, index: int, result: EvalResult) -> list[dict]:

@@ -4,7 +4,9 @@ import functools
 
 import jax.numpy as jnp
 
+from mdw_jax.errors import UserError
 from mdw_jax.method.covariance import RealBatch, make_network_step
+from mdw_jax.pipeline.experts import kept_pairs
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.runtime.rng import named_generator, named_key
@@ -20,10 +22,17 @@ class OnlineNetwork:
     """
 
     def __init__(self, run: PresetRun, prepared: Prepared, index: int):
-        """run, prepared, index: as in `distill_set`."""
+        """run, prepared, index: as in `distill_set`.
+
+        Raises:
+            UserError: there are fewer pairs than `experts.batch`.
+        """
         experts = run.config.experts
         self._seed, self._names = run.config.run.seed, ("covariance", run.name, index)
-        self._data, self._batch = prepared.train(run.noise), experts.batch
+        self._data, self._rows, self._batch = prepared.train(run.noise), kept_pairs(run, prepared), experts.batch
+        if self._batch > len(self._rows):
+            raise UserError(f"experts.batch is {self._batch} but there are only {len(self._rows)} training pairs; lower "
+                            "it.")
         self._life = run.config.distill.network_steps
         self._start, self._step = _network_step(prepared.model, experts.lr_infonce, experts.momentum,
                                                 experts.weight_decay)
@@ -41,6 +50,5 @@ class OnlineNetwork:
 
     def _real_batch(self, step: int) -> RealBatch:
         """Random real pairs, without replacement."""
-        image_of = self._data.image_of
-        rows = named_generator(self._seed, *self._names, "batch", step).choice(len(image_of), self._batch, replace=False)
-        return RealBatch(jnp.asarray(self._data.images[image_of[rows]]), self._data.texts[jnp.asarray(rows)])
+        rows = named_generator(self._seed, *self._names, "batch", step).choice(self._rows, self._batch, replace=False)
+        return RealBatch(jnp.asarray(self._data.images[self._data.image_of[rows]]), self._data.texts[jnp.asarray(rows)])

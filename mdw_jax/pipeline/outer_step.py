@@ -11,7 +11,8 @@ import jax
 from mdw_jax.data.resizing import stored_shape
 from mdw_jax.io.records import complete
 from mdw_jax.method import covariance, distill, grad_cam
-from mdw_jax.method.distill import Method, method_of, outer_shapes
+from mdw_jax.method.distill import outer_shapes
+from mdw_jax.method.objective import Method, method_of
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.jit import jit_with_frozen
 from mdw_jax.pipeline.prepared import Prepared
@@ -47,10 +48,10 @@ def compiled_pixel_weights(model: DualEncoder, method: Method, count: int) -> Ca
 def compile_in_background(run: PresetRun, prepared: Prepared) -> Iterator[None]:
     """Compile the outer step in a thread while experts are trained inside: on accelerators both take minutes.
 
-    Nothing is compiled ahead for presets that distill nothing or without experts, where the experts are already trained, and with several
-    processes, which may have to compile in the same order.
+    Nothing is compiled ahead for presets that distill nothing, in no outer step, or without experts; where the experts are already
+    trained; and with several processes, which may have to compile in the same order.
     """
-    if (run.spec.kind != "distilled" or not run.spec.needs_experts or several_processes()
+    if (run.spec.kind != "distilled" or not run.spec.needs_experts or not run.config.distill.steps or several_processes()
             or complete(run.experts.path / "experts.json", run.experts.key) is not None):
         yield
         return

@@ -24,6 +24,8 @@ _NOT_EXPERTS = ("store_dtype", "recipe", "lr_infonce")
 _ONLY_WITH_TEACHERS = ("teacher_count", "teacher_epochs", "lr_with_teachers")
 # A set that comes to its end is the same however many restarts were allowed, so one that diverged may be allowed more.
 _NOT_SETS = ("sets", "restarts")
+# Settings of the experts that the network of covariance matching is trained with.
+ONLINE_SETTINGS = ("batch", "lr_infonce", "momentum", "weight_decay")
 # Settings that only score a finished set. The others choose between candidates, so a set depends on them.
 _ONLY_SCORES = ("select_on", "students", "hard_targets", "tower", "mode", "weights", "tower_lr_scales")
 
@@ -83,7 +85,9 @@ def resolve_run(config: ConfigDict) -> ConfigDict:
     resolved = resolve(config)
     for name in config.run.presets:
         # From the unresolved config: a preset may name another recipe, which must not be mixed with the config's own.
-        check_plugins(preset_config(config, name), preset_spec(name))
+        c = preset_config(config, name)
+        check_plugins(c, preset_spec(name))
+        _scorer_config(config, c)
     return resolved
 
 
@@ -120,17 +124,36 @@ def _located(name: str, spec: PresetSpec, c: ConfigDict, prepared: Prepared, noi
 
 
 def _filter(config: ConfigDict, c: ConfigDict, prepared: Prepared, noise: Noise) -> Filter:
-    """The filter of a preset, with the experts that score for it: those of the run's config, in another recipe."""
-    recipe, scorer = SCORER_RECIPES[c.filter.score], None
-    if recipe is not None:
-        changed = config.copy_and_resolve_references().unlock()
-        changed.noise, changed.filter = c.noise.to_dict(), base().filter.to_dict()
-        changed.experts.recipe = recipe
+    """The filter of a preset, with the experts that score for it."""
+    scorer, scorer_config = None, _scorer_config(config, c)
+    if scorer_config is not None:
         name = f"{c.filter.score} filter"
-        scorer = _located(name, PresetSpec(label=name, kind="reference"), resolve(changed), prepared, noise, None)
+        scorer = _located(name, PresetSpec(label=name, kind="reference"), scorer_config, prepared, noise, None)
     key = digest(prepared.key, noise.sha256, c.filter.to_dict(), c.run.seed, *([scorer.experts.key] if scorer else []))
     folder = StageFolder(Path(c.run.dir) / "filter" / f"{c.filter.score}-{key[:10]}", key)
     return Filter(folder, scorer)
+
+
+def _scorer_config(config: ConfigDict, c: ConfigDict) -> ConfigDict | None:
+    """The resolved config of the experts that score for a preset's filter: the run's, in another recipe.
+
+    Args:
+        config: the run's config, not resolved.
+        c: that of the preset.
+
+    Returns:
+        None where the preset has no filter, or one without experts.
+
+    Raises:
+        UserError: the run's config in that recipe is not valid.
+    """
+    recipe = SCORER_RECIPES.get(c.filter.score)
+    if recipe is None:
+        return None
+    changed = config.copy_and_resolve_references().unlock()
+    changed.update({"noise": c.noise.to_dict(), "filter": base().filter.to_dict()})
+    changed.experts.recipe = recipe
+    return resolve(changed)
 
 
 def _filter_key(filtering: Filter | None) -> list[str]:
@@ -156,6 +179,8 @@ def _sets_key(c: ConfigDict, prepared: Prepared, noise: Noise, name: str, spec: 
         size = [c.distill.image_size] if c.distill.image_size else []
         return digest(start, name, spec.coreset, c.distill.pairs, *size, *sources)
     method = {key: value for key, value in c.distill.to_dict().items() if key not in _NOT_SETS}
+    if c.distill.objective == "covariance":
+        method |= {f"experts.{key}": c.experts[key] for key in ONLINE_SETTINGS}
     choice = {key: value for key, value in c.evaluate.to_dict().items() if key not in _ONLY_SCORES}
     # The source of a preset does not count: all that it returns is part of the config.
     return digest(start, name, method, choice, *plugin_sources(c, "distill"))

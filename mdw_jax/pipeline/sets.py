@@ -43,7 +43,8 @@ def real_pairs(prepared: Prepared, noise: Noise, rows: np.ndarray, image_size: i
 def to_distilled_set(learned: dict, method: Method) -> DistilledSet:
     """The learned tensors of a distillation (`DistillState.learned` or `.average`) as a set in host memory."""
     arrays = jax.tree.map(lambda x: np.asarray(x, np.float32), learned)
-    steps = {branch: float(np.exp(value)) for branch, value in arrays["log_inner_lr"].items()}
+    linear = arrays["inner_lr"] if "inner_lr" in arrays else jax.tree.map(np.exp, arrays["log_inner_lr"])
+    steps = {branch: float(size) for branch, size in linear.items()}
     return DistilledSet(arrays["images"], arrays["texts"], arrays["correspondence"], steps, method.alpha, method.loss,
                         method.seen_size)
 

@@ -85,3 +85,12 @@ def test_an_optimizer_from_another_module(tmp_path, monkeypatch):
 def test_an_unknown_loss_is_a_user_error():
     with pytest.raises(UserError, match="there is no distillation loss 'ncee'"):
         dataset_card(dataclasses.replace(SET, loss="ncee"), CARD, real=False)
+
+
+def test_the_card_says_how_p_is_read_and_how_large_the_set_is():
+    full = dataclasses.replace(SET, correspondence={"matrix": np.eye(3, dtype=np.float32)}, loss="probability")
+    card = dataset_card(full, CARD, real=False)
+    assert "the target is softmax(10 P)" in card
+    assert "Size: 200 bytes (images 144, texts 30, correspondence 18, step sizes 8)" in card
+    assert "It is the target itself" in dataset_card(SET, CARD, real=False)
+    assert "enlarge" not in card and "interpolate" not in card

@@ -1,5 +1,6 @@
 """A PyTorch student learns from an export what a JAX student learns from the set itself."""
 
+import dataclasses
 import math
 import pickle
 import re
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402, N812
 
 import mdw_jax  # noqa: E402
+from mdw_jax.data.resizing import seen_images  # noqa: E402
 from mdw_jax.data.synthetic.scenes import scenes  # noqa: E402
 from mdw_jax.errors import UserError  # noqa: E402
 from mdw_jax.export.export_set import export_set  # noqa: E402
@@ -133,6 +135,17 @@ def test_the_recipe_of_every_kind_of_set_runs(tmp_path, kind, loss):
     told = run_recipe(folder, branches)
     np.testing.assert_allclose(told["P"], mdw_jax.torch_dataset(folder).correspondence(), atol=1e-6)
     assert [group["lr"] for group in told["optimizer"].param_groups] == [float(np.float32(0.3)), 0.25]
+
+
+def test_images_that_are_stored_small_are_enlarged_as_models_saw_them(tmp_path):
+    made = dataclasses.replace(small_set(images=(4, 4, 3)), seen_size=8)
+    folder = export(tmp_path, made)
+    wanted = np.moveaxis(np.asarray(seen_images(made)), -1, 1)
+    assert wanted.shape == (6, 3, 8, 8)
+    np.testing.assert_allclose(mdw_jax.torch_dataset(folder).images, wanted, rtol=1e-5, atol=1e-6)
+    branches = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), torch.nn.Linear(5, 8)
+    np.testing.assert_allclose(run_recipe(folder, branches)["images"], wanted, rtol=1e-5, atol=1e-6)
+    assert "enlarge them bilinearly to 8 x 8" in (folder / "README.md").read_text()
 
 
 # Students

@@ -28,7 +28,7 @@ class Case(NamedTuple):
         tower: the image tower, with random weights.
         backbone: its parameters.
         model: the dual encoder.
-        method: how to distill, without augmentation and mixing.
+        method: how to distill, without augmentation, mixing, and what is of published code alone.
         learned: as `DistillState.learned`.
         starts, targets: snapshots of R trajectories, stacked.
         batches: (R, S, b) rows of the distilled set.
@@ -66,7 +66,8 @@ def make_case(config: ConfigDict) -> Case:
     backbone = tower.init(named_key(seed, "backbone"))
     model = dual_encoder(tower, backbone, text_dim, mode=m.mode, dim=m.dim, image_head=m.image_head, tau=m.tau,
                          dtype=m.dtype)
-    method = dataclasses.replace(fields(Method, d), augment="none", mixup=False)
+    method = dataclasses.replace(fields(Method, d), augment="none", mixup=False, logit_scale=0.0, inner_lr_form="log",
+                                 loss_merge=d.loss_merge.removesuffix("_data"))
     generator = named_generator(seed, "bench")
     images = generator.uniform(size=(d.pairs, *image_shape(config.data)))
     learned = init_state(named_key(seed, "bench"), method, images, generator.normal(size=(d.pairs, text_dim))).learned

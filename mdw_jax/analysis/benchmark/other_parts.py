@@ -15,6 +15,7 @@ from mdw_jax.analysis.benchmark.timing import Program, medians, without_compilat
 from mdw_jax.analysis.cost.flops import count_flops
 from mdw_jax.config.sections import fields
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot, save_trajectory
+from mdw_jax.method.objective import step_sizes
 from mdw_jax.method.students import Protocol, make_trainer
 from mdw_jax.models.embedding import compiled_inputs
 from mdw_jax.pipeline.preset_run import last_snapshot
@@ -78,7 +79,7 @@ def students(case: Case, repeats: int) -> Measured:
     start, advance = make_trainer(case.model, protocol, case.method.loss, case.method.alpha)
     group = [start(named_key(config.run.seed, "bench", n)) for n in range(STUDENTS)]
     inputs = compiled_inputs(case.model)(learned["images"])
-    steps = jax.tree.map(jnp.exp, learned["log_inner_lr"])
+    steps = step_sizes(learned)
     arguments = (group, inputs, learned["texts"], learned["correspondence"], steps)
     run = lambda: jax.block_until_ready(advance(*arguments))
     with without_compilation_cache():

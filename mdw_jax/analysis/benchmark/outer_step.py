@@ -13,9 +13,10 @@ from mdw_jax.analysis.benchmark.rows import LOOP, MDW_JAX, TORCH, Measured, cost
 from mdw_jax.analysis.benchmark.timing import Program, compile_program, compiled, flatten, medians
 from mdw_jax.analysis.benchmark.torch_problem import torch_memory, torch_problem, torch_settings
 from mdw_jax.method.correspondence import correspondence
-from mdw_jax.method.distill import Method, init_state, make_outer_step, objective
+from mdw_jax.method.distill import init_state, make_outer_step
 from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import GRADIENTS, matching_loss, unroll
+from mdw_jax.method.objective import Blend, Draws, Method, objective, step_sizes
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.jit import jit_with_frozen
 
@@ -23,7 +24,7 @@ from mdw_jax.models.jit import jit_with_frozen
 def outer_gradient(model: DualEncoder, method: Method) -> Callable:
     """The jitted function (learned, starts, targets, batches) -> (loss, gradient by all that is learned) of mdw_jax."""
     def matching(model, learned, starts, targets, batches):
-        return objective(model, method, learned, starts, targets, batches, jax.random.key(0))[0]
+        return objective(model, method, learned, starts, targets, Draws(batches, Blend(), jax.random.key(0)))[0]
 
     return jit_with_frozen(model, jax.value_and_grad(matching, argnums=1))
 
@@ -42,7 +43,7 @@ def outer_gradient_by_loop(model: DualEncoder, method: Method) -> Callable:
 
         def trajectory(snapshots):
             start, target, batches = snapshots
-            steps = jax.tree.map(jnp.exp, learned["log_inner_lr"])
+            steps = step_sizes(learned)
             final, _ = unroll(inner_loss, start, batches, steps, gradient=method.gradient,
                               optimizer=method.inner_optimizer)
             return matching_loss(final, start, target, method.loss_merge)

@@ -10,9 +10,10 @@ from mdw_jax.config.options import DIVIDING
 from mdw_jax.config.sections import fields
 from mdw_jax.data.registry import image_shape
 from mdw_jax.data.resizing import stored_shape
-from mdw_jax.method.distill import make_outer_step, method_of, outer_shapes
+from mdw_jax.method.distill import make_outer_step, outer_shapes
 from mdw_jax.method.expert_step import EpochBatches, EpochInputs, Recipe, make_expert_steps
 from mdw_jax.method.grad_cam import pixel_weights
+from mdw_jax.method.objective import method_of
 from mdw_jax.models.build import tower_without_weights
 from mdw_jax.models.dual_encoder import DualEncoder, dual_encoder
 

@@ -22,6 +22,7 @@ from mdw_jax.io.trajectory import is_finished, open_trajectory, read_snapshot
 from mdw_jax.method.students import Protocol, evaluate
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs, similarities
+from mdw_jax.pipeline.closed_form import test_embeddings
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.evaluate import evaluate_stage, student_seed
 from mdw_jax.pipeline.experts import experts_stage
@@ -87,6 +88,8 @@ def _network_hits(preset: PresetRun, prepared: Prepared) -> Hits:
 
     Experts of earlier versions did not store these; then the last snapshots take their place, with a warning.
     """
+    if preset.spec.closed_form:
+        return _closed_form_hits(preset, prepared)
     record, directory = experts_stage(preset, prepared), preset.experts.path
     kind = "best" if all(is_finished(directory / f"best_{n:02d}") for n in range(record["networks"])) else "net"
     if kind != "best":
@@ -101,6 +104,13 @@ def _network_hits(preset: PresetRun, prepared: Prepared) -> Hits:
         networks = [read_snapshot(trajectory, trajectory.length - 1) for trajectory in trajectories]
         hits = _store_hits(directory, key, model_hits(prepared.model, networks, prepared.test))
     return hits
+
+
+def _closed_form_hits(preset: PresetRun, prepared: Prepared) -> Hits:
+    """The hits of a closed form, as of one network."""
+    v, t = test_embeddings(preset, prepared)
+    captions, images = metrics.hits(v @ t.T, prepared.test.image_of)
+    return captions[None], images[None]
 
 
 def _hits_path(directory: Path, key: str) -> Path:

@@ -48,7 +48,7 @@ def mobilenet(path) -> Tower:
     except Exception as error:
         raise UserError(f"the graph of '{path}' cannot be computed ({' '.join(str(error).split())[:100]}): it is "
                         "damaged; fetch it again.") from error
-    return Tower(Path(path).name.split(".")[0], lambda key: params, feature_map, width)
+    return Tower(Path(path).name.split(".")[0], lambda key: params, feature_map, width, std=(0.5, 0.5, 0.5))
 
 
 def _read(path):

@@ -122,8 +122,8 @@ def tower_of(spec: PretrainedSpec, name: str, image_shape, tensors=None) -> Towe
         return feature_map[:, 1:].reshape(b, *module.grid, width)
 
     if tokens:
-        return Tower(name, init, feature_map, module.features, pool, grid)
-    return Tower(name, init, feature_map, module.features, mean_over_space)
+        return Tower(name, init, feature_map, module.features, pool, grid, spec.std)
+    return Tower(name, init, feature_map, module.features, mean_over_space, std=spec.std)
 
 
 def _normalize(images, spec):

@@ -27,6 +27,7 @@ def spectrogram_tower(build: Callable[[tuple[int, int, int]], Tower], shape) -> 
     factor = -(-MIN_SIDE // min(height, width))
     large = (height * factor, width * factor)
     tower = build((*large, 3))
+    std = tower.std and (tower.std[:1] if len(set(tower.std)) == 1 else None)  # the one channel is normalized in 3 ways
 
     def feature_map(params, images):
         if factor > 1:
@@ -34,11 +35,11 @@ def spectrogram_tower(build: Callable[[tuple[int, int, int]], Tower], shape) -> 
         return tower.feature_map(params, images.repeat(3, axis=-1))
 
     if tower.pool is not mean_over_space:
-        return tower._replace(feature_map=feature_map)
+        return tower._replace(feature_map=feature_map, std=std)
     bands = jax.eval_shape(lambda images: feature_map(tower.init(jax.random.key(0)), images),
                            jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1]
 
     def mean_over_time(params, feature_map):
         return feature_map.mean(2).reshape(len(feature_map), -1)
 
-    return tower._replace(feature_map=feature_map, pool=mean_over_time, width=bands * tower.width)
+    return tower._replace(feature_map=feature_map, pool=mean_over_time, width=bands * tower.width, std=std)

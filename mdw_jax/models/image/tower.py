@@ -23,6 +23,7 @@ class Tower(NamedTuple):
         width: F, width of the pooled feature.
         pool: (params, feature map) -> (B, width); by default the mean over space.
         grid: feature map, or its gradient -> (B, h, w, F), the spatial positions alone (for Grad-CAM).
+        std: of each channel, what it divides images in [0, 1] by once it has subtracted a mean; None: not known.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Tower(NamedTuple):
     width: int
     pool: Callable[[Any, Any], Any] = mean_over_space
     grid: Callable[[Any], Any] = lambda feature_map: feature_map
+    std: tuple[float, ...] | None = None
 
     def features(self, params, images):
         """Pooled features: (B, H, W, C) in [0, 1] -> (B, width)."""
