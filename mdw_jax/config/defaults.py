@@ -105,12 +105,15 @@ def base() -> ConfigDict:
     c.experts.recipe = "dtcl"  # one name for a set of the choices below: see config/recipes.py
     c.experts.count = 4  # number of experts; each is a pair of networks with two trajectories
     c.experts.epochs = 6  # epochs of each expert
+    c.experts.closed_form = False  # begin with a closed form (docs/method.md, 2.7): it divides the pairs and teaches first
     c.experts.teacher_count = 0  # experts of a first generation, which teaches the others from the start; 0: none
     c.experts.teacher_epochs = 6  # epochs of the first generation
     c.experts.batch = 128  # pairs per step
     c.experts.lr = 0.5  # learning rate (SGD)
     c.experts.lr_with_teachers = 0.15  # learning rate of experts with teachers; low, because guidance has large gradients
     c.experts.lr_infonce = 0.1  # learning rate of recipes with InfoNCE on all pairs; low, because it has large gradients
+    c.experts.optimizer = "sgd"  # optimizer of the experts
+    c.experts.decay = "none"  # decay of the learning rate over the epochs of a generation
     c.experts.momentum = 0.0  # momentum of SGD
     c.experts.weight_decay = 0.0  # weight decay
     c.experts.augment = "none"  # augmentation of training images; shift and mask are for log-mels

@@ -17,7 +17,7 @@ READERS = ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", 
 LOG_MEL_READERS = ("tones", "audio", "esc50")  # their images are log-mels, of one channel
 CAPTION_DEGRADATIONS = ("generic", "truncated")  # data/structured_noise.py: DEGRADATIONS
 NOISE_PROTOCOLS = ("none", "image", "caption", "near_duplicate", "natural")  # data/noise.py: PROTOCOLS
-IMAGE_AUGMENTATIONS = ("flip", "crop_flip")
+IMAGE_AUGMENTATIONS = ("flip", "crop_flip", "rand_augment")
 AUDIO_AUGMENTATIONS = ("shift", "mask", "shift_mask")  # of log-mels
 AUGMENTATIONS = ("none", *IMAGE_AUGMENTATIONS, *AUDIO_AUGMENTATIONS)  # data/augment.py: AUGMENTATIONS
 
@@ -64,6 +64,7 @@ CORRESPONDENCE_TEACHERS = ("experts", "matched", "closed_form", "both")  # pipel
 INITS = ("random", "division", "division_top", "k_means", "herding", "facility_location")  # method/selection.py: INITS
 SET_OPTIMIZERS = ("adam", "sgd")  # method/distill.py: SET_OPTIMIZERS, of the distilled set
 DECAYS = ("cosine", "none")  # method/distill.py: DECAYS
+EXPERT_OPTIMIZERS = ("sgd", "adam")  # method/expert_step.py: EXPERT_OPTIMIZERS
 # pipeline/preset_run.py: SCORER_RECIPES
 FILTER_SCORES = ("cosine", "dtcl_cosine", "neg_clip_loss", "closed_form")
 CORESETS = ("random", "herding", "k_center", "forgetting", "clip_filter")  # method/coresets.py: CORESETS
@@ -104,6 +105,8 @@ CHOICES: dict[str, Choice] = {
     "model.dtype": Choice(DTYPES, "dtype"),
     "experts.recipe": Choice(tuple(RECIPES), "expert recipe"),
     "experts.augment": Choice(AUGMENTATIONS, "augmentation", plugin=True),
+    "experts.optimizer": Choice(EXPERT_OPTIMIZERS, "optimizer of the experts"),
+    "experts.decay": Choice(DECAYS, "learning rate decay"),
     "experts.division": Choice(DIVISIONS, "division"),
     "experts.clean_loss": Choice(EXPERT_LOSSES, "expert loss", plugin=True),
     "experts.tolerant_loss": Choice(EXPERT_LOSSES, "expert loss", plugin=True),

@@ -203,7 +203,7 @@ def _check_experts(config: ConfigDict) -> None:
     recovers = e.division in DIVIDING and (e.recovery_weight or e.guidance_weight)
     begins = max(e.warmup, e.recovery_start)
     late = " and ".join(f"experts.{key} ({e[key]})" for key in ("recovery_start", "warmup") if e[key] >= e.epochs)
-    _require(not (trained and recovers) or e.teacher_count or begins < e.epochs,
+    _require(not (trained and recovers) or e.teacher_count or e.closed_form or begins < e.epochs,
              f"recovery and guidance begin at epoch {begins} (counted from 0), but experts.epochs is {e.epochs}: they "
              f"would never begin; lower {late} or raise experts.epochs.")
 

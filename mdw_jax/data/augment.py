@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mdw_jax.config.plugins import lookup
+from mdw_jax.data.rand_augment import rand_augment
 
 MIN_AREA = 0.5  # smallest crop, as a fraction of the image
 MAX_MASK = 0.25  # longest masked band, as a fraction of its axis
@@ -31,6 +32,12 @@ def random_crop_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     by_flip, by_crop = jax.random.split(key)
     images = crop(images, *draw_crops(by_crop, *images.shape[:3]))
     return flip(images, jax.random.bernoulli(by_flip, 0.5, images.shape[:1]))
+
+
+def random_crop_flip_rand(key: jax.Array, images: jax.Array) -> jax.Array:
+    """`random_crop_flip`, then the published methods' RandAugment: what their experts train on (VLD, LoRS, RepBlend)."""
+    by_crop, by_operation = jax.random.split(key)
+    return rand_augment(by_operation, random_crop_flip(by_crop, images))
 
 
 def random_shift(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -57,6 +64,7 @@ AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "none": lambda key, images: images,
     "flip": random_flip,
     "crop_flip": random_crop_flip,
+    "rand_augment": random_crop_flip_rand,
     "shift": random_shift,
     "mask": random_mask,
     "shift_mask": random_shift_mask,

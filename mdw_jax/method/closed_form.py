@@ -14,6 +14,7 @@ Sums and decompositions are numpy in float64, on the host; a data set is read in
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -84,7 +85,9 @@ class FittedClosedForm(NamedTuple):
         ridge: e.
         rank: directions kept.
         val_r_mean: percent.
-        clean_probability: (K,) float32 `w_n`: the weights that were given, or the division by `form`'s own cosines.
+        clean_probability: (K,) float32 `w_n`: the weights that were given; or the division by `form`'s own cosines; or
+            ones, where val liked the form of all pairs better than any of divided ones, for then the division costs
+            more right pairs than it is worth.
         weights: (K,) float32, what `form` was solved with: ones in round 0, else the division of the round before.
         table: all that was tried.
     """
@@ -172,9 +175,10 @@ def solve(moments: Moments, ridge: float, rank: int) -> ClosedForm:
     return _solve(_spectrum(moments), ridge, rank)
 
 
-def singular_values(moments: Moments, ridge: float) -> np.ndarray:
-    """(min(F, d),) singular values of `C`, largest first."""
-    return np.linalg.svd(_whitened(_spectrum(moments), ridge)[0], compute_uv=False)
+def whitening(covariance: np.ndarray, ridge: float) -> np.ndarray:
+    """`(S + e m I)^(-1/2)`, m the mean eigenvalue of S."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * _scales(values, ridge)) @ vectors.T
 
 
 def embed_images(form: ClosedForm, features) -> np.ndarray:
@@ -229,7 +233,7 @@ def fit(features, texts, image_of, val_features, val_texts, val_image_of, *, wei
         rounds: how often to divide and solve again; the round of the best r_mean on val is kept, which may be the
             first.
         ridges: tried first; the grid grows by factors of about 3 as long as its edge is the best.
-        ranks: tried at every ridge, up to min(F, d).
+        ranks: to try, up to min(F, d): every second one at every ridge, and all at the best ridge.
     """
     val = (val_features, val_texts, jnp.asarray(val_image_of))
     given = weights is not None
@@ -245,7 +249,10 @@ def fit(features, texts, image_of, val_features, val_texts, val_image_of, *, wei
         own_division = used if given else divide(form, features, texts, image_of)
         chosen.append(FittedClosedForm(form, best.ridge, best.rank, best.val_r_mean, own_division, used, ()))
         used = own_division
-    return max(chosen, key=lambda fitted: fitted.val_r_mean)._replace(table=tuple(tried))
+    best_round = max(range(len(chosen)), key=lambda index: chosen[index].val_r_mean)
+    fitted = chosen[best_round]._replace(table=tuple(tried))
+    undivided = best_round == 0 and len(chosen) > 1
+    return fitted._replace(clean_probability=np.ones(len(used), np.float32)) if undivided else fitted
 
 
 def calibrated_tau(form: ClosedForm, val_features, val_texts, val_image_of) -> float:
@@ -274,13 +281,13 @@ def recalls(form: ClosedForm, features, texts, image_of) -> np.ndarray:
 
 def _search(spectrum: _Spectrum, val: tuple, index: int, ridges: tuple[float, ...], ranks: tuple[int, ...]
             ) -> list[Tried]:
-    """Every rank at every ridge; the grid of ridges grows while its edge is the best."""
+    """Every second rank at every ridge, the grid of which grows while its edge is best; then all ranks at the best."""
     tried: list[Tried] = []
-    waiting = sorted(ridges)
+    waiting, coarse = sorted(ridges), sorted(ranks)[::-2]
     done: list[float] = []
     while waiting:
         for ridge in waiting:
-            tried += [Tried(index, ridge, rank, value) for rank, value in _scores_by_rank(spectrum, val, ridge, ranks)]
+            tried += [Tried(index, ridge, *score) for score in _scores_by_rank(spectrum, val, ridge, coarse)]
         done = sorted({*done, *waiting})
         best = max(tried, key=lambda row: row.val_r_mean).ridge
         waiting = []
@@ -288,11 +295,14 @@ def _search(spectrum: _Spectrum, val: tuple, index: int, ridges: tuple[float, ..
             waiting = [best / _RIDGE_STEP]
         elif best == done[-1] and best < _LARGEST_RIDGE:
             waiting = [best * _RIDGE_STEP]
-    return tried
+    fine = [rank for rank in ranks if rank not in coarse]
+    return tried + [Tried(index, best, *score) for score in _scores_by_rank(spectrum, val, best, fine)]
 
 
-def _scores_by_rank(spectrum: _Spectrum, val: tuple, ridge: float, ranks: tuple[int, ...]) -> list[tuple[int, float]]:
+def _scores_by_rank(spectrum: _Spectrum, val: tuple, ridge: float, ranks: Sequence[int]) -> list[tuple[int, float]]:
     """(rank, r_mean on val) of one ridge, from one decomposition."""
+    if not ranks:
+        return []
     features, texts, image_of = val
     full = min(spectrum.cross.shape)
     form = _solve(spectrum, ridge, min(max(ranks), full))
@@ -315,9 +325,13 @@ def _spectrum(moments: Moments) -> _Spectrum:
 
 def _whitened(spectrum: _Spectrum, ridge: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """C in the eigenbases, and the scale of each eigenvector of both sides: `(value + e m)^(-1/2)`."""
-    scales = [(np.maximum(values, 0) + ridge * max(values.mean(), np.finfo(float).tiny))**-0.5
-              for values in (spectrum.image_values, spectrum.text_values)]
-    return scales[0][:, None] * spectrum.cross * scales[1], scales[0], scales[1]
+    image_scales, text_scales = (_scales(values, ridge) for values in (spectrum.image_values, spectrum.text_values))
+    return image_scales[:, None] * spectrum.cross * text_scales, image_scales, text_scales
+
+
+def _scales(values: np.ndarray, ridge: float) -> np.ndarray:
+    """`(value + e m)^(-1/2)` of eigenvalues with mean m."""
+    return (np.maximum(values, 0) + ridge * max(values.mean(), np.finfo(float).tiny))**-0.5
 
 
 def _solve(spectrum: _Spectrum, ridge: float, rank: int) -> ClosedForm:

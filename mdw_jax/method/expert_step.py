@@ -23,12 +23,15 @@ from mdw_jax.runtime.mesh import jitted, map_replicas, shard_rows
 class Recipe:
     """How experts are trained: the fields of `config.experts`, explained there."""
 
+    closed_form: bool
     teacher_count: int
     teacher_epochs: int
     epochs: int
     batch: int
     lr: float
     lr_with_teachers: float
+    optimizer: str
+    decay: str
     momentum: float
     weight_decay: float
     augment: str
@@ -127,19 +130,29 @@ class ExpertSteps(NamedTuple):
         return NetworkState(params, self.optimizer.init(params), params, jnp.float32(0))
 
 
-def make_expert_steps(model: DualEncoder, recipe: Recipe, rate: float) -> ExpertSteps:
+EXPERT_OPTIMIZERS: dict[str, Callable[[Any, Recipe], optax.GradientTransformation]] = {
+    "sgd": lambda lr, recipe: optax.chain(optax.add_decayed_weights(recipe.weight_decay),
+                                          optax.sgd(lr, recipe.momentum or None)),
+    "adam": lambda lr, recipe: optax.adamw(lr, weight_decay=recipe.weight_decay),
+}
+
+
+def make_expert_steps(model: DualEncoder, recipe: Recipe, rate: float, total_steps: int = 0) -> ExpertSteps:
     """The optimizer and the steps of networks that train by `recipe`.
 
     Args:
         model: whose networks train.
         recipe: losses, weights and step sizes.
         rate: eta, the share of mismatched pairs; only the debiased loss and the rescaled step size use it.
+        total_steps: of the whole training, over which the learning rate decays.
 
     Raises:
         UserError: the recipe names an unknown loss.
     """
-    lr = recipe.lr / (1 - rate) if recipe.rescale_step else recipe.lr  # Proposition 2
-    optimizer = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(lr, recipe.momentum or None))
+    lr: Any = recipe.lr / (1 - rate) if recipe.rescale_step else recipe.lr  # Proposition 2
+    if recipe.decay == "cosine":
+        lr = optax.cosine_decay_schedule(lr, max(total_steps, 1))
+    optimizer = EXPERT_OPTIMIZERS[recipe.optimizer](lr, recipe)
     return ExpertSteps(optimizer, _make_epoch(_make_batch_loss(model, recipe, rate), optimizer, recipe),
                        functools.partial(_map_networks, model))
 

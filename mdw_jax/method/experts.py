@@ -19,7 +19,7 @@ stopped and resumed, with a result that is equal bit for bit.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +45,7 @@ from mdw_jax.method.expert_step import (
 from mdw_jax.method.retrieval import scores
 from mdw_jax.method.teachers import (
     Phase,
+    Teacher,
     all_pair_losses,
     epoch_phase,
     recovered_captions,
@@ -129,8 +130,8 @@ class Generation:
         keep: snapshots 0 .. keep are kept.
         seed: of all random draws.
         mismatched: (K,) bool, the truth, or None.
-        teachers: parameters of finished networks that teach all networks from the first step; None: they teach each
-            other after the warm-up.
+        teacher: makes the finished teacher that teaches all networks from the first step; None: they teach each other
+            after the warm-up.
     """
 
     name: str
@@ -144,7 +145,7 @@ class Generation:
     keep: int
     seed: int
     mismatched: np.ndarray | None
-    teachers: list | None
+    teacher: Callable[[], Teacher] | None
 
     @property
     def image_of(self) -> np.ndarray:
@@ -190,7 +191,7 @@ class EpochResults(NamedTuple):
 
 
 def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int, seed: int, keep: int,
-                  rate: float = 0.0, mismatched: np.ndarray | None = None,
+                  rate: float = 0.0, mismatched: np.ndarray | None = None, first_teacher: Teacher | None = None,
                   checkpointer: Checkpointer | None = None) -> TrainedExperts:
     """Train experts together, after their teachers if the recipe has any.
 
@@ -204,6 +205,7 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
         keep: snapshots 0 .. keep are returned.
         rate: eta, the share of mismatched pairs, used by the recipe's `debias` and `rescale_step` alone.
         mismatched: (K,) bool, the truth, for the log and for `division="oracle"`.
+        first_teacher: teaches the first generation, and divides the pairs for all: a closed form.
         checkpointer: where to resume from and to keep states. An epoch that is cut short is done again; with the same
             arguments the result is the same, bit for bit.
 
@@ -211,12 +213,13 @@ def train_experts(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
         UserError: training diverges, or `recovery_top_k` exceeds the number of captions.
     """
     *_, trained = expert_epochs(model, train, val, recipe, count=count, seed=seed, keep=keep, rate=rate,
-                                mismatched=mismatched, checkpointer=checkpointer)
+                                mismatched=mismatched, first_teacher=first_teacher,
+                                checkpointer=checkpointer)
     return trained
 
 
 def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int, seed: int, keep: int,
-                  rate: float = 0.0, mismatched: np.ndarray | None = None,
+                  rate: float = 0.0, mismatched: np.ndarray | None = None, first_teacher: Teacher | None = None,
                   checkpointer: Checkpointer | None = None) -> Iterator[TrainedExperts]:
     """`train_experts`, one epoch at a time.
 
@@ -227,17 +230,22 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
     if recipe.recovery_weight and recipe.recovery_top_k > len(train.image_of):
         raise UserError(f"experts.recovery_top_k is {recipe.recovery_top_k} but there are only {len(train.image_of)} "
                         "training captions; lower it.")
-    teachers, earlier = None, TrainedExperts(0, [], [], [], np.ones(0), np.zeros(0, bool))
+    teacher, earlier = None, TrainedExperts(0, [], [], [], np.ones(0), np.zeros(0, bool))
+    if first_teacher is not None:
+        teacher = lambda: first_teacher
+        recipe = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
     if recipe.teacher_count:
-        warming_up = dataclasses.replace(recipe, warmup=recipe.teacher_epochs)  # the tolerant loss on all pairs
-        generation = make_generation("teachers", model, train, val, warming_up, count=recipe.teacher_count,
-                                     epochs=recipe.teacher_epochs, seed=seed, rate=rate, mismatched=mismatched)
+        # Without a teacher of their own: the tolerant loss on all pairs.
+        first = dataclasses.replace(recipe, warmup=recipe.teacher_epochs) if teacher is None else recipe
+        generation = make_generation("teachers", model, train, val, first, count=recipe.teacher_count,
+                                     epochs=recipe.teacher_epochs, seed=seed, rate=rate, mismatched=mismatched,
+                                     teacher=teacher)
         for state in generation_epochs(generation, checkpointer):
             yield _trained(state)
-        teachers, earlier = state.best, _trained(state)
+        teacher, earlier = _ensemble_teacher(generation, state.best, first_teacher), _trained(state)
         recipe = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
     generation = make_generation("experts", model, train, val, recipe, count=count, epochs=recipe.epochs, seed=seed,
-                                 keep=keep, rate=rate, mismatched=mismatched, teachers=teachers)
+                                 keep=keep, rate=rate, mismatched=mismatched, teacher=teacher)
     for state in generation_epochs(generation, checkpointer):
         trained = _trained(state)
         yield trained._replace(epochs=earlier.epochs + trained.epochs, log=earlier.log + trained.log)
@@ -247,15 +255,21 @@ def _trained(state: ExpertTrainState) -> TrainedExperts:
     return TrainedExperts(state.epoch, state.snapshots, state.log, state.best, state.clean_probability, state.correct)
 
 
+def _ensemble_teacher(generation: Generation, networks: list, first_teacher: Teacher | None) -> Callable[[], Teacher]:
+    """Finished networks as one teacher. It divides as the first teacher does, where there is one."""
+    division = None if first_teacher is None else first_teacher.clean_probability
+    return lambda: Teacher(*ensemble_of_all(embeddings_of_all(generation.model, networks, generation.train)), division)
+
+
 def make_generation(name: str, model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int,
                     epochs: int, seed: int, keep: int = 0, rate: float = 0.0, mismatched: np.ndarray | None = None,
-                    teachers: list | None = None) -> Generation:
+                    teacher: Callable[[], Teacher] | None = None) -> Generation:
     """A generation of `count` pairs of networks, its data on all devices. Args: as in `Generation` and `train_experts`."""
-    steps = make_expert_steps(model, recipe, rate)
+    steps = make_expert_steps(model, recipe, rate, epochs * (len(train.image_of) // recipe.batch))
     train = train._replace(texts=replicated(train.texts))
     if not isinstance(train.images, LazyImages):
         train = train._replace(images=replicated(train.images))
-    return Generation(name, model, train, val, recipe, steps, 2 * count, epochs, keep, seed, mismatched, teachers)
+    return Generation(name, model, train, val, recipe, steps, 2 * count, epochs, keep, seed, mismatched, teacher)
 
 
 def generation_epochs(generation: Generation, checkpointer: Checkpointer | None = None) -> Iterator[ExpertTrainState]:
@@ -274,8 +288,8 @@ def generation_epochs(generation: Generation, checkpointer: Checkpointer | None 
     for epoch in range(state.epoch, generation.epochs):
         with preemption.save_on_interrupt(lambda state=state: save_state(checkpointer, generation, state)):
             preemption.raise_if_interrupted()
-        if signals is None or generation.teachers is None:  # what finished teachers know does not change
-            phase = epoch_phase(generation.recipe, epoch, generation.teachers is not None)
+        if signals is None or generation.teacher is None:  # what a finished teacher knows does not change
+            phase = epoch_phase(generation.recipe, epoch, generation.teacher is not None)
             signals = teacher_signals(generation, state, phase)
         batches = epoch_batches(generation, epoch, phase, signals)
         results = train_epoch(generation, state, batches, phase, signals)
@@ -320,36 +334,41 @@ def teacher_signals(generation: Generation, state: ExpertTrainState, phase: Phas
     recipe, image_of = generation.recipe, generation.image_of
     unused: list[Any] = [None] * generation.networks
     embeddings, division, candidates = unused, unused, unused
+    finished = None
     if phase.recovering or phase.guided or (phase.divided and recipe.division == "gmm"):
-        embeddings = teacher_embeddings(generation, state)
+        finished = generation.teacher and generation.teacher()
+        if finished is not None:
+            embeddings = [(finished.images, finished.texts)] * generation.networks
+        else:
+            embeddings = peer_embeddings(generation, state)
     if phase.divided:
-        division = divide_pairs(generation, state.epoch, embeddings)
+        division = divide_pairs(generation, state.epoch, embeddings, finished)
     if phase.recovering:
-        shared_teachers = generation.teachers is not None
+        shared_teachers = generation.teacher is not None
         candidates = [recovery_candidates(embeddings[n], image_of, division[n] >= 0.5, recipe.recovery_top_k)
                       for n in range(1 if shared_teachers else generation.networks)]
         candidates = candidates * generation.networks if shared_teachers else candidates
     return [TeacherSignals(*parts) for parts in zip(embeddings, division, candidates, strict=True)]
 
 
-def teacher_embeddings(generation: Generation, state: ExpertTrainState) -> list[tuple]:
-    """The embeddings of all images and captions by the teachers of each network, as one ensemble."""
-    count = generation.networks
-    if generation.teachers is not None:
-        return [ensemble_of_all(embeddings_of_all(generation.model, generation.teachers, generation.train))] * count
-    recipe = generation.recipe
+def peer_embeddings(generation: Generation, state: ExpertTrainState) -> list[tuple]:
+    """The embeddings of all images and captions by the teachers of each network in its generation, as one ensemble."""
+    count, recipe = generation.networks, generation.recipe
     averages = [network.average for network in state.networks]
     embeddings = embeddings_of_all(generation.model, averages, generation.train)
     teachers_of = [teacher_indices(n, count, recipe.peers) if recipe.dual else [n] for n in range(count)]
     return [ensemble_of_all([embeddings[t] for t in teachers]) for teachers in teachers_of]
 
 
-def divide_pairs(generation: Generation, epoch: int, embeddings: list[tuple]) -> list[np.ndarray]:
-    """(K,) clean probabilities w_n of the pairs for each network, by the losses of its teachers or by the truth."""
+def divide_pairs(generation: Generation, epoch: int, embeddings: list[tuple], finished: Teacher | None
+                 ) -> list[np.ndarray]:
+    """(K,) clean probabilities w_n of the pairs for each network, by its teachers or by the truth."""
     networks = generation.networks
     if generation.recipe.division == "oracle":
         return [(~generation.mismatched).astype(np.float32) for _ in range(networks)]
-    if generation.teachers is not None:  # the same teachers for all networks, in all epochs
+    if finished is not None:  # the same teacher for all networks, in all epochs
+        if finished.clean_probability is not None:
+            return [np.asarray(finished.clean_probability, np.float32)] * networks
         embeddings, epoch = embeddings[:1], 0
     losses = all_pair_losses(embeddings, generation.model.tau, generation.image_of, generation.recipe.batch,
                              seed=generation.seed, epoch=epoch)
@@ -376,7 +395,7 @@ def epoch_batches(generation: Generation, epoch: int, phase: Phase, signals: lis
 def train_epoch(generation: Generation, state: ExpertTrainState, batches: list[EpochBatches], phase: Phase,
                 signals: list[TeacherSignals]) -> EpochResults:
     """One epoch of optimizer steps of all networks."""
-    train, steps, shared_teachers = generation.train, generation.steps, generation.teachers is not None
+    train, steps, shared_teachers = generation.train, generation.steps, generation.teacher is not None
     own = phase.guided and not shared_teachers
     inputs = [EpochInputs(network, batches[n], jax.random.split(generation.key(n, "augment", state.epoch),
                                                                 len(batches[n].rows)),

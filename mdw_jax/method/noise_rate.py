@@ -157,7 +157,8 @@ def _train_fold(name: str, model: DualEncoder, fold: Inputs, val: Inputs, recipe
                 checkpointer: Checkpointer | None) -> list:
     """Two networks that learned one fold without division, at their best epochs."""
     division = recipe.division if recipe.division in ("clean", "tolerant", "both") else "tolerant"
-    undivided = dataclasses.replace(recipe, division=division, recovery_weight=0.0, guidance_weight=0.0, debias=False)
+    undivided = dataclasses.replace(recipe, division=division, recovery_weight=0.0, guidance_weight=0.0, debias=False,
+                                    optimizer="sgd", decay="none")  # nobody teaches them
     epochs = recipe.teacher_epochs if recipe.teacher_count else recipe.epochs
     generation = make_generation(name, model, fold, val, undivided, count=1, epochs=epochs, seed=seed)
     *_, state = generation_epochs(generation, checkpointer)

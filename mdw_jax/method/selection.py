@@ -1,4 +1,4 @@
-"""Selection: which real pairs a distillation starts from (docs/method.md, section 4).
+"""Selection: which real pairs a distillation starts from (docs/method.md, section 5).
 
 `INITS` has each way as one function of a `StartInputs`. To add one, add its function here and its name to
 `config/options.py`. Those that compare pairs do so in the experts' joint space: `joint_features` of the experts'

@@ -4,7 +4,7 @@ See docs/method.md, 2.2 (division), 2.4 (recovery), 2.5 (guidance) and 2.6 (teac
 is in `experts.py`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,20 @@ from mdw_jax.config.options import DIVIDING
 from mdw_jax.data.streaming import concat_map
 from mdw_jax.method.expert_step import Recipe, compiled_pair_losses
 from mdw_jax.runtime.rng import named_generator
+
+
+class Teacher(NamedTuple):
+    """What a finished teacher passes on: it divides, recovers and guides from the first step (docs/method.md, 2.6).
+
+    Attributes:
+        images: (N, D) embeddings of all images; their dot products with `texts` are its similarities.
+        texts: (K, D) of all captions.
+        clean_probability: (K,) its division of the pairs; None: by its losses.
+    """
+
+    images: Any
+    texts: Any
+    clean_probability: Any = None
 
 
 class Phase(NamedTuple):

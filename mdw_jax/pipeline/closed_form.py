@@ -19,8 +19,7 @@ from mdw_jax.io.scores import METRICS
 from mdw_jax.method import closed_form
 from mdw_jax.method.closed_form import ClosedForm, FittedClosedForm
 from mdw_jax.method.division import division_quality
-from mdw_jax.pipeline.experts import experts_stage
-from mdw_jax.pipeline.filter import kept_rows, spread
+from mdw_jax.pipeline.filter import spread
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun, StageFolder
 from mdw_jax.runtime.processes import barrier
@@ -70,8 +69,13 @@ def closed_form_folder(run: PresetRun, prepared: Prepared) -> StageFolder:
     return StageFolder(Path(run.config.run.dir) / "closed_form" / key[:10], key)
 
 
-def closed_form_stage(run: PresetRun, prepared: Prepared) -> dict:
+def closed_form_stage(run: PresetRun, prepared: Prepared, rows: np.ndarray) -> dict:
     """Solve the closed form of a preset's pairs, and score it; nothing is done twice.
+
+    Args:
+        run: the preset.
+        prepared: data and model.
+        rows: (n,) rows of the training pairs that the preset sees (`experts.kept_pairs`).
 
     Returns:
         Its record, closed_form.json: recalls on val and test, ridge, rank, temperature, and all that was tried.
@@ -82,16 +86,16 @@ def closed_form_stage(run: PresetRun, prepared: Prepared) -> dict:
     folder = closed_form_folder(run, prepared)
     with locked(folder.path.with_suffix(".lock")):  # processes of one sweep may want the same closed form
         record = complete(folder.path / "closed_form.json", folder.key, *_RECORD_FIELDS)
-        return record or _make(run, prepared, folder)
+        return record or _make(run, prepared, folder, rows)
 
 
-def load_closed_form(run: PresetRun, prepared: Prepared) -> StoredClosedForm:
-    """The closed form of a preset, solved first if it is missing.
+def load_closed_form(run: PresetRun, prepared: Prepared, rows: np.ndarray) -> StoredClosedForm:
+    """The closed form of a preset, solved first if it is missing. Args: as in `closed_form_stage`.
 
     Raises:
         UserError: stored files are damaged.
     """
-    record, folder = closed_form_stage(run, prepared), closed_form_folder(run, prepared)
+    record, folder = closed_form_stage(run, prepared, rows), closed_form_folder(run, prepared)
     arrays = read_keyed_arrays(folder.path / "form.safetensors", folder.key)
     if arrays is None:
         raise UserError(f"'{folder.path / 'form.safetensors'}' is missing or damaged; delete the directory "
@@ -100,17 +104,17 @@ def load_closed_form(run: PresetRun, prepared: Prepared) -> StoredClosedForm:
     return StoredClosedForm(form, arrays["clean_probability"], record["tau"], record)
 
 
-def test_embeddings(run: PresetRun, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+def test_embeddings(run: PresetRun, prepared: Prepared, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unit embeddings (N, k) of the test images and (K, k) of the test captions by a preset's closed form."""
-    form = load_closed_form(run, prepared).form
+    form = load_closed_form(run, prepared, rows).form
     return (closed_form.embed_images(form, frozen_features(prepared).test),
             closed_form.embed_texts(form, prepared.texts.test))
 
 
-def _make(run: PresetRun, prepared: Prepared, folder: StageFolder) -> dict:
+def _make(run: PresetRun, prepared: Prepared, folder: StageFolder, rows: np.ndarray) -> dict:
     """Solve and store; the record comes last."""
     with progress(f"closed form (noise {run.noise.label})", 1, "solved") as advance:
-        rows, noise = kept_rows(run, prepared, experts_stage), run.noise
+        noise = run.noise
         features, texts = frozen_features(prepared), prepared.texts
         val = (features.val, np.asarray(texts.val), np.asarray(prepared.val.image_of))
         test = (features.test, np.asarray(texts.test), np.asarray(prepared.test.image_of))

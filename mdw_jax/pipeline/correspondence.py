@@ -16,7 +16,7 @@ from mdw_jax.models.embedding import compiled_inputs
 from mdw_jax.models.jit import jit_with_frozen
 from mdw_jax.pipeline.closed_form import load_closed_form
 from mdw_jax.pipeline.expert_networks import expert_networks
-from mdw_jax.pipeline.experts import experts_stage
+from mdw_jax.pipeline.experts import experts_stage, kept_pairs
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun
 
@@ -54,7 +54,7 @@ class CorrespondenceTeachers:
             parts.append(np.mean([np.asarray(cosines(params, inputs, texts_in))
                                   for params in expert_networks(run.experts, epoch)], axis=0))
         if self.name in TEACHERS_WITH_CLOSED_FORM:
-            stored = load_closed_form(run, self.prepared)
+            stored = load_closed_form(run, self.prepared, kept_pairs(run, self.prepared))
             features = np.asarray(backbone_features(self.prepared)[0](images))
             cosines_of_form = (closed_form.embed_images(stored.form, features)
                                @ closed_form.embed_texts(stored.form, self.prepared.text_features_of(texts)).T)

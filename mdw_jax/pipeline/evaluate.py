@@ -14,7 +14,7 @@ from mdw_jax.io.scores import METRICS
 from mdw_jax.method.students import EvalResult, Protocol, evaluate
 from mdw_jax.pipeline.closed_form import closed_form_stage
 from mdw_jax.pipeline.distill import distill_stage
-from mdw_jax.pipeline.experts import experts_stage
+from mdw_jax.pipeline.experts import experts_stage, kept_pairs
 from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.prepared import Prepared, student_model, tower_settings
 from mdw_jax.pipeline.preset_run import PresetRun
@@ -90,7 +90,7 @@ def _expert_rows(run: PresetRun, prepared: Prepared) -> list[dict]:
 
 def _closed_form_rows(run: PresetRun, prepared: Prepared) -> list[dict]:
     """The one row of a closed form."""
-    record = closed_form_stage(run, prepared)
+    record = closed_form_stage(run, prepared, kept_pairs(run, prepared))
     return [{"preset": run.name, "set": 0, "student": 0, "select_on": "val", "val_r_mean": record["val"][-1],
              **dict(zip(METRICS, record["test"], strict=True))}]
 

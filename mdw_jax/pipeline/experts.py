@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.config.sections import fields
@@ -18,14 +19,16 @@ from mdw_jax.io.metrics import MetricsWriter
 from mdw_jax.io.records import complete, write_lines
 from mdw_jax.io.scores import METRICS
 from mdw_jax.io.trajectory import save_trajectory
-from mdw_jax.method import certificate
+from mdw_jax.method import certificate, closed_form
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.experts import Checkpointer, ExpertTrainState, TrainedExperts, expert_epochs
 from mdw_jax.method.noise_rate import noise_rate
 from mdw_jax.method.retrieval import scores
+from mdw_jax.method.teachers import Teacher
+from mdw_jax.pipeline.closed_form import load_closed_form
 from mdw_jax.pipeline.filter import kept_rows, spread, training_inputs
 from mdw_jax.pipeline.metrics import open_writers
-from mdw_jax.pipeline.prepared import Prepared
+from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun, StageFolder, last_snapshot
 from mdw_jax.runtime.processes import barrier, is_main
 from mdw_jax.runtime.progress import progress
@@ -127,7 +130,9 @@ def _train_epochs(run: PresetRun, prepared: Prepared, recipe: Recipe, kept: np.n
         for trained in expert_epochs(
             prepared.model, training_inputs(run, prepared, kept), prepared.val, recipe, count=config.experts.count,
             seed=config.run.seed, keep=last_snapshot(config), rate=_rate_to_correct_for(recipe, noise),
-            mismatched=None if noise.mismatched is None else noise.mismatched[kept], checkpointer=checkpointer,
+            mismatched=None if noise.mismatched is None else noise.mismatched[kept],
+            first_teacher=_closed_form_teacher(run, prepared, kept) if recipe.closed_form else None,
+            checkpointer=checkpointer,
         ):
             rows = trained.log[rows_written:]  # resumed experts bring the rows of several epochs
             if not rows:
@@ -139,6 +144,14 @@ def _train_epochs(run: PresetRun, prepared: Prepared, recipe: Recipe, kept: np.n
                               {name: value for name, value in row.items() if name not in _LABELS})
             epochs_shown, rows_written = trained.epochs, len(trained.log)
     return trained
+
+
+def _closed_form_teacher(run: PresetRun, prepared: Prepared, kept: np.ndarray) -> Teacher:
+    """The closed form of the kept pairs as a teacher."""
+    stored = load_closed_form(run, prepared, kept)
+    images = closed_form.embed_images(stored.form, backbone_features(prepared)[1])
+    texts = closed_form.embed_texts(stored.form, np.asarray(prepared.texts.train)[kept])
+    return Teacher(jnp.asarray(images), jnp.asarray(texts), stored.clean_probability[kept])
 
 
 def _store(run: PresetRun, trained: TrainedExperts, kept: np.ndarray) -> None:

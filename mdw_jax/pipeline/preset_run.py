@@ -21,7 +21,6 @@ from mdw_jax.pipeline.prepared import Prepared
 
 # Settings that do not change the experts: how snapshots are stored, and what is already resolved into other keys.
 _NOT_EXPERTS = ("store_dtype", "recipe", "lr_infonce")
-_ONLY_WITH_TEACHERS = ("teacher_count", "teacher_epochs", "lr_with_teachers")
 # A set that comes to its end is the same however many restarts were allowed, so one that diverged may be allowed more.
 _NOT_SETS = ("sets", "restarts")
 # Settings of the experts that the network of covariance matching is trained with.
@@ -163,7 +162,11 @@ def _filter_key(filtering: Filter | None) -> list[str]:
 
 def _experts_key(c: ConfigDict, prepared: Prepared, noise: Noise, filtering: Filter | None) -> str:
     """Digest of everything that the experts of a config depend on."""
-    ignored = _NOT_EXPERTS if c.experts.teacher_count else _NOT_EXPERTS + _ONLY_WITH_TEACHERS
+    ignored = list(_NOT_EXPERTS)
+    if not c.experts.teacher_count:
+        ignored += ["teacher_count", "teacher_epochs"]
+    if not (c.experts.teacher_count or c.experts.closed_form):
+        ignored.append("lr_with_teachers")
     recipe = {key: value for key, value in c.experts.to_dict().items() if key not in ignored}
     return digest(prepared.key, noise.sha256, recipe, c.run.seed, last_snapshot(c), *plugin_sources(c, "experts"),
                   *_filter_key(filtering))

@@ -76,7 +76,7 @@ def test_images_of_half_the_side_take_a_quarter_of_the_bytes():
 def test_the_side_at_which_images_are_seen_is_stored(tmp_path):
     plain, small = make_set(), dataclasses.replace(make_set(), seen_size=8)
     assert plain.seen_shape == (4, 4, 3) and small.seen_shape == (8, 8, 3)
-    card = {name: None for name in ("plain", "small")}
+    card = {}
     for name, value in (("plain", plain), ("small", small)):
         save_distilled(tmp_path / name, value, {})
         loaded, card[name] = load_distilled(tmp_path / name)

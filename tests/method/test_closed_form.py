@@ -75,7 +75,7 @@ def test_solution_is_that_of_a_dense_computation():
     left, values, right = np.linalg.svd((v @ roots[0]).T @ (p[:, None] * (t @ roots[1])))
     form = cf.solve(cf.moments(features, texts, image_of, weights), 0.3, 4)
     np.testing.assert_allclose(form.singular_values, values[:4], rtol=1e-9)
-    np.testing.assert_allclose(cf.singular_values(cf.moments(features, texts, image_of, weights), 0.3), values, rtol=1e-9)
+    np.testing.assert_allclose(cf.whitening(v.T @ (p[:, None] * v), 0.3), roots[0], atol=1e-9)
     for map_found, root, vectors in ((form.image_map, roots[0], left), (form.text_map, roots[1], right.T)):
         expected = root @ vectors[:, :4] * np.sqrt(values[:4])
         signs = np.sign((map_found * expected).sum(0))
@@ -147,6 +147,14 @@ def test_given_weights_are_used_and_nothing_is_divided():
     assert {row.round for row in fitted.table} == {0}
     clean = cf.solve(cf.moments(features, texts, noisy, weights), fitted.ridge, fitted.rank)
     np.testing.assert_allclose(fitted.form.image_map, clean.image_map)
+
+
+def test_clean_pairs_are_not_divided_where_val_likes_all_of_them_better():
+    features, texts, image_of = clusters(300, 0, noise=2.0)
+    fitted = cf.fit(features, texts, image_of, *clusters(100, 1, noise=2.0))
+    assert cf.divide(fitted.form, features, texts, image_of).mean() < 0.9, "a mixture always finds two components"
+    assert (fitted.clean_probability == 1).all() and (fitted.weights == 1).all()
+    assert {row.round for row in fitted.table} == {0, 1, 2}
 
 
 # ---- choices on val --------------------------------------------------------------------------------------------------

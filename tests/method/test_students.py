@@ -108,6 +108,82 @@ def test_trainer_is_plain_sgd_with_momentum():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, params)
 
 
+@pytest.fixture
+def scripted(monkeypatch):
+    """Students whose r_mean on val is a function of scale and steps: (the script, [(scale, steps) evaluated])."""
+    seen = []
+
+    def use(script):
+        def train(model, data, protocol, scale, *, seed, count):
+            for stop in module.stops(protocol):
+                seen.append((scale, stop))
+                yield stop, [(scale, stop)] * count
+
+        def scores(model, networks, split):
+            return np.array([[0.0] * 6 + [script(*network)] for network in networks])
+
+        monkeypatch.setattr(module, "_train", train)
+        monkeypatch.setattr(module, "scores", scores)
+        return seen
+
+    return use
+
+
+def chosen(select_on="val", **changes):
+    result = evaluate(MODEL, DATA, VAL, TEST, protocol(select_on, **{"steps": 2400, "patience": 4, "grow": 2, **changes}), seed=1)
+    return result.lr_scale, result.steps, result.at_edge
+
+
+def test_evaluations_are_ever_farther_apart_and_end_at_the_most_steps():
+    assert module.stops(protocol(steps=60)) == [20, 40, 60]
+    stops = module.stops(protocol(steps=2400))
+    assert stops[:9] == [20, 40, 60, 80, 100, 120, 160, 200, 240] and stops[-1] == 2400 and len(stops) < 25
+    assert all(stop % 20 == 0 for stop in stops)
+    assert max(b / a for a, b in zip(stops[6:], stops[7:], strict=False)) <= 1.25
+    assert module.stops(protocol(steps=59))[-1] == 40
+
+
+def test_students_stop_when_val_has_not_improved_for_so_many_evaluations(scripted):
+    seen = scripted(lambda scale, stop: min(stop, 160))
+    assert chosen(lr_scales=(1.0,)) == (1.0, 160, ())
+    assert [stop for _, stop in seen] == module.stops(protocol(steps=2400))[:7 + 4]
+    seen.clear()
+    assert chosen(lr_scales=(1.0,), patience=0) == (1.0, 160, ())
+    assert seen[-1] == (1.0, 2400)
+
+
+def test_students_that_still_improve_do_all_steps_and_say_so(scripted):
+    scripted(lambda scale, stop: stop)
+    assert chosen(lr_scales=(1.0,), steps=400) == (1.0, 400, ("steps",))
+
+
+def test_the_grid_of_scales_grows_where_the_best_lies_at_an_end(scripted):
+    scales = lambda: list(dict.fromkeys(scale for scale, _ in seen))
+    seen = scripted(lambda scale, stop: -abs(np.log(scale / 2.9)))
+    assert chosen(lr_scales=(0.1, 0.3, 1.0)) == (3.33, 20, ()) and scales() == [0.1, 0.3, 1.0, 3.33, 11.1]
+    seen = scripted(lambda scale, stop: scale)
+    assert chosen(lr_scales=(0.3, 1.0, 2.0)) == (8.0, 20, ("lr_scale",))
+    seen = scripted(lambda scale, stop: -scale)
+    assert chosen(lr_scales=(0.3, 0.1, 1.0), grow=1) == (0.0333, 20, ("lr_scale",))
+    seen = scripted(lambda scale, stop: -abs(scale - 0.3))
+    seen.clear()
+    assert chosen(lr_scales=(0.1, 0.3, 1.0)) == (0.3, 20, ()) and scales() == [0.1, 0.3, 1.0]
+
+
+def test_neither_a_single_scale_nor_one_chosen_on_test_grows(scripted):
+    seen = scripted(lambda scale, stop: scale)
+    assert chosen(lr_scales=(1.0,)) == (1.0, 20, ()) and {scale for scale, _ in seen} == {1.0}
+    seen.clear()
+    assert chosen(select_on="test", steps=240) == (1.0, 240, ())
+    assert seen == [(1.0, stop) for stop in module.stops(protocol(steps=240))]
+
+
+def test_hard_targets_are_the_pairs_alone():
+    soft = DATA._replace(correspondence={"matrix": jnp.eye(COUNT)}, step_sizes={"image": 1.0, "text": 1.0}, loss="kl")
+    assert not soft.has_hard_targets and DATA.has_hard_targets
+    assert soft.with_hard_targets() == DATA
+
+
 def test_summary_by_hand():
     row = summary([[1.0] * 7, [3.0] * 7])
     assert set(row) == {f"{name}{part}" for name in METRICS for part in ("", "_std")}

@@ -23,6 +23,7 @@ from mdw_jax.method.students import Protocol, evaluate
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs, similarities
 from mdw_jax.pipeline.closed_form import test_embeddings
+from mdw_jax.pipeline.experts import kept_pairs
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.evaluate import evaluate_stage, student_seed
 from mdw_jax.pipeline.experts import experts_stage
@@ -108,7 +109,7 @@ def _network_hits(preset: PresetRun, prepared: Prepared) -> Hits:
 
 def _closed_form_hits(preset: PresetRun, prepared: Prepared) -> Hits:
     """The hits of a closed form, as of one network."""
-    v, t = test_embeddings(preset, prepared)
+    v, t = test_embeddings(preset, prepared, kept_pairs(preset, prepared))
     captions, images = metrics.hits(v @ t.T, prepared.test.image_of)
     return captions[None], images[None]
 
