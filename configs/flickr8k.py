@@ -30,4 +30,5 @@ def get_config():
     c.distill.sets = 3
     c.distill.steps = 160
     c.distill.checkpoint_every = 160
+    c.evaluate.hard_targets = True
     return c

@@ -22,5 +22,6 @@ def get_config():
     c.distill.inner_lr_image = c.distill.inner_lr_text = 0.02
     c.distill.checkpoint_every = 40
     c.evaluate.students = 3
-    c.evaluate.lr_scales = (0.1, 1.0)
+    c.evaluate.steps = 400
+    c.evaluate.lr_scales = (0.1, 0.3)
     return c

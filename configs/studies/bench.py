@@ -31,6 +31,7 @@ def get_config():
     c.distill.checkpoint_every = 1000  # no candidates: the last step's average is the set
     c.evaluate.lr_scales = (0.3, 1.0, 2.0)
     c.evaluate.every = 50
+    c.evaluate.hard_targets = True
     overrides = []
     for baseline, (lr_images, lr_texts) in BASELINES.items():
         settings = {**ADAM, "lr_images": lr_images, "lr_texts": lr_texts}

@@ -171,9 +171,12 @@ def base() -> ConfigDict:
     c.distill.correspondence_tau = (0.07, 0.1, 0.14)  # temperatures at which teachers are read, to choose from on val
     c.distill.rank = 10  # rank of the low-rank part of P
     c.distill.alpha = 1.0  # scale of the low-rank part of P
-    # real pairs to start from; division: drawn from the clean side; division_top: the most probably clean ones; the
-    # others compare the clean side in the experts' joint space
+    # real pairs to start from; division: drawn from the clean side; division_top: the most probably clean ones;
+    # k_means, herding, facility_location: by comparing the clean side in the experts' joint space; prototypes: no real
+    # pairs, but the means of clusters of them, whose images are fitted to the mean features (docs/method.md, 5.5)
     c.distill.init = "division"
+    c.distill.prototype_steps = 100  # prototypes: steps of that fit; 0: the real images nearest to the means
+    c.distill.prototype_lr = 0.02  # prototypes: its learning rate
     c.distill.optimizer = "adam"  # optimizer of the distilled set; sgd: with momentum 0.5, as in published methods
     c.distill.decay = "cosine"  # decay of all learning rates over the outer steps
     c.distill.lr_images = 0.006  # learning rate of the images
@@ -187,6 +190,7 @@ def base() -> ConfigDict:
     c.distill.clip_images = True  # keep pixels in [0, 1]
     c.distill.mixup = False  # RepBlend: mix features and texts of a mini-batch, with weights from Beta(1, 1)
     c.distill.augment = "none"  # augmentation of the distilled images, one draw per outer step
+    c.distill.init_augment = "none"  # augmentation of the real images to start from, once, as published
     c.distill.ema_decay = 0.9  # decay of the moving average of the distilled set; 0: the last values
     c.distill.ceo = True  # weight pixel updates by Grad-CAM (CEO)
     c.distill.ceo_every = 10  # outer steps between two computations of these weights
@@ -259,8 +263,9 @@ def published() -> ConfigDict:
     c.data.size = 224
     c.text.encoder, c.text.path, c.text.pooling = "transformer", "google-bert/bert-base-uncased", "cls"
     c.model.tower, c.model.weights, c.model.mode = "nfnet_l0", "timm/nfnet_l0.ra2_in1k", "full"
-    c.model.dtype = "bfloat16"
+    c.model.dtype = "bfloat16"  # not as published, which is float32 throughout, at twice the memory and more time
     c.experts.count, c.experts.epochs = 10, 10
+    c.experts.augment = "rand_augment"
     c.experts.lr = c.experts.lr_infonce = 0.1
     c.experts.store_dtype = "bfloat16"
     c.distill.steps = 3000

@@ -62,6 +62,7 @@ CORRESPONDENCES = ("identity", "full", "lowrank")  # method/correspondence.py
 CORRESPONDENCE_INITS = ("experts", "identity")  # pipeline/distill_loop.py
 CORRESPONDENCE_TEACHERS = ("experts", "matched", "closed_form", "both")  # pipeline/correspondence.py
 INITS = ("random", "division", "division_top", "k_means", "herding", "facility_location")  # method/selection.py: INITS
+PROTOTYPES = "prototypes"  # pipeline/prototypes.py
 SET_OPTIMIZERS = ("adam", "sgd")  # method/distill.py: SET_OPTIMIZERS, of the distilled set
 DECAYS = ("cosine", "none")  # method/distill.py: DECAYS
 EXPERT_OPTIMIZERS = ("sgd", "adam")  # method/expert_step.py: EXPERT_OPTIMIZERS
@@ -123,10 +124,11 @@ CHOICES: dict[str, Choice] = {
     "distill.correspondence": Choice(CORRESPONDENCES, "correspondence"),
     "distill.correspondence_init": Choice(CORRESPONDENCE_INITS, "start of P"),
     "distill.correspondence_teacher": Choice(CORRESPONDENCE_TEACHERS, "teacher of P"),
-    "distill.init": Choice(INITS, "start of distillation"),
+    "distill.init": Choice((*INITS, PROTOTYPES), "start of distillation"),
     "distill.optimizer": Choice(SET_OPTIMIZERS, "optimizer of the distilled set"),
     "distill.decay": Choice(DECAYS, "learning rate decay"),
     "distill.augment": Choice(AUGMENTATIONS, "augmentation", plugin=True),
+    "distill.init_augment": Choice(AUGMENTATIONS, "augmentation", plugin=True),
     "evaluate.select_on": Choice(SELECT_ON, "split to select on"),
     "evaluate.schedule": Choice(SCHEDULES, "schedule of students"),
     "evaluate.tower": Choice(("", *TOWERS), "image tower", plugin=True),

@@ -4,7 +4,7 @@ A preset states everything that defines its method and takes the rest (data, len
 steps, evaluation) from the config, so that all presets of a table share it. `mdw` is the config itself. The constants
 of published methods are those of their own code (Flickr30K, NFNet-L0); other data needs other learning rates, which
 `run.preset_overrides` sets preset by preset. Where published code departs from its own method by mistake, the method is
-what stands here, with a comment.
+what stands here, with a comment, and the code in the preset `..._published`.
 
 To add a preset, add one entry to `PRESETS`, with the source of each constant.
 """
@@ -102,7 +102,8 @@ _MTT = {
 # Their learning rates are per pixel of the normalized image; here pixels are in [0, 1], where 0.073 of it is that step.
 _PIXEL = 0.073
 _VLD = _MTT | {
-    # VLD's student has logit scale 2.66 in the unroll and 14.29 everywhere else: here it is 14.29 throughout.
+    # VLD's student has logit scale 2.66 in the unroll and 14.29 everywhere else: here it is 14.29 throughout. (Its rate of
+    # 1000 belongs to the former: at ours pixels move several times as far.)
     "distill.gradient": "exact", "distill.batch": 100, "distill.lr_images": 1000 * _PIXEL, "distill.lr_texts": 1000.0,
 }
 _TESLA = _VLD | {"distill.gradient": "detached", "distill.batch": 20}
@@ -125,16 +126,25 @@ _LORS_BY_PAIRS = {199: _REPBLEND_BY_PAIRS[199], 499: _REPBLEND_BY_PAIRS[499] | {
 _AS_PUBLISHED = {
     "distill.clip_images": False, "distill.inner_lr_form": "linear", "distill.lr_inner_lr": 0.01,
     "distill.pixel_units": "tower", "distill.expert_order": "cycled", "distill.inner_optimizer": "sgd",
+    # Their data sets return augmented images, also for the start. (Experts are trained on such images where the config
+    # says so, as published() does; features of a frozen tower are computed once, from images as they are.)
+    "distill.init_augment": "rand_augment",
+    # Step sizes as learned, SGD with momentum 0.9 and weight decay 5e-4 (epoch.py of each); of all evaluations val chooses
+    # one, or test, with evaluate.select_on=test, as theirs.
+    "evaluate.lr_scales": (1.0,), "evaluate.momentum": 0.9, "evaluate.weight_decay": 5e-4, "evaluate.batch": 128,
 }
 _VLD_PUBLISHED = _VLD | _AS_PUBLISHED | {
     # README's command (--lr_img=1000 --lr_txt=1000 --lr_lr=1e-02), distill.py. Its student in the unroll multiplies
     # cosines by log(1 / 0.07), the parameter, and not by its exponential; it draws each mini-batch anew.
     "distill.lr_images": 1000.0, "distill.logit_scale": 2.6592600369327783, "distill.batches": "fresh",
+    "evaluate.schedule": "vld", "evaluate.batch": 64,
 }
 _LORS_PUBLISHED = _LORS | _AS_PUBLISHED | {  # sh/distill_flickr_lors_100.sh
-    "distill.lr_images": 100.0, "distill.loss": "wbce_published",
+    "distill.lr_images": 100.0, "distill.loss": "wbce_published", "evaluate.schedule": "lors",
 }
-_REPBLEND_PUBLISHED = _LORS_PUBLISHED | {"distill.mixup": True}  # scripts/distill_flickr_repblend.sh
+_REPBLEND_PUBLISHED = _LORS_PUBLISHED | {  # scripts/distill_flickr_repblend.sh
+    "distill.mixup": True, "evaluate.schedule": "repblend",
+}
 _REPBLEND_PUBLISHED_BY_PAIRS = {pairs: overrides | {"distill.lr_images": 1000.0}
                                 for pairs, overrides in _REPBLEND_BY_PAIRS.items()}
 _LORS_PUBLISHED_BY_PAIRS = {pairs: overrides | {"distill.lr_images": 1000.0}  # sh/distill_flickr_lors_{200,500}.sh

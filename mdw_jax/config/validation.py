@@ -7,7 +7,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mdw_jax.config.defaults import base
-from mdw_jax.config.options import CHOICES, CORESETS, DIVIDING, LOG_MEL_READERS, TEXT_ENCODER_SETTINGS, TOWER_SETTINGS
+from mdw_jax.config.options import (
+    CHOICES,
+    CORESETS,
+    DIVIDING,
+    LOG_MEL_READERS,
+    PROTOTYPES,
+    TEXT_ENCODER_SETTINGS,
+    TOWER_SETTINGS,
+)
 from mdw_jax.config.plugins import function_of, is_path, unknown_option
 from mdw_jax.config.presets import preset_spec, safe_name
 from mdw_jax.config.recipes import RECIPES
@@ -31,11 +39,11 @@ _RANGES = (
         "experts.weight_decay", "experts.warmup", "experts.tolerant_weight", "experts.recovery_weight",
         "experts.recovery_start", "experts.guidance_weight", "distill.lr_images", "distill.lr_texts",
         "distill.lr_correspondence", "distill.lr_inner_lr", "distill.logit_scale", "distill.ceo_beta",
-        "distill.image_size", "distill.restarts", "distill.mean_weight", "distill.steps",
+        "distill.image_size", "distill.restarts", "distill.mean_weight", "distill.steps", "distill.prototype_steps",
         "evaluate.weight_decay", "evaluate.patience", "evaluate.grow")),
     ("exceed 0", lambda x: x > 0, (
         "model.tau", "experts.lr", "experts.lr_with_teachers", "experts.lr_infonce", "experts.guidance_tau",
-        "distill.covariance_scale", "distill.correspondence_tau",
+        "distill.covariance_scale", "distill.correspondence_tau", "distill.prototype_lr",
         "distill.inner_lr_image", "distill.inner_lr_text", "evaluate.lr", "evaluate.lr_scales",
         "evaluate.tower_lr_scales")),
     ("lie in [0, 1)", lambda x: 0 <= x < 1, (
@@ -187,8 +195,6 @@ def _check_filter(config: ConfigDict) -> None:
     score, e = config.filter.score, config.experts
     _require(score or not config.filter.drop, "filter.drop is set, but filter.score is empty, so nothing is dropped; set "
              "filter.score to what to drop by, such as cosine.")
-    _require(score != "closed_form" or config.model.mode == "projection", "filter.score closed_form is solved on frozen "
-             "features; set model.mode to projection, or choose another filter.score.")
     _require(not score or not (e.debias or e.rescale_step), "experts.debias and experts.rescale_step correct for random "
              "mismatches, and those that a filter leaves are not random; leave filter.score empty or choose another "
              "experts.recipe.")
@@ -231,6 +237,11 @@ def _check_distill(config: ConfigDict) -> None:
     _require(not taught or len(d.correspondence_tau) > 0, "distill.correspondence_tau is empty; give at least one "
              "temperature, such as (0.07,).")
     defaults = base().distill
+    for name in ("prototype_steps", "prototype_lr"):
+        _require(d.init == PROTOTYPES or d[name] == defaults[name], f"distill.{name} is set, but distill.init is {d.init}; "
+                 f"leave it out, or set distill.init to {PROTOTYPES}.")
+    _require(d.init != PROTOTYPES or not config.text.train, "distill.init=prototypes averages text features, and "
+             "text.train makes distilled texts tokens; choose another distill.init.")
     for name in ("correspondence_teacher", "correspondence_tau"):
         _require(taught or d[name] == defaults[name], f"distill.{name} is set, but distill.correspondence_init is "
                  "identity, which asks no teacher; set it to experts.")

@@ -86,7 +86,7 @@ def augment(key: jax.Array, images: jax.Array, policy: str) -> jax.Array:
     Raises:
         UserError: there is no such augmentation.
     """
-    function = lookup(AUGMENTATIONS, policy, "experts.augment or distill.augment", "augmentation")
+    function = lookup(AUGMENTATIONS, policy, "experts.augment, distill.augment or distill.init_augment", "augmentation")
     if policy == "none":
         return images  # of any shape
     chex.assert_rank(images, {4, 5})

@@ -92,6 +92,7 @@ def _matrices(operation, sign, height: int, width: int) -> jax.Array:
     angle = amount(_ROTATE, ROTATION)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     center_x, center_y = width / 2, height / 2
-    rows = [[cos, -sin - amount(_SHEAR_X, SHEAR), center_x * (1 - cos) + center_y * sin - amount(_TRANSLATE_X, TRANSLATION)],
-            [sin - amount(_SHEAR_Y, SHEAR), cos, center_y * (1 - cos) - center_x * sin - amount(_TRANSLATE_Y, TRANSLATION)]]
+    to_x = center_x * (1 - cos) + center_y * sin - amount(_TRANSLATE_X, TRANSLATION)
+    to_y = center_y * (1 - cos) - center_x * sin - amount(_TRANSLATE_Y, TRANSLATION)
+    rows = [[cos, -sin - amount(_SHEAR_X, SHEAR), to_x], [sin - amount(_SHEAR_Y, SHEAR), cos, to_y]]
     return jnp.stack([jnp.stack(row, -1) for row in rows], 1)

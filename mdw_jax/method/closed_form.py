@@ -1,4 +1,4 @@
-"""A dual encoder in closed form: whitened, ridge-regularized cross-covariance of the pairs (docs/method.md, section 2.5).
+"""A dual encoder in closed form: whitened, ridge-regularized cross-covariance of the pairs (docs/method.md, section 2.7).
 
 With `v~ = (S_v + e m_v I)^(-1/2) (v - mean)`, likewise `t~`, and `C = sum_n w_n v~_n t~_n^T / sum_n w_n = U S V^T`, an
 image is embedded as `U_k^T v~ S_k^(1/2)` and a caption as `V_k^T t~ S_k^(1/2)`: canonical correlation analysis with

@@ -1,7 +1,7 @@
 """Covariance matching (CovMatch, NeurIPS 25): a set whose embeddings are jointly distributed as those of real pairs.
 
 One outer step compares the distilled pairs with a batch of real ones, both embedded by one network (docs/method.md,
-section 5.5). No expert is trained: the network begins anew every few steps and in between learns from the same real
+section 5.6). No expert is trained: the network begins anew every few steps and in between learns from the same real
 batches (`make_network_step`). What is compared are the embeddings of the two branches, the part of the model that is
 trained; the paper's features are those of its two trained encoders.
 """

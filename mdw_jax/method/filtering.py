@@ -89,6 +89,24 @@ def best_pairs(score: np.ndarray, drop: float) -> np.ndarray:
     return np.sort(np.argsort(score, kind="stable")[round(drop * len(score)):])
 
 
+def spread(values: np.ndarray, rows: np.ndarray, pairs: int) -> np.ndarray:
+    """Values of the kept pairs as values of all pairs, zero for the dropped ones.
+
+    Args:
+        values: (..., n).
+        rows: (n,) rows of the kept pairs.
+        pairs: K.
+
+    Returns:
+        (..., K).
+    """
+    if values.shape[-1] == pairs:
+        return values
+    full = np.zeros((*values.shape[:-1], pairs), values.dtype)
+    full[..., rows] = values
+    return full
+
+
 def filter_quality(kept: np.ndarray, mismatched: np.ndarray) -> dict[str, float]:
     """How well a filter finds mismatched pairs.
 

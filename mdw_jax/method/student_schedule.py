@@ -14,13 +14,13 @@ class Passes(NamedTuple):
     """A published schedule, in passes over the set.
 
     Attributes:
-        count: of passes.
+        total: number of passes.
         every: passes between evaluations: after the first pass, and then every so many.
-        decay_after: passes after which step sizes are a tenth; `count`: never.
+        decay_after: passes after which step sizes are a tenth; `total`: never.
         one_step_size: the text branch has the step size of the image branch.
     """
 
-    count: int
+    total: int
     every: int
     decay_after: int
     one_step_size: bool = False
@@ -29,9 +29,9 @@ class Passes(NamedTuple):
 # epoch.py of each. Epochs 0 to E are E + 1 passes. LoRS and RepBlend keep the best evaluation. VLD makes the last one
 # alone; its batches are those of a shuffled set, the last of them smaller, where these are drawn anew, as LoRS's are.
 PUBLISHED = {
-    "lors": Passes(count=101, every=10, decay_after=51),
-    "repblend": Passes(count=101, every=20, decay_after=51),
-    "vld": Passes(count=51, every=0, decay_after=51, one_step_size=True),
+    "lors": Passes(total=101, every=10, decay_after=51),
+    "repblend": Passes(total=101, every=20, decay_after=51),
+    "vld": Passes(total=51, every=0, decay_after=51, one_step_size=True),
 }
 
 
@@ -77,9 +77,9 @@ def schedule_of(protocol, pairs: int, on_test: bool = False) -> Schedule:
     if passes is None:
         return Schedule(protocol.every, stops(protocol))
     steps = math.ceil(pairs / protocol.batch)  # of a pass
-    read = range(1, passes.count + 1, passes.every) if passes.every else [passes.count]
+    read = range(1, passes.total + 1, passes.every) if passes.every else [passes.total]
     return Schedule(steps, [steps * number for number in read],
-                    math.inf if passes.decay_after == passes.count else steps * passes.decay_after,
+                    math.inf if passes.decay_after == passes.total else steps * passes.decay_after,
                     passes.one_step_size, searched=False)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +42,9 @@ class Protocol:
     patience: int = 0
     grow: int = 0
     schedule: str = "constant"
+
+
+_GAIN = 1.01  # val is flat while its r_mean has not grown by a hundredth (this work)
 
 
 class StudentData(NamedTuple):
@@ -152,10 +156,10 @@ def evaluate(model: DualEncoder, data: StudentData, val: Inputs, test: Inputs | 
              students: int | None = None) -> EvalResult:
     """Train fresh students on a set and score them.
 
-    `select_on` "val": students train until val is flat, at each scale of the step sizes; the scale and the number of
-    steps with the highest mean r_mean on val are chosen, then test is read once. "test": at the learned step sizes
-    (scale 1) and on a published schedule, each student's best evaluation on test, as published baselines report; this
-    is optimistic.
+    `select_on` "val": students train until val is flat, at ever better scales of the step sizes, and of these the scale
+    and the number of steps with the highest mean r_mean on val are chosen; then test is read once. "test": at the
+    learned step sizes (scale 1) and on a published schedule, each student's best evaluation on test, as published
+    baselines report; this is optimistic.
 
     Args:
         model: the students' dual encoder.
@@ -196,49 +200,46 @@ def _train(model: DualEncoder, data: StudentData, protocol: Protocol, schedule: 
 
 
 def _chosen_on_val(model: DualEncoder, train: Callable, val: Inputs, protocol: Protocol, schedule: Schedule) -> EvalResult:
-    """The scale and the stop that val chooses; the grid of scales grows while the best lies at an end of it."""
-    if not schedule.searched:
-        protocol = dataclasses.replace(protocol, patience=0, grow=0)
-    best, tried = None, []
-    untried: Sequence[float] = protocol.lr_scales
-    while untried:
-        for scale in untried:
-            result = _best_stop(model, train, val, protocol.patience, scale)
-            if best is None or _r_mean(result) > _r_mean(best):
-                best = result
-        tried += untried
-        untried = _wider(protocol, tried, best.lr_scale)
+    """The scale and the stop that val chooses: from the middle of the grid, uphill to the best of its neighbors."""
+    scales = _ladder(protocol.lr_scales, protocol.grow if schedule.searched else 0)
+    patience = protocol.patience if schedule.searched else 0
+    at_scale = functools.cache(lambda n: _best_stop(model, train, val, patience, scales[n]))
+    place = scales.index(sorted(protocol.lr_scales)[len(protocol.lr_scales) // 2])
+    for step in (1, -1):
+        while 0 <= place + step < len(scales) and _r_mean(at_scale(place)) < _r_mean(at_scale(place + step)):
+            place += step
+    best = at_scale(place)
     at_edge = {"steps": schedule.searched and best.steps == schedule.stops[-1],
-               "lr_scale": len(protocol.lr_scales) > 1 and best.lr_scale in (min(tried), max(tried))}
+               "lr_scale": len(scales) > 1 and place in (0, len(scales) - 1)}
     return best._replace(at_edge=tuple(name for name, holds in at_edge.items() if holds))
 
 
 def _best_stop(model: DualEncoder, train: Callable, val: Inputs, patience: int, scale: float) -> EvalResult:
-    """The best stop of one scale; training ends when it was `patience` (0: any number of) evaluations ago."""
-    best, waited = None, 0
+    """The best stop of one scale; training ends when val was flat for `patience` (0: any number of) evaluations."""
+    best, flat_at, waited = None, -math.inf, 0
     for stop, params in train(scale):
         result = EvalResult(None, scores(model, params, val), scale, stop, "val", params)
-        waited += 1
         if best is None or _r_mean(result) > _r_mean(best):
-            best, waited = result, 0
+            best = result
+        waited += 1
+        if _r_mean(best) > _GAIN * flat_at:
+            flat_at, waited = _r_mean(best), 0
         if patience and waited == patience:
             break
     return best
 
 
-def _wider(protocol: Protocol, tried: Sequence[float], chosen: float) -> list[float]:
-    """The next scale to try: one more where the chosen one is the smallest or the largest of those tried.
+def _ladder(lr_scales: Sequence[float], grow: int) -> list[float]:
+    """The scales in order, with `grow` more on each side, in the ratio of the last two there.
 
-    The ratio is that of the last two of the grid on that side. A single scale is no grid, and stays.
+    A single scale is no grid, and stays alone.
     """
-    grid = sorted(protocol.lr_scales)
-    if len(grid) < 2:
-        return []
-    for end, beyond, ratio in ((max(tried), sum(scale > grid[-1] for scale in tried), grid[-1] / grid[-2]),
-                               (min(tried), sum(scale < grid[0] for scale in tried), grid[0] / grid[1])):
-        if chosen == end and beyond < protocol.grow:
-            return [float(f"{chosen * ratio:.3g}")]
-    return []
+    scales = sorted(set(lr_scales))
+    if len(scales) > 1:
+        below, above = scales[0] / scales[1], scales[-1] / scales[-2]
+        scales = [*(float(f"{scales[0] * below**n:.3g}") for n in range(grow, 0, -1)), *scales,
+                  *(float(f"{scales[-1] * above**n:.3g}") for n in range(1, grow + 1))]
+    return scales
 
 
 def _r_mean(result: EvalResult) -> float:

@@ -19,7 +19,7 @@ from mdw_jax.io.scores import METRICS
 from mdw_jax.method import closed_form
 from mdw_jax.method.closed_form import ClosedForm, FittedClosedForm
 from mdw_jax.method.division import division_quality
-from mdw_jax.pipeline.filter import spread
+from mdw_jax.method.filtering import spread
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun, StageFolder
 from mdw_jax.runtime.processes import barrier
@@ -124,7 +124,7 @@ def _make(run: PresetRun, prepared: Prepared, folder: StageFolder, rows: np.ndar
         advance(1, val_r_mean=float(on_val[-1]))
     probability = spread(fitted.clean_probability, rows, len(noise.image_of))
     record = {"key": folder.key, "noise": noise.sha256, "ridge": fitted.ridge, "rank": fitted.rank,
-              "tau": closed_form.calibrated_tau(fitted.form, *val), "metrics": METRICS, "val": on_val.tolist(),
+              "tau": closed_form.calibrated_tau(fitted.form, *val), "metrics": list(METRICS), "val": on_val.tolist(),
               "test": on_test.tolist(), "tried": _tried(fitted)}
     if noise.mismatched is not None:
         record["division"] = division_quality(probability, noise.mismatched)

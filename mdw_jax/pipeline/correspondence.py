@@ -15,7 +15,7 @@ from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import compiled_inputs
 from mdw_jax.models.jit import jit_with_frozen
 from mdw_jax.pipeline.closed_form import load_closed_form
-from mdw_jax.pipeline.expert_networks import expert_networks
+from mdw_jax.pipeline.expert_networks import Epoch, expert_networks
 from mdw_jax.pipeline.experts import experts_stage, kept_pairs
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun
@@ -50,7 +50,7 @@ class CorrespondenceTeachers:
         if self.name in TEACHERS_WITH_EXPERTS:
             experts_stage(run, self.prepared)
             inputs, texts_in, cosines = compiled_inputs(model)(images), jnp.asarray(texts), _compiled_cosines(model)
-            epoch = -1 if self.name == "matched" else "best"
+            epoch: Epoch = -1 if self.name == "matched" else "best"
             parts.append(np.mean([np.asarray(cosines(params, inputs, texts_in))
                                   for params in expert_networks(run.experts, epoch)], axis=0))
         if self.name in TEACHERS_WITH_CLOSED_FORM:

@@ -22,6 +22,7 @@ from mdw_jax.pipeline.distill_loop import CHECKPOINT, HISTORY, LAST_REGULAR, dis
 from mdw_jax.pipeline.filter import filter_record
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
+from mdw_jax.pipeline.prototypes import START
 from mdw_jax.pipeline.sets import set_folder
 from mdw_jax.runtime.processes import barrier, broadcast_from_main, is_main
 
@@ -41,7 +42,8 @@ def distill_stage(run: PresetRun, prepared: Prepared) -> list[Path]:
             _make_set(run, prepared, index, directory, key)
         barrier()
         if is_main():
-            for name in (CHECKPOINT, HISTORY, LAST_REGULAR, CANDIDATES):  # a kill right after the card was written leaves them too
+            # A kill right after the card was written leaves them too.
+            for name in (CHECKPOINT, HISTORY, LAST_REGULAR, CANDIDATES, START):
                 (directory / name).unlink(missing_ok=True)
         broadcast_from_main(functools.partial(_save_nearest_captions, directory, prepared))
     return directories

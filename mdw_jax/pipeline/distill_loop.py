@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdw_jax.config.sections import fields
+from mdw_jax.config.options import PROTOTYPES
+from mdw_jax.data.augment import augment
 from mdw_jax.data.resizing import enlarged
 from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
@@ -20,7 +21,7 @@ from mdw_jax.io.distilled_set import DistilledSet
 from mdw_jax.io.records import read_lines, write_lines
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method.distill import DistillState, finite_checks, init_state, schedule
-from mdw_jax.method.objective import Method, method_of
+from mdw_jax.method.objective import Method, method_of, overshooting
 from mdw_jax.pipeline.candidates import CANDIDATES, Candidate, score_candidate
 from mdw_jax.pipeline.correspondence import CorrespondenceTeachers
 from mdw_jax.pipeline.experts import experts_stage
@@ -34,6 +35,7 @@ from mdw_jax.pipeline.outer_step import (
 )
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
+from mdw_jax.pipeline.prototypes import prototype_pairs
 from mdw_jax.pipeline.sets import real_pairs, to_distilled_set
 from mdw_jax.pipeline.start import start_rows
 from mdw_jax.runtime import preemption
@@ -158,22 +160,29 @@ class DistillationLoop:
         self.moments = image_history.moments(self.settings.steps)  # outer steps done when images are recorded
         self.pending: tuple[int, dict] | None = None  # a step and its metrics that are still on the device
         self.metrics: list[dict] = []
+        self.warned = False
         self.candidates: list[Candidate] = []
         self.teachers = CorrespondenceTeachers(run, prepared) if self.settings.correspondence_init == "experts" else None
 
     # The state: from its start, from checkpoints and to them.
 
     def initial_state(self) -> LoopState:
-        """The state before the first outer step: real pairs."""
+        """The state before the first outer step: real pairs, or prototypes of them."""
         run, settings, name = self.run, self.settings, self.run.name
-        rows = start_rows(run, self.prepared, self.index)
-        images, texts = real_pairs(self.prepared, run.noise, rows, settings.image_size)
+        if settings.init == PROTOTYPES:
+            images, texts = prototype_pairs(run, self.prepared, self.index, self.directory, self.key)
+        else:
+            rows = start_rows(run, self.prepared, self.index)
+            images, texts = real_pairs(self.prepared, run.noise, rows, settings.image_size)
+        images = np.asarray(augment(named_key(self.seed, "init_augment", name, self.index), images, settings.init_augment))
         key = named_key(self.seed, "correspondence", name, self.index)
         state = init_state(key, method_of(run.config), images, texts)
         return LoopState(
             distillation=state, best=jax.tree.map(jnp.copy, state.average), best_val=jnp.float32(-1),
-            evaluated=jnp.int32(-1), tau=jnp.float32(settings.correspondence_tau[0]), pixel_weights=jnp.ones((*images.shape[:-1], 1)),
-            images=image_history.begin(self.seen(images), settings.steps), restarts=jnp.int32(0), restarted_at=jnp.int32(0))
+            evaluated=jnp.int32(-1), tau=jnp.float32(settings.correspondence_tau[0]),
+            pixel_weights=jnp.ones((*images.shape[:-1], 1)),
+            images=image_history.begin(self.seen(images), settings.steps), restarts=jnp.int32(0),
+            restarted_at=jnp.int32(0))
 
     def restore(self) -> None:
         """Take the state and the metrics from the last checkpoint, or begin."""
@@ -317,8 +326,19 @@ class DistillationLoop:
             row["restart"] = restarts
         self.metrics.append(row)
         self.log(row)
+        self.warn_of_a_short_segment(step, values["loss"])
         if first_nonfinite >= 0:
             raise Diverged(step, self.finite_checks[first_nonfinite], values["loss"])
+
+    def warn_of_a_short_segment(self, step: int, loss: float) -> None:
+        """Warn, once, where students overshoot the experts' segment so far that the set probably diverges."""
+        if not self.warned and (overshoot := overshooting(self.method, loss)):
+            self.warned = True
+            logger.warning(
+                "%s set %d, outer step %d: students end %.3g times as far from the experts' target as they began: the "
+                "experts' segment is short for their steps, and at the fixed learning rates of distill.optimizer=sgd the "
+                "set then usually diverges; raise experts.lr or distill.match_epochs, or lower distill.lr_images and "
+                "distill.lr_texts.", self.run.name, self.index, step, overshoot)
 
     def log(self, row: dict) -> None:
         """Send the metrics of one outer step to metrics.csv and the other writers."""

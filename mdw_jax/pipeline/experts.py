@@ -22,11 +22,12 @@ from mdw_jax.io.trajectory import save_trajectory
 from mdw_jax.method import certificate, closed_form
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.experts import Checkpointer, ExpertTrainState, TrainedExperts, expert_epochs
+from mdw_jax.method.filtering import spread
 from mdw_jax.method.noise_rate import noise_rate
 from mdw_jax.method.retrieval import scores
 from mdw_jax.method.teachers import Teacher
 from mdw_jax.pipeline.closed_form import load_closed_form
-from mdw_jax.pipeline.filter import kept_rows, spread, training_inputs
+from mdw_jax.pipeline.filter import kept_rows, training_inputs
 from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun, StageFolder, last_snapshot

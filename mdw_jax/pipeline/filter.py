@@ -16,8 +16,9 @@ from mdw_jax.io.locks import locked
 from mdw_jax.io.records import complete, stored_array
 from mdw_jax.method import closed_form, filtering
 from mdw_jax.models.embedding import Inputs
+from mdw_jax.pipeline.closed_form import load_closed_form
 from mdw_jax.pipeline.expert_networks import network_embeddings
-from mdw_jax.pipeline.prepared import Prepared
+from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.runtime.rng import named_generator
 
@@ -73,15 +74,6 @@ def training_inputs(run: PresetRun, prepared: Prepared, rows: np.ndarray) -> Inp
     return data if len(rows) == len(data.image_of) else Inputs(data.images, data.texts[rows], data.image_of[rows])
 
 
-def spread(values: np.ndarray, rows: np.ndarray, pairs: int) -> np.ndarray:
-    """Values (..., n) of the kept pairs as values (..., K) of all pairs, zero for the dropped ones."""
-    if values.shape[-1] == pairs:
-        return values
-    full = np.zeros((*values.shape[:-1], pairs), values.dtype)
-    full[..., rows] = values
-    return full
-
-
 def _make(run: PresetRun, prepared: Prepared, train_experts: TrainExperts) -> None:
     """Score all pairs and write kept.npy, then the record."""
     settings, noise = run.config.filter, run.noise
@@ -103,7 +95,7 @@ def score_pairs(run: PresetRun, prepared: Prepared, train_experts: TrainExperts)
     """Score every training pair as `filter.score` says."""
     image_of = np.asarray(run.noise.image_of)
     if run.filter.scorer is None:
-        return _by_closed_form(prepared, image_of)
+        return _by_closed_form(run, prepared)
     record = train_experts(run.filter.scorer, prepared)
     estimated = record["rate"]["estimated"]
     networks = network_embeddings(run.filter.scorer.experts, prepared.model, prepared.train(run.noise))
@@ -115,14 +107,13 @@ def score_pairs(run: PresetRun, prepared: Prepared, train_experts: TrainExperts)
     return Scored(filtering.mean_score(scores), estimated and estimated["eta"])
 
 
-def _by_closed_form(prepared: Prepared, image_of: np.ndarray) -> Scored:
+def _by_closed_form(run: PresetRun, prepared: Prepared) -> Scored:
     """Excess cosines of the closed form of all pairs, and the share that its own division calls mismatched."""
-    images, texts = np.asarray(prepared.train_images), np.asarray(prepared.texts.train)
-    val = prepared.val
-    fitted = closed_form.fit(images, texts, image_of, np.asarray(val.images), np.asarray(prepared.texts.val),
-                             np.asarray(val.image_of))
-    return Scored(closed_form.excess_cosine(fitted.form, images, texts, image_of),
-                  float((fitted.clean_probability < 0.5).mean()))
+    image_of = np.asarray(run.noise.image_of)
+    stored = load_closed_form(run._replace(filter=None), prepared, np.arange(len(image_of)))
+    features, texts = backbone_features(prepared)[1], np.asarray(prepared.texts.train)
+    return Scored(closed_form.excess_cosine(stored.form, features, texts, image_of),
+                  float((stored.clean_probability < 0.5).mean()))
 
 
 def _require_enough(run: PresetRun, rows: np.ndarray) -> None:

@@ -48,8 +48,8 @@ def compiled_pixel_weights(model: DualEncoder, method: Method, count: int) -> Ca
 def compile_in_background(run: PresetRun, prepared: Prepared) -> Iterator[None]:
     """Compile the outer step in a thread while experts are trained inside: on accelerators both take minutes.
 
-    Nothing is compiled ahead for presets that distill nothing, in no outer step, or without experts; where the experts are already
-    trained; and with several processes, which may have to compile in the same order.
+    Nothing is compiled ahead for presets that distill nothing, make no outer step, or have no experts; where the experts
+    are already trained; and with several processes, which may have to compile in the same order.
     """
     if (run.spec.kind != "distilled" or not run.spec.needs_experts or not run.config.distill.steps or several_processes()
             or complete(run.experts.path / "experts.json", run.experts.key) is not None):

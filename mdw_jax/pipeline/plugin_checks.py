@@ -60,7 +60,7 @@ def check_augmentations(config: ConfigDict, shape: tuple[int, ...]) -> None:
         UserError: one fails, or changes the shape of images.
     """
     images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    for key in ("experts.augment", "distill.augment"):
+    for key in ("experts.augment", "distill.augment", "distill.init_augment"):
         name = plugin_values(config).get(key, ("none",))[0]
         if is_path(name):
             output = _traced(key, name, lambda seed, images, name=name: augment(jax.random.key(seed), images, name), 0,

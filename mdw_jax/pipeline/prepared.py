@@ -146,6 +146,16 @@ def tower_settings(model: ConfigDict, tower: str) -> dict:
     return {name: value for name, value in model.to_dict().items() if name in names and name != "weights"}
 
 
+def first_backbone(model: DualEncoder) -> dict | None:
+    """Parameters of the image branch with the backbone's first weights, where it is trained; None where it is frozen."""
+    return None if model.mode == "projection" else model.init(jax.random.key(0))["image"]
+
+
+def frozen_features_of(model: DualEncoder, params: dict | None, images):
+    """Features (B, F) of images (B, H, W, C) in [0, 1] by the frozen backbone, or, where it is trained, by `params`."""
+    return model.inputs(images) if params is None else model.pool(params, model.feature_map(params, images))
+
+
 def backbone_features(prepared: Prepared) -> tuple[Callable, np.ndarray]:
     """The frozen backbone, or, where it is trained, the backbone with its first weights.
 
@@ -156,8 +166,8 @@ def backbone_features(prepared: Prepared) -> tuple[Callable, np.ndarray]:
     model = prepared.model
     if model.mode == "projection":
         return compiled_inputs(model), np.asarray(prepared.train_images)
-    params = model.init(jax.random.key(0))["image"]
-    forward = jax.jit(lambda images: model.pool(params, model.feature_map(params, to_float(images))))
+    params = first_backbone(model)
+    forward = jax.jit(lambda images: frozen_features_of(model, params, to_float(images)))
     return forward, np.asarray(concat_map(forward, prepared.train_images, 100))
 
 

@@ -332,6 +332,12 @@ def test_the_command_certifies_every_rate_and_says_what_it_does_not_promise(tmp_
     assert float(excess["value"]) == pytest.approx(clean[0] - clean[1], abs=1e-6)
     assert {row["track"] for row in pick("residual", eta=noisy, source="known")} == {"clean", "recovered", "all"}
     assert {row["epoch"] for row in pick("memory", eta=noisy)} == {"0", "1", "2"}
+    assert "Noise edge of the training pairs" in printed and "proved edge" in printed
+    clean_top, noisy_top = (float(pick("noise_edge_top", eta=eta)[0]["value"]) for eta in ("0.0", noisy))
+    assert clean_top > noisy_top
+    for row in pick("noise_edge_directions"):
+        [top] = pick("noise_edge_top", eta=row["eta"])
+        assert (float(row["value"]) > 0) == (float(top["value"]) > float(top["bound"]))
 
 
 def test_natural_noise_is_certified_at_the_rate_that_is_believed_and_at_that_estimated(tmp_path):

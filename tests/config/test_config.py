@@ -123,7 +123,8 @@ def test_shipped_configs_load_and_resolve(path):
 
 
 def test_the_published_setting_and_its_configs_resolve():
-    for preset in ("vld", "lors", "repblend", "mdw"):
+    for preset in ("vld", "lors", "repblend", "mdw", "vld_published", "lors_published", "repblend_published"):
         config = published()
-        config.model.mode = "projection" if preset == "repblend" else "full"
+        if "repblend" in preset:
+            config.model.mode, config.experts.augment = "projection", "none"
         assert preset_config(config, preset).data.size == 224

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 
 from mdw_jax.config import base, resolve
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.presets import DISTILLED, LABELS, PRESETS, PresetSpec, preset_spec
+from mdw_jax.config.sections import flat
 from mdw_jax.errors import UserError
 
 
@@ -52,7 +54,9 @@ BASELINES_CONSTANTS = {  # of their code at (preset, M): inner steps, mini-batch
     ("lors", 500): (8, 40, "detached", "wbce", "lowrank", 3),
     ("repblend", 500): (8, 20, "detached", "wbce", "lowrank", 3),
 }
-LORS_RANK_ALPHA_LR = {100: (10, 3.0, 10.0), 150: (10, 3.0, 10.0), 200: (5, 1.0, 10.0), 500: (20, 0.01, 100.0)}
+# Their scripts are of 99, 199 and 499 pairs.
+LORS_RANK_ALPHA_LR = {99: (10, 3.0, 10.0), 100: (10, 3.0, 10.0), 198: (10, 3.0, 10.0), 199: (5, 1.0, 10.0),
+                      200: (5, 1.0, 10.0), 498: (5, 1.0, 10.0), 499: (20, 0.01, 100.0), 500: (20, 0.01, 100.0)}
 
 
 def at(pairs, preset, overrides=()):
@@ -78,8 +82,33 @@ def test_lors_by_budget(pairs):
     d = at(pairs, "lors").distill
     assert LORS_RANK_ALPHA_LR[pairs] == (d.rank, d.alpha, d.lr_correspondence)
     # Theirs is per normalized pixel, (x - mean) / std, std about 0.27: the same step is std squared of it in [0, 1].
-    assert d.lr_images == pytest.approx((100 if pairs < 200 else 1000) * 0.27**2, rel=0.01)
-    assert d.lr_texts == (100 if pairs < 200 else 1000)
+    rate = 100 if pairs < 199 else 1000
+    assert d.lr_images == pytest.approx(rate * 0.27**2, rel=0.01) and d.lr_texts == rate
+    published = at(pairs, "lors_published").distill
+    assert (published.lr_images, published.pixel_units, published.lr_texts) == (rate, "tower", rate)
+    assert LORS_RANK_ALPHA_LR[pairs] == (published.rank, published.alpha, published.lr_correspondence)
+
+
+def test_presets_as_published_differ_by_what_published_code_does():
+    def differing(preset):
+        one, other = (flat(at(499, name)) for name in (preset, f"{preset}_published"))
+        return {key: other[key] for key in one if one[key] != other[key]}
+
+    common = {"distill.clip_images": False, "distill.inner_lr_form": "linear", "distill.lr_inner_lr": 0.01,
+              "distill.lr_images": 1000.0, "distill.pixel_units": "tower", "distill.expert_order": "cycled",
+              "distill.init_augment": "rand_augment", "evaluate.lr_scales": (1.0,)}
+    assert differing("lors") == common | {"distill.loss": "wbce_published", "evaluate.schedule": "lors"}
+    assert differing("repblend") == common | {"distill.loss": "wbce_published", "evaluate.schedule": "repblend"}
+    assert differing("vld") == common | {
+        "distill.logit_scale": pytest.approx(np.log(1 / 0.07)), "distill.batches": "fresh", "evaluate.batch": 64,
+        "evaluate.schedule": "vld"}
+
+
+def test_merged_data_is_of_detached_plain_steps():
+    assert at(100, "lors", ("lors:distill.loss_merge=merged_data",)).distill.loss_merge == "merged_data"
+    for change in ("gradient=exact", "inner_optimizer=momentum"):
+        with pytest.raises(UserError, match="merged_data .* set these, or loss_merge to merged"):
+            at(100, "lors", ("lors:distill.loss_merge=merged_data", f"lors:distill.{change}"))
 
 
 def test_a_small_budget_caps_what_cannot_exceed_it():

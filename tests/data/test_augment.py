@@ -104,9 +104,9 @@ def test_images_do_not_mix_and_have_draws_of_their_own():
     assert not other[1].any()
 
 
-@pytest.mark.parametrize("policy", AUGMENTATIONS)
+@pytest.mark.parametrize("policy", [policy for policy in AUGMENTATIONS if policy != "rand_augment"])
 def test_gradient_is_the_transposed_map(policy):
-    """Augmentation is linear in the images, so <A x, y> = <x, A' y> with A' from autodiff."""
+    """These augmentations are linear in the images, so <A x, y> = <x, A' y> with A' from autodiff."""
     x, y = _images(2, 2, 6, 5, 3)
     _, transpose = jax.vjp(lambda images: augment(KEY, images, policy), x)
     gradient, = transpose(y)

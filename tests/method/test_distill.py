@@ -11,15 +11,14 @@ from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.distill import (
     DECAYS,
     SET_OPTIMIZERS,
-    Method,
     init_state,
     make_outer_step,
-    objective,
     outer_shapes,
     schedule,
 )
 from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import STUDENT_OPTIMIZERS, matching_loss, minibatches
+from mdw_jax.method.objective import Blend, Draws, Method, draw, draw_blends, objective
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.image.convnet import convnet
 from mdw_jax.runtime.pytree import stack
@@ -99,7 +98,8 @@ def test_gradient_is_that_of_the_plain_loop_over_images(mode, gradient):
         return total / 2
 
     (loss, _), grads = jax.jit(jax.value_and_grad(
-        lambda learned: objective(model, method, learned, begin, target, batches, jax.random.key(0)), has_aux=True
+        lambda learned: objective(model, method, learned, begin, target, Draws(batches, Blend(), jax.random.key(0))),
+        has_aux=True
     ))(learned)
     wanted, naive_grads = jax.jit(jax.value_and_grad(naive))(learned)
     np.testing.assert_allclose(loss, wanted, rtol=1e-4)
@@ -204,7 +204,8 @@ def test_the_students_optimizer_is_the_one_asked_for(name):
     model, method = MODELS["projection"], dataclasses.replace(METHOD, inner_optimizer=name)
     begin, target = ends(model)
     learned, batches = start().learned, jnp.stack([minibatches(jax.random.key(i), PAIRS, 4, 2) for i in (7, 8)])
-    loss, _ = objective(model, method, learned, begin, target, batches, jax.random.key(8))
+    draws = Draws(batches, Blend(), jax.random.key(8))
+    loss, _ = objective(model, method, learned, begin, target, draws)
     inputs, optimizer, steps = model.inputs(learned["images"]), STUDENT_OPTIMIZERS[name](), {"image": 0.1, "text": 0.2}
     losses = []
     for r in range(2):
@@ -219,7 +220,7 @@ def test_the_students_optimizer_is_the_one_asked_for(name):
                 params = {**params, branch: jax.tree.map(lambda x, d, a=steps[branch]: x - a * d, params[branch], update)}
         losses.append(matching_loss(params, first, jax.tree.map(lambda x, r=r: x[r], target)))
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-4)
-    plain, _ = objective(model, METHOD, learned, begin, target, batches, jax.random.key(8))
+    plain, _ = objective(model, METHOD, learned, begin, target, draws)
     assert abs(float(loss - plain)) > 1e-4 * float(plain)
 
 
@@ -233,13 +234,75 @@ def test_schedule_depends_on_the_step_alone_and_covers_all():
     assert sorted(schedule(0, 0, 0, 4, 2, 1)[0]) == [0, 0, 1, 1]
 
 
+def test_cycled_experts_come_in_rounds_of_new_orders():
+    drawn = [schedule(0, 0, step, 2, 6, 3, "cycled") for step in range(9)]
+    assert drawn[4] == schedule(0, 0, 4, 2, 6, 3, "cycled")
+    networks = [n for step, _ in drawn for n in step]
+    rounds = [networks[k:k + 6] for k in range(0, 18, 6)]
+    assert all(sorted(one) == list(range(6)) for one in rounds) and len({tuple(one) for one in rounds}) > 1
+    assert {start for _, starts in drawn for start in starts} == {0, 1, 2}
+    assert [starts for _, starts in drawn] == [schedule(0, 0, step, 2, 6, 3)[1] for step in range(9)]
+    with pytest.raises(UserError, match="set distill.expert_order to one of drawn, cycled"):
+        schedule(0, 0, 0, 2, 6, 3, "sorted")
+
+
+def test_fresh_batches_repeat_rows_that_rounds_do_not():
+    rounds, fresh = (np.asarray(draw(jax.random.key(2), dataclasses.replace(
+        METHOD, batch=3, inner_steps=40, batches=kind), PAIRS, 2).batches) for kind in ("rounds", "fresh"))
+    assert rounds.shape == fresh.shape == (2, 40, 3)
+    assert all(len(set(batch)) == 3 for batch in fresh.reshape(-1, 3))
+    covered = [np.unique(batches[:, k:k + 2].reshape(2, -1)).size for batches in (rounds, fresh) for k in range(0, 40, 2)]
+    assert set(covered[:20]) == {PAIRS} and min(covered[20:]) < PAIRS
+    assert set(fresh.ravel()) == set(range(PAIRS))
+    with pytest.raises(UserError, match="distill.batches to one of rounds, fresh"):
+        minibatches(jax.random.key(0), PAIRS, 2, 1, "all")
+
+
+def test_linear_step_sizes_are_learned_as_they_are():
+    method = dataclasses.replace(METHOD, inner_lr_form="linear", optimizer="sgd", lr_inner_lr=1e3)
+    state, metrics = run(1, method)
+    assert set(start(method).learned) == {"images", "texts", "correspondence", "inner_lr"}
+    before = start(method).learned["inner_lr"]
+    assert before == {"image": jnp.float32(0.1), "text": jnp.float32(0.2)}
+    # By the chain rule, the gradient by the logarithm is the step size times that by the step size.
+    logarithms, _ = run(1, dataclasses.replace(METHOD, optimizer="sgd", lr_inner_lr=1e3))
+    for branch, size in before.items():
+        moved = float(state.learned["inner_lr"][branch] - size)
+        by_log = float(logarithms.learned["log_inner_lr"][branch] - jnp.log(size))
+        assert abs(moved) > 1e-4 and by_log == pytest.approx(float(size) * moved, rel=1e-3)
+        assert float(metrics[0][f"inner_lr_{branch}"]) == float(state.learned["inner_lr"][branch])
+
+
+@pytest.mark.parametrize("optimizer, power", [("sgd", 2), ("adam", 1)])
+def test_rates_can_be_those_of_normalized_pixels(optimizer, power):
+    """The conv net divides pixels by 1/4: SGD's step is a sixteenth of the rate; Adam's, which has no scale, a quarter."""
+    method = dataclasses.replace(METHOD, optimizer=optimizer)
+    moved = [run(1, replaced)[0].learned["images"] - IMAGES
+             for replaced in (method, dataclasses.replace(method, pixel_units="tower"))]
+    np.testing.assert_allclose(moved[1], moved[0] / 4**power, rtol=1e-2, atol=1e-6)
+    unknown = dual_encoder(TOWER._replace(std=None), BACKBONE, WIDTH, mode="projection", dim=7)
+    with pytest.raises(UserError, match="nothing is known of how the tower 'convnet' normalizes"):
+        make_outer_step(unknown, dataclasses.replace(method, pixel_units="tower"))
+
+
+def test_the_logit_scale_of_the_unroll_is_one_over_the_temperature():
+    model, target = MODELS["projection"], ends(MODELS["projection"])
+    draws = draw(jax.random.key(2), METHOD, PAIRS, 2)
+    warm = dataclasses.replace(model, tau=0.5)
+    for of, scale in ((model, 2.0), (warm, 0.0)):
+        loss, _ = objective(of, dataclasses.replace(METHOD, logit_scale=scale), start().learned, *target, draws)
+        np.testing.assert_allclose(loss, objective(warm, METHOD, start().learned, *target, draws)[0], rtol=1e-5)
+    assert abs(float(loss - objective(model, METHOD, start().learned, *target, draws)[0])) > 1e-4
+
+
 def test_mixing_blends_images_and_texts_alike_and_leaves_the_targets():
     """RepBlend, by hand: one inner step on blended rows."""
     model, method = MODELS["projection"], dataclasses.replace(METHOD, mixup=True, inner_steps=1, batch=PAIRS)
     begin, target = ends(model)
     learned, batches, key = start().learned, jnp.stack([jnp.arange(PAIRS)[None]] * 2), jax.random.key(8)
-    loss, inner = objective(model, method, learned, begin, target, batches, key)
-    plain, _ = objective(model, dataclasses.replace(method, mixup=False), learned, begin, target, batches, key)
+    draws = Draws(batches, draw_blends(key, batches.shape), key)
+    loss, inner = objective(model, method, learned, begin, target, draws)
+    plain, _ = objective(model, method, learned, begin, target, draws._replace(blends=Blend()))
     assert abs(float(loss - plain)) > 1e-6
     losses = []
     for r, k in enumerate(jax.random.split(key, 2)):

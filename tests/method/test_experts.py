@@ -14,11 +14,11 @@ from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.errors import UserError
 from mdw_jax.io.checkpoint import read_checkpoint, save_checkpoint
-from mdw_jax.method import experts
-from mdw_jax.method.expert_step import Recipe, make_epoch_batches, track_weights, undivided_weights
+from mdw_jax.method import closed_form, experts
+from mdw_jax.method.expert_step import Recipe, make_expert_steps, make_epoch_batches, track_weights, undivided_weights
 from mdw_jax.method.experts import Checkpointer, expert_epochs, train_experts
 from mdw_jax.method.losses import soft_cross_entropy
-from mdw_jax.method.teachers import teacher_indices, top_captions
+from mdw_jax.method.teachers import Teacher, teacher_indices, top_captions
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.embedding import Inputs, ensemble_embeddings
 from mdw_jax.models.image.convnet import convnet
@@ -305,3 +305,56 @@ def test_pairs_that_are_not_divided_are_all_treated_alike():
     assert weights("both") == [1, pytest.approx(0.7)] and weights("both", True) == weights("gmm", True) == [0, 1]
     with pytest.raises(UserError, match="experts.division is 'gmm'; choose one of"):
         weights("gmm")
+
+
+def closed_form_teacher(pairs, val):
+    """The closed form of planted pairs as a teacher."""
+    texts, features = np.asarray(pairs.texts), np.asarray(pairs.images)
+    fitted = closed_form.fit(features, texts, pairs.image_of, np.asarray(val.images), np.asarray(val.texts), val.image_of)
+    embed = lambda kind, rows: jnp.asarray(kind(fitted.form, rows))
+    return Teacher(embed(closed_form.embed_images, features), embed(closed_form.embed_texts, texts),
+                   fitted.clean_probability)
+
+
+def test_a_first_teacher_divides_and_guides_from_the_first_step(plans):
+    pairs, val, mismatched = planted(0.4)
+    teacher = closed_form_teacher(pairs, val)
+    taught = recipe(closed_form=True, optimizer="adam", decay="cosine", lr_with_teachers=5e-3, epochs=2,
+                    recovery_weight=0.0)
+    trained = train_experts(MODEL, pairs, val, taught, count=1, seed=0, keep=1, mismatched=mismatched,
+                            first_teacher=teacher)
+    np.testing.assert_array_equal(trained.clean_probability, teacher.clean_probability)
+    for clean, _, captions in plans:
+        np.testing.assert_array_equal(clean, np.where(teacher.clean_probability >= 0.5, teacher.clean_probability, 0))
+        np.testing.assert_array_equal(captions, np.arange(len(captions)))
+    alone = train("dtcl", epochs=2, data=(pairs, val, mismatched))
+    assert trained.log[-1]["val_r_mean"] > alone.log[-1]["val_r_mean"]
+
+
+def test_a_generation_between_keeps_the_first_teachers_division(plans):
+    pairs, val, mismatched = planted(0.4)
+    teacher = closed_form_teacher(pairs, val)
+    taught = recipe(closed_form=True, teacher_count=1, teacher_epochs=1, epochs=1, recovery_weight=0.0)
+    trained = train_experts(MODEL, pairs, val, taught, count=1, seed=0, keep=1, mismatched=mismatched,
+                            first_teacher=teacher)
+    assert [row["generation"] for row in trained.log] == ["teachers"] * 2 + ["experts"] * 2
+    assert len(plans) == 4 and all((clean == plans[0][0]).all() for clean, _, _ in plans)
+
+
+def test_a_cosine_decay_ends_at_zero():
+    """The last step of a generation changes almost nothing, the first as much as without decay."""
+    steps = {decay: make_expert_steps(MODEL, recipe(decay=decay), 0.0, total_steps=100) for decay in ("none", "cosine")}
+    moved = {}
+    for decay, made in steps.items():
+        state = made.optimizer.init({"x": jnp.zeros(1)})
+        moves = []
+        for _ in range(100):
+            update, state = made.optimizer.update({"x": jnp.ones(1)}, state, {"x": jnp.zeros(1)})
+            moves.append(float(update["x"][0]))
+        moved[decay] = moves
+    assert moved["cosine"][0] == moved["none"][0] == moved["none"][-1] and abs(moved["cosine"][-1]) < 1e-3
+
+
+def test_adam_experts_learn(plans):
+    trained = train("dtcl", optimizer="adam", lr=5e-3, epochs=3, weight_decay=1e-3)
+    assert trained.log[-1]["val_r_mean"] > 2 * 100 * 6 / 60

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mdw_jax.method.filtering import best_pairs, cosines, filter_quality, mean_score, neg_clip_loss
+from mdw_jax.method.filtering import best_pairs, cosines, filter_quality, mean_score, neg_clip_loss, spread
 
 
 def unit(seed, n, d=5):
@@ -46,6 +46,12 @@ def test_the_best_pairs_are_kept_in_order():
     np.testing.assert_array_equal(best_pairs(score, 0.4), [0, 2, 4])
     np.testing.assert_array_equal(best_pairs(score, 0.2), [0, 2, 3, 4])  # of equal ones the first is dropped
     np.testing.assert_array_equal(best_pairs(score, 0.0), np.arange(5))
+
+
+def test_values_of_kept_pairs_are_spread_over_all_pairs():
+    values = np.array([[1.0, 2.0], [3.0, 4.0]])
+    np.testing.assert_array_equal(spread(values, np.array([1, 3]), 4), [[0, 1, 0, 2], [0, 3, 0, 4]])
+    assert spread(values, np.arange(2), 2) is values
 
 
 def test_filter_quality_known_answer():

@@ -5,6 +5,7 @@ import pytest
 
 from mdw_jax.io.scores import METRICS
 from mdw_jax.method import students as module
+from mdw_jax.method.student_schedule import stops
 from mdw_jax.method.students import Protocol, StudentData, evaluate
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.embedding import Inputs
@@ -51,16 +52,16 @@ def reads(monkeypatch):
 
 
 def test_students_chosen_on_val_learn_and_test_is_read_once_at_the_end(reads):
-    result = evaluate(MODEL, DATA, VAL, TEST, protocol(), seed=1)
+    result = evaluate(MODEL, DATA, VAL, TEST, protocol(lr_scales=(1e-6, 0.3)), seed=1)
     assert result.scores.shape == result.val.shape == (2, 7) and result.select_on == "val"
     assert result.scores[:, -1].min() > 4 * CHANCE
-    # 3 scales, 3 stops, 2 students on val; then each student once on test.
-    assert [split for split, _ in reads] == ["val"] * 18 + ["test"] * 2
-    on_val = np.stack([row for split, row in reads if split == "val"]).reshape(3, 3, 2, 7)
+    # 2 scales, the larger one first, 3 stops, 2 students on val; then each student once on test.
+    assert [split for split, _ in reads] == ["val"] * 12 + ["test"] * 2
+    on_val = np.stack([row for split, row in reads if split == "val"]).reshape(2, 3, 2, 7)
     means = on_val[..., -1].mean(-1)
     scale, stop = np.unravel_index(means.argmax(), means.shape)
-    assert (result.lr_scale, result.steps) == ((1e-6, 0.3, 1.0)[scale], (20, 40, 60)[stop])
-    assert scale > 0  # a step size of nothing is not chosen
+    assert (result.lr_scale, result.steps) == ((0.3, 1e-6)[scale], (20, 40, 60)[stop])
+    assert scale == 0  # a step size of nothing is not chosen
     np.testing.assert_array_equal(result.val, on_val[scale, stop])
     assert not np.array_equal(result.scores[0], result.scores[1])
 
@@ -74,12 +75,12 @@ def test_without_test_nothing_of_it_is_read(reads):
 def test_choosing_on_test_is_optimistic_and_says_so(reads):
     result = evaluate(MODEL, DATA, VAL, TEST, protocol("test", lr_scales=(0.3,)), seed=1)
     assert result.select_on == "test" and result.lr_scale == 1.0
-    on_test = np.stack([row for split, row in reads if split == "test"]).reshape(3, 2, 7)
-    on_val = np.stack([row for split, row in reads if split == "val"]).reshape(3, 2, 7)
+    on_test = np.stack([row for split, row in reads if split == "test"]).reshape(11, 2, 7)
+    on_val = np.stack([row for split, row in reads if split == "val"]).reshape(11, 2, 7)
     best = on_test[..., -1].argmax(0)
     np.testing.assert_array_equal(result.scores, on_test[best, np.arange(2)])
     np.testing.assert_array_equal(result.val, on_val[best, np.arange(2)])
-    chosen_on_val = evaluate(MODEL, DATA, VAL, TEST, protocol(lr_scales=(1.0,)), seed=1)
+    chosen_on_val = evaluate(MODEL, DATA, VAL, TEST, protocol(lr_scales=(1.0,), schedule="lors"), seed=1)
     assert (result.scores[:, -1] >= chosen_on_val.scores[:, -1]).all()
 
 
@@ -114,8 +115,8 @@ def scripted(monkeypatch):
     seen = []
 
     def use(script):
-        def train(model, data, protocol, scale, *, seed, count):
-            for stop in module.stops(protocol):
+        def train(model, data, protocol, schedule, scale, *, seed, count):
+            for stop in schedule.stops:
                 seen.append((scale, stop))
                 yield stop, [(scale, stop)] * count
 
@@ -130,26 +131,34 @@ def scripted(monkeypatch):
 
 
 def chosen(select_on="val", **changes):
-    result = evaluate(MODEL, DATA, VAL, TEST, protocol(select_on, **{"steps": 2400, "patience": 4, "grow": 2, **changes}), seed=1)
+    searching = protocol(select_on, **{"steps": 2400, "patience": 4, "grow": 2, **changes})
+    result = evaluate(MODEL, DATA, VAL, TEST, searching, seed=1)
     return result.lr_scale, result.steps, result.at_edge
 
 
 def test_evaluations_are_ever_farther_apart_and_end_at_the_most_steps():
-    assert module.stops(protocol(steps=60)) == [20, 40, 60]
-    stops = module.stops(protocol(steps=2400))
-    assert stops[:9] == [20, 40, 60, 80, 100, 120, 160, 200, 240] and stops[-1] == 2400 and len(stops) < 25
-    assert all(stop % 20 == 0 for stop in stops)
-    assert max(b / a for a, b in zip(stops[6:], stops[7:], strict=False)) <= 1.25
-    assert module.stops(protocol(steps=59))[-1] == 40
+    assert stops(protocol(steps=60)) == [20, 40, 60]
+    places = stops(protocol(steps=2400))
+    assert places[:9] == [20, 40, 60, 80, 100, 120, 160, 200, 240] and places[-1] == 2400 and len(places) < 25
+    assert all(stop % 20 == 0 for stop in places)
+    assert max(b / a for a, b in zip(places[6:], places[7:], strict=False)) <= 1.25
+    assert stops(protocol(steps=59))[-1] == 40
 
 
 def test_students_stop_when_val_has_not_improved_for_so_many_evaluations(scripted):
     seen = scripted(lambda scale, stop: min(stop, 160))
     assert chosen(lr_scales=(1.0,)) == (1.0, 160, ())
-    assert [stop for _, stop in seen] == module.stops(protocol(steps=2400))[:7 + 4]
+    assert [stop for _, stop in seen] == stops(protocol(steps=2400))[:7 + 4]
     seen.clear()
     assert chosen(lr_scales=(1.0,), patience=0) == (1.0, 160, ())
     assert seen[-1] == (1.0, 2400)
+
+
+def test_a_gain_of_less_than_a_hundredth_is_flat_but_counts(scripted):
+    seen = scripted(lambda scale, stop: 10 + 1e-5 * stop)
+    assert chosen(lr_scales=(1.0,)) == (1.0, 100, ()) and len(seen) == 5
+    scripted(lambda scale, stop: 10 + 0.005 * stop)
+    assert chosen(lr_scales=(1.0,), steps=200) == (1.0, 200, ("steps",))
 
 
 def test_students_that_still_improve_do_all_steps_and_say_so(scripted):
@@ -157,25 +166,23 @@ def test_students_that_still_improve_do_all_steps_and_say_so(scripted):
     assert chosen(lr_scales=(1.0,), steps=400) == (1.0, 400, ("steps",))
 
 
-def test_the_grid_of_scales_grows_where_the_best_lies_at_an_end(scripted):
-    scales = lambda: list(dict.fromkeys(scale for scale, _ in seen))
-    seen = scripted(lambda scale, stop: -abs(np.log(scale / 2.9)))
-    assert chosen(lr_scales=(0.1, 0.3, 1.0)) == (3.33, 20, ()) and scales() == [0.1, 0.3, 1.0, 3.33, 11.1]
-    seen = scripted(lambda scale, stop: scale)
-    assert chosen(lr_scales=(0.3, 1.0, 2.0)) == (8.0, 20, ("lr_scale",))
-    seen = scripted(lambda scale, stop: -scale)
-    assert chosen(lr_scales=(0.3, 0.1, 1.0), grow=1) == (0.0333, 20, ("lr_scale",))
-    seen = scripted(lambda scale, stop: -abs(scale - 0.3))
-    seen.clear()
-    assert chosen(lr_scales=(0.1, 0.3, 1.0)) == (0.3, 20, ()) and scales() == [0.1, 0.3, 1.0]
+@pytest.mark.parametrize("best, grid, expected, tried, edge", [
+    (0.3, (0.1, 0.3, 1.0), 0.3, [0.3, 1.0, 0.1], ()),
+    (2.9, (1.0, 0.1, 0.3), 3.33, [0.3, 1.0, 3.33, 11.1], ()),  # the grid grows; what lies downhill is not tried
+    (99, (0.3, 1.0, 2.0), 8.0, [1.0, 2.0, 4.0, 8.0], ("lr_scale",)),
+    (1e-9, (0.1, 0.3), 0.0111, [0.3, 0.9, 0.1, 0.0333, 0.0111], ("lr_scale",))])
+def test_the_scale_is_climbed_to_and_the_grid_grows_at_its_ends(scripted, best, grid, expected, tried, edge):
+    seen = scripted(lambda scale, stop: 100 - abs(np.log(scale / best)))
+    assert chosen(lr_scales=grid) == (expected, 20, edge)
+    assert list(dict.fromkeys(scale for scale, _ in seen)) == tried
 
 
 def test_neither_a_single_scale_nor_one_chosen_on_test_grows(scripted):
     seen = scripted(lambda scale, stop: scale)
     assert chosen(lr_scales=(1.0,)) == (1.0, 20, ()) and {scale for scale, _ in seen} == {1.0}
     seen.clear()
-    assert chosen(select_on="test", steps=240) == (1.0, 240, ())
-    assert seen == [(1.0, stop) for stop in module.stops(protocol(steps=240))]
+    assert chosen(select_on="test") == (1.0, 2 * 101, ())
+    assert seen == [(1.0, 2 * passes) for passes in range(1, 102, 10)]
 
 
 def test_hard_targets_are_the_pairs_alone():

@@ -15,7 +15,8 @@ from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.method import distill
-from mdw_jax.method.distill import finite_checks, make_outer_step, objective
+from mdw_jax.method.distill import finite_checks, make_outer_step
+from mdw_jax.method.objective import objective, overshooting
 from mdw_jax.pipeline import distill_loop
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.experts import experts_stage
@@ -81,6 +82,15 @@ def test_a_gradient_and_an_update_that_are_not_finite_are_named(monkeypatch):
 
     monkeypatch.setattr(distill, "objective", spoiled)
     assert first_nonfinite() == "the gradient of texts"
+
+
+def test_overshooting_is_told_under_sgd_alone():
+    sgd = dataclasses.replace(METHOD, optimizer="sgd")
+    assert overshooting(sgd, 4.0) is None and overshooting(sgd, 8.0) == 2.0
+    merged = dataclasses.replace(sgd, loss_merge="merged_data")
+    assert overshooting(merged, 2.0) is None and overshooting(merged, 4.0) == 2.0
+    assert overshooting(dataclasses.replace(sgd, objective="covariance"), 8.0) is None
+    assert overshooting(METHOD, 8.0) is None  # Adam
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +167,15 @@ def test_a_set_that_diverges_stops_with_its_last_good_state_and_goes_on_from_it(
     planted(-1)
     same = distilled(restarts=1)  # allowed more, it is the same folder, and what was good is not done again
     assert same == folder and files(folder) == files(distilled("undisturbed"))
+
+
+def test_a_short_segment_is_warned_of_once(distilled, caplog):
+    still = {f"lr_{name}": 0.0 for name in ("images", "texts", "correspondence", "inner_lr")}
+    distilled(optimizer="sgd", inner_lr_image=4.0, inner_lr_text=4.0, **still)
+    losses = [row["loss"] for row in rows(distilled.folder / "metrics.jsonl")]
+    assert sum(loss > 4 for loss in losses) > 1
+    assert caplog.text.count("the experts' segment is short for their steps") == 1
+    assert f"set 0, outer step {next(n for n, loss in enumerate(losses) if loss > 4)}: students end " in caplog.text
 
 
 @pytest.mark.slow

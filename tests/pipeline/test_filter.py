@@ -62,12 +62,6 @@ def test_the_worst_pairs_of_every_score_are_dropped_from_the_experts_on(data, sc
     assert read_json(run.filter.folder.path / "filter.json")["remaining_rate"] == record["rate"]["true"]
 
 
-def test_values_of_kept_pairs_are_spread_over_all_pairs():
-    values = np.array([[1.0, 2.0], [3.0, 4.0]])
-    np.testing.assert_array_equal(filter_module.spread(values, np.array([1, 3]), 4), [[0, 1, 0, 2], [0, 3, 0, 4]])
-    assert filter_module.spread(values, np.arange(2), 2) is values
-
-
 def test_experts_of_a_filter_never_see_a_dropped_pair(data, monkeypatch):
     directory, prepared = data
     run = open_preset(tiny(directory, filter__score="closed_form"), prepared, "infonce")
@@ -172,7 +166,6 @@ def test_a_filter_that_leaves_too_little_is_a_users_mistake(data, changes, messa
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"filter__drop": 0.2}, "filter.score is empty"), ({"filter__drop": 1.0, "filter__score": "cosine"}, r"\[0, 1\)"),
-    ({"filter__score": "closed_form", "model__mode": "full"}, "frozen features"),
     ({"filter__score": "cosine", "experts__recipe": "debiased"}, "not random")])
 def test_filters_that_cannot_be_are_refused(changes, message):
     with pytest.raises(UserError, match=message):

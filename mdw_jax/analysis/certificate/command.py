@@ -10,11 +10,14 @@ over networks. Their noisy loss is measured on val, which no snapshot was traine
 there at the rate of the training pairs (under natural noise val has its own, and is used as it is). To hold out
 training pairs instead would certify other networks, those trained on the rest. Candidates are images and captions of
 test, drawn independently of each other: which of them belong together is not used.
+
+The noise edge is about the training pairs themselves, and needs no networks (`method/noise_edge.py`).
 """
 
 from ml_collections import ConfigDict
 
 from mdw_jax.analysis.certificate.case import experts_to_certify, measure_case, rates_to_certify
+from mdw_jax.analysis.certificate.noise_edge import edge_rows, edge_section, measure_edges
 from mdw_jax.analysis.certificate.plots import draw_certificate
 from mdw_jax.analysis.certificate.report import report
 from mdw_jax.analysis.certificate.rows import COLUMNS, all_rows, to_csv
@@ -45,8 +48,10 @@ def certify_command(config: ConfigDict) -> None:
     cases = [measure_case(names, preset, prepared, settings)
              for names, preset in experts_to_certify(config, prepared, rates)]
     rows = all_rows(cases)
-    write_csv(folder / "certificate.csv", list(COLUMNS), [to_csv(row) for row in rows])
+    edges = measure_edges(cases, prepared)
+    write_csv(folder / "certificate.csv", list(COLUMNS), [to_csv(row) for row in [*rows, *edge_rows(edges)]])
     figure = folder / "figures" / "certificate.png"
     draw_certificate(cases, rows, figure)
     print(report(cases, rows, settings.confidence))
+    print(edge_section(edges))
     print(f"numbers: {folder / 'certificate.csv'}\nfigure: {figure}")

@@ -36,6 +36,10 @@ train_matched, train_mismatched   mean loss on training pairs; train_unseen: the
 val_matched, val_mismatched       mean loss on val
 train_given, val_given            the pairs as given, where it is unknown which are mismatched
 memory            train_unseen - train_mismatched; memory_share: relative to train_unseen - train_matched
+
+measure, of the training pairs, without networks:
+noise_edge_top, noise_edge_directions   the top singular value of their whitened cross-covariance, and how many of its
+                  directions lie above that of shuffled captions, `bound`; bernstein_edge_...: above the proved edge
 """
 
 

@@ -23,10 +23,9 @@ from mdw_jax.method.students import Protocol, evaluate
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs, similarities
 from mdw_jax.pipeline.closed_form import test_embeddings
-from mdw_jax.pipeline.experts import kept_pairs
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.evaluate import evaluate_stage, student_seed
-from mdw_jax.pipeline.experts import experts_stage
+from mdw_jax.pipeline.experts import experts_stage, kept_pairs
 from mdw_jax.pipeline.prepared import Prepared, student_model
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.sets import student_data
