@@ -20,8 +20,9 @@ from mdw_jax.io.records import complete, write_lines
 from mdw_jax.io.scores import METRICS
 from mdw_jax.io.trajectory import save_trajectory
 from mdw_jax.method import certificate, closed_form
+from mdw_jax.method.expert_state import Checkpointer, ExpertTrainState
 from mdw_jax.method.expert_step import Recipe
-from mdw_jax.method.experts import Checkpointer, ExpertTrainState, TrainedExperts, expert_epochs
+from mdw_jax.method.experts import TrainedExperts, expert_epochs
 from mdw_jax.method.filtering import spread
 from mdw_jax.method.noise_rate import noise_rate
 from mdw_jax.method.retrieval import scores

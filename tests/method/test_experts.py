@@ -15,8 +15,9 @@ from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.errors import UserError
 from mdw_jax.io.checkpoint import read_checkpoint, save_checkpoint
 from mdw_jax.method import closed_form, experts
-from mdw_jax.method.expert_step import Recipe, make_expert_steps, make_epoch_batches, track_weights, undivided_weights
-from mdw_jax.method.experts import Checkpointer, expert_epochs, train_experts
+from mdw_jax.method.expert_state import Checkpointer
+from mdw_jax.method.expert_step import Recipe, make_epoch_batches, make_expert_steps, track_weights, undivided_weights
+from mdw_jax.method.experts import expert_epochs, train_experts
 from mdw_jax.method.losses import soft_cross_entropy
 from mdw_jax.method.teachers import Teacher, teacher_indices, top_captions
 from mdw_jax.models.dual_encoder import dual_encoder

@@ -118,3 +118,14 @@ def test_soft_losses_from_another_module(plugin):
         assert entry.torch == twin
         np.testing.assert_array_equal(losses.distillation_loss(f"my_losses:{name}")(LOGITS, jnp.eye(B)),
                                       3 * losses.mse(LOGITS, jnp.eye(B)))
+
+
+def test_published_wbce_keeps_its_rounding_under_jit():
+    """In float32 `1 - p` at a logit of 14 is 13 or 14 times 6e-8, and XLA must not merge the two constants around it."""
+    logits = jnp.full((2, 2), 13.7)
+    p = np.float32(1) / (np.float32(1) + np.exp(np.float32(-13.7)))
+    negative = -np.log(np.float32(1) - p + np.float32(1e-6))
+    expected = (negative - np.log(p + np.float32(1e-6))) / 2  # two positives, two negatives
+    assert abs(float(losses.wbce(logits, jnp.eye(2))) / expected - 1) > 1e-4
+    for function in (losses.wbce_published, jax.jit(losses.wbce_published)):
+        np.testing.assert_allclose(function(logits, jnp.eye(2)), expected, rtol=1e-6)
