@@ -202,8 +202,9 @@ PRESETS: dict[str, PresetSpec] = {
                                       "distill.loss": "nce", "distill.init": "random", "distill.ceo": False},
                           "InfoNCE experts, identity P"),
     "mdw": PresetSpec(label="MDW"),
-    # Real pairs with P from teachers: where mdw starts, and what nothing learned has to beat.
-    "correspond": PresetSpec(_START, "real pairs, P from the experts"),
+    # P from teachers, and no outer step: real pairs, and prototypes. What is learned has to beat both.
+    "correspond": PresetSpec(_START | {"distill.init": "division"}, "real pairs, P from the experts"),
+    "prototypes": PresetSpec(_START | {"distill.init": "prototypes"}, "prototypes, P from the experts"),
     "correspond_infonce": PresetSpec(_INFONCE | _START | {"distill.init": "random"},
                                      "random pairs, P from InfoNCE experts"),
     # Published methods whose P is taken from their own experts.

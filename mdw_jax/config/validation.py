@@ -236,15 +236,8 @@ def _check_distill(config: ConfigDict) -> None:
              "distill.correspondence=identity has none; set it to full or lowrank, or correspondence_init to identity.")
     _require(not taught or len(d.correspondence_tau) > 0, "distill.correspondence_tau is empty; give at least one "
              "temperature, such as (0.07,).")
-    defaults = base().distill
-    for name in ("prototype_steps", "prototype_lr"):
-        _require(d.init == PROTOTYPES or d[name] == defaults[name], f"distill.{name} is set, but distill.init is {d.init}; "
-                 f"leave it out, or set distill.init to {PROTOTYPES}.")
     _require(d.init != PROTOTYPES or not config.text.train, "distill.init=prototypes averages text features, and "
              "text.train makes distilled texts tokens; choose another distill.init.")
-    for name in ("correspondence_teacher", "correspondence_tau"):
-        _require(taught or d[name] == defaults[name], f"distill.{name} is set, but distill.correspondence_init is "
-                 "identity, which asks no teacher; set it to experts.")
     _require(config.model.mode == "projection" or not d.mixup, "distill.mixup (RepBlend) blends the features of a "
              "frozen backbone; set model.mode to projection.")
 

@@ -1,5 +1,6 @@
 """Candidates for a finished set, scored on val by students of their own: the start, every checkpoint, P taken anew."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 from mdw_jax.config.sections import fields
@@ -42,7 +43,8 @@ class Candidate(NamedTuple):
         return f"{pairs}, {p}"
 
 
-def score_candidate(run: PresetRun, prepared: Prepared, learned: Any, method: Method) -> tuple[float, float]:
+def score_candidate(run: PresetRun, prepared: Prepared, learned: Any, method: Method, lr_scale: float | None = None
+                    ) -> tuple[float, float]:
     """Mean r_mean on val of students of a candidate, and the scale of their step sizes.
 
     Args:
@@ -50,9 +52,13 @@ def score_candidate(run: PresetRun, prepared: Prepared, learned: Any, method: Me
         prepared: data and model.
         learned: `DistillState.average`.
         method: how it was distilled.
+        lr_scale: the only scale to try; None: all those of the protocol. Candidates of one set differ little in it, and
+            students that train until val is flat are most of the time that a distillation takes.
     """
-    model = prepared.model
+    model, protocol = prepared.model, fields(Protocol, run.config.evaluate)
+    if lr_scale is not None and protocol.select_on == "val":
+        protocol = dataclasses.replace(protocol, lr_scales=(lr_scale,), grow=0)
     result = evaluate(model, student_data(model, to_distilled_set(learned, method)), prepared.val, None,
-                      fields(Protocol, run.config.evaluate), seed=run.config.run.seed + CANDIDATE_SEED_OFFSET,
+                      protocol, seed=run.config.run.seed + CANDIDATE_SEED_OFFSET,
                       students=CANDIDATE_STUDENTS)
     return float(result.scores[:, -1].mean()), result.lr_scale

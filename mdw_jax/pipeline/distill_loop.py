@@ -369,7 +369,7 @@ class DistillationLoop:
         self.flush_metrics()
         scored = {}
         for name, tau, learned in self.candidates_after(done):
-            val, lr_scale = score_candidate(self.run, self.prepared, learned, self.method)
+            val, lr_scale = score_candidate(self.run, self.prepared, learned, self.method, self.lr_scale())
             self.candidates.append(Candidate(done, name, tau, val, lr_scale))
             scored[val] = (tau, learned)
             if val > self.state.best_val:
@@ -383,6 +383,10 @@ class DistillationLoop:
             self.start_from(*scored[max(scored)])
         self.state = self.state._replace(evaluated=jnp.int32(done))
         self.save_state(regular=self.settings.restarts > 0)
+
+    def lr_scale(self) -> float | None:
+        """The scale of step sizes that the best candidate so far has; None before the first."""
+        return max(self.candidates, key=lambda row: row.val_r_mean).lr_scale if self.candidates else None
 
     def candidates_after(self, done: int) -> Iterator[tuple[str, float | None, dict]]:
         """(where P is from, temperature or None, learned tensors) of each candidate after `done` outer steps."""

@@ -240,7 +240,6 @@ def test_cycled_experts_come_in_rounds_of_new_orders():
     networks = [n for step, _ in drawn for n in step]
     rounds = [networks[k:k + 6] for k in range(0, 18, 6)]
     assert all(sorted(one) == list(range(6)) for one in rounds) and len({tuple(one) for one in rounds}) > 1
-    assert {start for _, starts in drawn for start in starts} == {0, 1, 2}
     assert [starts for _, starts in drawn] == [schedule(0, 0, step, 2, 6, 3)[1] for step in range(9)]
     with pytest.raises(UserError, match="set distill.expert_order to one of drawn, cycled"):
         schedule(0, 0, 0, 2, 6, 3, "sorted")
