@@ -28,4 +28,5 @@ def get_config():
     c.distill.inner_steps = 32
     c.distill.gradient = "detached"
     c.distill.checkpoint_every = 50
+    c.evaluate.steps, c.evaluate.patience = 1000, 2  # for the sake of minutes
     return c

@@ -135,7 +135,7 @@ def test_config_prints_everything(file, capsys):
     assert list(printed) == sorted(printed)
     assert {s: {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()} for s, keys in printed.items()} \
         == resolve(expected).to_dict()
-    assert "\n  lr_scales: [0.1, 0.3, 1.0]\n" in out
+    assert "\n  lr_scales: [0.3, 1.0, 3.0]\n" in out
 
 
 @pytest.mark.parametrize("override, sentence", [

@@ -29,7 +29,6 @@ def get_config():
     c.distill.steps = 120
     c.distill.inner_steps = 32
     c.distill.checkpoint_every = 1000  # no candidates: the last step's average is the set
-    c.evaluate.lr_scales = (0.3, 1.0, 2.0)
     c.evaluate.every = 50
     c.evaluate.hard_targets = True
     overrides = []

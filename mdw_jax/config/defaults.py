@@ -173,7 +173,7 @@ def base() -> ConfigDict:
     c.distill.alpha = 1.0  # scale of the low-rank part of P
     # real pairs to start from; division: drawn from the clean side; division_top: the most probably clean ones;
     # k_means, herding, facility_location: by comparing the clean side in the experts' joint space; prototypes: no real
-    # pairs, but the means of clusters of them, whose images are fitted to the mean features (docs/method.md, 5.5)
+    # pairs, but the means of clusters of them, whose images are fitted to the mean features (docs/method.md, 5.7)
     c.distill.init = "division"
     c.distill.prototype_steps = 100  # prototypes: steps of that fit; 0: the real images nearest to the means
     c.distill.prototype_lr = 0.02  # prototypes: its learning rate
@@ -207,13 +207,13 @@ def base() -> ConfigDict:
     # of which select_on=test always uses one
     c.evaluate.schedule = "constant"
     c.evaluate.steps = 2400  # most steps of each student
-    c.evaluate.patience = 4  # evaluations on val without improvement after which students stop; 0: do all steps
+    c.evaluate.patience = 3  # evaluations on val without a gain of 1 % after which students stop; 0: do all steps
     c.evaluate.every = 20  # steps between the first evaluations; later ones are a fifth of the steps done apart
     c.evaluate.batch = 128  # pairs per step
     c.evaluate.momentum = 0.9  # momentum of SGD
     c.evaluate.weight_decay = 5e-4  # weight decay
-    c.evaluate.lr_scales = (0.1, 0.3, 1.0)  # factors of the learned step sizes, to choose from
-    c.evaluate.grow = 2  # further factors to try on each side, one at a time, while the best lies at that end
+    c.evaluate.lr_scales = (0.3, 1.0, 3.0)  # factors of the learned step sizes; the middle one is tried first
+    c.evaluate.grow = 2  # factors to try beyond each end of lr_scales, while the best lies there
     c.evaluate.lr = 0.3  # step size of students on sets without learned ones (coresets), before it is scaled
     c.evaluate.hard_targets = False  # also train students without the learned P and step sizes: column hard_r_mean
     c.evaluate.tower = ""  # image tower of the students; "": the tower of the distilled set

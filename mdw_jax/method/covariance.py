@@ -3,9 +3,10 @@
 One outer step compares the distilled pairs with a batch of real ones, both embedded by one network (docs/method.md,
 section 5.6). No expert is trained: the network begins anew every few steps and in between learns from the same real
 batches (`make_network_step`). What is compared are the embeddings of the two branches, the part of the model that is
-trained; the paper's features are those of its two trained encoders.
+trained, at the length sqrt(D) that a layer norm gives them; the paper's features are those of its two trained encoders.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,9 +70,9 @@ def objective(model: DualEncoder, method: Method, learned: dict, params, batch: 
         key: a typed key.
     """
     inputs = model.inputs(augment(key, enlarged(learned["images"], method.seen_size), method.augment))
-    v, t = model.embed_image(params["image"], inputs), model.embed_text(params["text"], learned["texts"])
-    real_v, real_t = _embed(model, params, batch)
-    return covariance_loss(v, t, real_v, real_t, method.covariance_scale, method.mean_weight)
+    own = model.embed_image(params["image"], inputs), model.embed_text(params["text"], learned["texts"])
+    features = [math.sqrt(model.dim) * x for x in (*own, *_embed(model, params, batch))]
+    return covariance_loss(*features, method.covariance_scale, method.mean_weight)
 
 
 def make_outer_step(model: DualEncoder, method: Method) -> Callable:

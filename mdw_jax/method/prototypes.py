@@ -1,6 +1,6 @@
 """Prototypes: the means of clusters of clean pairs, and images whose frozen features are those means (this work).
 
-See docs/method.md, section 5.5. A mean over a cluster keeps what its pairs share and averages out what is one
+See docs/method.md, section 5.7. A mean over a cluster keeps what its pairs share and averages out what is one
 photograph's own, so a student learns more from M prototypes than from M real pairs. The text of a prototype is a feature
 vector already. Its image is found by gradient descent on the pixels, from the real image nearest to the mean:
 `|f(x) - c|^2`, in units of the mean squared distance of the prototypes from their center (feature inversion, Mahendran

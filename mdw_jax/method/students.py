@@ -203,7 +203,14 @@ def _chosen_on_val(model: DualEncoder, train: Callable, val: Inputs, protocol: P
     """The scale and the stop that val chooses: from the middle of the grid, uphill to the best of its neighbors."""
     scales = _ladder(protocol.lr_scales, protocol.grow if schedule.searched else 0)
     patience = protocol.patience if schedule.searched else 0
-    at_scale = functools.cache(lambda n: _best_stop(model, train, val, patience, scales[n]))
+    results: dict[int, EvalResult] = {}
+
+    def at_scale(n: int) -> EvalResult:
+        if n not in results:
+            rival = max(results.values(), key=_r_mean, default=None)
+            results[n] = _best_stop(model, train, val, patience, scales[n], rival)
+        return results[n]
+
     place = scales.index(sorted(protocol.lr_scales)[len(protocol.lr_scales) // 2])
     for step in (1, -1):
         while 0 <= place + step < len(scales) and _r_mean(at_scale(place)) < _r_mean(at_scale(place + step)):
@@ -214,15 +221,20 @@ def _chosen_on_val(model: DualEncoder, train: Callable, val: Inputs, protocol: P
     return best._replace(at_edge=tuple(name for name, holds in at_edge.items() if holds))
 
 
-def _best_stop(model: DualEncoder, train: Callable, val: Inputs, patience: int, scale: float) -> EvalResult:
-    """The best stop of one scale; training ends when val was flat for `patience` (0: any number of) evaluations."""
+def _best_stop(model: DualEncoder, train: Callable, val: Inputs, patience: int, scale: float, rival: EvalResult | None
+               ) -> EvalResult:
+    """The best stop of one scale; training ends when val was flat for `patience` (0: any number of) evaluations.
+
+    `rival` is the best of other scales: where it took no more steps, anything that is no better than it is flat too.
+    """
     best, flat_at, waited = None, -math.inf, 0
     for stop, params in train(scale):
         result = EvalResult(None, scores(model, params, val), scale, stop, "val", params)
         if best is None or _r_mean(result) > _r_mean(best):
             best = result
         waited += 1
-        if _r_mean(best) > _GAIN * flat_at:
+        behind = rival is not None and stop > rival.steps and _r_mean(best) <= _r_mean(rival)
+        if _r_mean(best) > _GAIN * flat_at and not behind:
             flat_at, waited = _r_mean(best), 0
         if patience and waited == patience:
             break

@@ -166,6 +166,14 @@ def test_students_that_still_improve_do_all_steps_and_say_so(scripted):
     assert chosen(lr_scales=(1.0,), steps=400) == (1.0, 400, ("steps",))
 
 
+def test_a_scale_that_is_behind_after_as_many_steps_as_the_best_is_given_up(scripted):
+    seen = scripted(lambda scale, stop: {1.0: min(stop, 100), 0.3: stop / 30}[scale])
+    assert chosen(lr_scales=(0.3, 1.0), grow=0) == (1.0, 100, ("lr_scale",))
+    assert [stop for scale, stop in seen if scale == 0.3] == stops(protocol(steps=2400))[:5 + 4]
+    scripted(lambda scale, stop: {1.0: min(stop, 100), 0.3: 0.9 * min(stop, 200)}[scale])
+    assert chosen(lr_scales=(0.3, 1.0), grow=0) == (0.3, 200, ("lr_scale",))
+
+
 @pytest.mark.parametrize("best, grid, expected, tried, edge", [
     (0.3, (0.1, 0.3, 1.0), 0.3, [0.3, 1.0, 0.1], ()),
     (2.9, (1.0, 0.1, 0.3), 3.33, [0.3, 1.0, 3.33, 11.1], ()),  # the grid grows; what lies downhill is not tried
