@@ -108,6 +108,10 @@ def base() -> ConfigDict:
     c.experts.closed_form = False  # begin with a closed form (docs/method.md, 2.7): it divides the pairs and teaches first
     c.experts.teacher_count = 0  # experts of a first generation, which teaches the others from the start; 0: none
     c.experts.teacher_epochs = 6  # epochs of the first generation
+    # epochs of a last generation, taught by the experts, whose paths distillation matches: plain SGD, which a student's few
+    # steps can follow; 0: the experts' own paths are matched
+    c.experts.trajectory_epochs = 0
+    c.experts.trajectory_lr = 0.1  # its learning rate
     c.experts.batch = 128  # pairs per step
     c.experts.lr = 0.5  # learning rate (SGD)
     c.experts.lr_with_teachers = 0.15  # learning rate of experts with teachers; low, because guidance has large gradients

@@ -36,6 +36,7 @@ _RANGES = (
     ("be at least 0", lambda x: x >= 0, (
         "data.train", "data.val", "data.test", "data.sample_rate", "data.seconds", "data.mels", "data.frames",
         "data.limit", "data.holdout_val", "data.holdout_test", "model.pretrain_epochs", "experts.teacher_count",
+        "experts.trajectory_epochs",
         "experts.weight_decay", "experts.warmup", "experts.tolerant_weight", "experts.recovery_weight",
         "experts.recovery_start", "experts.guidance_weight", "distill.lr_images", "distill.lr_texts",
         "distill.lr_correspondence", "distill.lr_inner_lr", "distill.logit_scale", "distill.ceo_beta",
@@ -43,6 +44,7 @@ _RANGES = (
         "evaluate.weight_decay", "evaluate.patience", "evaluate.grow")),
     ("exceed 0", lambda x: x > 0, (
         "model.tau", "experts.lr", "experts.lr_with_teachers", "experts.lr_infonce", "experts.guidance_tau",
+        "experts.trajectory_lr",
         "distill.covariance_scale", "distill.correspondence_tau", "distill.prototype_lr",
         "distill.inner_lr_image", "distill.inner_lr_text", "evaluate.lr", "evaluate.lr_scales",
         "evaluate.tower_lr_scales")),
@@ -215,16 +217,17 @@ def _check_experts(config: ConfigDict) -> None:
 
 
 def _check_distill(config: ConfigDict) -> None:
-    d, epochs = config.distill, config.experts.epochs
+    d, epochs = config.distill, config.experts.trajectory_epochs or config.experts.epochs
     _require(not d.image_size or config.data.name not in LOG_MEL_READERS, "distill.image_size is of square images, and "
              f"data.name={config.data.name} gives log-mels; leave it at 0.")
     _require(d.image_size <= config.data.size, f"distill.image_size ({d.image_size}) exceeds data.size "
              f"({config.data.size}), at which models see the images; lower it, or set it to 0.")
     _require(d.batch <= d.pairs, f"distill.batch ({d.batch}) exceeds distill.pairs ({d.pairs}); lower the batch.")
     last = d.max_start_epoch + d.match_epochs - 1
+    length = "experts.trajectory_epochs" if config.experts.trajectory_epochs else "experts.epochs"
     _require(d.max_start_epoch >= 1, f"distill.max_start_epoch must be at least 1, not {d.max_start_epoch}.")
-    _require(last <= epochs, f"matching up to epoch {last} needs as many expert epochs, but experts.epochs is {epochs}; "
-             f"raise experts.epochs, or lower distill.max_start_epoch ({d.max_start_epoch}) or distill.match_epochs "
+    _require(last <= epochs, f"matching up to epoch {last} needs as many expert epochs, but {length} is {epochs}; "
+             f"raise {length}, or lower distill.max_start_epoch ({d.max_start_epoch}) or distill.match_epochs "
              f"({d.match_epochs}).")
     _require(d.loss_merge != "merged_data" or (d.gradient == "detached" and d.inner_optimizer == "sgd"),
              "distill.loss_merge merged_data leaves the step sizes' gradients as they are, which is defined for "

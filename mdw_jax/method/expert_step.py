@@ -27,6 +27,8 @@ class Recipe:
     teacher_count: int
     teacher_epochs: int
     epochs: int
+    trajectory_epochs: int
+    trajectory_lr: float
     batch: int
     lr: float
     lr_with_teachers: float

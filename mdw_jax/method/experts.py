@@ -68,9 +68,10 @@ class TrainedExperts(NamedTuple):
     """The result of training, one entry per network (2 e is A and 2 e + 1 is B of expert e).
 
     Attributes:
-        epochs: epochs done, those of the teachers included.
-        snapshots: lists of parameters (the averaged weights); entry k is after epoch k, 0 before training.
-        log: one dict for each epoch and network, those of the teachers first.
+        epochs: epochs done, those of all generations.
+        snapshots: lists of parameters (the averaged weights); entry k is after epoch k, 0 before training. They are the
+            experts' own, or, with `trajectory_epochs`, those of the networks that they taught last.
+        log: one dict for each epoch and network, in the order of the generations.
         best: parameters at the best validation r_mean.
         clean_probability: (K,) mean over networks of the last division; ones where pairs were not divided.
         correct: (networks, epochs, K) bool: whether image and caption of a pair found each other in its batch, when the
@@ -213,10 +214,20 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
         teacher, earlier = _ensemble_teacher(generation, state.best, first_teacher), _trained(state)
         recipe = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
     generation = make_generation("experts", model, train, val, recipe, count=count, epochs=recipe.epochs, seed=seed,
-                                 keep=keep, rate=rate, mismatched=mismatched, teacher=teacher)
+                                 keep=0 if recipe.trajectory_epochs else keep, rate=rate, mismatched=mismatched,
+                                 teacher=teacher)
     for state in generation_epochs(generation, checkpointer):
         trained = _trained(state)
-        yield trained._replace(epochs=earlier.epochs + trained.epochs, log=earlier.log + trained.log)
+        trained = trained._replace(epochs=earlier.epochs + trained.epochs, log=earlier.log + trained.log)
+        yield trained
+    if recipe.trajectory_epochs:
+        plain = dataclasses.replace(recipe, optimizer="sgd", decay="none", momentum=0.0, lr=recipe.trajectory_lr)
+        generation = make_generation("trajectories", model, train, val, plain, count=count, keep=keep, seed=seed, rate=rate,
+                                     epochs=recipe.trajectory_epochs, mismatched=mismatched,
+                                     teacher=_ensemble_teacher(generation, state.best, first_teacher))
+        for state in generation_epochs(generation, checkpointer):
+            yield trained._replace(epochs=trained.epochs + state.epoch, log=trained.log + state.log,
+                                   snapshots=state.snapshots)
 
 
 def _trained(state: ExpertTrainState) -> TrainedExperts:

@@ -126,7 +126,7 @@ def _train_epochs(run: PresetRun, prepared: Prepared, recipe: Recipe, kept: np.n
                   metrics: MetricsWriter) -> TrainedExperts:
     """Train all epochs on the kept pairs, the teachers' first, and show and log each of them."""
     config, noise = run.config, run.noise
-    epochs = recipe.epochs + (recipe.teacher_epochs if recipe.teacher_count else 0)
+    epochs = recipe.epochs + recipe.trajectory_epochs + (recipe.teacher_epochs if recipe.teacher_count else 0)
     epochs_shown = rows_written = 0
     with progress(f"experts ({config.experts.recipe}, noise {noise.label})", epochs, "epochs") as advance:
         for trained in expert_epochs(

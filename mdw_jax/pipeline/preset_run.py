@@ -165,6 +165,8 @@ def _experts_key(c: ConfigDict, prepared: Prepared, noise: Noise, filtering: Fil
     ignored = list(_NOT_EXPERTS)
     if not c.experts.teacher_count:
         ignored += ["teacher_count", "teacher_epochs"]
+    if not c.experts.trajectory_epochs:
+        ignored += ["trajectory_epochs", "trajectory_lr"]
     if not (c.experts.teacher_count or c.experts.closed_form):
         ignored.append("lr_with_teachers")
     recipe = {key: value for key, value in c.experts.to_dict().items() if key not in ignored}
