@@ -22,7 +22,7 @@ The same names are the parts from which a distillation is put together by hand; 
     distillation  Method, clean_pairs, init_state, schedule, make_outer_step, unroll, matching_loss, correspondence
     evaluation    StudentData, student_data, Protocol, evaluate, scores, METRICS
     files         DistilledSet, save_distilled, load_distilled, open_run, Run, PresetResults, torch_dataset
-    settings      base, published, resolve, preset_config, fields
+    settings      base, frozen_backbone, published, resolve, preset_config, fields
     extending     PresetSpec, DistillationLoss, MetricsWriter
     utilities     named_key, named_generator, stack
     errors        UserError
@@ -34,7 +34,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mdw_jax.config import base, published, resolve
+    from mdw_jax.config import base, frozen_backbone, published, resolve
     from mdw_jax.config.overrides import preset_config
     from mdw_jax.config.presets import PresetSpec
     from mdw_jax.config.sections import fields
@@ -100,7 +100,7 @@ _HOMES = {
     "Run": "reporting.run_files:Run", "PresetResults": "reporting.run_files:PresetResults",
     "torch_dataset": "export.torch_dataset:torch_dataset",
     # settings
-    "base": "config:base", "published": "config:published", "resolve": "config:resolve",
+    "base": "config:base", "frozen_backbone": "config:frozen_backbone", "published": "config:published", "resolve": "config:resolve",
     "preset_config": "config.overrides:preset_config", "fields": "config.sections:fields",
     # extending
     "PresetSpec": "config.presets:PresetSpec", "DistillationLoss": "method.losses:DistillationLoss",

@@ -203,6 +203,7 @@ def base() -> ConfigDict:
     c.distill.checkpoint_every = 50  # outer steps between checkpoints, which are also the candidates to choose on val
     c.distill.restarts = 0  # times that a diverging set goes back to its last checkpoint, with smaller learning rates
     c.distill.restart_factor = 0.3  # factor of the four learning rates at each restart
+    c.distill.on_divergence = "stop"  # what comes then; stop: an error; keep: the best candidate so far, as published
 
     c.evaluate = ConfigDict()  # training of students on the distilled sets
     c.evaluate.select_on = "val"  # split to select candidates and step sizes on; test: optimistic, as published
@@ -253,6 +254,25 @@ def base() -> ConfigDict:
     c.plan.device = "h200"  # device to plan for
     c.plan.utilization = 0.3  # fraction of the device's peak FLOP/s to expect
     c.plan.compile = True  # compile both steps, to know their peak memory
+    return c
+
+
+def frozen_backbone() -> ConfigDict:
+    """Two heads on a frozen, pretrained backbone: the settings that were best on Flickr8k (docs/results.md).
+
+    The closed form divides the pairs and teaches a first generation of networks, which teaches the experts, which give
+    the distilled set its P and teach the networks whose paths are matched.
+    """
+    c = base()
+    c.model.mode = "projection"
+    c.experts.closed_form = True
+    c.experts.optimizer, c.experts.decay, c.experts.lr_with_teachers = "adam", "cosine", 2e-3
+    c.experts.teacher_count, c.experts.teacher_epochs = 2, 4
+    c.experts.count, c.experts.epochs = 4, 4
+    c.experts.trajectory_epochs = 2
+    c.experts.lr = 1.0  # of networks without teachers
+    c.distill.init = "prototypes"
+    c.distill.prototype_steps = 150
     return c
 
 

@@ -57,6 +57,7 @@ LOSS_MERGES = ("separate", "merged", "merged_data")  # method/matching.py: match
 BATCHES = ("rounds", "fresh")  # method/matching.py: minibatches
 INNER_LR_FORMS = ("log", "linear")  # method/distill.py: init_state
 PIXEL_UNITS = ("unit", "tower")  # method/distill.py: pixel_std
+ON_DIVERGENCE = ("stop", "keep")  # pipeline/distill_loop.py: may_end
 EXPERT_ORDERS = ("drawn", "cycled")  # method/distill.py: schedule
 CORRESPONDENCES = ("identity", "full", "lowrank")  # method/correspondence.py
 CORRESPONDENCE_INITS = ("experts", "identity")  # pipeline/distill_loop.py
@@ -119,6 +120,7 @@ CHOICES: dict[str, Choice] = {
     "distill.batches": Choice(BATCHES, "way to draw batches"),
     "distill.inner_lr_form": Choice(INNER_LR_FORMS, "form of step sizes"),
     "distill.pixel_units": Choice(PIXEL_UNITS, "unit of pixels"),
+    "distill.on_divergence": Choice(ON_DIVERGENCE, "end of a diverging set"),
     "distill.expert_order": Choice(EXPERT_ORDERS, "order of the experts"),
     "distill.loss": Choice(DISTILLATION_LOSSES, "distillation loss", plugin=True),
     "distill.correspondence": Choice(CORRESPONDENCES, "correspondence"),

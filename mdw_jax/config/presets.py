@@ -126,6 +126,7 @@ _LORS_BY_PAIRS = {199: _REPBLEND_BY_PAIRS[199], 499: _REPBLEND_BY_PAIRS[499] | {
 _AS_PUBLISHED = {
     "distill.clip_images": False, "distill.inner_lr_form": "linear", "distill.lr_inner_lr": 0.01,
     "distill.pixel_units": "tower", "distill.expert_order": "cycled", "distill.inner_optimizer": "sgd",
+    "distill.on_divergence": "keep",  # they leave the loop at the first NaN, and what was evaluated before counts
     # Their data sets return augmented images, also for the start. (Experts are trained on such images where the config
     # says so, as published() does; features of a frozen tower are computed once, from images as they are.)
     "distill.init_augment": "rand_augment",

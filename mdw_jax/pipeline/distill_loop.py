@@ -118,7 +118,7 @@ def distill_set(run: PresetRun, prepared: Prepared, index: int, directory: Path,
     """Distill set `index` of a preset, from its last checkpoint if there is one.
 
     A set that diverges goes back to its last regular checkpoint with smaller learning rates, as often as
-    `distill.restarts` allows.
+    `distill.restarts` allows, and then is an error, or ends as it is (`distill.on_divergence`).
 
     Args:
         run: the preset.
@@ -142,6 +142,8 @@ def distill_set(run: PresetRun, prepared: Prepared, index: int, directory: Path,
             return loop.result()
         except Diverged as error:
             barrier()
+            if loop.may_end(error):
+                return loop.result()
             loop.restart(error)
 
 
@@ -215,6 +217,15 @@ class DistillationLoop:
     def _save(self, name: str) -> None:
         if is_main():
             save_checkpoint(self.directory / name, self.state, self.key)
+
+    def may_end(self, error: Diverged) -> bool:
+        """Whether a set that diverged ends with its best candidate so far, as in published code, which leaves its loop."""
+        if self.settings.on_divergence == "stop" or int(self.state.restarts) < self.settings.restarts:
+            return False
+        self.metrics = self.metrics[:error.step]
+        logger.warning("%s set %d diverged at outer step %d: the first value that was not finite is %s; it ends with the "
+                       "best of its candidates until then.", self.run.name, self.index, error.step, error.first)
+        return True
 
     def restart(self, error: Diverged) -> None:
         """Go back to the last regular checkpoint with smaller learning rates.
@@ -356,10 +367,11 @@ class DistillationLoop:
     def evaluation_due(self, done: int) -> bool:
         """Whether candidates are scored after `done` outer steps: at each regular checkpoint, but not twice.
 
-        The start is one where P comes from teachers, and where nothing else is done.
+        The start is one where P comes from teachers, where nothing else is done, and where a set that diverges has to
+        keep something (published code evaluates at iteration 0 as well).
         """
         if done == 0:
-            regular = self.teachers is not None or self.settings.steps == 0
+            regular = self.teachers is not None or self.settings.steps == 0 or self.settings.on_divergence == "keep"
         else:
             regular = done % self.settings.checkpoint_every == 0 or done == self.settings.steps
         return regular and done > int(self.state.evaluated)

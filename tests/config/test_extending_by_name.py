@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 GUIDE, CONTRIBUTING = ROOT / "docs" / "extending.md", ROOT / "CONTRIBUTING.md"
 OWN = {
     "data.name": "addon:squares", "model.tower": "addon:blocks", "experts.augment": "addon:darken",
-    "distill.augment": "addon:darken", "experts.clean_loss": "addon:focal", "experts.tolerant_loss": "addon:focal",
+    "distill.augment": "addon:darken", "distill.init_augment": "addon:darken",
+    "experts.clean_loss": "addon:focal", "experts.tolerant_loss": "addon:focal",
     "experts.clean_q": 0.5, "distill.loss": "addon:huber", "distill.inner_optimizer": "addon:clipped_momentum",
     "watch.writers": ("addon:JsonLines",), "run.presets": ("addon:detached", "addon:first"),
 }

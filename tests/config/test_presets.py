@@ -96,7 +96,7 @@ def test_presets_as_published_differ_by_what_published_code_does():
 
     common = {"distill.clip_images": False, "distill.inner_lr_form": "linear", "distill.lr_inner_lr": 0.01,
               "distill.lr_images": 1000.0, "distill.pixel_units": "tower", "distill.expert_order": "cycled",
-              "distill.init_augment": "rand_augment", "evaluate.lr_scales": (1.0,)}
+              "distill.init_augment": "rand_augment", "distill.on_divergence": "keep", "evaluate.lr_scales": (1.0,)}
     assert differing("lors") == common | {"distill.loss": "wbce_published", "evaluate.schedule": "lors"}
     assert differing("repblend") == common | {"distill.loss": "wbce_published", "evaluate.schedule": "repblend"}
     assert differing("vld") == common | {

@@ -169,6 +169,16 @@ def test_a_set_that_diverges_stops_with_its_last_good_state_and_goes_on_from_it(
     assert same == folder and files(folder) == files(distilled("undisturbed"))
 
 
+@pytest.mark.parametrize("at", [1, 3])  # before the first checkpoint, and after it
+def test_a_set_that_diverges_can_end_with_its_best_candidate(distilled, planted, caplog, at):
+    planted(at)
+    folder = distilled(on_divergence="keep")
+    assert f"set 0 diverged at outer step {at}: the first value that was not finite is texts" in caplog.text
+    assert [row["step"] for row in rows(folder / "metrics.jsonl")] == list(range(at))
+    tensors = load_file(folder / "distilled.safetensors")
+    assert all(np.isfinite(value).all() for value in tensors.values())
+
+
 def test_a_short_segment_is_warned_of_once(distilled, caplog):
     still = {f"lr_{name}": 0.0 for name in ("images", "texts", "correspondence", "inner_lr")}
     distilled(optimizer="sgd", inner_lr_image=4.0, inner_lr_text=4.0, **still)
