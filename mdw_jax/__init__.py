@@ -100,7 +100,8 @@ _HOMES = {
     "Run": "reporting.run_files:Run", "PresetResults": "reporting.run_files:PresetResults",
     "torch_dataset": "export.torch_dataset:torch_dataset",
     # settings
-    "base": "config:base", "frozen_backbone": "config:frozen_backbone", "published": "config:published", "resolve": "config:resolve",
+    "base": "config:base", "frozen_backbone": "config:frozen_backbone", "published": "config:published",
+    "resolve": "config:resolve",
     "preset_config": "config.overrides:preset_config", "fields": "config.sections:fields",
     # extending
     "PresetSpec": "config.presets:PresetSpec", "DistillationLoss": "method.losses:DistillationLoss",

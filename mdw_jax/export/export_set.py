@@ -2,7 +2,7 @@
 
 In the directory of an export, depending on its formats:
 
-    distilled.safetensors          every number, float32 (`io/distilled_set.py`)
+    distilled.safetensors          every number, float32 but for P in half precision (`io/distilled_set.py`)
     images/NNNNNN.png              8 bits per channel, with images/metadata.jsonl: what `imagefolder` reads
     data.parquet                   the image, and its pixels and text as float32
     shard-000000.tar               NNNNNN.png, .txt, .json, .text.npy, .correspondence.npy of each pair

@@ -144,7 +144,8 @@ def webdataset_files(distilled: DistilledSet, nearest: NearestCaptions, numbers:
 
 
 FORMATS: dict[str, Format] = {
-    "safetensors": Format(None, f"`{TENSORS}`: all numbers, float32; `{CARD}`: where they came from", (TENSORS,)),
+    "safetensors": Format(None, f"`{TENSORS}`: all numbers, float32, P in half precision; "
+                          f"`{CARD}`: where they came from", (TENSORS,)),
     "folder": Format(folder_files, "`images/`: `load_dataset('imagefolder', data_dir='images')`",
                      ("images/metadata.jsonl", f"images/{6 * '[0-9]'}.png"), needs_images=True),
     "parquet": Format(parquet_files, "`data.parquet`: `load_dataset('parquet', data_files='data.parquet')`",

@@ -161,7 +161,7 @@ def save_distilled(path, distilled: DistilledSet, card: dict) -> None:
     directory = Path(path)
     sizes = {f"step_size.{name}": value for name, value in distilled.step_sizes.items()}
     # C order: safetensors writes a strided array's memory as if it were contiguous.
-    arrays = {name: np.asarray(value, np.float32, order="C")
+    arrays = {name: _stored(name, np.asarray(value, np.float32, order="C"))
               for name, value in (distilled._arrays() | sizes).items()}
     # One metadata entry: safetensors orders several at random, and the same set should be the same file.
     data = save(arrays, metadata={_FORMAT: json.dumps(distilled._settings())})
@@ -246,16 +246,29 @@ def _missing(directory: Path, error: OSError) -> str:
     return f"the distilled set in '{directory}' cannot be read ({error}); distill or copy it again."
 
 
+def _stored(name: str, array: np.ndarray) -> np.ndarray:
+    """The array as it is written: P in half precision where that changes no value, as of all sets of this package."""
+    if not name.startswith("correspondence."):
+        return array
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else array
+
+
 def _from_file(path: Path) -> DistilledSet:
     with safe_open(path, "np") as file:
         settings = parse_json(file.metadata()[_FORMAT])
-        arrays = {name: file.get_tensor(name) for name in file.keys()}
+        arrays = {name: _widened(file.get_tensor(name)) for name in file.keys()}
     parts = {prefix: {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
              for prefix in ("correspondence.", "step_size.")}
     return DistilledSet(
         images=arrays["images"], texts=arrays["texts"], correspondence=parts["correspondence."],
         step_sizes={name: float(array) for name, array in parts["step_size."].items()},
         alpha=settings["alpha"], loss=settings["loss"], seen_size=settings.get("seen_size", 0))
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _described(value) -> str:

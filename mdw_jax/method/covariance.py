@@ -71,8 +71,8 @@ def objective(model: DualEncoder, method: Method, learned: dict, params, batch: 
     """
     inputs = model.inputs(augment(key, enlarged(learned["images"], method.seen_size), method.augment))
     own = model.embed_image(params["image"], inputs), model.embed_text(params["text"], learned["texts"])
-    features = [math.sqrt(model.dim) * x for x in (*own, *_embed(model, params, batch))]
-    return covariance_loss(*features, method.covariance_scale, method.mean_weight)
+    v, t, real_v, real_t = (math.sqrt(model.dim) * x for x in (*own, *_embed(model, params, batch)))
+    return covariance_loss(v, t, real_v, real_t, method.covariance_scale, method.mean_weight)
 
 
 def make_outer_step(model: DualEncoder, method: Method) -> Callable:

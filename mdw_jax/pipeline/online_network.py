@@ -36,7 +36,7 @@ class OnlineNetwork:
         self._life = run.config.distill.network_steps
         self._start, self._step = _network_step(prepared.model, experts.lr_infonce, experts.momentum,
                                                 experts.weight_decay)
-        self._at, self._network = -1, ()  # an outer step, and the network at it: parameters, state of the optimizer
+        self._at, self._network = -1, (None, None)  # a step, and the network then: parameters, optimizer state
 
     def arguments(self, step: int) -> tuple:
         """(parameters of the network, the real batch) of an outer step."""

@@ -41,11 +41,15 @@ def real_pairs(prepared: Prepared, noise: Noise, rows: np.ndarray, image_size: i
 
 
 def to_distilled_set(learned: dict, method: Method) -> DistilledSet:
-    """The learned tensors of a distillation (`DistillState.learned` or `.average`) as a set in host memory."""
+    """The learned tensors of a distillation (`DistillState.learned` or `.average`) as a set in host memory.
+
+    P is rounded to half precision, as it is stored: what students are scored on is what the file holds.
+    """
     arrays = jax.tree.map(lambda x: np.asarray(x, np.float32), learned)
     linear = arrays["inner_lr"] if "inner_lr" in arrays else jax.tree.map(np.exp, arrays["log_inner_lr"])
     steps = {branch: float(size) for branch, size in linear.items()}
-    return DistilledSet(arrays["images"], arrays["texts"], arrays["correspondence"], steps, method.alpha, method.loss,
+    p = {name: array.astype(np.float16).astype(np.float32) for name, array in arrays["correspondence"].items()}
+    return DistilledSet(arrays["images"], arrays["texts"], p, steps, method.alpha, method.loss,
                         method.seen_size)
 
 

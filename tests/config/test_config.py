@@ -61,7 +61,7 @@ def test_every_recipe_resolves_to_its_choices(recipe):
     ({"evaluate__every": 30, "evaluate__steps": 20}, r"evaluate.every \(30\) exceeds evaluate.steps \(20\)"),
     ({"evaluate__lr_scales": ()}, "evaluate.lr_scales"),
     *(({name: 0}, name.replace("__", ".")) for name in (
-        "distill__steps", "distill__inner_steps", "distill__batch", "distill__sets", "distill__trajectories",
+        "distill__inner_steps", "distill__batch", "distill__sets", "distill__trajectories",
         "distill__checkpoint_every", "distill__match_epochs", "experts__count", "experts__epochs", "experts__batch",
         "evaluate__students", "evaluate__steps", "evaluate__every")),
 ])

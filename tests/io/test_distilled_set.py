@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mdw_jax.errors import UserError
 from mdw_jax.io import distilled_set as module
@@ -210,3 +210,15 @@ def test_settings_of_another_type(tmp_path, settings):
 def test_parts_of_another_type(change):
     with pytest.raises(UserError, match=f"distilled '({next(iter(change))}|image)'"):
         dataclasses.replace(make_set(), **change)
+
+
+def test_p_is_stored_in_half_precision_where_that_loses_nothing(tmp_path):
+    """Rounded to half precision, as `to_distilled_set` does, P takes 2 bytes an entry; any other P is kept as it is."""
+    p = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float16).astype(np.float32)
+    halved = dataclasses.replace(make_set(), correspondence={"matrix": p})
+    exact = dataclasses.replace(halved, correspondence={"matrix": p + np.float32(1e-5)})
+    for name, distilled, dtype in (("half", halved, np.float16), ("exact", exact, np.float32)):
+        save_distilled(tmp_path / name, distilled, {})
+        assert load_file(tmp_path / name / "distilled.safetensors")["correspondence.matrix"].dtype == dtype
+        loaded, _ = load_distilled(tmp_path / name)
+        np.testing.assert_array_equal(loaded.correspondence["matrix"], distilled.correspondence["matrix"])

@@ -55,6 +55,15 @@ def test_an_interval_takes_sets_as_the_unit(write):
     assert "| full | 51.00 |" in text and "t-interval over sets" in text
 
 
+def test_a_score_at_the_edge_of_its_search_is_marked_and_its_column_is_no_setting(write):
+    data = [*rows("random", "0.4", [[1, 3]], at_edge=""), *rows("mdw", "0.4", [[9, 9], [9, 9]], at_edge="steps")]
+    data[-1]["at_edge"] = ""  # of one set alone
+    text = table(read_rows([write(data)]))
+    assert "| random | 2.00 +- 1.41 |" in text and "| mdw | **9.00 +- 0.00 (edge)** |" in text
+    assert text.splitlines()[-1].count("(edge): the best number of steps") == 1
+    assert "(edge)" not in table(read_rows([write(data[:2])]))
+
+
 def test_sets_of_several_seeds_are_several_sets(write):
     data = rows("mdw", "0.4", [[1, 1]]) + rows("mdw", "0.4", [[3, 3]], run__seed="1")
     text = table(read_rows([write(data)]), interval=True)
