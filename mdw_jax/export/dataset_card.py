@@ -52,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-d = {name: tensor.float() for name, tensor in load_file("distilled.safetensors").items()}
+d = {{name: tensor.float() for name, tensor in load_file("distilled.safetensors").items()}}
 images, texts = d["images"].movedim(-1, -3), d["texts"]  # channels first, in [0, 1]; text features{enlarge}
 P = {p}
 groups = [

@@ -407,7 +407,9 @@ class DistillationLoop:
             temperatures = self.settings.correspondence_tau
         else:
             yield "learned" if self.settings.correspondence != "identity" else "identity", None, average
-            temperatures = [float(self.state.tau)] if self.teachers is not None else []
+            # The setting itself: the state holds it in float32.
+            nearest = min(self.settings.correspondence_tau, key=lambda tau: abs(tau - float(self.state.tau)))
+            temperatures = [nearest] if self.teachers is not None else []
         for tau in temperatures:
             p = self.teachers.correspondence(average, self.method, float(tau))
             yield "teachers", float(tau), {**average, "correspondence": p}
