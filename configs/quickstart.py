@@ -6,19 +6,18 @@ A small conv net first learns to name what is on other generated scenes (the sta
 frozen, and two projection heads learn from the noisy pairs.
 """
 
-from mdw_jax.config import base
+from mdw_jax.config import frozen_backbone
 
 
 def get_config():
-    c = base()
+    c = frozen_backbone()
     c.run.dir = "runs/quickstart"
-    c.run.presets = ("random", "infonce", "mdw", "experts", "full")
-    c.model.mode = "projection"
+    c.run.presets = ("random", "infonce", "correspond", "mdw", "closed_form", "experts", "full")
     c.model.widths = (64, 128, 256)
     c.model.pretrain_epochs = 10
-    c.experts.count = 2
-    c.experts.epochs = 4
-    c.experts.lr = 2.0
+    c.experts.count, c.experts.epochs = 2, 4
+    c.experts.teacher_count, c.experts.teacher_epochs = 1, 4
+    c.experts.trajectory_lr = 0.3
     c.distill.pairs = 50
     c.distill.steps = 100
     c.distill.lr_images = 0.02
@@ -28,5 +27,7 @@ def get_config():
     c.distill.inner_steps = 32
     c.distill.gradient = "detached"
     c.distill.checkpoint_every = 50
+    c.distill.correspondence_tau = (0.1, 0.14)
+    c.distill.ceo = False  # it brings nothing measurable (docs/results.md)
     c.evaluate.steps, c.evaluate.patience = 1000, 2  # for the sake of minutes
     return c

@@ -169,6 +169,7 @@ def _contents(distilled: DistilledSet, card: dict) -> list[str]:
         f"{_reading(distilled.loss)} The column `correspondence` is a row of it in full.",
         f"Step sizes of the student ({_optimizer(distilled, card)}): {steps}.",
         _size(distilled),
+        *([f"Chosen on val among {len(card['candidates'])} candidates: {card['chosen']}."] if card.get("chosen") else []),
     ]
     if card["png"] is None:
         return lines

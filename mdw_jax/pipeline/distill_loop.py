@@ -379,11 +379,11 @@ class DistillationLoop:
     def evaluate_candidates(self, done: int) -> None:
         """Score the candidates after `done` outer steps on val, keep the best so far, and save the state."""
         self.flush_metrics()
-        scored = {}
+        scored = []
         for name, tau, learned in self.candidates_after(done):
             val, lr_scale = score_candidate(self.run, self.prepared, learned, self.method, self.lr_scale())
             self.candidates.append(Candidate(done, name, tau, val, lr_scale))
-            scored[val] = (tau, learned)
+            scored.append((val, tau, learned))
             if val > self.state.best_val:
                 self.state = self.state._replace(best=jax.tree.map(jnp.copy, learned), best_val=jnp.float32(val))
             if done:
@@ -392,7 +392,7 @@ class DistillationLoop:
         if done:
             self.log(self.metrics[-1])
         elif self.teachers is not None:
-            self.start_from(*scored[max(scored)])
+            self.start_from(*max(scored, key=lambda row: row[0])[1:])
         self.state = self.state._replace(evaluated=jnp.int32(done))
         self.save_state(regular=self.settings.restarts > 0)
 

@@ -95,7 +95,12 @@ def _training_sections(runs: Sequence[Run]) -> list[_Section]:
 
 def _detail_sections(runs: Sequence[Run]) -> list[_Section]:
     budgets = [row for run in runs for row in _budget(run, several=len(runs) > 1)]
+    candidates = [row for run in runs for row in _candidates(run, several=len(runs) > 1)]
     return [
+        ("Candidates", "What the first set of each preset could have ended as, by mean r_mean on val of students of their "
+         "own: the start, where nothing is distilled, and every checkpoint, each with P as learned and as its teachers see "
+         "the pairs. The best one is the set.",
+         html.html_table(candidates, "Candidates") if candidates else ""),
         ("Byte budget", "The size of each set, everything counted: images in 8 bits, texts and the parameters of P in "
          "half precision, step sizes in float32; the last column is the same size in real pairs.",
          html.html_table(budgets, "Byte budget")),
@@ -170,6 +175,19 @@ def _budget(run: Run, several: bool) -> list[dict]:
                      **{name.replace("_", " "): _kilo(budget[name])
                         for name in ("images", "texts", "correspondence", "step_sizes", "total")},
                      "pairs": f"{budget['pairs_equivalent']:.1f}"})
+    return rows
+
+
+def _candidates(run: Run, several: bool) -> list[dict]:
+    """A row for each candidate of the first sets of a run."""
+    rows = []
+    for preset in run.presets_with_sets:
+        candidates = preset.displayed_set[1].get("candidates", [])
+        best = max((row["val_r_mean"] for row in candidates), default=None)
+        rows += [{**({"run": run.label} if several else {}), "preset": preset.label, "outer step": row["step"],
+                  "P": row["correspondence"], "tau": "" if row["tau"] is None else f"{row['tau']:g}",
+                  "r_mean on val": f"{row['val_r_mean']:.2f}", "step size scale": f"{row['lr_scale']:g}",
+                  "": "chosen" if row["val_r_mean"] == best else ""} for row in candidates]
     return rows
 
 

@@ -107,4 +107,6 @@ def _are_certificate_inputs(value) -> bool:
 
 
 EXPERTS_SCHEMA = {"networks": _is_step, "certificate_inputs": _are_certificate_inputs}
-CARD_SCHEMA = {"sha256": _is_text}
+CARD_SCHEMA = {"sha256": _is_text, "chosen?": _is_text, "candidates?": [
+    {"step": _is_step, "correspondence": _is_text, "tau": _or_null(_is_number), "val_r_mean": _is_number,
+     "lr_scale": _is_number}]}

@@ -1,6 +1,7 @@
 """P from the experts, and which of the candidates a set ends as."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -56,22 +57,24 @@ def test_the_start_every_checkpoint_and_p_taken_anew_are_candidates_and_val_deci
 
 
 def test_what_wins_on_val_is_what_is_kept(tmp_path, monkeypatch):
-    """With scores that are made up, each candidate in turn is the best."""
+    """With scores that are made up: a start, what was learned, and the last P taken anew are the best in turn."""
     kept = {}
-    for best in range(7):
+    for best in (2, 3, 6):
         scores = iter(np.eye(7)[best])
         monkeypatch.setattr(distill_loop, "score_candidate", lambda *_: (float(next(scores)), 1.0))
-        kept[best] = load_distilled(run(tmp_path / str(best), run__presets=("mdw",))["mdw"])
-    labels = [card["chosen"] for _, card in kept.values()]
-    assert labels == [*(f"the start, P from its teachers at tau {tau}" for tau in (0.07, 0.1, 0.14)),
-                      "outer step 2, P as learned", "outer step 2, P from its teachers at tau 0.07",
-                      "outer step 4, P as learned", "outer step 4, P from its teachers at tau 0.07"]
-    matrices = [distilled.correspondence["matrix"] for distilled, _ in kept.values()]
-    np.testing.assert_allclose(matrices[0] * 0.7, matrices[2] * 1.4, atol=2e-3)  # the same cosines
-    np.testing.assert_array_equal(kept[3][0].images, kept[4][0].images)
-    assert (matrices[3] != matrices[4]).any() and (kept[3][0].images != kept[0][0].images).any()
+        kept[best] = load_distilled(run(tmp_path, run__presets=("mdw",))["mdw"])
+        shutil.rmtree(tmp_path / "distilled")
+    assert [card["chosen"] for _, card in kept.values()] == [
+        "the start, P from its teachers at tau 0.14", "outer step 2, P as learned",
+        "outer step 4, P from its teachers at tau 0.07"]
+    start, learned, taught = (distilled for distilled, _ in kept.values())
+    np.testing.assert_allclose(start.images * 255, np.round(start.images * 255), atol=1e-3)  # real pixels
+    assert (learned.images != start.images).any() and (taught.images != learned.images).any()
+    assert np.abs(start.correspondence["matrix"]).max() <= 1 / 1.4 + 1e-3  # cosines over ten times the temperature
+    assert (learned.correspondence["matrix"] != taught.correspondence["matrix"]).any()
 
 
+@pytest.mark.slow
 def test_an_interrupted_distillation_goes_on_with_its_candidates(tmp_path, monkeypatch):
     whole = json.loads((run(tmp_path / "whole", run__presets=("mdw",))["mdw"] / "card.json").read_text())
     original, calls = candidates.score_candidate, []
@@ -97,6 +100,4 @@ def test_prototypes_are_a_start(tmp_path):
     distilled, card = load_distilled(sets["correspond"])
     assert 0 <= distilled.images.min() and distilled.images.max() <= 1
     assert not (sets["correspond"] / "start.safetensors").exists()
-    real, _ = load_distilled(run(tmp_path, run__presets=("correspond",), distill__init="prototypes",
-                                 distill__prototype_steps=0)["correspond"])
-    assert real.images.shape == distilled.images.shape
+    assert distilled.images.shape == (8, 16, 16, 3) and distilled.texts.shape == (8, 24)
