@@ -52,8 +52,8 @@ def score_candidate(run: PresetRun, prepared: Prepared, learned: Any, method: Me
         prepared: data and model.
         learned: `DistillState.average`.
         method: how it was distilled.
-        lr_scale: the only scale to try; None: all those of the protocol. Candidates of one set differ little in it, and
-            students that train until val is flat are most of the time that a distillation takes.
+        lr_scale: the only scale to try; None: those of the protocol. Students that train until val is flat are
+            most of the time that a distillation takes.
     """
     model, protocol = prepared.model, fields(Protocol, run.config.evaluate)
     if lr_scale is not None and protocol.select_on == "val":

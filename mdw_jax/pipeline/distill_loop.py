@@ -381,7 +381,7 @@ class DistillationLoop:
         self.flush_metrics()
         scored = []
         for name, tau, learned in self.candidates_after(done):
-            val, lr_scale = score_candidate(self.run, self.prepared, learned, self.method, self.lr_scale())
+            val, lr_scale = score_candidate(self.run, self.prepared, learned, self.method, self.lr_scale(done))
             self.candidates.append(Candidate(done, name, tau, val, lr_scale))
             scored.append((val, tau, learned))
             if val > self.state.best_val:
@@ -396,9 +396,14 @@ class DistillationLoop:
         self.state = self.state._replace(evaluated=jnp.int32(done))
         self.save_state(regular=self.settings.restarts > 0)
 
-    def lr_scale(self) -> float | None:
-        """The scale of step sizes that the best candidate so far has; None before the first."""
-        return max(self.candidates, key=lambda row: row.val_r_mean).lr_scale if self.candidates else None
+    def lr_scale(self, done: int) -> float | None:
+        """The one scale of step sizes to score candidates with after `done` outer steps; None to search for it.
+
+        It is searched for at the start, for each temperature by itself, as softer targets want larger steps; or else at
+        the first checkpoint. Later candidates take that of the best one before them.
+        """
+        earlier = [row for row in self.candidates if row.step < done]
+        return max(earlier, key=lambda row: row.val_r_mean).lr_scale if earlier else None
 
     def candidates_after(self, done: int) -> Iterator[tuple[str, float | None, dict]]:
         """(where P is from, temperature or None, learned tensors) of each candidate after `done` outer steps."""
