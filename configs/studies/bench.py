@@ -23,6 +23,8 @@ def get_config():
     c.distill.steps = 150
     c.distill.checkpoint_every = 50
     c.distill.ceo = False  # it brings nothing measurable (docs/results.md)
+    c.evaluate.every = 50
+    c.evaluate.hard_targets = True
     overrides = []
     for baseline, (lr_images, lr_texts) in BASELINES.items():
         settings = {**ADAM, "lr_images": lr_images, "lr_texts": lr_texts}
