@@ -20,7 +20,7 @@ cells --grid distill.pairs=200,500 --grid noise.rate=0.4,0.6,0.2,0 --grid preset
 cells --grid noise.protocol=caption --grid noise.rate=0.4,0.6,0.2 --grid preset=$distilled --seeds 3
 # Ablations of the distillation and of the experts, at 40 % noise.
 cells --grid distill.ceo=false --grid preset=mdw --seeds 3
-cells --grid distill.loss=nce --grid distill.correspondence=identity --grid preset=mdw --seeds 3
+cells --grid distill.loss=nce --grid distill.correspondence=identity --grid distill.correspondence_init=identity --grid preset=mdw --seeds 3
 cells --grid distill.gradient=detached --grid preset=mdw --seeds 3
 cells --grid distill.inner_steps=4,8,32 --grid preset=mdw --seeds 3
 cells --grid distill.trajectories=1,4 --grid preset=mdw --seeds 3

@@ -400,7 +400,7 @@ def test_completion_without_its_package(monkeypatch, capsys):
 @pytest.mark.parametrize("words, sentence", [
     (["run", "--config.run.presets=mwd"], "there is no preset 'mwd'"),
     (["export", "--config.run.presets=mdw,no_such_module:preset"], "no_such_module:preset"),
-    (["plan", "--config.run.preset_overrides=mdw:distill.steps=0"], "distill.steps must be at least 1"),
+    (["plan", "--config.run.preset_overrides=mdw:distill.steps=-1"], "distill.steps must be at least 0"),
     (["certify", "--config.experts.recipe=dctl"], "there is no expert recipe 'dctl'"),
     (["prepare", "--config.model.tower=convent"], "model.tower"),
 ])

@@ -209,7 +209,7 @@ def base() -> ConfigDict:
     c.evaluate.select_on = "val"  # split to select candidates and step sizes on; test: optimistic, as published
     c.evaluate.students = 5  # students per set
     # how they train; constant: until val is flat; the others: as published, with their own steps, evaluations and decay,
-    # of which select_on=test always uses one
+    # one of which always holds where test selects
     c.evaluate.schedule = "constant"
     c.evaluate.steps = 2400  # most steps of each student
     c.evaluate.patience = 3  # evaluations on val without a gain of 1 % after which students stop; 0: do all steps

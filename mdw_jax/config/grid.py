@@ -6,7 +6,7 @@ from typing import Any
 
 from mdw_jax.config.defaults import base
 from mdw_jax.config.loading import did_you_mean, parse_value
-from mdw_jax.config.plugins import is_path
+from mdw_jax.config.plugins import is_path, listed
 from mdw_jax.config.presets import PRESETS
 from mdw_jax.config.sections import flat
 from mdw_jax.errors import UserError
@@ -52,7 +52,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def _preset(name: str) -> str:
     if name not in PRESETS and not is_path(name):
-        choose = f"; choose some of {', '.join(PRESETS)}."
+        choose = f"; choose some of {listed(PRESETS)}."
         raise UserError(f"--grid preset: there is no preset '{name}'{did_you_mean(name, PRESETS) or choose}")
     return name
 

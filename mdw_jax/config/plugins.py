@@ -14,6 +14,7 @@ from mdw_jax.errors import UserError
 _LOG = logging.getLogger(__name__)
 _DIGESTS: dict[int, tuple[Any, str]] = {}  # id of an object: the object, which stays alive, and its source's digest
 
+_MOST_LISTED = 16  # options named in a message
 
 def is_path(name: str) -> bool:
     """Whether a name is `module:function`, as in "my_data:squares", and not the name of a table's entry."""
@@ -54,7 +55,15 @@ def unknown_option(name: Any, setting: str, noun: str, names: Iterable[str], *, 
     if nearest:
         return UserError(f"there is no {noun} '{name}' for {setting}; did you mean {nearest[0]}?")
     other = ", or to module:function" if plugin else ""
-    return UserError(f"there is no {noun} '{name}'; set {setting} to one of {', '.join(names)}{other}.")
+    return UserError(f"there is no {noun} '{name}'; set {setting} to one of {listed(names)}{other}.")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of options in a message: all of them, or, of many, the first ones and where the others are."""
+    names = list(names)
+    if len(names) <= _MOST_LISTED:
+        return ", ".join(names)
+    return f"{', '.join(names[:_MOST_LISTED])} or {len(names) - _MOST_LISTED} others (mdw config --help lists them)"
 
 
 def function_of(name: str, setting: str):

@@ -391,7 +391,7 @@ def test_every_loss_trained_under_has_its_sentences(tmp_path, capsys):
 @pytest.mark.parametrize("changes, match", [
     ({"certify__rates": ("a",)}, "numbers"), ({"certify__rates": (1.0,)}, r"\[0, 1\)"),
     ({"noise__protocol": "natural"}, "several rates"), ({"certify__confidence": 1.0}, "confidence"),
-    ({"run__presets": ("random",)}, "experts to certify"),
+    ({"run__presets": ("random",)}, "experts of unfiltered pairs to certify"),
 ])
 def test_mistakes_are_explained(tmp_path, changes, match):
     with pytest.raises(UserError, match=match):

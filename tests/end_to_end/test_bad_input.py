@@ -204,8 +204,8 @@ SETTINGS = [
         "experts.warmup": -1, "experts.clean_q": 0.0, "experts.tolerant_q": 1.5, "experts.tolerant_weight": -1.0,
         "experts.recovery_weight": -0.5, "experts.recovery_top_k": 0, "experts.recovery_start": -2,
         "experts.guidance_weight": -1.0, "experts.guidance_tau": 0.0, "experts.peers": 0, "experts.ema_decay": 1.0,
-        "distill.pairs": 0, "distill.sets": -1, "distill.steps": 0, "distill.inner_steps": 0, "distill.batch": 0,
-        "distill.trajectories": 0, "distill.match_epochs": 0, "distill.rank": 0, "distill.lr_images": -0.1,
+        "distill.pairs": 0, "distill.sets": -1, "distill.steps": -1, "distill.inner_steps": 0, "distill.batch": 0,
+        "distill.trajectories": 0, "distill.match_epochs": 0, "distill.lr_images": -0.1,
         "distill.lr_texts": -1.0, "distill.lr_correspondence": -1.0, "distill.lr_inner_lr": -1.0,
         "distill.inner_lr_image": 0.0, "distill.inner_lr_text": -1.0, "distill.ema_decay": 1.0, "distill.ceo_every": 0,
         "distill.ceo_top_k": 0, "distill.ceo_beta": -1.0, "distill.checkpoint_every": 0,
@@ -223,7 +223,7 @@ SETTINGS = [
     ({"data.captions": "generic", "data.captions_rate": 2.0}, r"data.captions_rate.*2\.0"),
     # what cannot be together
     ({"distill.batch": 9}, r"distill.batch \(9\) exceeds distill.pairs \(8\); lower"),
-    ({"distill.rank": 9}, r"distill.rank must lie in 1..8 .distill.pairs., not 9"),
+    ({"distill.correspondence": "lowrank", "distill.rank": 9}, r"distill.rank must lie in 1..8 .distill.pairs., not 9"),
     ({"distill.pairs": 41}, r"distill.pairs is 41 but there are only 40 training images; lower"),
     ({"distill.pairs": 41, "run.presets": ("random",)}, r"distill.pairs is 41 but there are only 40"),
     ({"distill.max_start_epoch": 2},
@@ -273,7 +273,7 @@ SETTINGS = [
     ({"run.preset_overrides": ("mdw@lots:distill.steps=3",)}, r"run.preset_overrides holds"),
     ({"run.preset_overrides": ("mdw:distill.ceo=perhaps",)}, r"run.preset_overrides holds"),
     ({"run.preset_overrides": ("mdw:distill=3",)}, r"run.preset_overrides holds"),
-    ({"run.preset_overrides": ("mdw:distill.steps=0",)}, r"distill.steps must be at least 1"),
+    ({"run.preset_overrides": ("mdw:distill.steps=-1",)}, r"distill.steps must be at least 0"),
 ]
 MINE = ("def raises(shape=0, **settings):\n    raise OSError('no such disk')\n"
         "def returns_none(shape=0, **settings): pass\n")

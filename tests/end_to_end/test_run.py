@@ -67,7 +67,7 @@ def test_a_run_leaves_scores_a_table_and_a_page(finished):
     assert json.loads((finished / "config.json").read_text())["distill"]["pairs"] == 8
     left = {path.name for path in one_set(finished, "mdw").iterdir()}
     assert left >= {"card.json", "nearest.json", "record.safetensors"}
-    assert not left & {"checkpoint.safetensors", "history.jsonl"}
+    assert not left & {"checkpoint.safetensors", "history.jsonl", "candidates.jsonl"}
 
 
 def test_the_example_of_the_package_runs_as_written(finished, tmp_path, monkeypatch, capsys):
@@ -145,7 +145,7 @@ def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finish
     with pytest.raises(KeyboardInterrupt):
         STAGES["distill"](config)
     folder = one_set(tmp_path, "mdw")
-    assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl", "candidates.jsonl"}
     steps = []
     monkeypatch.setattr(distill_loop, "schedule", lambda *args: steps.append(args[2]) or schedule(*args))
     STAGES["distill"](config)

@@ -320,8 +320,7 @@ def closed_form_teacher(pairs, val):
 def test_a_first_teacher_divides_and_guides_from_the_first_step(plans):
     pairs, val, mismatched = planted(0.4)
     teacher = closed_form_teacher(pairs, val)
-    taught = recipe(closed_form=True, optimizer="adam", decay="cosine", lr_with_teachers=5e-3, epochs=2,
-                    recovery_weight=0.0)
+    taught = recipe(closed_form=True, decay="cosine", lr_with_teachers=0.5, epochs=2, recovery_weight=0.0)
     trained = train_experts(MODEL, pairs, val, taught, count=1, seed=0, keep=1, mismatched=mismatched,
                             first_teacher=teacher)
     np.testing.assert_array_equal(trained.clean_probability, teacher.clean_probability)
