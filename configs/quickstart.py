@@ -26,7 +26,7 @@ def get_config():
     c.distill.inner_steps = 32
     c.distill.gradient = "detached"
     c.distill.checkpoint_every = 100
-    c.distill.correspondence_tau = (0.14,)  # one temperature and one checkpoint, for the sake of minutes
+    c.distill.correspondence_tau = (0.1,)  # one temperature and one checkpoint, for the sake of minutes
     c.distill.ceo = False  # it brings nothing measurable (docs/results.md)
-    c.evaluate.steps, c.evaluate.patience = 1000, 2
+    c.evaluate.steps, c.evaluate.patience = 600, 2
     return c
