@@ -18,7 +18,7 @@ def get_config():
     c.experts.count, c.experts.epochs = 2, 4
     c.experts.teacher_count, c.experts.teacher_epochs = 1, 4
     c.distill.pairs = 50
-    c.distill.steps = 100
+    c.distill.steps = 60
     c.distill.lr_images = 0.02
     # Twice the inner steps of the defaults, and gradients that count the student's parameters as constants (TESLA). With
     # exact gradients through 16 steps, sets differ by several points with how sums are rounded: step sizes are learned
@@ -28,5 +28,5 @@ def get_config():
     c.distill.checkpoint_every = 100
     c.distill.correspondence_tau = (0.1,)  # one temperature and one checkpoint, for the sake of minutes
     c.distill.ceo = False  # it brings nothing measurable (docs/results.md)
-    c.evaluate.steps, c.evaluate.patience = 600, 2
+    c.evaluate.steps, c.evaluate.patience = 400, 2
     return c
