@@ -95,7 +95,7 @@ def results(folder):
 def left_over(folder):
     """Names of what only an unfinished run needs."""
     return [path.name for path in folder.rglob("*")
-            if re.search(r"^checkpoint|^history|^state-|\.part$|tmp", path.name)]
+            if re.search(r"^checkpoint|^history|^candidates|^start|^state-|\.part$|tmp", path.name)]
 
 
 def test_stopped_runs_end_where_an_undisturbed_one_does(run):
@@ -106,13 +106,13 @@ def test_stopped_runs_end_where_an_undisturbed_one_does(run):
         # In the second epoch of the experts.
         (stopped, ("mdw_jax.method.experts", "make_epoch_batches", 3, signal.SIGTERM), 0, {"state-experts.safetensors"},
          "stopped at 2/3 epochs"),
-        # In the second step of the distillation (a key for the first state, then one a step): it ends, and no
+        # In the second step of the distillation (two keys for the first state, then one a step): it ends, and no
         # checkpoint is due there.
-        (stopped, ("mdw_jax.pipeline.distill_loop", "named_key", 3, signal.SIGTERM), 0,
-         {"checkpoint.safetensors", "history.jsonl"}, "stopped at 2/6 steps"),
+        (stopped, ("mdw_jax.pipeline.distill_loop", "named_key", 4, signal.SIGTERM), 0,
+         {"checkpoint.safetensors", "history.jsonl", "candidates.jsonl"}, "stopped at 2/6 steps"),
         # While the set is scored on val, at the regular checkpoint; by Ctrl-C.
-        (stopped, ("mdw_jax.pipeline.distill_loop", "evaluate", 1, signal.SIGINT), 130,
-         {"checkpoint.safetensors", "history.jsonl"}, "stopped at 4/6 steps"),
+        (stopped, ("mdw_jax.pipeline.candidates", "evaluate", 1, signal.SIGINT), 130,
+         {"checkpoint.safetensors", "history.jsonl", "candidates.jsonl"}, "stopped at 4/6 steps"),
         (stopped, None, 0, set(), "done, 6 steps"),
     ]
     logs = [f"{whole}-{n}.log" for n in range(len(runs))]
