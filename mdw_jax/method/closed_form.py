@@ -236,17 +236,17 @@ def fit(features, texts, image_of, val_features, val_texts, val_image_of, *, wei
         ranks: to try, up to min(F, d): every second one at every ridge, and all at the best ridge.
     """
     val = (val_features, val_texts, jnp.asarray(val_image_of))
-    given = weights is not None
-    used = np.asarray(weights if given else np.ones(len(texts)), np.float32)
+    has_weights = weights is not None
+    used = np.asarray(weights if has_weights else np.ones(len(texts)), np.float32)
     tried: list[Tried] = []
     chosen: list[FittedClosedForm] = []
-    for index in range(1 if given else rounds + 1):
+    for index in range(1 if has_weights else rounds + 1):
         spectrum = _spectrum(moments(features, texts, image_of, used))
         own = _search(spectrum, val, index, ridges, ranks)
         tried += own
         best = max(own, key=lambda row: row.val_r_mean)
         form = _solve(spectrum, best.ridge, best.rank)
-        own_division = used if given else divide(form, features, texts, image_of)
+        own_division = used if has_weights else divide(form, features, texts, image_of)
         chosen.append(FittedClosedForm(form, best.ridge, best.rank, best.val_r_mean, own_division, used, ()))
         used = own_division
     best_round = max(range(len(chosen)), key=lambda index: chosen[index].val_r_mean)

@@ -121,6 +121,7 @@ def filter_quality(kept: np.ndarray, mismatched: np.ndarray) -> dict[str, float]
     mismatched = np.asarray(mismatched, bool)
     dropped = np.ones(len(mismatched), bool)
     dropped[kept] = False
-    found = float((dropped & mismatched).sum())
-    return {"precision": found / max(float(dropped.sum()), 1.0), "recall": found / max(float(mismatched.sum()), 1.0),
+    rightly_dropped = float((dropped & mismatched).sum())
+    return {"precision": rightly_dropped / max(float(dropped.sum()), 1.0),
+            "recall": rightly_dropped / max(float(mismatched.sum()), 1.0),
             "remaining_rate": float(mismatched[kept].mean())}

@@ -73,22 +73,22 @@ def noise_edge(generator: np.random.Generator, features, texts, image_of, shuffl
         ridge: e of the whitening.
     """
     image_of = np.asarray(image_of)
-    given = moments(features, texts, image_of)
-    image_whitening, text_whitening = whitening(given.image_cov, ridge), whitening(given.text_cov, ridge)
+    observed = moments(features, texts, image_of)
+    image_whitening, text_whitening = whitening(observed.image_cov, ridge), whitening(observed.text_cov, ridge)
     spectrum = lambda cross: np.linalg.svd(image_whitening @ cross @ text_whitening, compute_uv=False)
     used, shares = np.unique(image_of), np.full(len(image_of), 1 / len(image_of))
     tops = []
     for _ in range(shuffles):
         shuffled = np.arange(len(features))
         shuffled[used] = generator.permutation(used)
-        tops.append(spectrum(cross_covariance(features, texts, shuffled[image_of], shares, given.mean_image,
-                                              given.mean_text))[0])
+        tops.append(spectrum(cross_covariance(features, texts, shuffled[image_of], shares, observed.mean_image,
+                                              observed.mean_text))[0])
     delta = 1 / (shuffles + 1)
-    bound = _bernstein(given, image_whitening, text_whitening, features, texts, image_of, delta=delta)
-    return NoiseEdge(spectrum(given.cross_cov), np.array(tops), bound, 1 - delta, len(used))
+    bound = _bernstein(observed, image_whitening, text_whitening, features, texts, image_of, delta=delta)
+    return NoiseEdge(spectrum(observed.cross_cov), np.array(tops), bound, 1 - delta, len(used))
 
 
-def _bernstein(given: Moments, image_whitening: np.ndarray, text_whitening: np.ndarray, features, texts,
+def _bernstein(observed: Moments, image_whitening: np.ndarray, text_whitening: np.ndarray, features, texts,
                image_of: np.ndarray, *, delta: float) -> float:
     """Proposition 6 (b).
 
@@ -99,8 +99,8 @@ def _bernstein(given: Moments, image_whitening: np.ndarray, text_whitening: np.n
     """
     used, position, counts = np.unique(image_of, return_inverse=True, return_counts=True)
     longest, sums, width = [], [], []
-    for whitened in (_image_rows(given, image_whitening, features, used),
-                     _text_rows(given, text_whitening, texts, position, counts)):
+    for whitened in (_image_rows(observed, image_whitening, features, used),
+                     _text_rows(observed, text_whitening, texts, position, counts)):
         longest.append(math.sqrt((whitened**2).sum(1).max()))
         eigenvalues = np.linalg.eigvalsh(whitened.T @ whitened)
         sums.append((float(eigenvalues[-1]), float(eigenvalues.sum())))
@@ -111,14 +111,14 @@ def _bernstein(given: Moments, image_whitening: np.ndarray, text_whitening: np.n
     return 2 * math.sqrt(2) * reach * log + math.sqrt(8 * (reach * log)**2 + 12 * variance * log)
 
 
-def _image_rows(given: Moments, to_white: np.ndarray, features, used: np.ndarray) -> np.ndarray:
+def _image_rows(observed: Moments, to_white: np.ndarray, features, used: np.ndarray) -> np.ndarray:
     """(N, F) whitened images, centred over those that have captions."""
-    rows = (np.asarray(features, np.float32)[used] - given.mean_image.astype(np.float32)) @ to_white.astype(np.float32)
+    rows = (np.asarray(features, np.float32)[used] - observed.mean_image.astype(np.float32)) @ to_white.astype(np.float32)
     return rows - rows.mean(0)
 
 
-def _text_rows(given: Moments, to_white: np.ndarray, texts, position: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _text_rows(observed: Moments, to_white: np.ndarray, texts, position: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(N, d) sum of each image's whitened captions, over the number of all captions."""
     order, begins = np.argsort(position, kind="stable"), np.concatenate([[0], np.cumsum(counts)[:-1]])
-    rows = (np.asarray(texts, np.float32) - given.mean_text.astype(np.float32)) @ to_white.astype(np.float32)
+    rows = (np.asarray(texts, np.float32) - observed.mean_text.astype(np.float32)) @ to_white.astype(np.float32)
     return np.add.reduceat(rows[order], begins, axis=0) / np.float32(len(position))

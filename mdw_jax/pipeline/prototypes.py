@@ -9,17 +9,15 @@ import numpy as np
 
 from mdw_jax.data.resizing import enlarged
 from mdw_jax.io.keyed import read_keyed_arrays, write_keyed_arrays
-from mdw_jax.method.coresets import joint_features
 from mdw_jax.method.objective import method_of
 from mdw_jax.method.prototypes import Inversion, Prototypes, make_inversion, prototypes
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.embedding import ensemble_of_all
 from mdw_jax.models.jit import jit_with_frozen
-from mdw_jax.pipeline.expert_networks import network_embeddings
 from mdw_jax.pipeline.experts import experts_stage, kept_pairs
 from mdw_jax.pipeline.prepared import Prepared, backbone_features, first_backbone, frozen_features_of
 from mdw_jax.pipeline.preset_run import PresetRun, read_division
 from mdw_jax.pipeline.sets import real_pairs
+from mdw_jax.pipeline.start import expert_features
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.processes import broadcast_from_main, is_main
 from mdw_jax.runtime.progress import progress
@@ -45,15 +43,19 @@ def prototype_pairs(run: PresetRun, prepared: Prepared, index: int, directory: P
         UserError: there are too few clean pairs.
     """
     settings, count = run.config.distill, run.config.distill.pairs
+    stored = broadcast_from_main(lambda: read_keyed_arrays(directory / START, key)) or {}
+    if len(stored.get("images", ())) == count:  # a resumed run need not cluster again
+        return stored["images"], stored["texts"]
     generator = named_generator(run.config.run.seed, "prototypes", run.name, index)
     rows = clean_rows(run, prepared, generator)
     image_of = np.asarray(run.noise.image_of)[rows]
     features, texts = backbone_features(prepared)[1], np.asarray(prepared.texts.train)[rows]
-    found = prototypes(_joint(run, prepared, rows), features[image_of], texts, count, int(generator.integers(2**31)))
-    images, _ = real_pairs(prepared, run.noise, rows[found.nearest], settings.image_size)
+    clusters = prototypes(expert_features(run, prepared, rows), features[image_of], texts, count,
+                          int(generator.integers(2**31)))
+    images, _ = real_pairs(prepared, run.noise, rows[clusters.nearest], settings.image_size)
     if settings.prototype_steps:
-        images = _fitted(run, prepared, found, images, directory / START, key)
-    return images, found.texts
+        images = _fitted(run, prepared, clusters, images, stored.get("images", images[:0]), directory / START, key)
+    return images, clusters.texts
 
 
 def clean_rows(run: PresetRun, prepared: Prepared, generator: np.random.Generator) -> np.ndarray:
@@ -67,26 +69,15 @@ def clean_rows(run: PresetRun, prepared: Prepared, generator: np.random.Generato
     return np.sort(generator.choice(rows, MOST_PAIRS, replace=False)) if len(rows) > MOST_PAIRS else rows
 
 
-def _joint(run: PresetRun, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
-    """(n, D) joint features of pairs in the space of all expert networks, of float32."""
-    data, image_of = prepared.train(run.noise), np.asarray(run.noise.image_of)[rows]
-    parts = [(images[image_of], texts[rows])
-             for images, texts in network_embeddings(run.experts, prepared.model, data)]
-    images, texts = ensemble_of_all(parts)
-    return joint_features(np.asarray(images), np.asarray(texts), np.arange(len(rows)))
-
-
-def _fitted(run: PresetRun, prepared: Prepared, found: Prototypes, images: np.ndarray, path: Path, key: str
-            ) -> np.ndarray:
-    """The images after the fit to their prototypes' features, part after part; finished parts are read from `path`."""
-    settings, targets = run.config.distill, found.image_features
+def _fitted(run: PresetRun, prepared: Prepared, clusters: Prototypes, images: np.ndarray, done: np.ndarray, path: Path,
+            key: str) -> np.ndarray:
+    """The images after the fit to their prototypes' features, part after part; `done` are those of finished parts."""
+    settings, targets = run.config.distill, clusters.image_features
     center = targets.mean(0)
     scale = np.float32(max(((targets - center) ** 2).sum(1).mean(), 1e-12))
     inversion = Inversion(settings.prototype_steps, settings.prototype_lr, settings.clip_images)
     invert = _compiled_inversion(prepared.model, inversion, method_of(run.config).seen_size)
     params = first_backbone(prepared.model)
-    stored = broadcast_from_main(lambda: read_keyed_arrays(path, key)) or {}
-    done = stored.get("images", images[:0])
     with progress(f"prototypes {run.name}", len(images), "images") as advance:
         advance(len(done))
         while len(done) < len(images):
@@ -95,7 +86,7 @@ def _fitted(run: PresetRun, prepared: Prepared, found: Prototypes, images: np.nd
             fitted, errors = invert(params, jnp.asarray(images[part]), jnp.asarray(targets[part]), scale)
             done = np.concatenate([done, np.asarray(fitted)])
             if is_main():
-                write_keyed_arrays(path, {"images": done}, key)
+                write_keyed_arrays(path, {"images": done, "texts": clusters.texts}, key)
             advance(part.stop - part.start, error=float(jnp.mean(errors)))
     return done
 

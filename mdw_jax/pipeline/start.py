@@ -29,7 +29,7 @@ def start_rows(run: PresetRun, prepared: Prepared, index: int) -> np.ndarray:
         image_of=np.asarray(run.noise.image_of)[kept], count=settings.pairs,
         generator=named_generator(run.config.run.seed, "init", run.name, index),
         clean_probability=lambda: read_division(run)[kept],
-        features=lambda rows: _expert_features(run, prepared, kept[rows])))
+        features=lambda rows: expert_features(run, prepared, kept[rows])))
     return kept[chosen]
 
 
@@ -55,7 +55,12 @@ def expert_embeddings(run: PresetRun, prepared: Prepared, epoch: Epoch = "best",
     return network_embeddings(run.experts, prepared.model, data, epoch)
 
 
-def _expert_features(run: PresetRun, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
-    """(n, d) joint features of pairs in the experts' space: the embeddings of all networks, side by side."""
-    images, texts = ensemble_of_all(list(expert_embeddings(run, prepared, rows=rows)))
-    return joint_features(images, texts, np.arange(len(rows)))
+def expert_features(run: PresetRun, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
+    """(n, d) float32 joint features of pairs in the experts' space: the embeddings of all networks, side by side.
+
+    Each image is embedded once, however many of its captions are among the rows.
+    """
+    image_of = np.asarray(run.noise.image_of)[rows]
+    pairs = [(images[image_of], texts[rows]) for images, texts in expert_embeddings(run, prepared)]
+    images, texts = ensemble_of_all(pairs)
+    return joint_features(np.asarray(images), np.asarray(texts), np.arange(len(rows)))

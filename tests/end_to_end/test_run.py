@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from tiny_config import tiny_config
 from tiny_models import BERT, write_model
 
 import mdw_jax
@@ -33,10 +34,7 @@ NO_CONVNET = {"model__patches": base().model.patches, "model__widths": base().mo
 
 
 def tiny(folder, **changes):
-    c = base()
-    c.update_from_flattened_dict(TINY | {"run.dir": str(folder)})
-    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    return c
+    return tiny_config(TINY, folder, **changes)
 
 
 def one_set(folder, preset):

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny_config import tiny_config
 
-from mdw_jax.config import base
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.pipeline import candidates, distill_loop
 from mdw_jax.pipeline.run import STAGES
@@ -22,10 +22,7 @@ TINY = {
 
 
 def run(folder, **changes):
-    c = base()
-    c.update_from_flattened_dict(TINY | {"run.dir": str(folder)} | {key.replace("__", "."): value
-                                                                      for key, value in changes.items()})
-    STAGES["run"](c)
+    STAGES["run"](tiny_config(TINY, folder, **changes))
     return {path.parent.name.split("-")[0]: path for path in folder.glob("distilled/*/set_0")}
 
 

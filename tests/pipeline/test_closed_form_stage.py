@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from tiny_config import tiny_config
 
 from mdw_jax.analysis.fairness.recall import preset_hits
-from mdw_jax.config import base, resolve
+from mdw_jax.config import resolve
 from mdw_jax.config.presets import PresetSpec
 from mdw_jax.errors import UserError
 from mdw_jax.io.scores import METRICS
@@ -27,10 +28,7 @@ TINY = {
 
 
 def tiny(directory, **changes):
-    config = base()
-    config.update_from_flattened_dict(TINY | {"run.dir": str(directory)}
-                                      | {key.replace("__", "."): value for key, value in changes.items()})
-    return config
+    return tiny_config(TINY, directory, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from tiny_config import tiny_config
 
 from mdw_jax.config import base
 from mdw_jax.config.overrides import preset_config
@@ -24,9 +25,7 @@ TINY = {
 
 
 def tiny(folder, **changes):
-    c = base()
-    c.update_from_flattened_dict(TINY | {"run.dir": str(folder)})
-    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    c = tiny_config(TINY, folder, **changes)
     c.run.preset_overrides = ("covmatch:distill.network_steps=3",)
     return c
 

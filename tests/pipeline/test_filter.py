@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import tiny_config
 
 from mdw_jax.analysis.certificate.case import experts_to_certify
-from mdw_jax.config import base, resolve
+from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json
 from mdw_jax.io.records import stored_array
@@ -32,10 +33,7 @@ TINY = {
 
 
 def tiny(directory, **changes):
-    config = base()
-    config.update_from_flattened_dict(TINY | {"run.dir": str(directory)}
-                                      | {key.replace("__", "."): value for key, value in changes.items()})
-    return config
+    return tiny_config(TINY, directory, **changes)
 
 
 @pytest.fixture(scope="module")

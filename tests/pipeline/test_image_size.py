@@ -6,8 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from tiny_config import tiny_config
 
-from mdw_jax.config import base, resolve
+from mdw_jax.config import resolve
 from mdw_jax.data.resizing import shrunk
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import byte_budget, load_distilled
@@ -29,10 +30,7 @@ TINY = {
 
 
 def tiny(folder, **changes):
-    c = base()
-    c.update_from_flattened_dict(TINY | {"run.dir": str(folder)})
-    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    return c
+    return tiny_config(TINY, folder, **changes)
 
 
 @pytest.fixture(scope="module")
