@@ -1,0 +1,104 @@
+"""What of a source cannot be used: counted by reason, and either an error or left out, by one policy for all readers."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from mdw_jax.errors import UserError
+
+ON_ERROR = ("stop", "skip")
+# What a problem takes away, by its reason: its share of all images, or of all captions (rows of a table are captions).
+REASONS = {
+    "absent image": "image",
+    "broken image": "image",
+    "failed download": "image",
+    "no image": "image",
+    "no caption": "image",
+    "unreadable json": "image",
+    "empty caption": "caption",
+    "missing value as caption": "caption",
+    "caption too long": "caption",
+    "caption not in Unicode": "caption",
+    "broken row": "caption",
+}
+_PLURALS = {"no image": "without an image", "no caption": "without a caption", "unreadable json": "with unreadable JSON",
+            "missing value as caption": "with a missing value (nan, None, N/A) as caption",
+            "caption too long": "with too long a caption", "caption not in Unicode": "with a caption that is no Unicode"}
+
+
+class Problems:
+    """What a reader met in one source that it cannot use.
+
+    Attributes:
+        counts: {reason: how many}, reasons being those of `REASONS`.
+        first: {reason: where the first is, and what is there}.
+    """
+
+    def __init__(self):
+        self.counts: Counter = Counter()
+        self.first: dict[str, str] = {}
+
+    def add(self, reason: str, where: str, count: int = 1) -> None:
+        """Count a problem.
+
+        Args:
+            reason: a key of `REASONS`.
+            where: its place and what is there, for messages: "line 12 of 'captions.csv'", "'a.jpg' (truncated file)".
+            count: how many of them.
+        """
+        if reason not in REASONS:
+            raise ValueError(f"there is no reason '{reason}' in REASONS")
+        self.counts[reason] += count
+        self.first.setdefault(reason, where)
+
+    def update(self, counts: Mapping[str, int], first: Mapping[str, str]) -> None:
+        """Add the problems of a part of the source, such as those in the index of a shard."""
+        for reason, count in counts.items():
+            self.add(reason, first[reason], count)
+
+    def settle(self, name: str, images: int, captions: int, on_error: str, max_skipped: float) -> dict[str, int]:
+        """End reading: raise, or say what is left out.
+
+        Args:
+            name: what the source is called.
+            images, captions: how many are left.
+            on_error: `stop`: any problem is an error; `skip`: what cannot be used is left out.
+            max_skipped: largest share of the images, and of the captions, that may be left out.
+
+        Returns:
+            {reason: how many are left out}.
+
+        Raises:
+            UserError: there are problems and `on_error` is `stop`, too much would be left out, or `on_error` is unknown.
+        """
+        if on_error not in ON_ERROR:
+            raise UserError(f"there is no on_error '{on_error}'; set data.on_error to stop, or to skip what cannot be used.")
+        if not self.counts:
+            return {}
+        if on_error == "stop":
+            raise UserError(f"'{name}' cannot be used as it is: {self}; fix it, or set data.on_error=skip to leave out "
+                            "what cannot be used.")
+        for unit, left in (("image", images), ("caption", captions)):
+            lost = sum(count for reason, count in self.counts.items() if REASONS[reason] == unit)
+            if lost > max_skipped * (lost + left):
+                raise UserError(
+                    f"{lost} of {lost + left} {unit}s of '{name}' cannot be used ({100 * lost / (lost + left):.3g} %): "
+                    f"{self}; fix this, or raise data.max_skipped ({max_skipped:g}) to leave out so many.")
+        return dict(self.counts)
+
+    def __str__(self) -> str:
+        """In words: "2 empty captions (the first: line 12 of 'captions.csv'), 1 broken image ('a.jpg' (...))"."""
+        return ", ".join(f"{counted(reason, count)} ({'the first: ' if count > 1 else ''}{self.first[reason]})"
+                         for reason, count in self.counts.most_common()) or "nothing"
+
+
+def counted(reason: str, count: int) -> str:
+    """A reason with its number, in words: "1 empty caption", "3 images without a caption"."""
+    unit = REASONS[reason] if reason in REASONS else "sample"
+    if reason in _PLURALS:
+        return f"{count} {unit}{'s' * (count != 1)} {_PLURALS[reason]}"
+    return f"{count} {reason}{'s' * (count != 1)}"
+
+
+def in_words(skipped: Mapping[str, int]) -> str:
+    """What was left out, in words: "3 empty captions, 1 broken image"; "" for nothing."""
+    return ", ".join(counted(reason, count) for reason, count in sorted(skipped.items(), key=lambda item: -item[1]))
