@@ -37,6 +37,7 @@ def get_config():
     c.run.dir = "runs/coco"
     c.data.name = "karpathy"
     c.data.stream = True  # 113 287 images of 224 px are 16 GiB
+    c.noise.protocol, c.noise.rate = "image", 0.4  # the study: drawn on purpose
     c.run.preset_overrides = tuple(entry for preset in ("lors", "repblend") for published in (False, True)
                                    for entry in preset_overrides(preset, published))
     c.plan.images = 113_287

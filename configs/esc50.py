@@ -12,6 +12,7 @@ def get_config():
     c.run.dir = "runs/esc50"
     c.run.presets = ("random", "infonce", "mdw", "experts", "full")
     c.data.name = "esc50"
+    c.noise.protocol, c.noise.rate = "image", 0.4  # the study: drawn on purpose
     c.model.tower = "mobilenet"
     c.model.mode = "projection"
     c.experts.count = 2

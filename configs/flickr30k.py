@@ -14,6 +14,7 @@ def get_config():
     c = published()
     c.run.dir = "runs/flickr30k"
     c.data.name = "karpathy"
+    c.noise.protocol, c.noise.rate = "image", 0.4  # the study: drawn on purpose
     c.plan.images = 29_000
     c.plan.captions = 145_000
     return c

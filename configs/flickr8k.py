@@ -18,6 +18,7 @@ def get_config():
         "optimizer=adam", "decay=cosine", "lr_inner_lr=0.03", "lr_images=0.004", "lr_texts=0.02", "steps=160"))
     c.data.name = "karpathy"
     c.data.size = 224
+    c.noise.protocol, c.noise.rate = "image", 0.4  # the study: drawn on purpose
     c.text.encoder = "precomputed"
     c.model.tower = "mobilenet"
     c.distill.pairs = 100

@@ -17,6 +17,7 @@ def get_config():
     c.run.dir = "runs/bench"
     c.data.name = "karpathy"
     c.data.size = 128
+    c.noise.protocol, c.noise.rate = "image", 0.4  # the study: drawn on purpose
     c.text.encoder = "precomputed"
     c.model.tower = "mobilenet"
     c.distill.inner_steps, c.distill.batch = 64, 100

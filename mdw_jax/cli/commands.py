@@ -76,6 +76,13 @@ COMMANDS = {
     "run": Command(
         "all stages in order: prepare, experts, distill, evaluate", "pipeline.run:run_command",
         f"mdw run {_QUICKSTART} --config.run.dir=runs/first --config.distill.pairs=200", _RUN),
+    "inspect": Command(
+        "say what the files of a data set are taken for, what is in them, and the config lines that read them",
+        "analysis.inspection:inspect_command", "mdw inspect photos/ captions.csv",
+        operands=Operands("PATH", "directories, tables of captions, zip files, tar shards: all of one data set",
+                          "no path is given; write mdw inspect PATH."),
+        options=(Option("--no-check", "do not decode every image once to find broken ones"),),
+        details="Nothing is written."),
     "prepare": Command(
         "load the data, draw the noise, embed the captions", "pipeline.run:prepare_command",
         f"mdw prepare {_QUICKSTART} --config.noise.rate=0.2", _PREPARE),

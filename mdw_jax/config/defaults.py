@@ -27,11 +27,14 @@ def base() -> ConfigDict:
     c.data.test = 500  # scenes, tones: number of test images to generate
     c.data.seed = 0  # scenes, tones: seed of the generated set; esc50, data.captions: seed of the captions
     c.data.skew = 0.0  # scenes: chance that the first object of a training image is made red, for mdw fairness to find
-    c.data.annotations = ""  # karpathy: .json or .json.gz file; folder, audio: .csv, .tsv, .jsonl or .parquet table
+    c.data.annotations = ""  # karpathy: JSON file; folder, audio: table of captions; folder: or a directory of x.jpg, x.txt
     c.data.val_annotations = ""  # folder, audio: table of the val split, where it has its own
     c.data.test_annotations = ""  # folder, audio: table of the test split, where it has its own
+    c.data.train_list = ""  # folder, audio: file that lists the images of the training split, one in each line
+    c.data.val_list = ""  # folder, audio: likewise of val
+    c.data.test_list = ""  # folder, audio: likewise of test
     c.data.images = ""  # karpathy, folder, audio: directory, zip file or glob of the images (of the audio files)
-    c.data.file_pattern = ""  # folder, audio: file name, with {} for the image column: "Y{}.wav"
+    c.data.file_pattern = ""  # folder, audio: file name, with {} for the image column: "Y{}.wav", "{:012d}.jpg"
     c.data.sample_rate = 0  # audio, esc50: sample rate of the log-mels, Hz
     c.data.seconds = 0.0  # audio, esc50, tones: length of an audio excerpt, seconds
     c.data.mels = 0  # audio, esc50, tones: mel bands, the height of a log-mel
@@ -43,28 +46,35 @@ def base() -> ConfigDict:
     c.data.train_shards = ""  # webdataset: tar files of the training split, as in "train-{00000..00331}.tar"
     c.data.val_shards = ""  # webdataset: tar files of the val split
     c.data.test_shards = ""  # webdataset: tar files of the test split
-    c.data.image_column = ""  # folder, audio, hf, tfds: column (feature) of the image or its file name
-    c.data.caption_columns = ""  # columns of captions, separated by commas; webdataset: a field of the JSON
+    c.data.image_column = ""  # folder, audio, hf, tfds: column (feature) of the image or its file name; "": by its name
+    c.data.caption_columns = ""  # columns of captions, separated by commas; webdataset: fields of the JSON; "": by name
+    c.data.caption_lines = ""  # folder, webdataset: what lines of a text are; split: a caption each; join: one caption
     c.data.key_column = ""  # hf, tfds: column that identifies an image
     c.data.attribute_columns = ""  # columns to keep for mdw fairness, separated by commas
-    c.data.split_column = ""  # folder, audio: column that holds the name of the split
-    c.data.train_split = ""  # folder, audio, hf, tfds: name of the training split there; esc50: folds, as in "1,2"
-    c.data.val_split = ""  # folder, audio, hf, tfds, esc50: likewise of val
-    c.data.test_split = ""  # folder, audio, hf, tfds, esc50: likewise of test
-    c.data.delimiter = ""  # folder, audio: delimiter of a CSV file
+    c.data.split_column = ""  # folder, audio, hf: column that holds the name of the split
+    c.data.train_split = ""  # name of the training split in the source, several with +; esc50: folds, as in "1,2"
+    c.data.val_split = ""  # likewise of val
+    c.data.test_split = ""  # likewise of test
+    c.data.delimiter = ""  # folder, audio: delimiter of a text table: a character, or tab, comma, pipe, semicolon
+    c.data.quoting = ""  # folder, audio: quotation marks around cells of a text table; csv or none; "": found out
+    c.data.encoding = ""  # folder, audio: encoding of a text table, such as latin-1; "": UTF-8
     c.data.holdout_val = 0  # training images to hold out as val, where the source has no val split
     c.data.holdout_test = 0  # training images to hold out as test, where the source has no test split
     c.data.holdout_seed = 0  # seed of the choice of held-out images
-    c.data.skip_broken = False  # leave out images that cannot be decoded, and count them, instead of stopping
+    c.data.near_duplicates = 0  # held-out splits: bits of 64 in which perceptual hashes of the same picture differ, plus 1
+    c.data.on_error = ""  # images and captions that cannot be used; stop (the default); skip: leave them out, counted
+    c.data.max_skipped = 0.0  # largest share of the images, and of the captions, that skip may leave out; 0: 0.05
     c.data.cache = ""  # webdataset: directory of the shards' index (default: inside run.dir); hf: the library's cache
     c.data.limit = 0  # keep the first n images of each split; 0: all
     c.data.captions = ""  # degrade training captions, for studies of noise; "": do not
     c.data.captions_rate = 0.4  # fraction of the training captions to degrade
 
     c.noise = ConfigDict()  # mismatched pairs in the training split
-    # how pairs are mismatched; image: as RCL and DECL do; caption: as NCR does; natural: pairs as they come
-    c.noise.protocol = "image"
-    c.noise.rate = 0.4  # eta, fraction of pairs to mismatch; natural: the fraction assumed, 0 if unknown
+    # how pairs are mismatched; image: as RCL and DECL do; caption: as NCR does; natural: pairs as they come; "": natural,
+    # but image for generated data (scenes, tones) and beside noise.file
+    c.noise.protocol = ""
+    # eta, fraction of pairs to mismatch; natural: the fraction assumed, 0 if unknown; -1: 0.4, natural and none: 0
+    c.noise.rate = -1.0
     c.noise.seed = 0  # seed of the draw
     c.noise.estimate = False  # estimate the rate, as natural noise always does; this trains two more networks
     c.noise.file = ""  # noise file (.npz) or NCR/RCL index (.npy) to use instead of a draw

@@ -14,6 +14,7 @@ from mdw_jax.config.recipes import RECIPES
 
 # data/registry.py: READERS
 READERS = ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50")
+GENERATED_READERS = ("scenes", "tones")  # their data are drawn on the spot, and theirs alone are mismatched by default
 LOG_MEL_READERS = ("tones", "audio", "esc50")  # their images are log-mels, of one channel
 CAPTION_DEGRADATIONS = ("generic", "truncated")  # data/structured_noise.py: DEGRADATIONS
 NOISE_PROTOCOLS = ("none", "image", "caption", "near_duplicate", "natural")  # data/noise.py: PROTOCOLS
@@ -98,7 +99,7 @@ CHOICES: dict[str, Choice] = {
     "run.presets": Choice(tuple(PRESETS), "preset", plugin=True),
     "data.name": Choice(READERS, "data reader", plugin=True),
     "data.captions": Choice(("", *CAPTION_DEGRADATIONS), "way to degrade captions"),
-    "noise.protocol": Choice(NOISE_PROTOCOLS, "noise protocol"),
+    "noise.protocol": Choice(("", *NOISE_PROTOCOLS), "noise protocol"),
     "filter.score": Choice(("", *FILTER_SCORES), "filter score"),
     "text.encoder": Choice(TEXT_ENCODERS, "text encoder"),
     "text.pooling": Choice(POOLINGS, "pooling"),

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config.defaults import base
 from mdw_jax.config.loading import has_type_of, type_in_words
+from mdw_jax.config.noise import default_protocol
 from mdw_jax.config.plugins import is_path
 from mdw_jax.config.presets import PRESETS, PresetSpec, preset_spec
 from mdw_jax.config.sections import flat
@@ -29,6 +30,8 @@ def preset_config(config: ConfigDict, preset: str) -> ConfigDict:
             `preset@budget:key=value`; or the result cannot be run.
     """
     changed = config.copy_and_resolve_references().unlock()
+    if changed.noise.file:  # re-pairing by a file stays a study for presets that leave the file out, such as `full`
+        changed.noise.protocol = changed.noise.protocol or default_protocol(changed)
     pairs = config.distill.pairs
     spec = preset_spec(preset)
     for overrides in (spec.overrides, *spec.overrides_by_pairs.values()):

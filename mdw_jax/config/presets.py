@@ -153,7 +153,7 @@ _LORS_PUBLISHED_BY_PAIRS = {pairs: overrides | {"distill.lr_images": 1000.0}  # 
 # Of the filter scores, this one finds the most mismatched pairs (128 px Flickr8k, 40 %: 82.6 % of them, the experts of
 # this work 82.3, negCLIPLoss 79.6, cosines of InfoNCE experts 79.3), and it trains nothing.
 _FILTER = {"filter.score": "closed_form"}
-_CLEAN = {"noise.rate": 0.0, "noise.file": ""}
+_UNDRAWN = {"noise.rate": 0.0, "noise.file": ""}
 # CovMatch (NeurIPS 25), from its paper; nothing but images and texts is learned, and no expert is trained.
 _COVMATCH = {
     "distill.objective": "covariance", "distill.covariance_scale": 2.0, "distill.mean_weight": 0.1,
@@ -214,12 +214,13 @@ PRESETS: dict[str, PresetSpec] = {
     "vld_taught": PresetSpec(_VLD | _TAUGHT, "VLD, P from its experts"),
     "repblend_taught": PresetSpec(_REPBLEND | _TAUGHT, "RepBlend, P from its experts",
                                   overrides_by_pairs=_REPBLEND_BY_PAIRS),
-    # These distill nothing: they score what training on all pairs, or solving from them, reaches.
-    "experts": PresetSpec(label="the noisy experts themselves (ceiling)", kind="reference"),
-    "full": PresetSpec(_INFONCE | _CLEAN, "full clean data", kind="reference"),
-    "closed_form": PresetSpec(label="closed form on the noisy pairs", kind="reference", needs_experts=False,
+    # These distill nothing: they score what training on all pairs, or solving from them, reaches. "As they came": without
+    # drawn noise, whatever noise the data have of their own, so that no label calls pairs clean that nobody has checked.
+    "experts": PresetSpec(label="the experts themselves (ceiling)", kind="reference"),
+    "full": PresetSpec(_INFONCE | _UNDRAWN, "full data as it came", kind="reference"),
+    "closed_form": PresetSpec(label="closed form on the training pairs", kind="reference", needs_experts=False,
                               closed_form=True),
-    "closed_form_full": PresetSpec(_CLEAN, "closed form on clean pairs", kind="reference", needs_experts=False,
+    "closed_form_full": PresetSpec(_UNDRAWN, "closed form on the pairs as they came", kind="reference", needs_experts=False,
                                    closed_form=True),
 }
 LABELS = {name: spec.label for name, spec in PRESETS.items()}

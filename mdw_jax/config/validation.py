@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mdw_jax.config.defaults import base
+from mdw_jax.config.noise import fill_in_noise
 from mdw_jax.config.options import (
     CHOICES,
     CORESETS,
@@ -59,7 +60,7 @@ _RANGES = (
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Fill in the expert recipe and check the config.
+    """Fill in the expert recipe and the noise, and check the config.
 
     Args:
         config: all keys of `base()`; it stays as it is.
@@ -73,6 +74,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """
     config = ConfigDict(config.to_dict())
     _check_choices(config)
+    fill_in_noise(config)
     config.experts.update(RECIPES[config.experts.recipe])
     if config.experts.division == "clean" and config.experts.clean_loss == "infonce":
         config.experts.lr = config.experts.lr_infonce
@@ -186,11 +188,16 @@ def _check_model(config: ConfigDict) -> None:
 
 
 def _check_noise(config: ConfigDict) -> None:
-    noise = config.noise
+    noise, e = config.noise, config.experts
+    _require(noise.protocol != "natural" or not noise.file, "noise.protocol natural leaves the pairs as they come, and "
+             "noise.file re-pairs them; leave one of them out.")
     _require(noise.protocol != "none" or noise.rate == 0 or noise.file, "noise.protocol none goes with rate 0, not "
              f"{noise.rate}; set noise.rate to 0, or choose image, caption or near_duplicate.")
-    _require(noise.protocol != "natural" or config.experts.division != "oracle", "an oracle division needs to know "
+    _require(noise.protocol != "natural" or e.division != "oracle", "an oracle division needs to know "
              "which pairs are mismatched, and of natural noise nobody knows; choose another experts.recipe.")
+    _require(noise.protocol != "natural" or noise.rate or not (e.debias or e.rescale_step), "experts.debias and "
+             "experts.rescale_step correct for the noise rate, which natural noise does not tell; set noise.rate to what "
+             "you believe (mdw experts with another recipe estimates it).")
 
 
 def _check_filter(config: ConfigDict) -> None:

@@ -2,47 +2,118 @@
 
 import glob
 import os
+import posixpath
+import shlex
 import threading
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 
 from mdw_jax.data.decoding import Encoded, check_length
+from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.errors import UserError
 
-Finder = Callable[[str], list[Encoded]]
+_TABLE_FORMS = ("csv", "tsv", "json", "jsonl", "parquet")  # that img2dataset reads
 
 
-def locate(names: Sequence[Sequence[str]], images) -> list[Encoded]:
+def locate(names: Sequence[Sequence[str]], images, problems: Problems | None = None, *, table: str = "",
+           column: str = "") -> list[Encoded | None]:
     """Find images by their names.
+
+    A name is a path in a directory or zip file or, where that is not there, the end of one: a folder that holds
+    another with the images is as good as that one. What macOS adds to archives (`__MACOSX/`, `._name`) is no image.
 
     Args:
         names: for each image the names that it may have, the likeliest first; that is its key.
         images: a directory, a zip file, a glob pattern, a comma-separated string of these, or a list of these. Zip
             files stay open as long as one of their images is referenced.
+        problems: counts the images that are absent; None: they are an error.
+        table, column: where the names come from, for messages.
     Returns:
-        One image for each entry of `names`.
+        One image for each entry of `names`; None for absent ones.
     Raises:
-        UserError: images are missing, or there twice, since nobody knows which of the two the captions describe.
+        UserError: images are missing, there twice, since nobody knows which of the two the captions describe, or named
+            by addresses in the web.
     """
-    finders = [_finder(source) for source in _sources(images)]
-    located, missing, doubled = [], [], []
+    sources = [_source(path) for path in _sources(images)]
+    located: list[Encoded | None] = []
+    absent, doubled, places = [], [], []
     for keys in names:
-        matches = next((hits for key in keys if (hits := [hit for find in finders for hit in find(key)])), [])
+        if keys[0][:4].lower() == "http" and keys[0].lower().startswith(("http://", "https://")):
+            raise UserError(_fetch_first(keys[0], table, column))
+        matches = _matches(keys, sources)
+        located.append(matches[0][0].image(matches[0][1], keys[0]) if matches else None)
         if not matches:
-            missing.append(keys[0])
+            absent.append(keys[0])
         elif len(matches) > 1:
             doubled.append(keys[0])
-        located += [image._replace(key=keys[0]) for image in matches[:1]]
-    if missing:
-        outside = " (names that lead out of a directory are not followed)" if any(map(_leads_out, missing)) else ""
-        raise UserError(f"{len(missing)} of {len(names)} images are not in '{images}', the first is "
-                        f"'{missing[0]}'{outside}; check where the images are.")
+            places = places or [source.place(path) for source, path in matches]
     if doubled:
-        raise UserError(f"{len(doubled)} of {len(names)} images are more than once in '{images}', the first is "
-                        f"'{doubled[0]}'; leave one copy.")
+        raise UserError(f"{len(doubled)} of {len(names)} images are more than once in '{images}' (as {quoted(places[0])} "
+                        f"and {quoted(places[1])}), the first is '{doubled[0]}'; leave one copy.")
+    if absent and problems is None:
+        raise UserError(f"{len(absent)} of {len(names)} images are not in '{images}', the first is "
+                        f"{quoted(absent[0])}{_hint(absent[0], sources)}; check where the images are.")
+    if absent:
+        problems.add("absent image", f"{quoted(absent[0])} is not in '{images}'{_hint(absent[0], sources)}", len(absent))
     return located
+
+
+def _matches(keys: Sequence[str], sources: Sequence["_Directory | _Archive"]) -> list[tuple["_Directory | _Archive", str]]:
+    """Where an image is, by the first of its names that is anywhere: one place, or several different ones.
+
+    Only what no directory has directly is looked for inside their directories, which takes a walk through all.
+    """
+    for key in keys:
+        if found := [(source, path) for source in sources for path in source.find(key)]:
+            return found if len(found) == 1 else _different(found)
+    for key in keys:
+        if found := [(source, path) for source in sources for path in source.find_deep(key)]:
+            return found if len(found) == 1 else _different(found)
+    return []
+
+
+def _different(found: list[tuple]) -> list[tuple]:
+    """Without the same file again: one source may be inside another, or a link to a file beside it."""
+    return list({os.path.realpath(source.place(path)): (source, path) for source, path in found}.values())
+
+
+def _fetch_first(name: str, table: str, column: str) -> str:
+    """What to do about images that are named by their addresses."""
+    plain = str(table).lower().removesuffix(".gz")
+    form = next((form for form in _TABLE_FORMS if plain.endswith(f".{form}")), "csv")
+    form += ".gz" * str(table).lower().endswith(".gz")
+    return (f"{quoted(name)} is an address in the web, not a file, and nothing is fetched here; fetch the images with "
+            f"`img2dataset --url_list {shlex.quote(str(table)) if table else 'TABLE'} --input_format {form} --url_col "
+            f"{shlex.quote(column) if column else 'COLUMN'} --caption_col caption --output_format webdataset "
+            "--output_folder shards`, then read shards/*.tar with data.name=webdataset.")
+
+
+def _hint(name: str, sources: Sequence["_Directory | _Archive"]) -> str:
+    """In parentheses why an image is not found, and what may be meant; "" if nothing is like it."""
+    notes = ["names that lead out of a directory are not followed"] if _leads_out(name) else []
+    wanted = posixpath.basename(name.replace("\\", "/"))
+    folded, stem = _folded(wanted), _folded(posixpath.splitext(wanted)[0])
+    likely: tuple[int, str] = (4, "")
+    for path in (path for source in sources for path in source.paths()):
+        there = posixpath.basename(path)
+        if there == wanted:
+            likely = min(likely, (0, f"there is {quoted(path)}"))
+        elif _folded(there) == folded:
+            likely = min(likely, (1, f"there is {quoted(path)}, spelled in other letters"))
+        elif _folded(posixpath.splitext(there)[0]) == stem:
+            likely = min(likely, (2, f"there is {quoted(path)}, with another extension"))
+        elif there.endswith(".zip"):
+            likely = min(likely, (3, f"there is {quoted(path)}; zip files are read where data.images names them"))
+    notes += [likely[1]] if likely[1] else []
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _folded(name: str) -> str:
+    """A name as it is in all spellings: of letters' case, and of accents, which macOS stores apart."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFKC", name).casefold()
 
 
 def _sources(images) -> list[str]:
@@ -65,22 +136,13 @@ def _pieces(text: str) -> Iterator[str]:
     yield from (os.path.expanduser(piece.strip()) for piece in pieces if piece.strip())
 
 
-def _finder(source: str) -> Finder:
-    """A function from a file name to the images of that name in `source`."""
-    if os.path.isdir(source):
-        return partial(_in_directory, Path(source))
+def _source(path: str) -> "_Directory | _Archive":
+    if os.path.isdir(path):
+        return _Directory(path)
     try:
-        archive = zipfile.ZipFile(source)
+        return _Archive(path, zipfile.ZipFile(path))
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"'{source}' is neither a directory nor a readable zip file ({error}); fetch it again.") from error
-    members, tails = {}, {}
-    check_names(source, (member.filename for member in archive.infolist()))
-    for member in archive.infolist():
-        members[member.filename] = member
-        parts = member.filename.split("/")
-        for i in range(1, len(parts)):
-            tails.setdefault("/".join(parts[i:]), []).append(member)
-    return partial(_in_archive, archive, threading.Lock(), members, tails)
+        raise UserError(f"'{path}' is neither a directory nor a readable zip file ({error}); fetch it again.") from error
 
 
 def check_names(source, names: Iterable[str]) -> None:
@@ -94,22 +156,134 @@ def _leads_out(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/")
 
 
-def _in_directory(directory: Path, name: str) -> list[Encoded]:
-    path = Path(os.path.normpath(directory / name))
-    inside = path.is_relative_to(os.path.normpath(directory))
-    return [Encoded(name, partial(_read_file, path))] if inside and os.path.isfile(path) else []
+class _Directory:
+    """Images in a directory, by their paths under it.
+
+    Args:
+        path: the directory.
+    """
+
+    def __init__(self, path: str):
+        self._path, self._root = path, os.path.abspath(path)
+
+    def find(self, name: str) -> list[str]:
+        """[`name`] if it is the path of a file here, else []."""
+        return [name] if self._inside(name) and os.path.isfile(os.path.join(self._root, name)) else []
+
+    def find_deep(self, name: str) -> list[str]:
+        """The paths that end in `name`; the first call walks through the directory."""
+        return [path for path in self._ends.find(name) if os.path.isfile(os.path.join(self._root, path))]
+
+    def paths(self) -> Iterator[str]:
+        """The paths of all files."""
+        return iter(self._ends)
+
+    def place(self, path: str) -> str:
+        """Where the file of a path is."""
+        return os.path.join(self._path, path)
+
+    def image(self, path: str, key: str) -> Encoded:
+        """The image at a path, as that of `key`."""
+        return Encoded(key, partial(_read_file, os.path.join(self._root, path)))
+
+    def _inside(self, name: str) -> bool:
+        if ".." not in name and not os.path.isabs(name):
+            return True
+        whole = os.path.normpath(os.path.join(self._root, name))
+        return whole.startswith(os.path.join(self._root, ""))
+
+    @cached_property
+    def _ends(self) -> "_Ends":
+        return _Ends(self._walk())
+
+    def _walk(self) -> Iterator[str]:
+        for directory, folders, files in os.walk(self._root):  # links to directories are not followed
+            folders[:] = [folder for folder in folders if not folder.startswith(".")]  # thumbnails, caches, trash
+            under = os.path.relpath(directory, self._root).replace(os.sep, "/")
+            yield from files if under == "." else (f"{under}/{file}" for file in files)
 
 
-def _read_file(path: Path) -> bytes:
-    check_length(path.stat().st_size)
-    return path.read_bytes()
+def _read_file(path: str) -> bytes:
+    check_length(os.stat(path).st_size)
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
-def _in_archive(archive, lock, members: dict, tails: dict, name: str) -> list[Encoded]:
-    """`name` is a member's whole name or, failing that, the end of it (archives often hold one top directory)."""
-    matches = [members[name]] if name in members else tails.get(name, [])
-    return [Encoded(name, partial(_read_member, archive, lock, member), (member.file_size, member.CRC))
-            for member in matches]
+class _Archive:
+    """Images in a zip file, by the names of its members.
+
+    Args:
+        path: the zip file.
+        archive: the same, opened.
+    Raises:
+        UserError: it has a name that leads out of it.
+    """
+
+    def __init__(self, path: str, archive: zipfile.ZipFile):
+        self._path, self._archive, self._lock = path, archive, threading.Lock()
+        # Some programs of Windows write backslashes.
+        self._members = {member.filename.replace("\\", "/"): member for member in archive.infolist()}
+        check_names(path, self._members)
+        self._ends = _Ends(self._members)
+
+    def find(self, name: str) -> list[str]:
+        """`name` if it is a whole path or, failing that, the paths that end in it (archives often hold one folder)."""
+        return [name] if name in self._members and _may_be_image(name) else self._ends.find(name)
+
+    def find_deep(self, name: str) -> list[str]:
+        """[]: `find` finds all."""
+        return []
+
+    def paths(self) -> Iterator[str]:
+        """The paths of all files."""
+        return iter(self._ends)
+
+    def place(self, path: str) -> str:
+        """Where the file of a path is."""
+        return os.path.join(self._path, path)
+
+    def image(self, path: str, key: str) -> Encoded:
+        """The image at a path, as that of `key`."""
+        member = self._members[path]
+        return Encoded(key, partial(_read_member, self._archive, self._lock, member), (member.file_size, member.CRC))
+
+
+class _Ends:
+    """Paths by their ends: of "a/b/c.jpg" these are "b/c.jpg" and "c.jpg", not ".jpg".
+
+    A sorted list of the paths with their parts backwards, "c.jpg/b/a/": it has a third of the size of a table of all
+    ends, and finds the paths of an end next to each other.
+    """
+
+    def __init__(self, paths: Iterable[str]):
+        self._backwards = sorted(map(_backwards, filter(_may_be_image, paths)))
+
+    def find(self, end: str) -> list[str]:
+        """The paths with this end."""
+        if not end or _leads_out(end):
+            return []
+        wanted = _backwards(posixpath.normpath(end))
+        first = last = bisect_left(self._backwards, wanted)
+        while last < len(self._backwards) and self._backwards[last].startswith(wanted):
+            last += 1
+        return list(map(_forwards, self._backwards[first:last]))
+
+    def __iter__(self) -> Iterator[str]:
+        return map(_forwards, self._backwards)
+
+
+def _backwards(path: str) -> str:
+    return "/".join(path.split("/")[::-1]) + "/"
+
+
+def _forwards(backwards: str) -> str:
+    return "/".join(backwards[:-1].split("/")[::-1])
+
+
+def _may_be_image(path: str) -> bool:
+    """Whether a path is of a file that is not one of those that macOS adds."""
+    name = path.rpartition("/")[2]
+    return name != "" and not name.startswith("._") and "__MACOSX" not in path.split("/")
 
 
 def _read_member(archive: zipfile.ZipFile, lock: threading.Lock, member: zipfile.ZipInfo) -> bytes:

@@ -3,16 +3,19 @@
 What bytes become is a `Decoder`: RGB images (`rgb`) here, log-mels of audio in `readers/audio.py`.
 """
 
+import hashlib
 import io
 import os
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mdw_jax.errors import UserError
 
@@ -22,7 +25,25 @@ DRAFT = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least this many times the pixels asked for."""
 LARGEST = 2**28
 """Bytes of an encoded image or audio file that are read; more is a bomb, or no such file."""
-_CHECK_SIZE = 16  # pixels a side, when only whether an image can be decoded is asked
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()))
+"""What is read, by Pillow's names. Others, such as EPS, would hand what strangers wrote to further programs."""
+_CHECK_SIZE = 32  # pixels a side, when an image is only checked; enough to tell any two photos apart
+_DIGEST = 16  # hex digits of a content digest
+_UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_90}  # by EXIF orientation, as in `PIL.ImageOps.exif_transpose`
+# The first bytes of files that come under the names of images, and what such a file is.
+_KINDS = (
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "an EPS file"), (rb"%PDF", "a PDF file"), (rb"8BPS", "a Photoshop file"),
+    (rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!DOCTYPE svg[^>]*>\s*)?<svg", "an SVG file"),
+    (rb"....ftyp(?:hei|hev|mif1|msf1)", "a HEIC file"), (rb"....ftypavi[fs]", "an AVIF file"), (rb"....ftyp", "a video"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL file"), (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 file"),
+    (rb"\0\0[\1\2]\0[^\0]", "an icon (ICO)"), (rb"RIFF....WAVE|ID3|fLaC|OggS", "a sound file"),
+    (rb"RIFF....AVI |\x1aE\xdf\xa3", "a video"), (rb"DDS ", "a DDS file"), (rb"PK\3\4", "a zip file"),
+    (rb"\x1f\x8b", "a gzip file"), (rb"\x93NUMPY", "a numpy array"), (rb"\x89HDF", "an HDF5 file"))
+_DAMAGED = ((rb"\xff\xd8", "a JPEG"), (rb"\x89PNG", "a PNG"), (rb"RIFF....WEBP", "a WEBP"), (rb"GIF8", "a GIF"),
+            (rb"BM....\0\0\0\0", "a BMP"), (rb"II[*+]\0|MM\0[*+]", "a TIFF"), (rb"P[1-7]\s+[\d#]", "a PPM"),
+            *([(rb"....ftypavi[fs]", "an AVIF")] if "AVIF" in FORMATS else []))
 
 
 class Encoded(NamedTuple):
@@ -32,11 +53,14 @@ class Encoded(NamedTuple):
         key: what names it in its data set: errors cite it, hold-outs draw by it.
         read: returns its bytes; may be called by several threads at once.
         sum: (length, CRC-32) of the bytes, or None where that is not known without reading them.
+        content: a digest of what it shows, equal for copies in other files; None where it was not decoded
+            (`content_digests`).
     """
 
     key: str
     read: Reader
     sum: tuple[int, int] | None = None
+    content: str | None = None
 
 
 class Decoder(NamedTuple):
@@ -45,14 +69,14 @@ class Decoder(NamedTuple):
     Attributes:
         shape: (H, W, C) of one image.
         decode: bytes -> uint8 pixels of that shape.
-        check: bytes -> anything; raises what `decode` raises, in less time.
+        check: bytes -> pixels of any shape, which tell contents apart; raises what `decode` raises, in less time.
         unit: what the files are called in messages.
         settings: what the pixels depend on beside the first side, for the fingerprint of images that are not decoded.
     """
 
     shape: tuple[int, ...]
     decode: Callable[[bytes], np.ndarray]
-    check: Callable[[bytes], object]
+    check: Callable[[bytes], np.ndarray]
     unit: str = "images"
     settings: str = ""
 
@@ -83,7 +107,9 @@ def decode(data: bytes, size: int) -> np.ndarray:
     """Decode an image file and resize it to a square by bicubic interpolation, without cropping.
 
     An image that has this size already is left as it is. A JPEG of at least `2 * DRAFT * size` a side is decoded at
-    reduced scale, which costs little of its quality and saves most of its time.
+    reduced scale, which costs little of its quality and saves most of its time. Photos are turned upright (EXIF),
+    transparent images lie on white, gray of 16 bits becomes gray of 8 bits (65535 is 255), and of an animation the first
+    frame counts.
 
     Args:
         data: the bytes of the file.
@@ -91,21 +117,90 @@ def decode(data: bytes, size: int) -> np.ndarray:
     Returns:
         (size, size, 3) uint8.
     Raises:
-        ValueError: more than 8 bits a channel where Pillow keeps them (gray images).
+        ValueError: pixels that are no colors of 8 or 16 bits.
         Image.DecompressionBombError: more pixels than `Image.MAX_IMAGE_PIXELS` (Pillow itself only warns up to twice
             as many).
+        UnidentifiedImageError: it is in none of `FORMATS`; says what it is instead.
         Exception: what Pillow raises for files that it cannot read.
     """
-    with Image.open(io.BytesIO(data)) as file:
+    with open_image(data) as file:
         if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels")
-        if file.mode == "F" or file.mode.startswith("I"):  # Pillow would cut them off at 255
-            raise ValueError(f"its pixels are of mode {file.mode}; convert it to 8 bits a channel")
         file.draft(None, (DRAFT * size, DRAFT * size))
-        image = file.convert("RGB")
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+        image = _colors(file)
+        if turn := _turn(file):
+            image = image.transpose(turn)
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An image file opened by Pillow, its pixels not yet decoded.
+
+    Raises:
+        UnidentifiedImageError: it is in none of `FORMATS`; says what it is instead.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(_what_it_is(data)) from None
+
+
+def _colors(file: Image.Image) -> Image.Image:
+    """The pixels of an open image in RGB."""
+    file.load()  # may change the mode
+    if file.mode == "F":
+        raise ValueError("its pixels are floating-point numbers (mode F); convert it to 8 bits a channel")
+    if file.mode.startswith("I"):
+        return Image.fromarray(_gray(file)).convert("RGB")
+    if file.has_transparency_data:
+        color = file.info.get("transparency")
+        if isinstance(color, tuple) and max(color) > 255:  # of 16 bits, where Pillow keeps the upper 8 of the pixels
+            file.info["transparency"] = tuple(value >> 8 for value in color)
+        layer = file.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return file if file.mode == "RGB" else file.convert("RGB")
+
+
+def _gray(file: Image.Image) -> np.ndarray:
+    """The pixels of gray of 16 bits in 8, which Pillow would cut off at 255."""
+    values = np.asarray(file)
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise ValueError(f"its pixels go from {low} to {high}, beyond 16 bits; convert it to 8 bits a channel")
+    gray = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    clear = file.info.get("transparency")
+    if isinstance(clear, int):
+        gray[values == clear] = 255
+    return gray
+
+
+def _turn(file: Image.Image) -> Image.Transpose | None:
+    """What turns a photo upright, of which the camera stored how it was held; None for most."""
+    try:
+        return _UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # EXIF is damaged in a dozen ways; the pixels need not be
+        return None
+
+
+def _what_it_is(data: bytes) -> str:
+    """Words for a file that Pillow does not take for an image."""
+    if not data:
+        return "it is empty"
+    if not data.strip(b"\0"):
+        return "all its bytes are zero"
+    head = data[:1000]
+    for pattern, kind in _DAMAGED:
+        if re.match(pattern, head, re.DOTALL):
+            return f"it begins as {kind} does, and is damaged"
+    for pattern, kind in _KINDS:
+        if re.match(pattern, head, re.DOTALL):
+            return f"it is {kind}, which is not read; convert it to JPEG or PNG"
+    start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:60].decode(errors="ignore").split("\n")[0].strip()
+    if len(start) > 1 and start.isprintable():
+        return f"it is text and begins with '{start[:24]}'"
+    return f"it is of no kind that is read ({', '.join(FORMATS)})"
 
 
 def decode_into(out: np.ndarray, images: Sequence[Encoded], pool: ThreadPoolExecutor,
@@ -133,7 +228,7 @@ def _fill(image: Encoded, out: np.ndarray, decode: Callable[[bytes], np.ndarray]
 
 def validate_images(images: Sequence[Encoded], check: bool, pool: ThreadPoolExecutor,
                     decoder: Decoder = rgb(_CHECK_SIZE)) -> tuple[list[Encoded], list[str | None]]:
-    """Find the checksums of images, and those that cannot be used.
+    """Find the checksums of images, what they show, and those that cannot be used.
 
     Args:
         images: B images.
@@ -142,29 +237,46 @@ def validate_images(images: Sequence[Encoded], check: bool, pool: ThreadPoolExec
         pool: the threads that do it.
         decoder: what decodes them.
     Returns:
-        The images with their sums; and for each None, or why it cannot be used.
+        The images with their sums, and with `check` their contents; and for each None, or why it cannot be used.
     """
     examined = list(pool.map(partial(_examine, check=decoder.check if check else None), images))
     return [image for image, _ in examined], [failure for _, failure in examined]
 
 
-def _examine(image: Encoded, check: Callable[[bytes], object] | None) -> tuple[Encoded, str | None]:
+def content_digests(images: Sequence[Encoded], pool: ThreadPoolExecutor, decoder: Decoder = rgb(_CHECK_SIZE)
+                    ) -> list[str | None]:
+    """For each image a digest of what it shows: its `content`, or else it is decoded once (`Decoder.check`).
+
+    Equal for copies with the same pixels: under another name, with other metadata, in another lossless format. Copies
+    that were compressed or resized again differ, as do the JPEG (decoded at reduced scale) and the PNG of one picture:
+    see `duplicates.perceptual_hashes`.
+
+    Returns:
+        `_DIGEST` hex digits each; None for images that cannot be decoded.
+    """
+    return list(pool.map(lambda image: image.content or _examine(image, decoder.check)[0].content, images))
+
+
+def _examine(image: Encoded, check: Callable[[bytes], np.ndarray] | None) -> tuple[Encoded, str | None]:
     if image.sum is not None and not check:
         return image, None
+    content = image.content
     try:
         data = image.read()
         if check:
-            check(data)
+            content = hashlib.sha256(np.ascontiguousarray(check(data))).hexdigest()[:_DIGEST]
     except MemoryError:
         raise
     except Exception as error:
         return image, reason(error)
-    return image._replace(sum=checksum(data)), None
+    return image._replace(sum=checksum(data), content=content), None
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    """An exception in one line, without addresses of objects and without bytes."""
+    text = re.sub(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>", r"\1", str(error))
+    text = re.sub(r"""(?<![\w'"])b(['"])((?:(?!\1)[^\\]|\\.)*)\1""", lambda m: "..." if "\\x" in m[2] else m[2], text)
+    return f"{type(error).__name__}: {text}".splitlines()[0].removesuffix(": ")[:300]
 
 
 def raise_decode_errors(images: Sequence[Encoded], failures: Sequence[str | None], remedy: str = "replace them",

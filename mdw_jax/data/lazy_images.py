@@ -34,6 +34,11 @@ class LazyImages:
         self._pool = ThreadPoolExecutor(threads or decoding.threads())  # starts no thread before it has work
         self.shape = (len(images), *self._decoder.shape)
 
+    @property
+    def encoded(self) -> Sequence[Encoded]:
+        """The images as they are stored."""
+        return self._images
+
     def __len__(self) -> int:
         return len(self._images)
 

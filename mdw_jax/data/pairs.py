@@ -7,25 +7,9 @@ import numpy as np
 
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.log_mel import LogMel
+from mdw_jax.data.problems import caption_problem
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
-
-LONGEST_CAPTION = 100_000
-"""Characters; more is a broken file or an attack, and would hold up every tokenizer."""
-
-
-def caption_error(caption) -> str | None:
-    """What is wrong with a caption, in words; None for a good one."""
-    if not isinstance(caption, str) or not caption.strip():
-        return "empty or not text"
-    if len(caption) > LONGEST_CAPTION:
-        return f"longer than {LONGEST_CAPTION:,} characters"
-    try:
-        caption.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can spell
-        return "no valid Unicode"
-    return None
-
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -50,9 +34,9 @@ class Split:
         n, k = len(self.images), len(self.captions)
         if n == 0 or k == 0:
             raise UserError(f"a split has {n} images and {k} captions; every split needs at least one of each.")
-        if errors := [(row, error) for row, caption in enumerate(self.captions) if (error := caption_error(caption))]:
-            raise UserError(f"{len(errors)} captions of a split are {errors[0][1]}, the first is number "
-                            f"{errors[0][0]}; fix or remove them.")
+        if errors := [(row, error) for row, caption in enumerate(self.captions) if (error := caption_problem(caption))]:
+            raise UserError(f"{len(errors)} captions of a split cannot be used, the first is number {errors[0][0]} "
+                            f"({errors[0][1]}); fix or remove them.")
         if self.images.dtype != np.uint8 or self.images.ndim not in (4, 5):
             raise UserError(f"images must be (N, H, W, C) or video clips (N, T, H, W, C), uint8, not "
                             f"{self.images.dtype} of shape {self.images.shape}.")
@@ -86,7 +70,8 @@ class Pairs:
     Attributes:
         name: what the data set is called.
         train, val, test: its splits; their images have one shape.
-        skipped: how many samples of the source the reader left out, by reason (may be empty).
+        skipped: how many samples of the source the reader left out, by reason (`problems.REASONS`; may be empty).
+        notes: what the reader has to say of how it read the source, in sentences.
         log_mel: the settings of the log-mels, where the images are log-mels of audio; None otherwise.
     """
 
@@ -95,6 +80,7 @@ class Pairs:
     val: Split
     test: Split
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     log_mel: LogMel | None = None
 
     def __post_init__(self):

@@ -24,6 +24,34 @@ _PLURALS = {"no image": "without an image", "no caption": "without a caption", "
             "missing value as caption": "with a missing value (nan, None, N/A) as caption",
             "caption too long": "with too long a caption", "caption not in Unicode": "with a caption that is no Unicode"}
 
+LONGEST_CAPTION = 100_000
+"""Characters; more is a broken file or an attack, and would hold up every tokenizer."""
+# What programs write where there is no caption. (pandas reads the same words as missing.)
+MISSING = frozenset(("nan", "none", "null", "n/a", "<na>", "na", "#n/a", "nat", "undefined"))
+
+
+def caption_problem(caption) -> str | None:
+    """Why a caption cannot be used, a key of `REASONS`; None for a good one."""
+    if not isinstance(caption, str):
+        return "empty caption" if caption is None else "missing value as caption" if caption != caption else "broken row"
+    if not caption.strip():
+        return "empty caption"
+    if len(caption) <= 9 and caption.strip().lower() in MISSING:
+        return "missing value as caption"
+    if len(caption) > LONGEST_CAPTION:
+        return "caption too long"
+    if not caption.isascii():
+        try:
+            caption.encode()
+        except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can spell
+            return "caption not in Unicode"
+    return None
+
+
+def quoted(name: str, most: int = 120) -> str:
+    """A name from a source in quotation marks, cut to a length that a message can bear."""
+    return f"'{name}'" if len(name) <= most else f"'{name[:most]}...'"
+
 
 class Problems:
     """What a reader met in one source that it cannot use.

@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdw_jax.data.decoding import Decoder, Encoded, decode_into, raise_decode_errors, rgb, threads, validate_images
+from mdw_jax.data.decoding import Decoder, Encoded, content_digests, decode_into, rgb, threads, validate_images
+from mdw_jax.data.duplicates import groups, near_duplicate_groups, perceptual_hashes
 from mdw_jax.data.lazy_images import LazyImages
-from mdw_jax.data.pairs import Pairs, Split, caption_error
+from mdw_jax.data.leaks import shared_content
+from mdw_jax.data.pairs import Pairs, Split
+from mdw_jax.data.problems import Problems, caption_problem, quoted
 from mdw_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -20,21 +23,32 @@ class Record(NamedTuple):
 
     Attributes:
         image: the image as it is stored.
-        captions: its captions.
-        caption_ids: the data set's own numbers of the captions, one each.
+        captions: its captions, as they are written: `build` checks them.
+        caption_ids: the data set's own numbers of the captions, one each; (): `build` counts.
         attributes: {column: value} of the image.
+        line: where the captions stand in the table, for messages; 0: not known.
     """
 
     image: Encoded
-    captions: tuple[str, ...]
-    caption_ids: tuple[int, ...] = ()
+    captions: Sequence
+    caption_ids: Sequence[int] = ()
     attributes: Mapping[str, object] = {}
+    line: int = 0
 
 
-def build(name: str, records: Mapping[str, Sequence[Record]], *, size: int = 128, stream: bool = False,
-          limit: int | None = None, skip_broken: bool = False, check: bool = True, holdout_val: int = 0,
-          holdout_test: int = 0, holdout_seed: int = 0, skipped: Mapping[str, int] | None = None,
-          decoder: Decoder | None = None) -> Pairs:
+class Holdouts(NamedTuple):
+    """What is held out of train: see `build`."""
+
+    val: int
+    test: int
+    seed: int
+    near_duplicates: int
+
+
+def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128, stream: bool = False,
+          limit: int | None = None, on_error: str = "stop", max_skipped: float = 0.05, check: bool = True,
+          holdout_val: int = 0, holdout_test: int = 0, holdout_seed: int = 0, near_duplicates: int = 0,
+          problems: Problems | None = None, notes: Iterable[str] = (), decoder: Decoder | None = None) -> Pairs:
     """Build `Pairs` from the records of each split; the keyword arguments are the settings that all readers share.
 
     Records of a split with the same key are one image with several captions. `caption_ids` count the captions of the
@@ -47,39 +61,61 @@ def build(name: str, records: Mapping[str, Sequence[Record]], *, size: int = 128
         stream: images stay encoded where they are and are decoded when they are indexed (`LazyImages`); otherwise they
             are decoded into memory.
         limit: keep only the first `limit` images of each split; None keeps all.
-        skip_broken: leave out images that cannot be decoded and count them in `Pairs.skipped`; otherwise an error.
+        on_error: what to do about images that are absent or cannot be decoded, captions that are empty, broken rows
+            (`problems.REASONS`): `stop`: an error that counts them; `skip`: leave them out, counted in `Pairs.skipped`.
+        max_skipped: largest share of the images, and of the captions, that `skip` may leave out.
         check: with `stream`, decode every image once at the start (a JPEG at reduced scale) to find broken ones.
             Without it, indexing a broken image raises UserError.
         holdout_val, holdout_test: where above 0, this many training images become the split (the source's own split of
             that name is not read): those whose keys come first in the order of a hash with `holdout_seed`. So a split
             depends on which images there are, not on their order; test does not depend on the size of val; and a
-            broken image leaves its split one short.
+            broken image leaves its split one short. Images that show the same stay on one side, which takes a look at
+            every image.
         holdout_seed: of the hash.
-        skipped: how many samples the reader left out, by reason.
+        near_duplicates: images whose perceptual hashes differ in fewer than so many of 64 bits show the same too; 0:
+            only those with the same pixels.
+        problems: what the reader could not use.
+        notes: what the reader has to say of how it read the source, in sentences.
         decoder: what decodes the files; None: `decoding.rgb(size)`.
     Raises:
-        UserError: empty or no captions, an empty split, or images that cannot be decoded.
+        UserError: what `Problems.settle` raises, an empty split, or a setting that is out of range.
     """
-    holdouts = {"val": holdout_val, "test": holdout_test}
-    if size < 1 or (limit is not None and limit < 1) or min(holdouts.values()) < 0:
+    holdouts = Holdouts(holdout_val, holdout_test, holdout_seed, near_duplicates)
+    if size < 1 or (limit is not None and limit < 1) or min(holdouts.val, holdouts.test) < 0:
         raise UserError(f"size and limit must be at least 1 and hold-outs at least 0, not {size}, {limit}, "
                         f"{holdout_val} and {holdout_test}.")
-    splits, count = {}, 0
+    problems, notes, decoder = problems or Problems(), list(notes), decoder or rgb(size)
+    splits = _usable(records, problems)
+    with ThreadPoolExecutor(threads()) as pool:
+        if holdouts.val or holdouts.test:
+            splits |= _hold_out(splits["train"], holdouts, name, notes, (pool, decoder))
+        for split, members in splits.items():
+            if not members:
+                raise UserError(_empty_split(name, split, len(splits["train"]), problems))
+        chosen = {split: members[:limit] for split, members in splits.items()}
+        images = [record.image for split in SPLITS for record in chosen[split]]
+        pixels: np.ndarray | None = None
+        if stream:
+            images, failures = validate_images(images, check, pool, decoder)
+            contents = [image.content for image in images]
+        else:
+            pixels = np.empty((len(images), *decoder.shape), np.uint8)
+            failures = decode_into(pixels, images, pool, decoder)
+            contents = list(pool.map(lambda row: hashlib.sha256(row).hexdigest()[:16], pixels))
+    parts = _assemble(chosen, images, pixels, failures, (size, decoder))
+    for image, failure in zip(images, failures, strict=True):
+        if failure:
+            problems.add("broken image", f"{quoted(image.key)} ({failure})")
+    skipped = problems.settle(name, sum(len(part.images) for part in parts.values()),
+                              sum(len(part.captions) for part in parts.values()), on_error, max_skipped)
     for split in SPLITS:
-        numbered = []
-        for record in records.get(split, ()):
-            numbered.append(record._replace(caption_ids=tuple(range(count, count + len(record.captions)))))
-            count += len(record.captions)
-        splits[split] = _grouped(numbered)
-    _check_captions(name, [record for members in splits.values() for record in members])
-    if any(holdouts.values()):
-        splits |= _hold_out(splits["train"], holdouts, holdout_seed, name)
-    for split, members in splits.items():
-        if not members:
-            remedy = "check the source" if split == "train" else f"name another, or set holdout_{split}"
-            raise UserError(f"split '{split}' of '{name}' has no images; {remedy}.")
-    return assemble(name, {split: members[:limit] for split, members in splits.items()}, size=size, stream=stream,
-                    skip_broken=skip_broken, check=check, skipped=skipped, decoder=decoder)
+        if split not in parts:
+            raise UserError(f"none of the {len(chosen[split])} images of split '{split}' of '{name}' can be decoded; "
+                            "replace them.")
+    bounds = np.cumsum([0, *(len(chosen[split]) for split in SPLITS)])
+    contents_of = {split: contents[bounds[n]:bounds[n + 1]] for n, split in enumerate(SPLITS)}
+    notes += shared_content(contents_of, {split: part.captions for split, part in parts.items()})
+    return Pairs(name, **parts, skipped=skipped, notes=tuple(notes))
 
 
 def splits_to_read(common: Mapping, **names: str) -> dict[str, str]:
@@ -87,74 +123,119 @@ def splits_to_read(common: Mapping, **names: str) -> dict[str, str]:
     return {split: name for split, name in names.items() if not common.get(f"holdout_{split}")}
 
 
-def _check_captions(name: str, records: Iterable[Record]) -> None:
-    bare, wrong = [], []
-    for record in records:
-        if not record.captions:
-            bare.append(record.image.key)
-        wrong += [(record.image.key, why) for caption in record.captions if (why := caption_error(caption))]
-    if bare:
-        raise UserError(f"{len(bare)} images of '{name}' have no captions, the first is '{bare[0]}'; remove them.")
-    if wrong:
-        raise UserError(f"{len(wrong)} captions of '{name}' are {wrong[0][1]}, the first is one of image "
-                        f"'{wrong[0][0]}'; fix or remove them.")
+def _usable(records: Mapping[str, Iterable[Record]], problems: Problems) -> dict[str, list[Record]]:
+    """The images of each split that have usable captions, each image once."""
+    splits, count = {}, 0
+    for split in SPLITS:
+        images: dict[str, Record] = {}
+        for record in records.get(split, ()):
+            captions, numbers = [], record.caption_ids or range(count, count + len(record.captions))
+            ids = []
+            for caption, number in zip(record.captions, numbers, strict=True):
+                if why := caption_problem(caption):
+                    problems.add(why, _place(record))
+                else:
+                    captions.append(caption)
+                    ids.append(number)
+            count += len(record.captions)
+            if not record.captions:
+                problems.add("no caption", _place(record))
+            first = images.get(record.image.key)
+            if captions:
+                images[record.image.key] = (
+                    record._replace(captions=tuple(captions), caption_ids=tuple(ids)) if first is None else
+                    first._replace(captions=(*first.captions, *captions), caption_ids=(*first.caption_ids, *ids)))
+        splits[split] = list(images.values())
+    return splits
 
 
-def _grouped(records: Iterable[Record]) -> list[Record]:
-    """Merge records of the same key: captions add up; place, image and attributes are those of the first."""
-    images = {}
-    for record in records:
-        first = images.get(record.image.key)
-        images[record.image.key] = record if first is None else first._replace(
-            captions=first.captions + record.captions, caption_ids=first.caption_ids + record.caption_ids)
-    return list(images.values())
+def _place(record: Record) -> str:
+    return f"{quoted(record.image.key)}{f', line {record.line}' if record.line else ''}"
 
 
-def _hold_out(records: list[Record], holdouts: Mapping[str, int], seed: int, name: str) -> dict[str, list[Record]]:
+def _empty_split(name: str, split: str, train: int, problems: Problems) -> str:
+    lost = f" that can be used ({problems})" if problems.counts else ""
+    if split == "train":
+        return f"split 'train' of '{name}' has no images{lost}; check the source."
+    return (f"split '{split}' of '{name}' has no images{lost}; hold some out of train, as with "
+            f"data.holdout_{split}={max(1, train // 10)}, or name the source's own.")
+
+
+def _hold_out(records: list[Record], holdouts: Holdouts, name: str, notes: list[str],
+              tools: tuple[ThreadPoolExecutor, Decoder]) -> dict[str, list[Record]]:
     """`records` divided into train and the splits that `holdouts` asks for; each keeps the order of the records."""
-    if sum(holdouts.values()) >= len(records):
-        raise UserError(f"holding out {sum(holdouts.values())} images leaves none of the {len(records)} that '{name}' has "
+    counts = {"test": holdouts.test, "val": holdouts.val}
+    if sum(counts.values()) >= len(records):
+        raise UserError(f"holding out {sum(counts.values())} images leaves none of the {len(records)} that '{name}' has "
                         "for train; hold out fewer.")
+    group_of = _groups(records, holdouts.near_duplicates, notes, tools)
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(group_of):
+        members.setdefault(group, []).append(row)
     keys = [record.image.key for record in records]
-    order = sorted(range(len(keys)), key=lambda row: hashlib.sha256(f"{seed}/{keys[row]}".encode()).digest())
-    split_of = dict.fromkeys(order[:holdouts["test"]], "test")
-    split_of |= dict.fromkeys(order[holdouts["test"]:sum(holdouts.values())], "val")
-    wanted = ["train", *(split for split, count in holdouts.items() if count)]
+    order = sorted(range(len(keys)),
+                   key=lambda row: hashlib.sha256(f"{holdouts.seed}/{keys[row]}".encode()).digest())
+    split_of: dict[int, str] = {}
+    for split, count in counts.items():
+        free = [row for row in order if row not in split_of]
+        chosen: list[int] = []
+        for row in free:
+            group = members[group_of[row]]
+            if row not in split_of and len(chosen) + len(group) <= count:
+                chosen += group
+                split_of |= dict.fromkeys(group, split)
+        if count and not chosen:  # no group is small enough
+            chosen = members[group_of[free[0]]] if free else []
+            split_of |= dict.fromkeys(chosen, split)
+        if len(chosen) != count:
+            notes.append(f"{len(chosen)} images are held out for {split}, not {count}: those that show the same stay "
+                         "together.")
+    if len(split_of) == len(records):
+        raise UserError(f"holding out {sum(counts.values())} images leaves none of the {len(records)} that '{name}' has for "
+                        "train, as images that show the same stay together; hold out fewer.")
+    wanted = ["train", *(split for split in ("val", "test") if counts[split])]
     return {split: [records[row] for row in range(len(records)) if split_of.get(row, "train") == split]
             for split in wanted}
 
 
-def assemble(name: str, splits: Mapping[str, Sequence[Record]], *, size: int, stream: bool, skip_broken: bool,
-             check: bool, skipped: Mapping[str, int] | None = None, decoder: Decoder | None = None) -> Pairs:
-    """`Pairs` of the records of each split, as they are; the arguments are those of `build`."""
-    decoder = decoder or rgb(size)
-    images = [record.image for split in SPLITS for record in splits[split]]
-    with ThreadPoolExecutor(threads()) as pool:
-        if stream:
-            images, failures = validate_images(images, check, pool, decoder)
-        else:
-            pixels = np.empty((len(images), *decoder.shape), np.uint8)
-            failures = decode_into(pixels, images, pool, decoder)
-    if not skip_broken:
-        raise_decode_errors(images, failures, "replace them, or set skip_broken to leave them out", decoder.unit)
+def _groups(records: list[Record], near_duplicates: int, notes: list[str],
+            tools: tuple[ThreadPoolExecutor, Decoder]) -> list[int]:
+    """For each image the number of its group, those that show the same; what was found is noted."""
+    pool, decoder = tools
+    images = [record.image for record in records]
+    contents = content_digests(images, pool, decoder)
+    records[:] = [record._replace(image=record.image._replace(content=content))
+                  for record, content in zip(records, contents, strict=True)]
+    group_of = groups(contents)
+    if copies := len(records) - len(set(group_of)):
+        notes.append(f"{copies} images show the same as an earlier one; a held-out split gets all of such images or none.")
+    if near_duplicates:
+        hashes = perceptual_hashes(images, pool)
+        near = near_duplicate_groups(hashes, near_duplicates - 1)
+        merged = len(records) - len(set(near))
+        notes.append(f"{merged} images are near-duplicates of an earlier one (perceptual hashes of fewer than "
+                     f"{near_duplicates} different bits) and stay on one side as well.")
+        return near
+    return group_of
+
+
+def _assemble(splits: Mapping[str, Sequence[Record]], images: Sequence[Encoded], pixels: np.ndarray | None,
+              failures: Sequence[str | None], form: tuple[int, Decoder]) -> dict[str, Split]:
+    """The splits, without the images that failed; one that has none left is absent."""
+    size, decoder = form
     intact = np.array([failure is None for failure in failures])
-    skipped = dict(skipped or {})
-    if not intact.all():
-        skipped["broken image"] = skipped.get("broken image", 0) + int(np.sum(~intact))
     parts: dict[str, Any] = {}
     start = 0
     for split in SPLITS:
         rows = start + np.flatnonzero(intact[start:start + len(splits[split])])
-        if not len(rows):
-            raise UserError(f"none of the {len(splits[split])} images of split '{split}' of '{name}' can be decoded; "
-                            "replace them.")
         members = [splits[split][row - start] for row in rows]
         # A slice where nothing is missing, so that memory holds the pixels once.
         of_split = slice(start, start + len(rows)) if len(rows) == len(splits[split]) else rows
-        parts[split] = _split(members, LazyImages([images[row] for row in rows], size, decoder=decoder) if stream else
-                              pixels[of_split])
+        if members:
+            parts[split] = _split(members, pixels[of_split] if pixels is not None else
+                                  LazyImages([images[row] for row in rows], size, decoder=decoder))
         start += len(splits[split])
-    return Pairs(name, **parts, skipped=skipped)
+    return parts
 
 
 def _split(records: Sequence[Record], images) -> Split:

@@ -23,7 +23,7 @@ READERS: Mapping[str, Callable[..., Pairs]] = MappingProxyType(
     {"scenes": scenes, "karpathy": karpathy, "folder": folder, "hf": hf, "tfds": tfds, "webdataset": webdataset,
      "tones": tones, "audio": audio, "esc50": esc50})
 
-_NOT_SETTINGS = ("skipped", "decoder")  # arguments of `records.build` that readers pass and configs do not set
+_NOT_SETTINGS = ("problems", "notes", "decoder")  # arguments of `records.build` that readers pass and configs do not set
 
 
 def load(name: str, **settings) -> Pairs:

@@ -10,10 +10,12 @@ from mdw_jax.export.export_set import check_settings, export_set
 from mdw_jax.export.formats import NearestCaptions
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.models.embedding import nearest
+from mdw_jax.pipeline.announce import announce_noise
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.prepared import Prepared, prepare
 from mdw_jax.pipeline.preset_run import open_preset
 from mdw_jax.pipeline.run_folder import run_folder
+from mdw_jax.pipeline.run_notes import noise_estimates, noise_summary
 
 
 def export_command(config: ConfigDict) -> None:
@@ -34,18 +36,23 @@ def export_command(config: ConfigDict) -> None:
     if not names:
         raise UserError(f"none of run.presets ({', '.join(config.run.presets)}) ends in a set of pairs; add one, such "
                         "as mdw.")
+    announce_noise(config, names)
     directory = run_folder(config) / "export"
     prepared = prepare(resolved)
     captions = len(prepared.pairs.train.captions)
     if settings.neighbors > captions:
         raise UserError(f"export.neighbors is {settings.neighbors} but there are only {captions} training captions; "
                         "lower it.")
-    for preset in (open_preset(config, prepared, name) for name in names):
-        for index, stored in enumerate(distill_stage(preset, prepared)):
+    presets = [open_preset(config, prepared, name) for name in names]
+    sets = [distill_stage(preset, prepared) for preset in presets]  # all, because some estimate the noise of others
+    estimates = noise_estimates(presets)
+    for preset, directories in zip(presets, sets, strict=True):
+        for index, stored in enumerate(directories):
             distilled, card = load_distilled(stored, preset.config.distill.loss)
+            noise = {**card["noise"], **noise_summary(preset, estimates)}
             path = directory / f"{safe_name(preset.name)}-{index}"
             export_set(path, distilled, nearest_captions_of(distilled.texts, prepared, settings.neighbors),
-                       {**card, "data": prepared.pairs.name}, formats=settings.formats, license=settings.license,
+                       {**card, "data": prepared.pairs.name, "noise": noise}, formats=settings.formats, license=settings.license,
                        real=preset.spec.kind == "coreset")
             print(f"{preset.name:8}  {path}")
 

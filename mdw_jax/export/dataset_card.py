@@ -11,6 +11,7 @@ from mdw_jax.export.formats import FORMATS
 from mdw_jax.io.distilled_set import BRANCHES, BYTES_PER_NUMBER, TENSORS, DistilledSet, byte_budget
 from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.method.matching import student_optimizer_entry
+from mdw_jax.reporting.noise_text import natural_noise
 
 _P = {
     (): "torch.eye(len(images))",
@@ -94,11 +95,9 @@ def dataset_card(distilled: DistilledSet, card: dict, real: bool) -> str:
     Raises:
         UserError: the loss of the set is unknown.
     """
-    pairs, noise = len(distilled.images), card.get("noise", {})
+    pairs = len(distilled.images)
     data = card.get("data") or card.get("config", {}).get("data", {}).get("name", "unknown data")
     kind = "real pairs, chosen" if real else "synthetic image-text pairs, distilled"
-    mismatched = (f" Of the source's pairs {noise['rate']:.0%} were mismatched on purpose before that (protocol "
-                  f"{noise['protocol']})." if noise.get("rate") else "")
     front = yaml.safe_dump(_front_matter(card, pairs, real), sort_keys=False, allow_unicode=True)
     student = _student_section(distilled, card) if "safetensors" in card["formats"] else ""
     return f"""\
@@ -108,7 +107,7 @@ def dataset_card(distilled: DistilledSet, card: dict, real: bool) -> str:
 # {pairs} pairs from {data}
 
 {pairs} {kind} from {data} by the preset `{card.get("preset", "unknown")}` of mdw-jax. Retrieval models are trained on
-them in place of all of the data.{mismatched}
+them in place of all of the data.{_noise(card.get("noise", {}))}
 
 ## Contents
 
@@ -119,6 +118,14 @@ them in place of all of the data.{mismatched}
 ## Limits and license
 
 {_bullets(_limits(card, real))}"""
+
+
+def _noise(noise: dict) -> str:
+    """How many of the source's pairs were mismatched: on purpose, or, as estimated, as they came."""
+    if noise.get("protocol") == "natural":
+        return f" {natural_noise(noise)}"
+    return (f" Of the source's pairs {noise['rate']:.0%} were mismatched on purpose before that (protocol "
+            f"{noise['protocol']})." if noise.get("rate") else "")
 
 
 def _student_section(distilled: DistilledSet, card: dict) -> str:

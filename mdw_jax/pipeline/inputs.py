@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from mdw_jax.config.options import LOG_MEL_READERS
 from mdw_jax.config.validation import refuse_unused
 from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.problems import in_words
 from mdw_jax.data.registry import load, settings_of
 from mdw_jax.data.structured_noise import degrade_captions
 
@@ -36,3 +37,9 @@ def load_pairs(data: ConfigDict, cache: Path) -> Pairs:
     refuse_unused("data", data, "name", "reader", used - {"size"} if data.name in LOG_MEL_READERS else used)
     pairs = _load(data.name, **{key: settings[key] for key in taken if settings.get(key)})
     return degrade_captions(pairs, data.captions, data.captions_rate, data.seed) if data.captions else pairs
+
+
+def source_notes(pairs: Pairs) -> list[str]:
+    """What a user must know of how a data set was read, in sentences: what was left out, and what the reader says."""
+    left_out = [f"left out: {in_words(pairs.skipped)}."] if pairs.skipped else []
+    return [*left_out, *pairs.notes]

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from mdw_jax.io.files import write_atomically, write_csv, write_json
 from mdw_jax.io.scores import METRICS
 from mdw_jax.pipeline import run_notes
+from mdw_jax.pipeline.announce import announce_noise
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.experts import experts_stage
@@ -15,6 +16,7 @@ from mdw_jax.pipeline.outer_step import compile_in_background
 from mdw_jax.pipeline.prepared import SPLITS, Prepared, prepare
 from mdw_jax.pipeline.preset_run import PresetRun, open_preset, resolve_run
 from mdw_jax.pipeline.run_folder import environment, run_folder
+from mdw_jax.reporting.noise_text import estimate_in_words
 from mdw_jax.reporting.run_files import Run
 from mdw_jax.reporting.run_report import write_report
 from mdw_jax.reporting.run_table import footnotes, table
@@ -27,11 +29,12 @@ _COLUMNS = ("preset", "set", "student", "select_on", "lr_scale", "steps", "at_ed
 
 
 def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[PresetRun]]:
-    """Resolve the config, prepare the data, open the presets, and write config.json and environment.json.
+    """Resolve the config, say what noise is drawn, prepare the data, open the presets, write config and environment.
 
     The config and all presets are checked before the run directory is made or any data are read.
     """
     resolved = resolve_run(config)
+    announce_noise(config)
     directory = run_folder(config)
     prepared = prepare(resolved)
     runs = [open_preset(config, prepared, name) for name in config.run.presets]
@@ -47,8 +50,9 @@ def prepare_command(config: ConfigDict) -> None:
         data = getattr(prepared.pairs, split)
         print(f"{split:5}  {len(data.images)} images, {len(data.captions)} captions")
     for run in runs:
-        print(f"{run.name:8}  noise {run.noise.protocol}, requested {run.noise.rate:.3f}, actually mismatched "
-              f"{run.noise.label}, sha256 {run.noise.sha256[:12]}")
+        drawn = "pairs as they come" if run.noise.true_rate is None else (
+            f"requested {run.noise.rate:.3f}, actually mismatched {run.noise.label}")
+        print(f"{run.name:8}  noise {run.noise.protocol}, {drawn}, sha256 {run.noise.sha256[:12]}")
 
 
 def experts_command(config: ConfigDict) -> None:
@@ -64,13 +68,8 @@ def experts_command(config: ConfigDict) -> None:
 
 def _rates(rate: dict) -> str:
     """The noise rate of a record of experts in words: "38.9% [38.1%, 39.6%] estimated, 40.0% true"."""
-    estimate, true = rate["estimated"], rate["true"]
-    words = []
-    if estimate:
-        words.append(f"{estimate['eta']:.1%} [{estimate['low']:.1%}, {estimate['high']:.1%}] estimated")
-    if true is not None:
-        words.append(f"{true:.1%} true")
-    return ", ".join(words)
+    words, true = estimate_in_words(rate["estimated"]), rate["true"]
+    return ", ".join([f"{words} estimated"] * bool(words) + ([] if true is None else [f"{true:.1%} true"])) or "unknown"
 
 
 def distill_command(config: ConfigDict) -> None:

@@ -1,6 +1,6 @@
 """What a run writes for its report: report.json, and WAV files of sets of spectrograms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from mdw_jax.config.presets import safe_name
 from mdw_jax.config.sections import config_digest
 from mdw_jax.io.distilled_set import load_for_display
 from mdw_jax.io.files import write_json
+from mdw_jax.io.records import complete
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun, read_division
 from mdw_jax.pipeline.sets import set_folder
@@ -28,20 +29,44 @@ def write_run_summary(directory: Path, config: ConfigDict, prepared: Prepared, r
         prepared: its data.
         runs: its presets.
     """
-    train = prepared.pairs.train
+    train, estimates = prepared.pairs.train, noise_estimates(runs)
     write_json(directory / SUMMARY, {
         "config": config_digest(config.to_dict()), "data": prepared.pairs.name, "fingerprint": prepared.fingerprint,
         "images": len(train.images), "captions": len(train.captions),
-        "presets": [_preset_summary(directory, run) for run in runs]})
+        "presets": [_preset_summary(directory, run, estimates) for run in runs]})
 
 
-def _preset_summary(directory: Path, run: PresetRun) -> dict:
+def noise_estimates(runs: Sequence[PresetRun]) -> dict[str, dict]:
+    """The estimated noise rates of a run's pairs, as far as there are any yet.
+
+    Returns:
+        {sha256 of a noise draw: fields of `mdw_jax.method.noise_rate.Rate`}. An estimate is of the pairs, so presets
+        without experts have that of the experts that saw the same ones: those of `mdw`, or the first.
+    """
+    estimates: dict[str, dict] = {}
+    for run in sorted(runs, key=lambda run: run.name != "mdw"):
+        trained = [run.filter.scorer if run.filter else run] if run.spec.needs_experts or run.filter else []
+        for experts in filter(None, trained):
+            record = complete(experts.experts.path / "experts.json", experts.experts.key, "rate")
+            if record and record["rate"]["estimated"]:
+                estimates.setdefault(run.noise.sha256, record["rate"]["estimated"])
+    return estimates
+
+
+def noise_summary(run: PresetRun, estimates: Mapping[str, dict]) -> dict:
+    """What report.json says of a preset's noise; `rate` is None, and `assumed` set or not, where it is natural."""
+    noise = run.noise
+    return {"label": noise.label, "protocol": noise.protocol, "rate": noise.true_rate, "sha256": noise.sha256,
+            "estimated": estimates.get(noise.sha256),
+            "assumed": noise.rate if noise.true_rate is None and noise.rate else None}
+
+
+def _preset_summary(directory: Path, run: PresetRun, estimates: Mapping[str, dict]) -> dict:
     sets = range(run.config.distill.sets if run.spec.has_sets else 0)
     summary = {
         "name": run.name, "label": run.spec.label, "kind": run.spec.kind, "pairs": run.config.distill.pairs,
         "sets": [set_folder(run, index).relative_to(directory).as_posix() for index in sets],
-        "noise": {"label": run.noise.label, "protocol": run.noise.protocol, "rate": run.noise.true_rate,
-                  "sha256": run.noise.sha256}}
+        "noise": noise_summary(run, estimates)}
     if run.spec.needs_experts:
         summary |= {"experts": run.experts.path.relative_to(directory).as_posix(),
                     "recipe": run.config.experts.recipe, "division": _division_histograms(run)}

@@ -31,18 +31,22 @@ from mdw_jax.io.files import digest, write_csv, write_json
 from mdw_jax.io.keyed import read_keyed_json
 from mdw_jax.io.locks import locked
 from mdw_jax.io.scores import METRICS
+from mdw_jax.pipeline.announce import announce
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.plugin_checks import check_plugins
 from mdw_jax.pipeline.prepared import Prepared, prepare
 from mdw_jax.pipeline.preset_run import PresetRun, open_preset
 from mdw_jax.pipeline.run_folder import environment, run_folder
+from mdw_jax.pipeline.run_notes import noise_estimates
 from mdw_jax.reporting.stats import summary
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.processes import broadcast_from_main
 
 _FORMAT = "sweep.1"
+_ESTIMATES = ("estimated_rate", "estimated_low", "estimated_high")  # of natural noise, and where noise.estimate asks
 _COLUMNS = ("noise.protocol", "noise.rate", "true_rate", "distill.pairs", "set", "student", "select_on", "lr_scale",
-            "steps", "at_edge", "val_r_mean", *METRICS, "hard_r_mean", "bytes", "seconds", "commit", "run.seed")
+            "steps", "at_edge", "val_r_mean", *METRICS, "hard_r_mean", "bytes", *_ESTIMATES, "seconds", "commit",
+            "run.seed")
 _FAILED = ".failed.json"
 
 
@@ -121,6 +125,7 @@ def sweep_command(config: ConfigDict, axes: Mapping[str, Sequence], shard: tuple
     """
     cells = grid(config, axes)
     own = cells[shard[0]::shard[1]]
+    announce(cell.resolved for cell in own)
     if dry_run:
         _list_command(own, len(cells))
         return
@@ -205,8 +210,13 @@ def _do_cell(cell: Cell, data: _LatestData, made_with: dict) -> dict:
 
 def _set_columns(run: PresetRun) -> dict:
     """Columns about the sets that the students of a preset learned from."""
-    columns = {"noise.protocol": run.noise.protocol, "noise.rate": _as_text(run.noise.rate),
-               "true_rate": run.noise.true_rate, "run.seed": run.config.run.seed}
+    noise = run.noise
+    unknown = noise.true_rate is None and not noise.rate  # an empty cell: 0 would say that no pair is mismatched
+    columns = {"noise.protocol": noise.protocol, "noise.rate": "" if unknown else _as_text(noise.rate),
+               "true_rate": noise.true_rate, "run.seed": run.config.run.seed}
+    estimate = noise_estimates([run]).get(noise.sha256)
+    if estimate:
+        columns |= dict(zip(_ESTIMATES, (estimate[name] for name in ("eta", "low", "high")), strict=True))
     return columns | ({"distill.pairs": run.config.distill.pairs} if run.spec.has_sets else {})
 
 

@@ -27,8 +27,8 @@ def _measurements(run: Run, path: Path) -> str:
         words = "Bounds and measurements by noise rate, and the share of memorized pairs by epoch"
         image = f'<figure class="drawing">{html.image(figures.png_uri(figure), words)}</figure>'
     return (image + html.html_table(own, "Certificate, for the experts' own loss")
-            + '<p class="soft">In units of each loss. Clean risk: the loss on truly paired val images; at most: its '
-            "upper bound from noisy ones.</p>"
+            + '<p class="soft">In units of each loss. Clean risk: the loss on val images as truly paired, where '
+            "that is known; at most: an upper bound of it, from pairs as they are given.</p>"
             + "<details><summary>Measured by other losses</summary>\n"
             f"{html.html_table(others, 'Certificate, other losses')}</details>" * bool(others))
 

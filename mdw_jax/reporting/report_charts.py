@@ -43,7 +43,7 @@ def expert_charts(runs: Sequence[Run]) -> list[str]:
     return [svg.lines(scores, "epoch", "val r_mean, %", "Experts"),
             svg.lines(precision, "epoch", "precision", "Share of truly clean pairs among those called clean"),
             svg.lines(recall, "epoch", "recall", "Share of the clean pairs that are called clean"),
-            *(svg.bars(groups, DIVISION_EDGES, "probability of being clean", "share of pairs",
+            *(svg.bars(groups, DIVISION_EDGES, "probability of being correctly paired", "share of pairs",
                        f"Last division: {name}") for name, groups in histograms.items())]
 
 

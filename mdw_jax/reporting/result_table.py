@@ -11,6 +11,7 @@ import numpy as np
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_atomically
 from mdw_jax.io.scores import METRICS, read_scores
+from mdw_jax.reporting.noise_text import estimate_in_words
 from mdw_jax.reporting.preset_info import preset_info
 from mdw_jax.reporting.stats import deviation, half_interval
 from mdw_jax.reporting.text import AT_EDGE, AT_EDGE_MEANS, markdown_table, plural, printable
@@ -207,7 +208,8 @@ def _ordered(keys: Iterable[tuple]) -> list[tuple]:
 
 
 def _label(names: Sequence[str], values: Sequence[str]) -> str:
-    return ", ".join(f"{name} = {value or '-'}" for name, value in zip(names, values, strict=True))
+    empty = {"noise.rate": "unknown"}  # of natural noise
+    return ", ".join(f"{name} = {value or empty.get(name, '-')}" for name, value in zip(names, values, strict=True))
 
 
 def _check_settings(cells: dict[tuple, list[dict]], rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -303,12 +305,22 @@ def _footer(cells: dict, rows, columns, metric: str, interval: bool) -> str:
     data = [row for group in cells.values() for row in group]
     facts = [f"{name} {', '.join(dict.fromkeys(row.get(name) or 'unknown' for row in data))}"
              for name in ("select_on", *filter(_is_seed, data[0]), "commit")]
+    if estimates := list(filter(None, dict.fromkeys(map(_estimate, data)))):
+        facts.append(f"natural noise, estimated {', '.join(estimates)}")
     if any(map(_is_optimistic, cells.values())):
         facts[0] += f" {_OPTIMISTIC[:-1]}: with test, the best of the test evaluations)"
     spread = ("half the 95 % t-interval over sets (none where there is one set)" if interval else
               "standard deviation over sets x students")
     edge = f" {AT_EDGE_MEANS}" * any(_is_at_edge(group, metric) for group in cells.values())
     return f"{metric}: mean +- {spread}; {'; '.join([_counts(cells, rows, columns), *facts])}.{edge}"
+
+
+def _estimate(row: dict) -> str:
+    """The estimated rate of natural noise in a row of a sweep's CSV: "38.9% [38.1%, 39.6%]"; "" where there is none."""
+    texts = [row.get(name, "") for name in ("estimated_rate", "estimated_low", "estimated_high")]
+    if row.get("noise.protocol") != "natural" or not all(map(_is_number, texts)):
+        return ""
+    return estimate_in_words(dict(zip(("eta", "low", "high"), map(float, texts), strict=True)))
 
 
 def _counts(cells: dict, rows, columns) -> str:

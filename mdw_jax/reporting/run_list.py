@@ -17,6 +17,7 @@ from mdw_jax.io.files import read_json
 from mdw_jax.io.locate import refuse_unusable_path
 from mdw_jax.io.locks import is_locked, is_run_lock
 from mdw_jax.io.scores import SCORES, OlderVersionError, read_scores
+from mdw_jax.reporting.noise_text import estimate_in_words
 from mdw_jax.reporting.preset_info import preset_info, read_summary
 from mdw_jax.reporting.stats import mean_text, welch
 from mdw_jax.reporting.text import aligned, plural, printable, text
@@ -91,12 +92,27 @@ def described(path: Path) -> dict[str, str]:
     config = _config(path)
     row = {"run": str(path), "state": state(path), "data": "-", "noise": "-", "presets": "-", "r_mean": "-"}
     if config is not None:
-        row |= {"data": config["data"]["name"], "noise": f"{config['noise']['protocol']} {config['noise']['rate']:g}",
+        row |= {"data": config["data"]["name"], "noise": _noise(path, config["noise"]),
                 "presets": ",".join(config["run"]["presets"])}
         if _is_finished(path):
             with contextlib.suppress(UserError):  # damaged, as the state says
                 row["r_mean"] = _headline(_scores(path), read_summary(path))
     return row
+
+
+def _noise(path: Path, settings: Mapping) -> str:
+    """The noise of a run: "image 0.4", "file index.npy", "natural", "natural, 38.9% [38.1%, 39.6%]" once estimated."""
+    if settings.get("file") and isinstance(settings["file"], str):
+        return f"file {Path(settings['file']).name}"
+    if settings["protocol"] != "natural":
+        return f"{settings['protocol']} {settings['rate']:g}"
+    words = ""
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # damaged, or of an earlier version
+        entries = read_summary(path)["presets"] if _is_finished(path) else []
+        found = [entry["noise"] for entry in entries if entry["noise"]["protocol"] == "natural"]
+        words = next(filter(None, (estimate_in_words(noise.get("estimated")) for noise in found)), "")
+    assumed = f" ({settings['rate']:.1%} assumed)" if settings["rate"] else ""
+    return "natural" + (f", {words}" if words else "") + assumed
 
 
 def state(path: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mdw_jax.config.sections import differences, flat
 from mdw_jax.errors import UserError
 from mdw_jax.reporting import html
+from mdw_jax.reporting.noise_text import estimate_in_words, noise_in_words
 from mdw_jax.reporting.report_certificate import certificate
 from mdw_jax.reporting.report_charts import distillation_charts, expert_charts
 from mdw_jax.reporting.report_images import correspondence_entries, image_changes, pairs, pixel_weights
@@ -82,8 +83,8 @@ def _set_sections(runs: Sequence[Run]) -> list[_Section]:
 
 def _training_sections(runs: Sequence[Run]) -> list[_Section]:
     return [
-        ("Experts", "Validation r_mean by epoch, mean over networks; and precision and recall of the division into "
-         "clean and risky pairs, where the truth is known.", _charts(expert_charts(runs))),
+        ("Experts", "Validation r_mean by epoch, mean over networks; how the experts divided the pairs; and, where it is "
+         "known which pairs are mismatched, how well.", _charts(expert_charts(runs))),
         ("Distillation", "The matching loss: the distance between a student of the set and the experts after the "
          "unroll, relative to the distance the experts moved (2, one for each branch, is an untrained student where "
          "branches count separately); the score on val at each checkpoint; the learned step sizes.",
@@ -111,7 +112,7 @@ def _detail_sections(runs: Sequence[Run]) -> list[_Section]:
 
 def _title(run: Run) -> str:
     metadata, captions = run.main.metadata, run.summary["captions"]
-    noisy = metadata["noise"]["rate"] != 0  # None: natural noise
+    noisy = bool(metadata["noise"]["rate"])  # None: natural noise, of which nobody knows
     subject = (f"{plural(metadata['pairs'], 'pair')} from {captions}{' noisy ones' * noisy}" if run.main.has_sets else
                f"experts on {captions}{' noisy' * noisy} pairs")
     return f"{run.summary['data']}: {subject}"
@@ -123,18 +124,28 @@ def _tiles(run: Run, heading: bool) -> str:
     spread = "" if half is None else f", ±{_NBSP}{half:.1f} (95{_NBSP}%)"
     tiles = [(_r_mean(main), f"r_mean of {main.label}{spread}")]
     others = {preset.name: preset for preset in run.presets if preset is not main}
-    for name, words in (("random", "of as many random pairs"), ("experts", "of the noisy experts"),
-                        ("full", "of experts on clean data")):
+    for name, words in (("random", "of as many random pairs"), ("experts", "of the experts themselves"),
+                        ("full", "of experts on all data as it came")):
         if name in others:
             tiles.append((_r_mean(others[name]), words))
     if main.has_sets:
         budget, share = main.byte_budget, main.metadata["pairs"] / run.summary["captions"]
         tiles.append((plural(main.metadata["pairs"], "pair"), f"{_kilo(budget['total'])}, for {share:.1%} of the "
                       f"{run.summary['captions']:,} training pairs"))
-    noise = main.metadata["noise"]
-    tiles.append((noise["label"], "natural noise of the data" if noise["rate"] is None else
-                  f"of the training pairs mismatched ({noise['protocol']})"))
+    tiles.append(_noise_tile(main.metadata["noise"]))
     return (f"<h2>{escape(run.label)}</h2>\n" * heading) + html.tiles(tiles) + "\n"
+
+
+def _noise_tile(noise: dict) -> tuple[str, str]:
+    """The share of mismatched pairs: as drawn, as estimated, or that it is not known."""
+    if noise["rate"] is not None:
+        return noise["label"], f"of the training pairs mismatched ({noise['protocol']})"
+    estimate, words = noise.get("estimated"), estimate_in_words(noise.get("estimated"))
+    if not words:
+        return "natural", "noise of the data, of unknown rate"
+    rate, _, interval = words.partition(" ")
+    return rate, (f"of the training pairs mismatched as they came, estimated: {interval} "
+                  f"({estimate['confidence']:.0%})".replace("%)", f"{_NBSP}%)"))
 
 
 def _r_mean(preset: PresetResults) -> str:
@@ -214,7 +225,7 @@ def _facts(run: Run) -> str:
 
 
 def _noise(noise: dict) -> str:
-    return f"{noise['protocol']}, {noise['label']}, sha256 {noise['sha256'][:12]}"
+    return f"{noise_in_words(noise)}, sha256 {noise['sha256'][:12]}"
 
 
 def _configs(runs: Sequence[Run]) -> str:

@@ -68,10 +68,16 @@ def _is_histogram(value) -> bool:
     return isinstance(value, list) and len(value) == len(DIVISION_EDGES) - 1 and all(map(_is_step, value))
 
 
+def _is_estimate(value) -> bool:
+    check(value, {"eta": _is_number, "low": _is_number, "high": _is_number, "confidence": _is_number}, "estimated")
+    return True
+
+
 _PRESET = {
     "name": _is_text, "label?": _is_text, "kind?": lambda value: value in KINDS, "pairs": _is_count,
     "sets": [_is_text],
-    "noise": {"label": _is_text, "protocol": _is_text, "rate": _or_null(_is_number), "sha256": _is_text},
+    "noise": {"label": _is_text, "protocol": _is_text, "rate": _or_null(_is_number), "sha256": _is_text,
+              "estimated?": _or_null(_is_estimate), "assumed?": _or_null(_is_number)},
 }
 _TRAINED = {"experts": _is_text, "recipe": _is_text, "division": _values(_is_histogram)}  # of presets with experts
 

@@ -1,6 +1,7 @@
 """The table of a run: one row per preset."""
 
 from mdw_jax.io.scores import METRICS
+from mdw_jax.reporting.noise_text import natural_noise
 from mdw_jax.reporting.run_files import PresetResults, Run
 from mdw_jax.reporting.stats import half_interval_of_scores, mean_text, summary
 from mdw_jax.reporting.text import AT_EDGE, AT_EDGE_MEANS, plural
@@ -43,11 +44,13 @@ def _row(preset: PresetResults) -> dict[str, str]:
 
 
 def footnotes(run: Run) -> list[str]:
-    """A sentence on each mark and column of the table that needs one."""
+    """A sentence on each mark and column of the table that needs one, and on natural noise."""
     rows = [row for preset in run.presets for row in preset.rows]
     notes = {AT_EDGE_MEANS: any(row.get("at_edge") for row in rows),
              _HARD_TARGETS_MEAN: any("hard_r_mean" in row for row in rows)}
-    return [note for note, holds in notes.items() if holds]
+    noises = [preset.metadata["noise"] for preset in run.presets]
+    natural = dict.fromkeys(natural_noise(noise) for noise in noises if noise["rate"] is None)
+    return [*natural, *(note for note, holds in notes.items() if holds)]
 
 
 def _mean_of_hard_targets(preset: PresetResults) -> str:

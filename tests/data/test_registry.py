@@ -18,19 +18,18 @@ def test_scenes_by_name():
 
 def test_the_settings_are_the_readers_own():
     assert tuple(READERS) == options.READERS
-    for name in ("folder", "hf", "tfds", "webdataset"):
-        shared = {"size", "stream", "limit", "skip_broken", "check", "holdout_val", "holdout_test", "holdout_seed"}
+    for name in ("folder", "karpathy", "hf", "tfds", "webdataset", "audio"):
+        shared = {"size", "stream", "limit", "on_error", "max_skipped", "check", "holdout_val", "holdout_test",
+                  "holdout_seed", "near_duplicates"}
         assert shared <= set(settings_of(name))
-        assert "skipped" not in settings_of(name)
-    assert {"stream", "skip_broken", "check"} < set(settings_of("karpathy"))
-    assert settings_of("hf")["val_split"] == "validation"
+        assert not {"problems", "notes", "decoder"} & set(settings_of(name))
     assert settings_of("webdataset")["train_shards"] is inspect.Parameter.empty
 
 
 @pytest.mark.parametrize("name, settings, message", [
     ("flickr", {}, f"no data reader 'flickr'; set data.name to one of {', '.join(READERS)}"),
     ("scenes", {"stream": True}, "'scenes' has no setting 'stream'; it has train, val"),
-    ("webdataset", {"train_shards": "x", "size": 8, "skipped": {}}, "has no setting 'skipped'"),
+    ("webdataset", {"train_shards": "x", "size": 8, "problems": {}}, "has no setting 'problems'"),
     ("folder", {"size": 8}, "'folder' needs the setting 'annotations'"),
     ("karpathy", {"annotations": "", "images": "x"}, "'karpathy' needs the setting 'annotations'"),
 ])
@@ -44,7 +43,7 @@ def test_wrong_names_and_settings(name, settings, message):
     ("folder", {"annotations": "t.parquet"}, "pyarrow", "parquet")])
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, name, settings, package, extra):
     write_images(tmp_path, 1)
-    (tmp_path / "t.parquet").write_bytes(b"")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
     real = builtins.__import__
 
     def without(module, *rest, **more):

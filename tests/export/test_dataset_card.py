@@ -94,3 +94,17 @@ def test_the_card_says_how_p_is_read_and_how_large_the_set_is():
     assert "Size: 200 bytes (images 144, texts 30, correspondence 18, step sizes 8)" in card
     assert "It is the target itself" in dataset_card(SET, CARD, real=False)
     assert "enlarge" not in card and "interpolate" not in card
+
+
+def test_the_card_tells_drawn_noise_and_of_natural_noise_the_estimate():
+    def card(**noise):
+        return " ".join(dataset_card(SET, {**CARD, "noise": noise}, real=False).split())
+
+    estimate = {"eta": 0.125, "low": 0.1, "high": 0.15, "confidence": 0.95}
+    assert "40% were mismatched on purpose before that (protocol image)" in card(protocol="image", rate=0.4)
+    natural = card(protocol="natural", rate=None, estimated=estimate)
+    assert "an estimated 12.5% [10.0%, 15.0%] of the training pairs are mismatched (95% interval)" in natural
+    assert "on purpose" not in natural and "clean" not in natural and "noisy" not in natural
+    unknown = card(protocol="natural", rate=None)  # of a set that was made before estimates were kept
+    assert "how many of them are mismatched is not known" in unknown
+    assert "mismatched" not in card(protocol="image", rate=0.0)

@@ -198,3 +198,12 @@ def test_control_characters_are_not_printed(write, capsys):
                   "r_mean", False, None, None)
     out = capsys.readouterr().out
     assert all(line.isprintable() for line in out.splitlines()) and "| ?[31mred? |" in out and "commit ?abc." in out
+
+
+def test_natural_noise_is_of_an_unknown_rate_and_its_estimate_is_in_the_footer(write):
+    natural = {"noise__protocol": "natural", "estimated_rate": "0.125", "estimated_low": "0.1", "estimated_high": "0.15"}
+    text = table(read_rows([write([*rows("mdw", "", [[10, 10]], **natural), *rows("random", "", [[1, 3]], **natural | {
+        "estimated_rate": "", "estimated_low": "", "estimated_high": ""})])]))
+    assert "| preset | noise.rate = unknown |" in text
+    assert text.count("natural noise, estimated 12.5% [10.0%, 15.0%]") == 1
+    assert "natural" not in table(read_rows([write(GRID)]))

@@ -160,6 +160,27 @@ def test_the_headline_is_mdw_or_the_best_that_is_distilled(tmp_path):
     assert baseline["r_mean"] == "5.00 +- 1.41 vld (optimistic)" and baseline["noise"] == "image 0.25"
 
 
+def test_natural_noise_is_listed_with_its_estimate(tmp_path):
+    natural = {"data__name": "folder", "noise__protocol": "natural"}
+    folder = finished(tmp_path / "natural", {"mdw": MDW}, **natural)
+    assert described(folder)["noise"] == "natural"
+
+    def summary(**noise):
+        config = json.loads((folder / "config.json").read_text())
+        write(folder / "report.json", json.dumps({"config": config_digest(config), "presets": [
+            {"name": "random", "noise": {"protocol": "image", "estimated": None}},
+            {"name": "mdw", "noise": {"protocol": "natural", **noise}}]}))
+        return described(folder)["noise"]
+
+    estimate = {"eta": 0.125, "low": 0.1, "high": 0.15, "confidence": 0.95}
+    assert summary(estimated=estimate) == "natural, 12.5% [10.0%, 15.0%]"
+    assert summary(estimated=None) == summary() == summary(estimated={"eta": "x"}) == "natural"
+    assert summary(estimated={"eta": 0.0, "low": 0.0, "high": 1.0, "confidence": 1.0}) == "natural"
+    assert described(finished(tmp_path / "assumed", {"mdw": MDW}, noise__rate=0.2, **natural))["noise"] == (
+        "natural (20.0% assumed)")
+    assert described(finished(tmp_path / "file", {"mdw": MDW}, noise__file="a/b.npy"))["noise"] == "file b.npy"
+
+
 def test_the_list_needs_no_jax_and_finds_runs_below(tmp_path):
     finished(tmp_path / "runs" / "one", {"mdw": MDW})
     finished(tmp_path / "runs" / "deep" / "two", {"vld": VLD})

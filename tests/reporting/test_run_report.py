@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from mdw_jax.io.distilled_set import CARD, TENSORS, DistilledSet, save_distilled
 from mdw_jax.io.scores import METRICS
 from mdw_jax.reporting.run_files import Run
 from mdw_jax.reporting.run_report import report_command
-from mdw_jax.reporting.run_table import table
+from mdw_jax.reporting.run_table import footnotes, table
 from mdw_jax.reporting.stats import half_interval_of_scores
 
 STEPS = 12
@@ -240,8 +241,56 @@ def test_the_title_says_what_there_is(tmp_path):
         titles.append(page_of(folder)[1].text["h1"])
     change_report(folder, lambda presets: presets.__delitem__(slice(2)))
     titles.append(page_of(folder)[1].text["h1"])
-    assert sum(titles, []) == ["scenes: 12 pairs from 1000 noisy ones", "scenes: 12 pairs from 1000 noisy ones",
+    assert sum(titles, []) == ["scenes: 12 pairs from 1000 noisy ones", "scenes: 12 pairs from 1000",
                                "scenes: 12 pairs from 1000", "scenes: experts on 1000 pairs"]
+
+
+NATURAL = {"label": "natural", "protocol": "natural", "rate": None, "sha256": "f" * 64,
+           "estimated": {"eta": 0.125, "low": 0.1, "high": 0.15, "confidence": 0.95}}
+
+
+def make_natural(folder, **changes):
+    """A run of pairs as they came: nobody knows which are mismatched, so the division is of all of them."""
+    make_run(folder, caption="a dog")
+    division = {"division": {"all pairs": [1] * 10}}
+    change_report(folder, lambda presets: [one.update({"noise": NATURAL | changes} | (division if "experts" in one else {}))
+                                           for one in presets])
+    log = folder / "experts" / "dtcl" / "log.jsonl"
+    lines(log, [{name: value for name, value in json.loads(row).items() if name not in ("precision", "recall")}
+                for row in log.read_text().splitlines()])
+    return folder
+
+
+def test_with_natural_noise_the_estimate_stands_in_place_of_clean_and_noisy(tmp_path):
+    folder = make_natural(tmp_path / "run")
+    text, reader = page_of(folder)
+    assert reader.text["strong"][4] == "12.5%"
+    spans = [words.replace("\N{NO-BREAK SPACE}", " ") for words in reader.text["span"]]
+    assert "of the training pairs mismatched as they came, estimated: [10.0%, 15.0%] (95 %)" in spans
+    assert "an estimated 12.5% [10.0%, 15.0%] of the training pairs are mismatched (95% interval)" in text
+    assert "natural, 12.5% [10.0%, 15.0%] estimated, sha256 ffffffffffff" in text
+    # The certificate names the tracks of the experts' losses, and the config its keys.
+    shown = "".join(re.split(r"<h2[^>]*>Certificate.*?(?=<h2)|<details><summary>Config</summary>.*", text, flags=re.DOTALL))
+    assert "Byte budget" in shown and "experts.clean_loss" not in shown
+    assert not re.findall(r"(?i).{0,40}\b(?:clean|noisy)\b.{0,40}", shown.partition("<body")[2])
+    [note] = footnotes(Run(folder))
+    assert note.startswith("Natural noise: ") and "12.5% [10.0%, 15.0%]" in note
+
+
+@pytest.mark.parametrize("estimated", [None, {"eta": 0.0, "low": 0.0, "high": 1.0, "confidence": 1.0}])
+def test_natural_noise_that_could_not_be_estimated_is_unknown_and_not_zero(tmp_path, estimated):
+    folder = make_natural(tmp_path / "run", estimated=estimated, assumed=0.3)
+    text, reader = page_of(folder)
+    assert reader.text["strong"][4] == "natural" and "noise of the data, of unknown rate" in reader.text["span"]
+    [note] = footnotes(Run(folder))
+    assert note.endswith("how many of them are mismatched is not known. 30.0% were assumed.")
+    assert "0.0%" not in note.replace("30.0%", "") and "natural, of unknown rate, sha256" in text
+
+
+def test_a_damaged_estimate_is_refused(tmp_path):
+    folder = make_natural(tmp_path / "run", estimated={"eta": "x"})
+    with pytest.raises(UserError, match="damaged"):
+        Run(folder)
 
 
 def test_a_preset_from_outside_the_package_is_what_report_json_says(tmp_path):

@@ -127,6 +127,15 @@ def rates_to_certify(config: ConfigDict) -> list[float | None]:
     return rates or [None]
 
 
+def at_rates(config: ConfigDict, rates: Sequence[float | None]) -> list[ConfigDict]:
+    """The config of a run at each noise rate; None: at its own."""
+    configs = [copy.deepcopy(config) for _ in rates]
+    for changed, rate in zip(configs, rates, strict=True):
+        if rate is not None:
+            changed.noise.rate = rate
+    return configs
+
+
 def experts_to_certify(config: ConfigDict, prepared: Prepared,
                        rates: Sequence[float | None]) -> list[tuple[str, PresetRun]]:
     """(names of the presets that share them, one of these presets) of all different experts of unfiltered pairs.
@@ -135,10 +144,7 @@ def experts_to_certify(config: ConfigDict, prepared: Prepared,
         UserError: no preset of the run has experts.
     """
     by_experts: dict[str, tuple[list[str], PresetRun]] = {}
-    for rate in rates:
-        changed = copy.deepcopy(config)
-        if rate is not None:
-            changed.noise.rate = rate
+    for changed in at_rates(config, rates):
         for name in config.run.presets:
             if preset_spec(name).needs_experts:
                 preset = open_preset(changed, prepared, name)

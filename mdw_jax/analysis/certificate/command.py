@@ -16,14 +16,17 @@ The noise edge is about the training pairs themselves, and needs no networks (`m
 
 from ml_collections import ConfigDict
 
-from mdw_jax.analysis.certificate.case import experts_to_certify, measure_case, rates_to_certify
+from mdw_jax.analysis.certificate.case import at_rates, experts_to_certify, measure_case, rates_to_certify
 from mdw_jax.analysis.certificate.noise_edge import edge_rows, edge_section, measure_edges
 from mdw_jax.analysis.certificate.plots import draw_certificate
 from mdw_jax.analysis.certificate.report import report
 from mdw_jax.analysis.certificate.rows import COLUMNS, all_rows, to_csv
 from mdw_jax.config import resolve
+from mdw_jax.config.overrides import preset_config
+from mdw_jax.config.presets import preset_spec
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_csv
+from mdw_jax.pipeline.announce import announce
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.run_folder import run_folder
 
@@ -43,6 +46,8 @@ def certify_command(config: ConfigDict) -> None:
     if not 0 < settings.confidence < 1 or settings.candidates < 1 or settings.pairs < 2:
         raise UserError(f"certify.confidence ({settings.confidence}) must lie between 0 and 1, certify.candidates "
                         f"({settings.candidates}) be at least 1 and certify.pairs ({settings.pairs}) at least 2.")
+    announce(preset_config(changed, name) for changed in at_rates(config, rates) for name in config.run.presets
+             if preset_spec(name).needs_experts)
     folder = run_folder(config)
     prepared = prepare(resolved)
     cases = [measure_case(names, preset, prepared, settings)

@@ -18,6 +18,7 @@ from mdw_jax.analysis.fairness.representation import representation_rows
 from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_csv
+from mdw_jax.pipeline.announce import announce_noise
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.preset_run import open_preset
 from mdw_jax.pipeline.run_folder import run_folder
@@ -48,6 +49,7 @@ def fairness_command(config: ConfigDict) -> None:
         raise UserError(f"fairness.neighbors ({settings.neighbors}) must be at least 1 and fairness.resamples "
                         f"({settings.resamples}) at least 100.")
     lists = read_word_lists(settings.words)
+    announce_noise(config)
     folder = run_folder(config)
     prepared = prepare(resolved)
     training_images = len(prepared.pairs.train.images)

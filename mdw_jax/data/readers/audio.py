@@ -35,17 +35,18 @@ STORED = LogMel(22050, 5.0, 64, 128)
 """Of ESC-50's stored log-mels. Their sample rate is not recorded: librosa's default, right up to pitch and tempo."""
 
 
-def audio(annotations, images="", *, val_annotations="", test_annotations="", image_column: str = "file_name",
-          caption_columns=CLOTHO, file_pattern: str = "{}", split_column: str = "", attribute_columns=(),
-          train_split: str = "train", val_split: str = "val", test_split: str = "test", delimiter: str = "",
-          sample_rate: int = 16000, seconds: float = 10.0, mels: int = 64, frames: int = 128, **common) -> Pairs:
+def audio(annotations, images="", *, val_annotations="", test_annotations="", train_list="", val_list="", test_list="",
+          image_column: str = "file_name", caption_columns=CLOTHO, file_pattern: str = "", split_column: str = "",
+          attribute_columns=(), train_split: str = "", val_split: str = "", test_split: str = "", delimiter: str = "",
+          quoting: str = "", encoding: str = "", sample_rate: int = 16000, seconds: float = 10.0, mels: int = 64,
+          frames: int = 128, **common) -> Pairs:
     """Read audio files (WAV, FLAC, Ogg, MP3) and a table of their captions, or a table for each split.
 
     Clotho: the three tables as they are. AudioCaps: image_column="youtube_id", caption_columns="caption" and a
     file_pattern such as "{}.wav" or "Y{}.wav". Channels are averaged and other sample rates resampled (polyphase).
 
     Args:
-        annotations, images, and all others up to delimiter: as in `folder`, with audio files for images.
+        annotations, images, and all others up to encoding: as in `folder`, with audio files for images.
         sample_rate, seconds, mels, frames: of the log-mels (`LogMel`).
         common: see `records.build`; `size` is ignored.
     Raises:
@@ -53,10 +54,11 @@ def audio(annotations, images="", *, val_annotations="", test_annotations="", im
     """
     log_mel = LogMel(sample_rate, seconds, mels, frames)
     pairs = folder(annotations, images, val_annotations=val_annotations, test_annotations=test_annotations,
-                   image_column=image_column, caption_columns=caption_columns, file_pattern=file_pattern,
-                   split_column=split_column, attribute_columns=attribute_columns, train_split=train_split,
-                   val_split=val_split, test_split=test_split, delimiter=delimiter, decoder=audio_decoder(log_mel),
-                   **common)
+                   train_list=train_list, val_list=val_list, test_list=test_list, image_column=image_column,
+                   caption_columns=caption_columns, file_pattern=file_pattern, split_column=split_column,
+                   attribute_columns=attribute_columns, train_split=train_split, val_split=val_split,
+                   test_split=test_split, delimiter=delimiter, quoting=quoting, encoding=encoding,
+                   decoder=audio_decoder(log_mel), **common)
     return dataclasses.replace(pairs, log_mel=log_mel)
 
 

@@ -1,157 +1,268 @@
-"""Images in directories or zip files with captions in a table: CSV, TSV, JSON lines or Parquet."""
+"""Images in directories or zip files with captions in a table of any form, or in a text beside each image."""
 
-import csv
-import gzip
+import glob
 import json
-import zlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from mdw_jax.data.archives import locate
-from mdw_jax.data.decoding import reason
 from mdw_jax.data.pairs import Pairs
-from mdw_jax.data.records import Record, build, names, pick, splits_to_read
+from mdw_jax.data.problems import Problems, quoted
+from mdw_jax.data.readers.sidecar import (
+    SPLIT_NAMES,
+    metadata_of,
+    sidecar_entries,
+    split_called,
+    split_directories,
+)
+from mdw_jax.data.records import SPLITS, Record, build, names
+from mdw_jax.data.tables.cells import NUMBERED, FileNames
+from mdw_jax.data.tables.columns import find_split_column
+from mdw_jax.data.tables.entries import Columns, Entry, entries_of
+from mdw_jax.data.tables.lines import lines_of
+from mdw_jax.data.tables.table import Options, open_table
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import parse_json
-
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
 
 
-def folder(annotations, images="", *, val_annotations="", test_annotations="", image_column: str = "image",
-           caption_columns="caption", file_pattern: str = "{}", split_column: str = "", attribute_columns=(),
-           train_split: str = "train", val_split: str = "val", test_split: str = "test", delimiter: str = "",
-           **common) -> Pairs:
-    """Read image files and a table of their captions.
+class Image:
+    """The captions of one image so far, and their numbers among those of the split, in the order of the table."""
+
+    __slots__ = ("captions", "numbers", "attributes", "line")
+
+    def __init__(self, entry: Entry):
+        self.captions: list = []
+        self.numbers: list[int] = []
+        self.attributes, self.line = entry.attributes, entry.line
+
+
+class Source(NamedTuple):
+    """One table, or directory without one, of `data.annotations`.
+
+    Attributes:
+        path: the table or directory.
+        split: the split that all of it belongs to; "": as its columns or lists say.
+        prefix: the directory of its images under that of all images; "".
+    """
+
+    path: Path
+    split: str = ""
+    prefix: str = ""
+
+
+def folder(annotations, images="", *, val_annotations="", test_annotations="", train_list="", val_list="", test_list="",
+           image_column: str = "", caption_columns="", file_pattern: str = "", split_column: str = "",
+           attribute_columns=(), train_split: str = "", val_split: str = "", test_split: str = "", delimiter: str = "",
+           quoting: str = "", encoding: str = "", caption_lines: str = "", **common) -> Pairs:
+    """Read image files and their captions.
 
     Args:
-        annotations: a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, text also gzipped (`.csv.gz`). CSV has a header.
+        annotations: a table (CSV; text separated by tabs, pipes or semicolons; JSON lines, arrays, COCO's captions,
+            captions by file name; Parquet, Arrow; text also gzipped), a glob or several of these, separated by commas; or
+            a directory with `metadata.jsonl` (csv, parquet), or with `x.txt` beside `x.jpg`. What is in a file decides
+            how it is read. Directories called train, val and test inside are the splits.
         images: where the images are, as in `archives.locate`; "" is the directory of the table.
-        val_annotations, test_annotations: tables of these splits alone; `annotations` is then train's.
-        image_column: the image's file name under `images`. Rows with the same one are one image.
+        val_annotations, test_annotations: likewise, of these splits alone; `annotations` is then train's.
+        train_list, val_list, test_list: files with the name of an image in each line, which are these splits
+            (`Flickr_8k.trainImages.txt`); images in none are left out.
+        image_column: the image's file name under `images`; rows with the same one are one image. "": found by its name.
         caption_columns: one or several columns (a tuple, or a string with commas), each of one caption or a list of
-            them; in JSON lines and Parquet "sentences/raw" goes into nested values.
-        file_pattern: the file name where the column holds only a part of it: "{}.jpg".
-        split_column: holds the split of each row, with `train_split`, `val_split` and `test_split` as values; rows
-            with other values are left out. "" means that all rows are train: val and test are then held out of it.
+            them; in JSON and Parquet "sentences/raw" goes into nested values. "": found by their names.
+        file_pattern: the file name where the column holds only a part of it: "{}.jpg", "{:012d}.jpg".
+        split_column: holds the split of each row; rows with other values are left out. "" means a column `split` where
+            nothing else tells the splits, and otherwise that all rows are train.
         attribute_columns: kept in `Split.attributes`, from the first row of an image; those of CSV are text.
-        train_split, val_split, test_split: see `split_column`.
-        delimiter: of a CSV file, where it is not the usual one.
+        train_split, val_split, test_split: values of `split_column`, several with "+"; "": those of `SPLIT_NAMES`.
+        delimiter: of a text table: one character, or tab, comma, pipe, semicolon; "": found out.
+        quoting: of a text table: `csv`, `none`; "": found out (commas and semicolons with quotation marks, tabs and
+            pipes without).
+        encoding: of a text table, such as latin-1; "": UTF-8.
+        caption_lines: what several lines in a text beside an image are: `split`: a caption each, `join`: one caption; "":
+            found out.
         common: see `records.build`.
     Raises:
         UserError: a table that is missing, damaged or without these columns, an image in two splits, and what
             `records.build` and `archives.locate` raise.
     """
-    path = Path(annotations)
-    caption_columns, attribute_columns = names(caption_columns, "caption_columns"), names(attribute_columns)
-    columns = (image_column, *caption_columns, *attribute_columns, *([split_column] if split_column else ()))
-    rows, other_tables = _table(path, delimiter, columns), {"val": val_annotations, "test": test_annotations}
-    if split_column and any(other_tables.values()):
-        raise UserError(f"splits come from column '{split_column}' or from tables of their own, not both; unset "
-                        "split_column, or val_annotations and test_annotations.")
-    if split_column:
-        wanted = splits_to_read(common, train=train_split, val=val_split, test=test_split)
-        splits = {split: [row for row in rows if row[split_column][:1] == [value]] for split, value in wanted.items()}
-        _check_splits(splits, rows, wanted, split_column, path)
-    else:
-        splits = {"train": rows} | {split: _table(Path(table), delimiter, columns)
-                                    for split, table in other_tables.items() if table}
-    _check_once(splits, image_column, path)
-    _complete_file_names(splits, image_column, file_pattern, path)
-    files = list(dict.fromkeys(row[image_column][0] for members in splits.values() for row in members))
-    located = dict(zip(files, locate([[file] for file in files], images or path.parent)))
-    records = {split: [_record(row, located[row[image_column][0]], caption_columns, attribute_columns)
-                       for row in members] for split, members in splits.items()}
-    return build(path.name.split(".")[0], records, **common)
+    columns = Columns(image_column, names(caption_columns), split_column, names(attribute_columns), file_pattern)
+    options, problems, notes = Options(delimiter, quoting, encoding), Problems(), []
+    sources = _sources(annotations, {"val": val_annotations, "test": test_annotations})
+    lists = {split: path for split, path in zip(SPLITS, (train_list, val_list, test_list), strict=True) if path}
+    held_out = [split for split in ("val", "test") if common.get(f"holdout_{split}")]
+    tables_tell = any(source.split for source in sources)
+    if sum(map(bool, (split_column, lists, tables_tell))) > 1:
+        raise UserError("splits come from data.split_column, from lists of images or from tables (directories) of their "
+                        "own, one of these; unset the others.")
+    if not (split_column or lists or tables_tell or held_out) and sources[0].path.is_file():
+        columns = columns._replace(split=find_split_column(open_table(sources[0].path, Problems(), options).columns))
+        if columns.split:
+            notes.append(f"the splits are those of column '{columns.split}'.")
+    split_names = {"train": train_split, "val": val_split, "test": test_split}
+    if any(split_names.values()) and not columns.split:
+        raise UserError(f"data.{next(split for split in SPLITS if split_names[split])}_split names a value of "
+                        "data.split_column, which is not set; set it, or leave the names of splits out.")
+    splits = _Splits(columns.split, split_names, _read_lists(lists, file_pattern, options), held_out)
+    for source in sources:
+        read = (entries_of(source.path, columns, options, problems, notes) if source.path.is_file() else
+                sidecar_entries(source.path, caption_lines, problems, notes))
+        for entry in read:
+            splits.add(entry._replace(name=f"{source.prefix}{entry.name}"), source)
+    splits.check(sources[0].path, notes)
+    records = _located(splits, images or _directories(sources), columns, (problems, sources[0].path))
+    return build(_name(sources[0].path), records, problems=problems, notes=notes, **common)
 
 
-def _table(path: Path, delimiter: str, columns) -> list[dict[str, list]]:
-    """The rows of a table as {column: its values, several where the column is nested}."""
-    return [{column: _pick(row, column, path, number) for column in columns}
-            for number, row in enumerate(_rows(path, delimiter, columns), 1)]
+class _Splits:
+    """The images of each split, filled entry by entry.
 
+    Args:
+        column: the split column; "" without one.
+        values: {split: its values in the column, joined by "+"; "": the usual ones}.
+        lists: {name of an image: its split}; {} without lists.
+        held_out: splits that are not read, as they will be held out of train.
+    """
 
-def _complete_file_names(splits: Mapping[str, list], image_column: str, file_pattern: str, path) -> None:
-    """Fill the pattern of file names in, in place."""
-    for row in (row for members in splits.values() for row in members):
-        if [type(name) for name in row[image_column]] != [str]:
-            raise UserError(f"column '{image_column}' of '{path}' must hold one file name in each row, not "
-                            f"{row[image_column]}.")
-        row[image_column] = [file_pattern.replace("{}", row[image_column][0])]
+    def __init__(self, column: str, values: dict[str, str], lists: dict[str, str], held_out: Sequence[str]):
+        self.images: dict[str, dict[str, Image]] = {split: {} for split in SPLITS}
+        self.captions = dict.fromkeys(SPLITS, 0)
+        self.column, self.lists, self.held_out = column, lists, held_out
+        self.left_out: dict[str, int] = {}
+        self.split_of = {value.strip().lower(): split for split in SPLITS
+                         for value in (values[split].split("+") if values[split] else SPLIT_NAMES[split])}
 
-
-def _record(row: dict[str, list], image, caption_columns, attribute_columns) -> Record:
-    captions = tuple(caption for column in caption_columns for caption in row[column])
-    attributes = {column: row[column][0] if len(row[column]) == 1 else json.dumps(row[column], default=str)
-                  for column in attribute_columns}
-    return Record(image, captions, attributes=attributes)
-
-
-def _check_splits(splits: Mapping[str, list], rows: list, wanted: dict, split_column: str, path) -> None:
-    for split, value in wanted.items():
-        if not splits[split]:
-            values = sorted({str(row[split_column][0]) for row in rows if row[split_column]})
-            raise UserError(f"column '{split_column}' of '{path}' has no row of split '{value}', only of "
-                            f"{', '.join(values[:9]) or 'none'}; set {split}_split or holdout_{split}.")
-
-
-def _check_once(splits: Mapping[str, list], image_column: str, path) -> None:
-    split_of = {}
-    for split, members in splits.items():
-        for row in members:
-            if split_of.setdefault(str(row[image_column]), split) != split:
-                raise UserError(f"image {row[image_column]} of '{path}' is in two splits; put all its rows into one.")
-
-
-def _pick(row, column: str, path, number: int) -> list:
-    try:
-        return pick(row, column)
-    except KeyError:
-        raise UserError(f"row {number} of '{path}' has no column '{column}'; it has {', '.join(map(str, row))}."
-                        ) from None
-
-
-def _rows(path: Path, delimiter: str, columns) -> Iterator[dict]:
-    """The rows of a table as dicts; of Parquet only the columns asked for."""
-    kind = next((suffix for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "").lower()
-    if kind not in (*DELIMITERS, *JSON_LINES, ".parquet"):
-        raise UserError(f"'{path}' is of no known kind; give a .csv, .tsv, .jsonl or .parquet file.")
-    if not path.is_file():
-        raise UserError(f"there is no table '{path}'; give the path of the captions.")
-    try:
-        if kind == ".parquet":
-            yield from _parquet(path, columns)
+    def add(self, entry: Entry, source: Source) -> None:
+        """Take an entry into its split."""
+        split: str | None = source.split or "train"
+        if self.column:
+            split = self.split_of.get(entry.split.strip().lower())
+        elif self.lists:
+            split = self.lists.get(entry.name) or self.lists.get(os.path.basename(entry.name))
+        if split is None or split in self.held_out:
+            what = entry.split if self.column else "in no list" if split is None else split
+            self.left_out[what] = self.left_out.get(what, 0) + 1
             return
-        open_text = gzip.open if path.suffix.lower() == ".gz" else open
-        with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
-            if kind in JSON_LINES:
-                for line in file:
-                    if line.strip():
-                        yield _mapping(parse_json(line, object), path)
-            else:
-                reader = csv.DictReader(file, delimiter=delimiter or DELIMITERS[kind], strict=True,
-                                        skipinitialspace=True)
-                for row in reader:
-                    row.pop(None, None)  # more cells than the header has names
-                    yield {(name or "").strip(): value for name, value in row.items()}
-    except (OSError, EOFError, zlib.error, ValueError, csv.Error, RecursionError) as error:
-        raise UserError(f"'{path}' is not a readable {kind[1:]} table ({reason(error)}); fetch it again.") from error
+        image = self.images[split].get(entry.name)
+        if image is None:
+            image = self.images[split][entry.name] = Image(entry)
+        image.captions += entry.captions
+        image.numbers += range(self.captions[split], self.captions[split] + len(entry.captions))
+        self.captions[split] += len(entry.captions)
+
+    def check(self, path: Path, notes: list[str]) -> None:
+        """Say what was left out.
+
+        Raises:
+            UserError: an image is in two splits, or a split that the column or the lists should tell has no images.
+        """
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+            if both := self.images[first].keys() & self.images[second].keys():
+                raise UserError(f"{len(both)} images of '{path}' are in two splits, {first} and {second}, the first is "
+                                f"{quoted(min(both))}; put all rows of an image into one.")
+        if self.left_out:
+            parts = ", ".join(f"{count} of {value or 'no split'}" if self.column else f"{count} {value}"
+                              for value, count in self.left_out.items())
+            notes.append(f"rows of '{path.name}' that are in none of the splits read were left out: {parts}.")
+        for split in SPLITS:
+            if not self.images[split] and (self.column or self.lists) and split not in self.held_out:
+                where = f"column '{self.column}'" if self.column else "the lists of images"
+                values = ", ".join([*(f"{value or 'empty'} ({count} rows)" for value, count in self.left_out.items()),
+                                    *(name for name in SPLITS if self.images[name])])
+                hold = f" or hold some out of train with data.holdout_{split}" * (split != "train")
+                raise UserError(f"{where} of '{path}' has no image of split '{split}', only of {values or 'none'}; set "
+                                f"data.{split}_{'split' if self.column else 'list'}{hold}.")
 
 
-def _mapping(value, path) -> dict:
-    if not isinstance(value, dict):
-        raise UserError(f"a line of '{path}' is no JSON object; write one per line.")
-    return value
+def _sources(annotations, others: dict[str, object]) -> list[Source]:
+    """All tables, and directories without one, that the settings name."""
+    sources = _expanded(annotations)
+    given = {split: path for split, path in others.items() if path}
+    if given:
+        if any(source.split for source in sources):
+            raise UserError(f"'{annotations}' has directories of its own for train, val and test, and data."
+                            f"{next(iter(given))}_annotations is set too; leave one out.")
+        sources = [source._replace(split="train") for source in sources]
+        sources += [source._replace(split=split) for split, path in given.items() for source in _expanded(path)]
+    return sources
 
 
-def _parquet(path: Path, columns) -> Iterator[dict]:
-    try:
-        import pyarrow.parquet as parquet  # an optional dependency, and slow to import
-    except ImportError as error:
-        raise UserError("a Parquet table needs pyarrow: pip install 'mdw-jax[parquet]', or give a CSV file."
-                        ) from error
-    with parquet.ParquetFile(path) as file:
-        stored = file.schema_arrow.names
-        roots = [name for name in stored if any(column == name or column.startswith(f"{name}/") for column in columns)]
-        for batch in file.iter_batches(columns=roots or stored):
-            yield from batch.to_pylist()
+def _expanded(annotations) -> list[Source]:
+    entries = annotations if isinstance(annotations, (list, tuple)) else [annotations]
+    pieces = [piece for entry in map(os.fspath, entries)
+              for piece in ([entry] if os.path.exists(os.path.expanduser(entry)) else entry.split(","))]
+    sources: list[Source] = []
+    for piece in (os.path.expanduser(piece.strip()) for piece in pieces if piece.strip()):
+        matches = [piece] if os.path.exists(piece) else sorted(glob.glob(piece))
+        if not matches:
+            raise UserError(f"there is no table '{piece}'; give the path of the captions.")
+        sources += [source for match in matches for source in _of_path(Path(match))]
+    if not sources:
+        raise UserError("no table is given; set data.annotations to the path of the captions.")
+    return sources
+
+
+def _of_path(path: Path) -> Iterator[Source]:
+    """A table, or what a directory stands for."""
+    if not path.is_dir():
+        yield Source(path)
+        return
+    table, directories = metadata_of(path), split_directories(path)
+    if table is not None:
+        yield Source(table)
+    elif "train" in directories:
+        for split, directory in directories.items():
+            yield Source(metadata_of(directory) or directory, split, f"{directory.name}/")
+    else:
+        yield Source(path)
+
+
+def _directories(sources: Sequence[Source]) -> list[str]:
+    """Where images are if nothing else is said: in the directories of their tables."""
+    found: dict[str, None] = {}
+    for source in sources:
+        directory = source.path if source.path.is_dir() else source.path.parent
+        found[str(directory.parent if source.prefix else directory)] = None
+    return list(found)
+
+
+def _read_lists(lists: dict[str, str], pattern: str, options: Options) -> dict[str, str]:
+    """{name of an image: its split} of the files that list the images of each split."""
+    split_of: dict[str, str] = {}
+    for split, path in lists.items():
+        if not Path(path).is_file():
+            raise UserError(f"there is no list of images '{path}'; set data.{split}_list to the path of one.")
+        file_names = FileNames(pattern, f"{split}_list", f"'{path}'", {NUMBERED: 0})  # type: ignore[arg-type]
+        for number, line in lines_of(Path(path), options.encoding):
+            name = file_names.of(line, number)
+            if name is not None and split_of.setdefault(name, split) != split:
+                raise UserError(f"image {quoted(name)} in line {number} of '{path}' is also in the list of "
+                                f"{split_of[name]}; put it into one.")
+    return split_of
+
+
+def _located(splits: _Splits, images, columns: Columns, source: tuple[Problems, Path]) -> dict[str, list[Record]]:
+    """The records of each split; images that are absent are problems."""
+    problems, path = source
+    files = list(dict.fromkeys(name for members in splits.images.values() for name in members))
+    located = dict(zip(files, locate([[file] for file in files], images, problems, table=str(path),
+                                     column=columns.image), strict=True))
+    first = dict(zip(SPLITS, (0, *np.cumsum([splits.captions[split] for split in SPLITS]).tolist()), strict=False))
+    return {split: [Record(located[name], image.captions, [first[split] + number for number in image.numbers],
+                           _attributes(image), image.line)
+                    for name, image in members.items() if located[name] is not None]
+            for split, members in splits.images.items()}
+
+
+def _attributes(image: Image) -> dict:
+    """One value for each column; lists and nested values as JSON."""
+    first = {column: values[0] if len(values) == 1 else values for column, values in image.attributes.items()}
+    return {column: json.dumps(value, default=str) if isinstance(value, (list, tuple, dict)) else value
+            for column, value in first.items()}
+
+
+def _name(path: Path) -> str:
+    """What the data set is called: after its table, or the directory of one that has the name of all such tables."""
+    stem = path.name.split(".")[0]
+    return path.resolve().parent.name if stem == "metadata" or split_called(stem) else stem

@@ -8,43 +8,42 @@ from pathlib import Path
 
 from mdw_jax.data.archives import locate
 from mdw_jax.data.decoding import Encoded
-from mdw_jax.data.pairs import Pairs, caption_error
-from mdw_jax.data.records import Record, assemble
+from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.problems import Problems, quoted
+from mdw_jax.data.records import Record, build, splits_to_read
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import parse_json
 
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
-def karpathy(annotations, images, size: int = 128, limit: int | None = None, *, stream: bool = False,
-             skip_broken: bool = False, check: bool = True) -> Pairs:
+def karpathy(annotations, images, *, train_split: str = "train+restval", val_split: str = "val", test_split: str = "test",
+             **common) -> Pairs:
     """Read a data set in Karpathy's schema.
 
     Args:
         annotations: `.json` or `.json.gz`; `images[*]` has `filename`, `split` and `sentences` (each `raw` and
-            `sentid`), and in COCO `filepath`, the subdirectory. Split `restval` counts as train. All captions of an
-            image are kept.
+            `sentid`), and in COCO `filepath`, the subdirectory. All captions of an image are kept.
         images: a directory, a zip file (read in place, never extracted), a glob pattern, a comma-separated string of
             these, or a list of these. An image is looked up as `filepath/filename`, then as `filename`.
-        size: pixels a side. Other sizes are resized to the square by bicubic interpolation, without cropping, as the
-            baselines do; an image that has this size already is left as it is.
-        limit: keep only the first `limit` images of each split, for a quick look; None keeps all.
-        stream, skip_broken, check: as in `records.build`.
+        train_split, val_split, test_split: values of `split`, several joined by "+". COCO's `restval` counts as train.
+        common: see `records.build`.
     Returns:
-        `Pairs` with (N, size, size, 3) uint8 images and raw captions; `caption_ids` is `sentid`, and `attributes` has
-        `filename`.
+        `Pairs` with raw captions; `caption_ids` is `sentid`, and `attributes` has `filename`.
     Raises:
-        UserError: the annotations are missing, damaged or in another schema (a key missing, no captions, empty
-            captions, repeated sentids, an empty split), or images are missing, found twice or cannot be decoded.
+        UserError: the annotations are missing, damaged or in another schema (a key missing, repeated sentids), or what
+            `records.build` and `archives.locate` raise.
     """
-    if size < 1 or (limit is not None and limit < 1):
-        raise UserError(f"size and limit must be at least 1, not {size} and {limit}.")
+    problems = Problems()
     document = _read_json(annotations)
-    entries = _by_split(document, annotations, limit)
-    encoded = iter(locate([_names(entry) for split in entries.values() for entry in split], images))
-    records = {split: [_record(entry, next(encoded)) for entry in members] for split, members in entries.items()}
+    wanted = splits_to_read(common, train=train_split, val=val_split, test=test_split)
+    entries, notes = _by_split(document, annotations, wanted)
+    keys = [_names(entry) for split in entries.values() for entry in split]
+    encoded = iter(locate(keys, images, problems))
+    records = {split: [_record(entry, image) for entry in members if (image := next(encoded)) is not None]
+               for split, members in entries.items()}
     name = document.get("dataset") or Path(annotations).name.split(".")[0]
-    return assemble(str(name), records, size=size, stream=stream, skip_broken=skip_broken, check=check)
+    return build(str(name), records, problems=problems, notes=notes, **common)
 
 
 def _names(entry: dict) -> list[str]:
@@ -55,7 +54,7 @@ def _names(entry: dict) -> list[str]:
 
 def _record(entry: dict, image: Encoded) -> Record:
     return Record(image, tuple(sentence["raw"] for sentence in entry["sentences"]),
-                  tuple(sentence["sentid"] for sentence in entry["sentences"]), {"filename": entry["filename"]})
+                  tuple(int(sentence["sentid"]) for sentence in entry["sentences"]), {"filename": entry["filename"]})
 
 
 def _read_json(path) -> dict:
@@ -78,57 +77,61 @@ def _unzipped(data: bytes) -> bytes:
     return unzipped.getvalue()
 
 
-def _need(holder, key: str, kind: type, where: str, path):
+def _need(holder, key: str, kind: type | tuple[type, ...], where: str, path):
     """`holder[key]`; UserError that names the key if it is missing or not of `kind`."""
     if not isinstance(holder, dict) or key not in holder:
         raise UserError(f"{where} in '{path}' has no key '{key}'; this is not Karpathy's schema.")
-    if not isinstance(holder[key], kind) or (kind is int and isinstance(holder[key], bool)):
-        raise UserError(f"'{key}' of {where} in '{path}' is of type {type(holder[key]).__name__}, not {kind.__name__}; "
-                        "this is not Karpathy's schema.")
+    if not isinstance(holder[key], kind) or (key == "sentid" and isinstance(holder[key], bool)):
+        kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UserError(f"'{key}' of {where} in '{path}' is of type {type(holder[key]).__name__}, not {kinds}; this is not "
+                        "Karpathy's schema.")
     return holder[key]
 
 
-def _by_split(document, path, limit: int | None) -> dict[str, list[dict]]:
-    """The checked image entries of each split; all of the file is checked even if `limit` keeps little of it."""
-    entries = {"train": [], "val": [], "test": []}
+def _by_split(document, path, wanted: dict[str, str]) -> tuple[dict[str, list[dict]], list[str]]:
+    """The checked image entries of each split, and what was left out, in sentences."""
+    split_of = {value.strip(): split for split, values in wanted.items() for value in values.split("+")}
+    entries: dict[str, list[dict]] = {split: [] for split in wanted}
+    left_out: Counter = Counter()
     for i, entry in enumerate(_need(document, "images", list, "the top level", path)):
         where = f"image {i}"
         _need(entry, "filename", str, where, path)
         split = _need(entry, "split", str, where, path)
-        if split not in SPLITS:
-            raise UserError(f"{where} in '{path}' is of split '{split}', not one of {', '.join(SPLITS)}; fix it.")
         for sentence in _need(entry, "sentences", list, where, path):
-            _need(sentence, "sentid", int, f"a sentence of {where}", path)
+            sentid = _need(sentence, "sentid", (int, str), f"a sentence of {where}", path)
+            if isinstance(sentid, str) and not sentid.isdecimal():
+                raise UserError(f"'sentid' of a sentence of {where} in '{path}' is {quoted(sentid)}, no number; number the "
+                                "captions.")
             _need(sentence, "raw", object, f"a sentence of {where}", path)
         if "filepath" in entry:
             _need(entry, "filepath", str, where, path)
-        entries[SPLITS[split]].append(entry)
-    _check_captions([entry for split in entries.values() for entry in split], path)
+        if split in split_of:
+            entries[split_of[split]].append(entry)
+        else:
+            left_out[split] += 1
+    _check_once([entry for split in entries.values() for entry in split], path)
     for split, members in entries.items():
         if not members:
-            raise UserError(f"split '{split}' of '{path}' has no images; train, val and test each need some.")
-    return {split: members[:limit] for split, members in entries.items()}
+            seen = ", ".join([*(f"{name} ({count} images)" for name, count in left_out.items()),
+                              *(wanted[other] for other in entries if entries[other])])
+            hold = f", or hold some out of train with data.holdout_{split}" * (split != "train")
+            raise UserError(f"'{path}' has no image of split '{wanted[split]}', only of {seen or 'none'}; set "
+                            f"data.{split}_split{hold}.")
+    parts = ", ".join(f"{count} of {name}" for name, count in left_out.items())
+    return entries, [f"images of '{Path(path).name}' of splits that are not read were left out: {parts}."] * bool(left_out)
 
 
-def _check_captions(entries: list[dict], path) -> None:
-    bare = [entry["filename"] for entry in entries if not entry["sentences"]]
-    if bare:
-        raise UserError(f"{len(bare)} images in '{path}' have no captions, the first is '{bare[0]}'; remove them.")
+def _check_once(entries: list[dict], path) -> None:
+    """Raises UserError for an image in two entries, or two captions of one number."""
     times = Counter(_names(entry)[0] for entry in entries)
     if twice := [name for name, count in times.items() if count > 1]:
         raise UserError(f"{len(twice)} images in '{path}' are in several entries, the first is '{twice[0]}'; put all "
                         "captions of an image into one.")
-    seen, repeated, wrong = set(), [], []
-    for sentence in (sentence for entry in entries for sentence in entry["sentences"]):
-        sentid, raw = sentence["sentid"], sentence["raw"]
+    seen, repeated = set(), []
+    for sentid in (int(sentence["sentid"]) for entry in entries for sentence in entry["sentences"]):
         if sentid in seen:
             repeated.append(sentid)
-        if error := caption_error(raw):
-            wrong.append((sentid, error))
         seen.add(sentid)
     if repeated:
         raise UserError(f"{len(repeated)} sentids in '{path}' occur before, the first is {repeated[0]}; "
                         "number every caption once.")
-    if wrong:
-        raise UserError(f"{len(wrong)} captions in '{path}' are {wrong[0][1]}, the first has sentid {wrong[0][0]}; "
-                        "fix or remove them.")

@@ -1,76 +1,74 @@
-"""WebDataset shards: tar files as img2dataset writes them, read in place and at random.
-
-Nothing is extracted: member names are only names, and a shard with one such as "../../x.jpg" is refused.
-"""
+"""WebDataset shards: tar files of images and texts, as img2dataset and others write them, read in place and at random."""
 
 import glob
-import json
 import os
 import re
-import tarfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from mdw_jax.data.archives import check_names
-from mdw_jax.data.decoding import Encoded, check_length, reason, threads, validate_images
-from mdw_jax.data.pairs import Pairs, caption_error
+from mdw_jax.data.caption_lines import captions_of, check_mode, mode_by_counts, several_lines
+from mdw_jax.data.decoding import Encoded
+from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.problems import Problems
 from mdw_jax.data.records import Record, build, names, splits_to_read
+from mdw_jax.data.shards import read_index, read_span, unpacking
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, parse_json, write_atomically
-from mdw_jax.io.keyed import read_keyed_json
+from mdw_jax.io.files import read_json
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
 MOST_SHARDS = 1_000_000
-_FORMAT = "mdw-shard-2"  # change it when an index would come out differently, so that older ones are not used
 
 
 def webdataset(train_shards, val_shards="", test_shards="", *, cache=None, caption_columns="",
-               attribute_columns=(), **common) -> Pairs:
-    """Read image-caption shards: members `KEY.jpg` (jpeg, png, webp) with `KEY.txt`, `KEY.json` or both.
+               attribute_columns=(), caption_lines: str = "", **common) -> Pairs:
+    """Read image-caption shards: members `KEY.jpg` with `KEY.txt`, `KEY.json` or both (`shards.IMAGES`, `TEXTS`).
 
-    The key of an image is its shard's name and its own: "train-00003/000030042". caption_ids count usable samples.
-    Web data always have broken samples, which are left out whatever `skip_broken` says. `Pairs.skipped` counts them:
-    "no image", "broken image", "no caption", "empty caption", "unreadable json", and captions that are not in UTF-8,
-    too long or no Unicode.
+    A key ends at the first dot of a member's name, as in `KEY.input.jpg`, or at the last one where only this pairs
+    images with texts. The key of an image is its shard's name and its own: "train-00003/000030042"; where shards share
+    a name, those of all begin with as many directories as it takes: "train/0/s0000001". caption_ids count the captions
+    of all samples with an image, also of a broken one.
 
     Args:
         train_shards, val_shards, test_shards: local tar files, by brace and glob patterns
-            ("train-{00000..00331}.tar"), several joined by "::" or in a list.
-        cache: a directory for the index of each shard (where each image lies, its checksum, its captions), so that
-            later starts read no shard. A shard whose path, size or modification time changed is indexed again. None:
-            indexed at every start.
+            ("train-{00000..00331}.tar"), several joined by "::" or in a list; a directory stands for the sorted `.tar`
+            files in it.
+        cache: a directory for the index of each shard (where each image lies, its checksum, its captions, what cannot
+            be used), so that later starts read no shard. A shard whose path, size or modification time changed is
+            indexed again. None: indexed at every start.
         caption_columns: fields of the JSON (a tuple, or a string with commas), each one caption or a list of them. "":
-            the text file, and without one the field "caption".
+            the text file, and without one the first field of the JSON that is called as captions are
+            (`shards.FIELDS`).
         attribute_columns: fields of the JSON kept in `Split.attributes`.
+        caption_lines: what several lines in a text are: `split`: a caption each; `join`: one caption; "": found out by
+            the first shard of each split (`caption_lines.find_mode`).
         common: see `records.build`.
     Raises:
-        UserError: missing, remote, compressed or damaged shards, two of the same name, names in one that occur twice
-            or lead out of it, or no usable sample.
+        UserError: missing, remote, compressed or damaged shards, one given twice, what `shards.read_index` raises, or no
+            usable sample.
     """
+    check_mode(caption_lines)
     patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
-    caption_columns, attribute_columns = names(caption_columns), names(attribute_columns)
     check = common.pop("check", True)
-    records, skipped = {}, Counter()
     shards = {split: _shards(split, pattern) for split, pattern in splits_to_read(common, **patterns).items()}
-    stems = [Path(path).stem for paths in shards.values() for path in paths]
-    if doubled := [stem for stem, count in Counter(stems).items() if count > 1]:
-        raise UserError(f"{len(doubled)} names of shards occur more than once, the first is '{doubled[0]}.tar'; give "
-                        "each shard once and under its own name.")
+    reading = _Reading(cache, names(caption_columns), names(attribute_columns), check)
+    prefixes = _prefixes([path for paths in shards.values() for path in paths])
+    records = {}
     for split, paths in shards.items():
-        records[split] = []
-        for path in paths:
-            usable, left_out = read_shard(path, cache, caption_columns, attribute_columns, check)
-            records[split] += usable
-            skipped.update(left_out)
+        problems = Problems()
+        records[split] = reading.records(split, {path: prefixes[path] for path in paths}, caption_lines, problems)
         if not records[split]:
-            raise UserError(f"no sample of '{patterns[split]}' is usable ({_counts(skipped)}); give shards "
-                            "of images with captions.")
-    common["skip_broken"] = True
-    name = Path(os.path.abspath(shards["train"][0])).parent.name
-    return build(name, records, check=False, skipped=skipped, **common)
+            raise UserError(f"no sample of '{patterns[split]}' can be used ({problems}); give shards of images with "
+                            "captions, and name the field of their JSON in data.caption_columns if it is an unusual one.")
+        reading.problems.update(problems.counts, problems.first)
+    notes = [*reading.notes(), *_failed_downloads(prefixes)]
+    return build(_name(prefixes), records, check=False, problems=reading.problems, notes=notes, **common)
+
+
+def _name(paths: Iterable[str]) -> str:
+    """The directory that holds all shards."""
+    directories = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    return Path(os.path.commonpath(directories)).name or Path(directories[0]).name
 
 
 def _shards(split: str, pattern) -> list[str]:
@@ -81,7 +79,7 @@ def _shards(split: str, pattern) -> list[str]:
 
 
 def shard_paths(pattern) -> list[str]:
-    """The shards that a pattern stands for, in its order; matches of a glob are sorted.
+    """The shards that a pattern stands for, in its order; matches of a glob and files of a directory are sorted.
 
     Raises:
         UserError: addresses that are not local files, missing shards, or files that are not `.tar`.
@@ -91,16 +89,29 @@ def shard_paths(pattern) -> list[str]:
     for part in (piece for entry in parts for piece in _braces(os.path.expanduser(os.fspath(entry).strip()))):
         if re.match(r"[a-z0-9+]{2,}:", part):
             raise UserError(f"'{part}' is not a local file; copy the shards here first.")
-        matches = [part] if os.path.isfile(part) else sorted(glob.glob(part))
-        paths += matches
+        matches = [part] if os.path.exists(part) else sorted(glob.glob(part))
+        paths += [path for match in matches for path in (_in_directory(match) if os.path.isdir(match) else [match])]
         missing += [] if matches else [part]
     if missing:
         raise UserError(f"{len(missing)} of the shards '{pattern}' are missing, the first is '{missing[0]}'; check "
                         "the pattern, or fetch them.")
     for path in paths:
         if not path.endswith(".tar"):
-            raise UserError(f"'{path}' is not a plain .tar file, and no other can be read at random; unpack it to one.")
+            command = unpacking(path)
+            raise UserError(f"'{path}' is not a plain .tar file, and no other can be read at random; " + (
+                f"unpack it: {command}" if command else "give only tar files, as in 'DIRECTORY/*.tar'."))
     return paths
+
+
+def _in_directory(directory: str) -> list[str]:
+    """The shards in a directory. UserError if there are none."""
+    files = sorted(os.listdir(directory))
+    # Without a plain one, a compressed one: it is refused with the command that unpacks it.
+    shards = [file for file in files if file.endswith(".tar") and not file.startswith(".")] or [
+        file for file in files if re.search(r"\.(tar\.\w+|tgz)$", file)][:1]
+    if not shards:
+        raise UserError(f"directory '{directory}' has no .tar files; give one that has.")
+    return [os.path.join(directory, file) for file in shards]
 
 
 def _braces(pattern: str) -> list[str]:
@@ -121,105 +132,94 @@ def _braces(pattern: str) -> list[str]:
             for text in _braces(f"{pattern[:match.start()]}{option}{pattern[match.end():]}")]
 
 
-def read_shard(path: str, cache, caption_columns: Sequence[str], attribute_columns: Sequence[str],
-               check: bool) -> tuple[list[Record], Mapping[str, int]]:
-    """The usable samples of a shard in its order, and how many are left out, by reason; from `cache` if it has them."""
-    stat = os.stat(path)
-    key = digest(_FORMAT, os.path.realpath(path), stat.st_size, stat.st_mtime_ns, list(caption_columns),
-                 list(attribute_columns), check)
-    index_path = None if cache is None else Path(cache) / f"shard-{key[:16]}.json"
-    index = None if index_path is None else read_keyed_json(index_path, key)
-    if index is None:
-        index = {"key": key, **_index(path, caption_columns, attribute_columns, check)}
-        if index_path is not None:
-            write_atomically(index_path, json.dumps(index).encode())
-    stem = Path(path).stem
-    records = [Record(Encoded(f"{stem}/{name}", partial(_read_span, path, offset, length), (length, crc)),
-                      tuple(captions), attributes=dict(zip(attribute_columns, attributes)))
-               for name, offset, length, crc, captions, attributes in index["samples"]]
-    return records, index["skipped"]
+def _prefixes(paths: Sequence[str]) -> dict[str, str]:
+    """{shard: what the keys of its images begin with}: its name, behind as many directories as tell all shards apart.
+
+    Raises:
+        UserError: a shard is there twice.
+    """
+    times = Counter(map(os.path.realpath, paths))
+    if doubled := [path for path in dict.fromkeys(paths) if times[os.path.realpath(path)] > 1]:
+        raise UserError(f"{sum(count > 1 for count in times.values())} shards are given more than once, the first is "
+                        f"'{doubled[0]}'; give each shard once.")
+    parts = {path: Path(os.path.abspath(path)).with_suffix("").parts for path in paths}
+    depth = 1
+    while len({part[-depth:] for part in parts.values()}) < len(paths):
+        depth += 1
+    return {path: "/".join(part[-depth:]) for path, part in parts.items()}
 
 
-def _index(path: str, caption_columns: Sequence[str], attribute_columns: Sequence[str], check: bool) -> dict:
-    """Walk the headers of a shard, then read its captions and check its images."""
-    skipped, usable = Counter(), []
-    for name, members in _samples(path).items():
-        image = next((members[kind] for kind in IMAGES if kind in members), None)
+class _Reading:
+    """From shards to records: what was counted on the way, over all splits."""
+
+    def __init__(self, cache, caption_columns: Sequence[str], attribute_columns: Sequence[str], check: bool):
+        self._columns = cache, caption_columns, attribute_columns, check
+        self._attribute_columns = attribute_columns
+        self._captions = 0  # read so far: the first of a sample has this number
+        self._counts: dict[str, Counter] = {"fields": Counter(), "read_as": Counter(), "beside": Counter()}
+        self._by_last_dot: list[str] = []
+        self._lines: list[str] = []
+        self.problems = Problems()
+
+    def records(self, split: str, prefixes: Mapping[str, str], mode: str, problems: Problems) -> list[Record]:
+        """The samples of a split's shards, in order; what they cannot give goes to `problems`."""
+        records: list[Record] = []
+        several_of_split = 0
+        for path, prefix in prefixes.items():
+            index = read_index(path, *self._columns)
+            problems.update(index["counts"], index["first"])
+            for what, counts in self._counts.items():
+                counts.update(index[what])
+            if index["last_dot"]:
+                self._by_last_dot.append(path)
+            several, filled = index["texts"]
+            several_of_split += several
+            if filled and not mode:
+                mode = mode_by_counts(several, filled)
+            records += self._of_shard(path, prefix, index["samples"], mode)
+        if several_of_split:
+            self._lines.append(several_lines(several_of_split, split, mode))
+        return records
+
+    def _of_shard(self, path: str, prefix: str, samples: Iterable, mode: str) -> list[Record]:
+        records = []
+        for name, offset, length, crc, content, captions, attributes in samples:
+            if isinstance(captions, str):
+                captions = captions,
+            elif len(captions) == 1 and isinstance(captions[0], list):
+                captions = captions_of("\n".join(captions[0]), mode)
+            first, self._captions = self._captions, self._captions + len(captions)
+            if crc is not None:
+                image = Encoded(f"{prefix}/{name}", partial(read_span, path, offset, length), (length, crc), content)
+                records.append(Record(image, captions, range(first, self._captions),
+                                      dict(zip(self._attribute_columns, attributes)) if attributes else {}))
+        return records
+
+    def notes(self) -> list[str]:
+        """How the shards were read, in sentences, where that is not plain."""
+        fields, read_as, beside = self._counts.values()
+        notes = [f"the captions of {count} samples were read from the field '{field}' of their JSON."
+                 for field, count in fields.items()]
+        notes += [f"{count} captions {how}." for how, count in read_as.items()]
+        if beside:
+            kinds = ", ".join(extension for extension, _ in beside.most_common(8))
+            notes.append(f"{beside.total()} members ({kinds}) were not read: their samples have an image or a text with a "
+                         "plainer extension.")
+        if self._by_last_dot:
+            notes.append(f"in {len(self._by_last_dot)} of the shards (the first: '{self._by_last_dot[0]}') keys were read "
+                         "up to the last dot of each name: up to the first one they do not pair images with texts.")
+        return notes + self._lines
+
+
+def _failed_downloads(paths: Iterable[str]) -> list[str]:
+    """What img2dataset wrote beside its shards of addresses that gave no image, in a sentence."""
+    failed = total = 0
+    for path in paths:
         try:
-            captions, attributes = _read_texts(path, members, caption_columns, attribute_columns)
-        except UnicodeDecodeError:
-            skipped["caption not in UTF-8"] += 1
+            stats = read_json(f"{path.removesuffix('.tar')}_stats.json")
+        except (OSError, ValueError):
             continue
-        except ValueError:
-            skipped["unreadable json"] += 1
-            continue
-        texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
-        error = next(filter(None, map(caption_error, texts)), None)
-        if image is None or not texts or error:
-            skipped["no image" if image is None else f"caption {error}" if error else "empty caption" if captions else
-                    "no caption"] += 1
-        else:
-            usable.append((name, image, texts, attributes))
-    encoded = [Encoded(name, partial(_read_span, path, *span)) for name, span, _, _ in usable]
-    with ThreadPoolExecutor(threads()) as pool:
-        encoded, failures = validate_images(encoded, check, pool)
-    samples = [(name, *span, image.sum[1], texts, attributes)
-               for (name, span, texts, attributes), image, failure in zip(usable, encoded, failures) if not failure]
-    if len(samples) < len(usable):
-        skipped["broken image"] += len(usable) - len(samples)
-    return {"samples": samples, "skipped": skipped}
-
-
-def _samples(path: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """{key: {extension: (offset, length)}}: a key is a member's name up to the first dot of its last part."""
-    samples = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                head, slash, tail = member.name.rpartition("/")
-                stem, dot, extension = tail.partition(".")
-                if member.isreg() and not member.issparse() and stem and dot:
-                    check_names(path, [member.name])
-                    sample = samples.setdefault(f"{head}{slash}{stem}", {})
-                    if extension.lower() in sample:
-                        raise UserError(f"'{path}' holds '{member.name}' twice, and which of the two counts is not known; "
-                                        "write the shard again with every key once.")
-                    sample[extension.lower()] = member.offset_data, member.size
-            # The tarfile module takes a truncated or damaged header for the end of the archive: the rest would be lost.
-            archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"'{path}' is not a readable tar file ({reason(error)}); fetch it again, or leave it out."
-                        ) from error
-    return samples
-
-
-def _read_texts(path: str, members: Mapping, caption_columns: Sequence[str],
-                attribute_columns: Sequence[str]) -> tuple[list, list]:
-    """The captions of a sample as they are written, and its attributes. Raises ValueError for unreadable JSON."""
-    by_text = not caption_columns and "txt" in members
-    document = {}
-    if "json" in members and (attribute_columns or not by_text):
-        document = parse_json(_read_span(path, *members["json"]))
-    if by_text:
-        captions = [_read_span(path, *members["txt"]).decode()]
-    else:
-        values = [document.get(name) for name in caption_columns or ("caption",)]
-        captions = [text for value in values if value is not None
-                    for text in (value if isinstance(value, list) else [value])]
-    return captions, [document.get(key) for key in attribute_columns]
-
-
-def _read_span(path: str, offset: int, length: int) -> bytes:
-    check_length(length)
-    with open(path, "rb", buffering=0) as file:  # an open costs microseconds, a decode milliseconds
-        file.seek(offset)
-        data = file.read(length)
-    if len(data) != length:
-        raise OSError("the shard ends early")
-    return data
-
-
-def _counts(skipped: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(skipped.items())) or "they are empty"
+        count, successes = stats.get("count"), stats.get("successes")
+        if type(count) is int and type(successes) is int and 0 <= successes <= count:
+            failed, total = failed + count - successes, total + count
+    return [f"{failed} of {total} addresses could not be fetched when these shards were made."] if failed else []

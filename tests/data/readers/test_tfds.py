@@ -9,9 +9,11 @@ from miniature import encoded, same
 
 from mdw_jax.data.decoding import decode
 from mdw_jax.data.readers.tfds import tfds
+from mdw_jax.data.tables.cells import LIST
 from mdw_jax.errors import UserError
 
-library = pytest.importorskip("tensorflow_datasets")
+library = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed: pip install "
+                              "'mdw-jax[tfds]'")
 
 SPLITS = {"train": range(5), "val": range(5, 7), "test": range(7, 8)}
 
@@ -26,7 +28,7 @@ class MiniCaptions(library.core.GeneratorBasedBuilder):
         return library.core.DatasetInfo(builder=self, features=library.features.FeaturesDict({
             "image": library.features.Image(encoding_format="jpeg"), "image/filename": text, "image/id": np.int64,
             "captions": library.features.Sequence({"id": np.int64, "text": text}),
-            "flat": library.features.Sequence(text), "one": text}))
+            "flat": library.features.Sequence(text), "one": text, "json": text, "faulty": library.features.Sequence(text)}))
 
     def _split_generators(self, manager):
         return {split: self._generate_examples(rows) for split, rows in SPLITS.items()}
@@ -36,7 +38,8 @@ class MiniCaptions(library.core.GeneratorBasedBuilder):
             yield i, {"image": io.BytesIO(encoded(i)), "image/filename": f"{i}.jpg", "image/id": i, "one": f"One {i}.",
                       "captions": [{"id": 10 * i + told, "text": f"Photo {i}, told {told}."}
                                    for told in range(1 + i % 3)],
-                      "flat": [f"Flat {i} é", "Again."]}
+                      "flat": [f"Flat {i} é", "Again."], "json": f'["Json {i}.", "Again."]',
+                      "faulty": ["Good.", *([b"\xff"] if i == 1 else ["nan"] if i == 2 else [""] if i == 3 else [])]}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,7 @@ def test_everything_of_a_builder(prepared):
         np.testing.assert_array_equal(got.images, [decode(encoded(i), 16) for i in ids])
         assert got.captions == tuple(f"Photo {i}, told {told}." for i in ids for told in range(1 + i % 3))
         assert got.attributes["one"].tolist() == [f"One {i}." for i in ids]
+    assert f"'{prepared}' was read with images in 'image' and captions in 'captions/text'." in pairs.notes
     assert "tensorflow" not in sys.modules
 
 
@@ -72,20 +76,46 @@ def test_other_features_and_splits(prepared):
     assert len(tfds(prepared, size=16, train_split="train[:40%]").train.images) == 2
 
 
+def test_what_is_left_out_is_said(prepared):
+    assert "examples of other splits were left out: 2 of val." in tfds(prepared, size=16, holdout_val=2).notes
+    pairs = tfds(prepared, size=16, caption_columns="json")
+    assert pairs.test.captions == ("Json 7.", "Again.") and any(f"8 captions {LIST}" in note for note in pairs.notes)
+    with pytest.raises(UserError, match=r"1 empty caption \("):
+        tfds(prepared, size=16, caption_columns="faulty")
+    assert tfds(prepared, size=16, caption_columns="faulty", on_error="skip", max_skipped=0.5).skipped == {
+        "caption not in Unicode": 1, "missing value as caption": 1, "empty caption": 1}
+
+
 @pytest.mark.parametrize("settings, message", [
-    ({"val_split": "dev"}, "cannot read split 'dev' of .* it has train, val, test: set val_split or holdout_val"),
-    ({"caption_columns": "captions/raw"}, "has no feature 'raw'"),
-    ({"image_column": "photo"}, "has no feature 'photo'; it has captions, flat, image, "),
-    ({"key_column": "name"}, "has no feature 'name'; it has captions, flat, image, "),
-    ({"caption_columns": ()}, "no caption_columns are given"),
-    ({"caption_columns": "image/id"}, None),
+    ({"val_split": "dev"}, r"cannot read split 'dev' of .* it has train \(5 images\), val \(2 images\), test \(1 images\): "
+                           "set data.val_split to one of them, or data.holdout_val=1 to hold a tenth of train out"),
+    ({"caption_columns": "captions/raw"}, "has no feature 'captions/raw'; it has captions, .* where it ends id, text: set "
+                                          "data.caption_columns"),
+    ({"caption_columns": "captions"}, "feature 'captions' of .* holds no captions but nested ones: name one"),
+    ({"image_column": "photo"}, "has no feature 'photo'; it has captions, faulty, flat, image, "),
+    ({"image_column": "one"}, "feature 'one' of .* is no image; set data.image_column"),
+    ({"key_column": "name"}, "has no feature 'name'; it has captions, .* set data.key_column"),
+    ({"caption_columns": "image/id"}, "feature 'image/id' of .* holds no captions; set data.caption_columns"),
 ])
 def test_wrong_settings(prepared, settings, message):
-    if message is None:  # numbers are text, if someone wants that
-        assert tfds(prepared, size=16, **settings).test.captions == ("7",)
-        return
     with pytest.raises(UserError, match=message):
         tfds(prepared, size=16, **settings)
+
+
+class TrainOnly(MiniCaptions):
+    """With no val and no test, as many have it."""
+
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples(range(20))}
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    builder = TrainOnly(data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare()
+    with pytest.raises(UserError, match=r"cannot read a split for val .*train \(20 images\): .*data.holdout_val=2 to hold"):
+        tfds(builder.data_dir, size=16)
+    pairs = tfds(builder.data_dir, size=16, holdout_val=2, holdout_test=2)
+    assert [len(split.images) for split in (pairs.train, pairs.val, pairs.test)] == [16, 2, 2]
 
 
 def test_no_such_data_set(tmp_path):

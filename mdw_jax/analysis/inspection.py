@@ -1,0 +1,115 @@
+"""`mdw inspect`: what files are taken for, what is in them, what would be left out, and the config that reads them."""
+
+import io
+import itertools
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from mdw_jax.data.decoding import FORMATS, Encoded
+from mdw_jax.data.detect import Detection, detect
+from mdw_jax.data.lazy_images import LazyImages
+from mdw_jax.data.pairs import Pairs, Split
+from mdw_jax.data.problems import in_words
+from mdw_jax.data.records import SPLITS
+from mdw_jax.data.registry import load, settings_of
+from mdw_jax.errors import UserError
+
+EXAMPLES = 5
+HELD_OUT = 0.1  # share of the images for each split that the source does not have, in the settings that are proposed
+_MEASURED = 500  # images whose size is looked at
+_WIDEST = 100  # characters of a caption that are shown
+
+
+def inspect_command(paths: Sequence[str], no_check: bool = False) -> None:
+    """Print what the data set at `paths` is; nothing is written.
+
+    Args:
+        paths: see `detect`.
+        no_check: do not decode every image once to find broken ones.
+    """
+    detection = detect(paths)
+    print(f"form:      {detection.form}")
+    pairs, settings = _read(detection, not no_check)
+    for split in SPLITS:
+        _print_split(split, getattr(pairs, split), split in settings["held_out"])
+    _print_sizes(pairs)
+    for note in pairs.notes:
+        print(f"note:      {note}")
+    print(f"left out:  {in_words(pairs.skipped) or 'nothing'}" + (
+        " (broken images were not looked for)" if no_check else ""))
+    print(f"\n{EXAMPLES} pairs:")
+    for key, caption in _examples(pairs.train):
+        print(f"  {key}: {caption}")
+    _print_config(detection, settings["config"], bool(pairs.skipped))
+
+
+def _read(detection: Detection, check: bool) -> tuple[Pairs, dict]:
+    """The data set, with a tenth held out for each split that it does not have; and what was set for it."""
+    missing = [split for split in ("val", "test") if split not in detection.has]
+    tolerant = {"on_error": "skip", "max_skipped": 1.0} if "on_error" in settings_of(detection.name) else {}
+    streamed = {"stream": True, "check": check} if "stream" in settings_of(detection.name) else {}
+    settings = dict(detection.settings)
+    if missing and "holdout_val" in settings_of(detection.name):
+        ones = {f"holdout_{split}": 1 for split in missing}
+        if detection.name == "webdataset":  # its images are counted from the index of the shards, without decoding
+            streamed["check"] = check
+        count = len(load(detection.name, **settings, **ones, **tolerant, **(streamed | {"check": False})).train.images)
+        settings |= {f"holdout_{split}": max(1, round(HELD_OUT * (count + len(missing)))) for split in missing}
+    return load(detection.name, **settings, **tolerant, **streamed), {"config": settings, "held_out": missing}
+
+
+def _print_split(name: str, split: Split, held_out: bool) -> None:
+    counts = Counter(np.bincount(split.image_of, minlength=len(split.images)).tolist())
+    per_image = ", ".join(f"{count} images with {number}" for number, count in sorted(counts.items())[:6])
+    each = f"{next(iter(counts))} each" if len(counts) == 1 else per_image
+    print(f"{name + ':':10} {len(split.images)} images, {len(split.captions)} captions ({each})"
+          + (" (held out of train)" if held_out else ""))
+
+
+def _print_sizes(pairs: Pairs) -> None:
+    images = pairs.train.images
+    if not isinstance(images, LazyImages):
+        return
+    sizes: Counter = Counter()
+    for encoded in itertools.islice(images.encoded, _MEASURED):
+        sizes[_size_of(encoded)] += 1
+    known = [size for size in sizes.elements() if size is not None]
+    if known:
+        widths, heights = zip(*known, strict=True)
+        print(f"sizes:     {min(widths)} to {max(widths)} pixels wide, {min(heights)} to {max(heights)} high"
+              f" (the first {len(known)} of train)")
+
+
+def _size_of(encoded: Encoded) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(encoded.read()), formats=FORMATS) as image:
+            return image.size
+    except Exception:  # what cannot be decoded is reported elsewhere
+        return None
+
+
+def _examples(split: Split) -> list[tuple[str, str]]:
+    rows = np.unique(np.linspace(0, len(split.captions) - 1, EXAMPLES).astype(int))
+    keys = split.attributes["key"] if "key" in split.attributes else split.image_of.astype(str)
+    shorten = lambda text: text if len(text) <= _WIDEST else f"{text[:_WIDEST]}..."
+    return [(str(keys[split.image_of[row]]), shorten(" ".join(split.captions[row].split()))) for row in rows]
+
+
+def _print_config(detection: Detection, settings: dict, skips: bool) -> None:
+    """The lines of a config that reads this data set, and the same as flags."""
+    lines = {"name": detection.name, **settings, **({"on_error": "skip"} if skips else {})}
+    if unknown := set(lines) - {"name", *settings_of(detection.name)}:
+        raise UserError(f"the reader '{detection.name}' has no setting {sorted(unknown)[0]}; this is an error of mdw.")
+    print("\nto use it, in a config:")
+    for key, value in lines.items():
+        print(f"    c.data.{key} = {value!r}")
+    print("or as flags:")
+    print("    " + " ".join(f"--config.data.{key}={_shell(value)}" for key, value in lines.items()))
+
+
+def _shell(value) -> str:
+    return shlex.quote(str(value))

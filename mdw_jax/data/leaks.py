@@ -1,0 +1,25 @@
+"""What of val and test is in train already: images that show the same, captions that say the same."""
+
+from collections.abc import Mapping, Sequence
+
+
+def shared_content(contents: Mapping[str, Sequence[str | None]], captions: Mapping[str, Sequence[str]]) -> list[str]:
+    """Count what splits share, in sentences; [] for nothing.
+
+    Retrieval of what was trained on is no retrieval: such images and captions make scores too good.
+
+    Args:
+        contents: {split: a digest of what each image shows; None where that is not known}.
+        captions: {split: its captions}.
+    """
+    notes = []
+    shown, said = set(contents["train"]) - {None}, set(captions["train"])
+    for split in ("val", "test"):
+        copies = sum(content in shown for content in contents[split])
+        if copies:
+            notes.append(f"{copies} of {len(contents[split])} images of {split} are in train too: scores on them are too "
+                         "good; take them out, or hold splits out of train, which keeps such images together.")
+        repeated = sum(caption in said for caption in captions[split])
+        if repeated:
+            notes.append(f"{repeated} of {len(captions[split])} captions of {split} are captions of train too.")
+    return notes

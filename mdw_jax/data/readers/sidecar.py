@@ -1,0 +1,96 @@
+"""Directories without a table: `x.jpg` beside `x.txt`, as img2dataset and the trainers of diffusion models have them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mdw_jax.data.caption_lines import captions_of, find_mode
+from mdw_jax.data.problems import Problems, quoted
+from mdw_jax.data.tables.columns import is_image_file
+from mdw_jax.data.tables.entries import Entry
+from mdw_jax.errors import UserError
+
+TEXTS = (".txt", ".caption", ".cap")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
+"""Tables that lie in the directory of their images, as the `datasets` library has them."""
+SPLIT_NAMES = {"train": ("train", "training", "restval"), "val": ("val", "validation", "valid", "dev"),
+               "test": ("test", "testing")}
+"""What data sets call their splits, in columns and directories."""
+_LARGEST_TEXT = 2**20
+
+
+def split_called(name: str) -> str:
+    """`train`, `val` or `test`, of which this is a name; "" of none."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.strip().lower() in names), "")
+
+
+def split_directories(directory: Path) -> dict[str, Path]:
+    """{split: its directory} of the directories in `directory` that are called as splits are."""
+    found: dict[str, Path] = {}
+    for child in sorted(path for path in directory.iterdir() if path.is_dir()):
+        if split := split_called(child.name):
+            found.setdefault(split, child)
+    return found
+
+
+def metadata_of(directory: Path) -> Path | None:
+    """The table of a directory's images, where there is one."""
+    return next((directory / name for name in METADATA if (directory / name).is_file()), None)
+
+
+def sidecar_entries(directory: Path, caption_lines: str, problems: Problems, notes: list[str]) -> Iterator[Entry]:
+    """The images of a directory and all below it, each with the text of the same name beside it.
+
+    Args:
+        directory: the directory; names of images are relative to it.
+        caption_lines: what several lines of a text are: see `caption_lines.captions_of`; "": found out.
+        problems: gets images without a text, texts without an image, texts that are not in UTF-8.
+        notes: sentences for the user.
+
+    Raises:
+        UserError: there are no images, or none has a text.
+    """
+    images, texts = _files(directory)
+    if not images or not texts:
+        raise UserError(f"'{directory}' holds {len(images)} images and {len(texts)} texts beside them ({', '.join(TEXTS)}); "
+                        "give a table of the captions in data.annotations, or write each caption into x.txt beside x.jpg.")
+    read = {}
+    for stem, image in images.items():
+        if stem in texts:
+            text = texts[stem]
+            try:
+                if text.stat().st_size > _LARGEST_TEXT:
+                    raise ValueError("it is too long for a caption")
+                read[image] = text.read_text(encoding="utf-8-sig")
+            except (OSError, ValueError) as error:
+                problems.add("caption not in Unicode", f"{quoted(str(text))} ({error})")
+        else:
+            problems.add("no caption", f"{quoted(image)}, beside which there is no text")
+    for stem in texts.keys() - images.keys():
+        problems.add("no image", f"{quoted(str(texts[stem]))}, beside which there is no image")
+    several = sum(len([line for line in text.splitlines() if line.strip()]) > 1 for text in read.values())
+    mode = caption_lines or find_mode(list(read.values()))
+    notes.append(f"'{directory.name}' was read as images with texts of the same name.")
+    if several:
+        notes.append(f"{several} texts of '{directory.name}' have several lines, read as " + (
+            "one caption each" if mode == "split" else "one caption together") + "; data.caption_lines says which.")
+    for name, text in read.items():
+        yield Entry(name, captions_of(text, mode) or [""], "", {}, 0)
+
+
+def _files(directory: Path) -> tuple[dict[str, str], dict[str, Path]]:
+    """{stem: image} and {stem: text} below a directory, by paths without their extensions, in order."""
+    images: dict[str, str] = {}
+    texts: dict[str, Path] = {}
+    for parent, _, files in sorted(os.walk(directory)):
+        for file in sorted(file for file in files if not file.startswith("._")):
+            path = Path(parent) / file
+            stem = str(path.with_suffix(""))
+            if is_image_file(file):
+                if stem in images:
+                    raise UserError(f"'{images[stem]}' and '{path.name}' in '{parent}' have one text between them; rename "
+                                    "one.")
+                images[stem] = path.relative_to(directory).as_posix()
+            elif path.suffix.lower() in TEXTS:
+                texts.setdefault(stem, path)
+    return images, texts

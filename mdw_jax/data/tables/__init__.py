@@ -1,0 +1,1 @@
+"""Tables of captions in every form that people hold: what is in the file decides how it is read, not what it is called."""

@@ -1,0 +1,82 @@
+"""Rows of Parquet and Arrow files, by pyarrow."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mdw_jax.data.decoding import reason
+from mdw_jax.errors import UserError
+
+PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
+"""The first bytes of these files."""
+
+
+def column_types(path: Path, where: str) -> dict[str, str]:
+    """{column: its type, as Arrow spells it} of a Parquet or Arrow file."""
+    try:
+        with _open(path, where) as batches:
+            return {field.name: str(field.type) for field in batches.schema}
+    except (OSError, ValueError) as error:
+        raise _unreadable(where, error) from None
+
+
+def rows(path: Path, where: str, columns: Sequence[str] = ()) -> Iterator[tuple[int, dict]]:
+    """(number of the row from 1, {column: value}); `columns`: names or paths into nested ones; (): all.
+
+    Raises:
+        UserError: it is damaged, or pyarrow is missing.
+    """
+    number = 0
+    try:
+        with _open(path, where) as batches:
+            names = batches.schema.names
+            roots = [name for name in names
+                     if any(column == name or column.startswith(f"{name}/") for column in columns)] or names
+            for batch in batches.read(roots):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (OSError, ValueError) as error:
+        raise _unreadable(where, error) from None
+
+
+def _unreadable(where: str, error: Exception) -> UserError:
+    return UserError(f"{where} is not a readable Parquet or Arrow file ({reason(error)}); fetch it again.")
+
+
+class _open:
+    """The batches of a file, whichever of the three forms it has."""
+
+    def __init__(self, path: Path, where: str):
+        try:
+            import pyarrow  # an optional dependency, and slow to import
+            import pyarrow.parquet
+        except ImportError as error:
+            raise UserError(f"{where} is a Parquet or Arrow file, which needs pyarrow: pip install 'mdw-jax[parquet]', or "
+                            "give a CSV file.") from error
+        with open(path, "rb") as file:
+            start = file.read(6)
+        self._parquet = start[:4] == PARQUET
+        if self._parquet:
+            self._file = pyarrow.parquet.ParquetFile(path)
+            self.schema = self._file.schema_arrow
+        else:
+            self._source = pyarrow.memory_map(str(path))
+            opened = pyarrow.ipc.open_file if start == ARROW_FILE else pyarrow.ipc.open_stream
+            self._file = opened(self._source)
+            self.schema = self._file.schema
+            self._by_number = start == ARROW_FILE
+
+    def read(self, columns: list[str]) -> Iterator:
+        """Record batches of these columns."""
+        if self._parquet:
+            yield from self._file.iter_batches(columns=columns, batch_size=4096)
+        elif self._by_number:
+            yield from (self._file.get_batch(n).select(columns) for n in range(self._file.num_record_batches))
+        else:
+            yield from (batch.select(columns) for batch in self._file)
+
+    def __enter__(self) -> "_open":
+        return self
+
+    def __exit__(self, *error) -> None:
+        (self._file if self._parquet else self._source).close()

@@ -1,0 +1,111 @@
+"""Values of cells: the captions that one holds, the file name that one stands for."""
+
+import ast
+import json
+import re
+from collections import Counter
+
+from mdw_jax.data.problems import quoted
+from mdw_jax.errors import UserError
+
+LIST = "written as lists in one cell: read as several captions each"
+TURNS = "in the form of conversations: the answers were read"
+NUMBERED = "with the number of a caption behind it (a.jpg#0): read without it"
+_NUMBER = re.compile(r"#\d+$")
+_PLACE = re.compile(r"\{(?::0?(\d+)d)?\}")
+
+
+def captions_in(value, read_as: Counter) -> list:
+    """The captions of one cell; odd ones stay as they are, for `problems.caption_problem` to judge.
+
+    A list is a list of captions, also one that is written out as text, as JSON or as Python does; of a conversation
+    (LLaVA: turns with "from" and "value") the answers are captions.
+
+    Args:
+        value: what is in the cell.
+        read_as: counts cells by how they were read, where that is not plain.
+    """
+    if isinstance(value, str):
+        if value[:1] == "[" and value.rstrip()[-1:] == "]" and (listed := _written_list(value)) is not None:
+            read_as[LIST] += 1
+            return listed
+        return [value]
+    if isinstance(value, dict) and {"from", "value"} <= set(value):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        if value and all(isinstance(turn, dict) and {"from", "value"} <= set(turn) for turn in value):
+            read_as[TURNS] += 1
+            return [turn["value"] for turn in value if turn["from"] not in ("human", "user", "system")]
+        return [caption for member in value for caption in captions_in(member, read_as)]
+    if isinstance(value, dict):
+        return [value]
+    return [value]
+
+
+def _written_list(text: str) -> list | None:
+    """The list of texts that a text spells; None if it spells something else."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list) and value and all(isinstance(member, str) for member in value):
+            return value
+    return None
+
+
+class FileNames:
+    """From the cells of a column to file names.
+
+    Args:
+        pattern: the file name, where cells hold a part of it: "{}.jpg", "{:012d}.jpg"; "": they hold it all.
+        column: the column.
+        where: the table.
+        read_as: counts names by how they were read, where that is not plain.
+
+    Raises:
+        UserError: the pattern has no place for the cell, or more than one.
+    """
+
+    def __init__(self, pattern: str, column: str, where: str, read_as: Counter):
+        self._column, self._where, self._read_as = column, where, read_as
+        places = list(_PLACE.finditer(pattern or "{}"))
+        if len(places) != 1:
+            raise UserError(f"data.file_pattern is '{pattern}'; give a file name with one {{}} or {{:012d}} in the place of "
+                            "the cell, such as {}.jpg.")
+        place = places[0]
+        self._head, self._tail = (pattern or "{}")[:place.start()], (pattern or "{}")[place.end():]
+        self._digits, self._plain = place[1] and int(place[1]), not pattern
+
+    def of(self, value, line: int) -> str | None:
+        """The file name of a cell; None for an empty one.
+
+        Raises:
+            UserError: the cell holds something else, such as a picture or a number without a pattern.
+        """
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            return None
+        if isinstance(value, (bytes, bytearray)) or (isinstance(value, dict) and "bytes" in value):
+            raise UserError(f"column '{self._column}' of {self._where} holds the images themselves; read it with "
+                            f"data.name=hf and data.source={self._where}.")
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise UserError(f"column '{self._column}' of {self._where} must hold one file name in each row, but row {line} "
+                            f"has {quoted(repr(value), 80)}; name another data.image_column.")
+        if isinstance(value, float):
+            value = int(value) if value == int(value) else value
+        if self._plain and not isinstance(value, str):
+            raise UserError(f"column '{self._column}' of {self._where} holds numbers, such as {value} in row {line}; say how "
+                            "files are called after them, as with data.file_pattern='{:012d}.jpg' or '{}.jpg'.")
+        if self._digits:
+            try:
+                value = f"{int(value):0{self._digits}d}"
+            except ValueError:
+                raise UserError(f"column '{self._column}' of {self._where} has {quoted(str(value), 80)} in row {line}, which "
+                                "is no number for data.file_pattern; write {} in it instead.") from None
+        name = str(value).strip()
+        if "\\" in name and "/" not in name:
+            name = name.replace("\\", "/")
+        if "#" in name and (bare := _NUMBER.sub("", name)) != name:
+            self._read_as[NUMBERED] += 1
+            name = bare
+        return f"{self._head}{name}{self._tail}"

@@ -1,0 +1,129 @@
+"""From tables to entries: one image with captions each, and the split that it belongs to."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mdw_jax.data.problems import Problems
+from mdw_jax.data.records import pick
+from mdw_jax.data.tables.cells import FileNames, captions_in
+from mdw_jax.data.tables.columns import find_caption_columns, find_image_column, find_split_column, listed, url_message
+from mdw_jax.data.tables.table import Options, Table, open_table
+from mdw_jax.errors import UserError
+
+STATUS = "status"  # a column of img2dataset, with values such as success and failed_to_download
+
+
+class Columns(NamedTuple):
+    """What is known of the columns: see `readers.folder.folder`; "" and () are found by their names."""
+
+    image: str = ""
+    captions: tuple[str, ...] = ()
+    split: str = ""
+    attributes: tuple[str, ...] = ()
+    file_pattern: str = ""
+
+
+class Entry(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        name: file name of the image.
+        captions: as they are written.
+        split: what the split column says; "" without one.
+        attributes: {column: value}.
+        line: where it stands.
+    """
+
+    name: str
+    captions: list
+    split: str
+    attributes: dict
+    line: int
+
+
+def found_columns(table: Table, columns: Columns, where: str) -> Columns:
+    """`columns`, with the names of those that are to be found.
+
+    Raises:
+        UserError: one is not there, or none has a name by which it could be found.
+    """
+    names = table.columns
+    image = columns.image or find_image_column(names, where)
+    captions = columns.captions or find_caption_columns([name for name in names if name != image], where)
+    split = columns.split
+    for name in (image, *captions, *columns.attributes, *([split] if split else [])):
+        # JSON rows may differ, and columns may be paths: those are looked up row by row.
+        if name not in names and "/" not in name and not table.form.startswith(("JSON", "a JSON")):
+            raise UserError(f"{where} has no column '{name}'; it has {listed(names)}.")
+    return columns._replace(image=image, captions=tuple(captions))
+
+
+def entries_of(path: Path, columns: Columns, options: Options, problems: Problems, notes: list[str]) -> Iterator[Entry]:
+    """The entries of one table; when all are through, `notes` has gained how it was read.
+
+    Args:
+        path: the table.
+        columns: what is known of its columns.
+        options: what is known of its text.
+        problems: gets rows without an image's name, broken rows, failed downloads.
+        notes: sentences for the user.
+
+    Raises:
+        UserError: what `open_table` and `found_columns` raise, or cells that are no file names.
+    """
+    where = f"'{path}'"
+    table = open_table(path, problems, options)
+    asked, columns = columns, found_columns(table, columns, where)
+    read_as: Counter = Counter()
+    captions_read_as: Counter = Counter()
+    names = FileNames(columns.file_pattern, columns.image, where, read_as)
+    has_status = STATUS in table.columns
+    for line, row in table.rows:
+        if has_status and str(row[STATUS]).startswith("failed"):
+            problems.add("failed download", f"row {line} of {where} ({row[STATUS]})")
+            continue
+        name = names.of(_one(row, columns.image, line, where), line)
+        if name is None:
+            problems.add("no image", f"row {line} of {where}")
+            continue
+        if name.startswith(("http://", "https://")):
+            raise UserError(url_message(where, columns.image, columns.captions[0]))
+        captions = [caption for column in columns.captions for value in _pick(row, column, line, where)
+                    for caption in captions_in(value, captions_read_as)]
+        if nested := next((caption for caption in captions if isinstance(caption, dict)), None):
+            raise UserError(f"column '{columns.captions[0]}' of {where} has nested values with {listed(nested)}; name one, as "
+                            f"in data.caption_columns={columns.captions[0]}/{next(iter(nested))}.")
+        split = str(_one(row, columns.split, line, where)) if columns.split else ""
+        yield Entry(name, captions, split, {column: _pick(row, column, line, where) for column in columns.attributes}, line)
+    _note(notes, path, table, (asked, columns), captions_read_as, read_as)
+
+
+def _note(notes: list[str], path: Path, table: Table, columns: tuple[Columns, Columns], captions: Counter,
+          names: Counter) -> None:
+    """Say how a table was read, where the user did not."""
+    asked, used = columns
+    found = [f"images in '{used.image}'"] * (not asked.image) + [
+        f"captions in '{', '.join(used.captions)}'"] * (not asked.captions)
+    notes.append(f"'{path.name}' was read as {table.form}{': ' if found else ''}{', '.join(found)}.")
+    notes += [f"of '{path.name}', {count} caption{'s' * (count != 1)} {how}."
+              for how, count in (table.read_as + captions).items()]
+    notes += [f"of '{path.name}', {count} image name{'s' * (count != 1)} {how}." for how, count in names.items()]
+    if not used.split and (split := find_split_column(table.columns)):
+        notes.append(f"column '{split}' of '{path.name}' was not used; data.split_column={split} reads the splits from it.")
+
+
+def _one(row: dict, column: str, line: int, where: str):
+    """The value of a column that has one."""
+    values = _pick(row, column, line, where)
+    return values[0] if len(values) == 1 else values or None
+
+
+def _pick(row: dict, column: str, line: int, where: str) -> Sequence:
+    if column in row:
+        return [row[column]]
+    try:
+        return pick(row, column)
+    except KeyError:
+        raise UserError(f"row {line} of {where} has no column '{column}'; it has {listed(row)}.") from None

@@ -1,0 +1,142 @@
+"""Rows of JSON files: lines, arrays, COCO's annotations, captions by file name; arrays are read piece by piece."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mdw_jax.data.problems import Problems, quoted
+from mdw_jax.data.tables.columns import is_image_file, listed
+from mdw_jax.data.tables.lines import lines_of, open_bytes
+from mdw_jax.errors import UserError
+from mdw_jax.io.files import parse_json
+
+_CHUNK = 2**20
+_SPACE = re.compile(r"[ \t\r\n]*")
+_LARGEST_OBJECT = 2**26  # characters of one object of an array
+LARGEST_DOCUMENT = 2**31
+"""Bytes of a JSON document that is read as a whole: COCO's largest have 90 MB."""
+
+
+def kind_of(sample: str) -> str:
+    """What a JSON file is, by its beginning: `array`, `lines` (several objects) or `document` (one object)."""
+    text = sample.lstrip()
+    if text.startswith("["):
+        return "array"
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return "document"  # goes on beyond the sample, or is damaged: reading it will tell
+    return "lines" if text[end:].lstrip().startswith("{") else "document"
+
+
+def line_rows(path: Path, encoding: str, where: str, problems: Problems) -> Iterator[tuple[int, dict]]:
+    """(number of the line, object) of JSON lines; lines that hold no object are broken rows."""
+    for number, line in lines_of(path, encoding, where):
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except ValueError as error:
+                problems.add("broken row", f"line {number} of {where} is no JSON object ({error}): "
+                             f"{quoted(line.strip(), 80)}")
+
+
+def array_rows(path: Path, where: str) -> Iterator[tuple[int, dict]]:
+    """(number of the entry from 1, object) of a JSON array of objects, which need not fit into memory.
+
+    Raises:
+        UserError: it is damaged, or holds something else.
+    """
+    decoder, number, text, place, at_end = json.JSONDecoder(), 0, "", 0, False
+    decode = codecs.getincrementaldecoder("utf-8-sig")()
+    with open_bytes(path) as file:
+        while True:
+            place = _after(_SPACE, text, place)
+            if text[place:place + 1] == ("[" if number == 0 else "," if number > 1 else ""):
+                place, number = _after(_SPACE, text, place + 1), number or 1
+            if number and text[place:place + 1] == "]":
+                return
+            error: Exception | None = None
+            if number and place < len(text):
+                try:
+                    value, place = decoder.raw_decode(text, place)
+                except (ValueError, RecursionError) as failure:
+                    error = failure
+                else:
+                    if not isinstance(value, dict):
+                        raise UserError(f"entry {number} of {where} is no object but {quoted(json.dumps(value), 80)}; give an "
+                                        "array of objects, each with an image and its caption.")
+                    yield number, value
+                    number += 1
+                    continue
+            if at_end or len(text) - place > _LARGEST_OBJECT or isinstance(error, RecursionError):
+                raise UserError(f"entry {max(number, 1)} of {where} is damaged or cut off ({error or 'the file ends'}): "
+                                f"{quoted(text[place:place + 200], 80)}; fix it, or fetch the file again.")
+            try:
+                chunk = file.read(_CHUNK)
+                text, place, at_end = text[place:] + decode.decode(chunk, final=not chunk), 0, not chunk
+            except UnicodeDecodeError as failure:
+                raise UserError(f"entry {number} of {where} or one soon after it is not in UTF-8 ({failure.reason}); convert "
+                                "the file to UTF-8.") from None
+
+
+def _after(pattern: re.Pattern, text: str, place: int) -> int:
+    """The place behind what matches at `place`."""
+    return pattern.match(text, place).end()  # type: ignore[union-attr]
+
+
+def document_rows(path: Path, where: str) -> tuple[str, Iterator[tuple[int, dict]]]:
+    """(what it is in words, its rows) of one JSON object: COCO's captions, or captions by file name.
+
+    Raises:
+        UserError: it is damaged, or of another form.
+    """
+    with open_bytes(path) as file:
+        data = file.read(LARGEST_DOCUMENT + 1)
+    if len(data) > LARGEST_DOCUMENT:
+        raise UserError(f"{where} is one JSON object of more than {LARGEST_DOCUMENT:,} bytes; write one object per line.")
+    try:
+        document = parse_json(data)
+    except ValueError as error:
+        raise UserError(f"{where} is not readable JSON ({error}); fetch it again.") from None
+    if is_karpathy(document):
+        raise UserError(f"{where} is in Karpathy's schema; read it with data.name=karpathy.")
+    if isinstance(document.get("images"), list) and isinstance(document.get("annotations"), list):
+        return "COCO's captions", _coco_rows(document, where)
+    if document and all(map(is_image_file, document)):
+        return "captions by file name", enumerate(
+            ({"image": name, "caption": captions} for name, captions in document.items()), 1)
+    lists = [value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) == 1 and "annotations" not in document:
+        return "an array of objects", enumerate((_mapping(row, number, where) for number, row in enumerate(lists[0], 1)), 1)
+    if document and not lists and all(not isinstance(value, dict) for value in document.values()):
+        return "JSON lines", iter([(1, document)])
+    raise UserError(f"{where} is a JSON object of no known form, with the keys {listed(document)}; give Karpathy's or COCO's "
+                    "JSON, an array of objects or JSON lines with an image and a caption each, or captions by file name.")
+
+
+def is_karpathy(document: Any) -> bool:
+    """Whether a JSON value is in the schema of Karpathy's splits."""
+    images = document.get("images") if isinstance(document, dict) else None
+    return isinstance(images, list) and bool(images) and isinstance(images[0], dict) and "sentences" in images[0]
+
+
+def _coco_rows(document: Mapping, where: str) -> Iterator[tuple[int, dict]]:
+    """The rows of COCO's `captions_*.json`: one for each annotation."""
+    try:
+        names = {image["id"]: image["file_name"] for image in document["images"]}
+        for number, row in enumerate(document["annotations"], 1):
+            caption = row["caption"]
+            yield number, {"image": names[row["image_id"]], "id": row.get("id"), "image_id": row["image_id"],
+                           "caption": caption.strip() if isinstance(caption, str) else caption}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where} has images and annotations but is not COCO's captions ({type(error).__name__}: {error}); "
+                        "images need id and file_name, annotations image_id and caption.") from None
+
+
+def _mapping(row, number: int, where: str) -> dict:
+    if not isinstance(row, dict):
+        raise UserError(f"entry {number} of {where} is no object but {quoted(str(row), 80)}; fix it.")
+    return row

@@ -1,0 +1,86 @@
+"""Lines of text files, gzipped or not, with their numbers; and the first bytes of a file, which tell its form."""
+
+import codecs
+import gzip
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from mdw_jax.errors import UserError
+
+GZIP = b"\x1f\x8b"
+LONGEST_LINE = 2**26
+"""Bytes; more is no table."""
+_SAMPLE = 2**16
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The bytes of a file, unzipped where it is gzipped, whatever it is called."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == GZIP
+    return gzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
+
+
+def head(path: Path) -> bytes:
+    """The first bytes of a file, unzipped."""
+    with open_bytes(path) as file:
+        return file.read(_SAMPLE)
+
+
+def check_encoding(encoding: str) -> None:
+    """Raises UserError for a `data.encoding` that does not exist."""
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError:
+        raise UserError(f"there is no encoding '{encoding}'; set data.encoding to one such as utf-8 or latin-1.") from None
+
+
+def lines_of(path: Path, encoding: str = "", where: str = "") -> Iterator[tuple[int, str]]:
+    """(number from 1, line with its end) of a text file.
+
+    Args:
+        path: the file.
+        encoding: "": UTF-8, or UTF-16 where the file begins with its mark.
+        where: what to call the file in messages.
+
+    Raises:
+        UserError: a line is not in this encoding, or longer than a line of a table can be; or there is no such encoding.
+    """
+    where = where or f"'{path}'"
+    check_encoding(encoding)
+    with open_bytes(path) as file:
+        start = file.read(4)
+        file.seek(0)
+        if not encoding and start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            encoding = "utf-16"
+        if encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32")):
+            yield from _wide_lines(file, encoding, where)
+            return
+        encoding = encoding or "utf-8"
+        for number in itertools.count(1):
+            raw = file.readline(LONGEST_LINE + 1)
+            if not raw:
+                return
+            if len(raw) > LONGEST_LINE:
+                raise UserError(f"line {number} of {where} is longer than {LONGEST_LINE:,} bytes; this is no table.")
+            if number == 1 and raw.startswith(codecs.BOM_UTF8):
+                raw = raw[len(codecs.BOM_UTF8):]
+            try:
+                yield number, raw.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"line {number} of {where} is not in {encoding.upper()} (byte 0x{raw[error.start]:02x} at its place "
+                    f"{error.start + 1}); if it is in another encoding, name it: data.encoding=latin-1, cp1252, gbk, ..."
+                ) from None
+
+
+def _wide_lines(file: IO[bytes], encoding: str, where: str) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        for number, line in enumerate(io.TextIOWrapper(file, encoding, newline=""), 1):
+            yield number, line
+    except UnicodeError as error:
+        raise UserError(f"{where} is not in {encoding.upper()} after line {number} ({error}); set data.encoding to what it "
+                        "is in.") from None
