@@ -38,8 +38,8 @@ _KINDS = (
     (rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!DOCTYPE svg[^>]*>\s*)?<svg", "an SVG file"),
     (rb"....ftyp(?:hei|hev|mif1|msf1)", "a HEIC file"), (rb"....ftypavi[fs]", "an AVIF file"), (rb"....ftyp", "a video"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL file"), (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 file"),
-    (rb"\0\0[\1\2]\0[^\0]", "an icon (ICO)"), (rb"RIFF....WAVE|ID3|fLaC|OggS", "a sound file"),
-    (rb"RIFF....AVI |\x1aE\xdf\xa3", "a video"), (rb"DDS ", "a DDS file"), (rb"PK\3\4", "a zip file"),
+    (rb"\0\0[\x01\x02]\0[^\0]", "an icon (ICO)"), (rb"RIFF....WAVE|ID3|fLaC|OggS", "a sound file"),
+    (rb"RIFF....AVI |\x1aE\xdf\xa3", "a video"), (rb"DDS ", "a DDS file"), (rb"PK\x03\x04", "a zip file"),
     (rb"\x1f\x8b", "a gzip file"), (rb"\x93NUMPY", "a numpy array"), (rb"\x89HDF", "an HDF5 file"))
 _DAMAGED = ((rb"\xff\xd8", "a JPEG"), (rb"\x89PNG", "a PNG"), (rb"RIFF....WEBP", "a WEBP"), (rb"GIF8", "a GIF"),
             (rb"BM....\0\0\0\0", "a BMP"), (rb"II[*+]\0|MM\0[*+]", "a TIFF"), (rb"P[1-7]\s+[\d#]", "a PPM"),

@@ -4,7 +4,8 @@ Only the train split can be corrupted: a `Noise` holds no other. Protocols (rate
   image           a random share of the images is permuted, all captions of an image move together (RCL, DECL);
   caption         a random share of the caption rows permute their images among themselves (NCR);
   near_duplicate  as image, but images with similar captions swap theirs (this work, `swap_similar`);
-  natural         nothing is moved: the pairs come from the web, and nobody knows which of them are mismatched.
+  natural         nothing is moved, and nobody knows which pairs are mismatched; what data that are not generated have
+                  unless another protocol is named (`config/noise.py`).
 The first two are plain random permutations: a chosen item may stay where it was, so the true rate is slightly under
 the requested one (by 1/N at most, on average).
 """

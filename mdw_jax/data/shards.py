@@ -18,6 +18,7 @@ from mdw_jax.data.archives import check_names
 from mdw_jax.data.caption_lines import lines_of
 from mdw_jax.data.decoding import Encoded, check_length, reason, threads, validate_images
 from mdw_jax.data.problems import Problems, quoted
+from mdw_jax.data.records import pick
 from mdw_jax.data.tables.cells import captions_in
 from mdw_jax.data.tables.columns import CAPTION_COLUMNS
 from mdw_jax.errors import UserError
@@ -57,7 +58,8 @@ def read_index(path: str, cache, caption_columns: Sequence[str], attribute_colum
     Args:
         path: the shard.
         cache: a directory of indices, or None. A shard whose path, size or modification time changed is indexed again.
-        caption_columns: fields of the JSON that hold the captions; (): the text, or else the first of `FIELDS`.
+        caption_columns: fields of the JSON that hold the captions, or paths ("caption/en"); (): the text, or else the
+            first of `FIELDS`.
         attribute_columns: fields of the JSON to keep.
         check: decode every image once.
     Returns:
@@ -68,7 +70,7 @@ def read_index(path: str, cache, caption_columns: Sequence[str], attribute_colum
         of `Encoded`; `captions` is one, or a list, in which a list is the lines of a text.
     Raises:
         UserError: what is no tar file, members that occur twice or lead out of it, samples with two images or texts
-            between which nothing decides, no sample with an image and a text.
+            between which nothing decides, captions that are nested, no sample with an image and a text.
     """
     stat = os.stat(path)
     key = digest(_FORMAT, os.path.realpath(path), stat.st_size, stat.st_mtime_ns, list(caption_columns),
@@ -76,9 +78,12 @@ def read_index(path: str, cache, caption_columns: Sequence[str], attribute_colum
     index_path = None if cache is None else Path(cache) / f"shard-{key[:16]}.json"
     index = None if index_path is None else read_keyed_json(index_path, key)
     if index is None:
-        with open(path, "rb", buffering=0) as file:
-            read = partial(_read_open, file.fileno()) if hasattr(os, "pread") else partial(read_span, path)
-            index = {"key": key, **_Indexing(path, read, caption_columns, attribute_columns).index(check)}
+        try:
+            with open(path, "rb", buffering=0) as file:
+                read = partial(_read_open, file.fileno()) if hasattr(os, "pread") else partial(read_span, path)
+                index = {"key": key, **_Indexing(path, read, caption_columns, attribute_columns).index(check)}
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be read ({reason(error)}); fetch it again, or leave it out.") from error
         if index_path is not None:
             write_atomically(index_path, json.dumps(index).encode())
     return index
@@ -189,7 +194,7 @@ class _Indexing:
                 why, what, captions = self._text(text)
             else:
                 captions = self._of_json(document)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             why, what = "unreadable json", reason(error)
         if not (why or captions):
             fields = f" and in its JSON {_listed(document)}" if isinstance(document, dict) and document else ""
@@ -245,14 +250,27 @@ class _Indexing:
         return "", "", lines if len(lines) < 2 else [lines]
 
     def _of_json(self, document) -> list:
-        if isinstance(document, dict):
-            names = self.caption_columns or [found for found in [_field(document)] if found]
-            present = [name for name in names if document.get(name) is not None]
-            self.fields.update([] if self.caption_columns else present)
-            values = [document[name] for name in present]
-        else:
-            values = [] if self.caption_columns else [document]
-        return _stripped([caption for value in values for caption in captions_in(value, self.read_as)])
+        if not isinstance(document, dict):
+            return [] if self.caption_columns else _stripped(captions_in(document, self.read_as))
+        names = self.caption_columns or [found for found in [_field(document)] if found]
+        values = {name: value for name in names if (value := _at(document, name)) is not None}
+        captions = [caption for value in values.values() for caption in captions_in(value, self.read_as)]
+        if nested := next((caption for caption in captions if isinstance(caption, dict)), None):
+            raise UserError(f"field '{next(iter(values))}' of the JSON in '{self.path}' has nested values with "
+                            f"{_listed(nested)}; name one, as in data.caption_columns={next(iter(values))}/"
+                            f"{next(iter(nested))}.")
+        self.fields.update([] if self.caption_columns else values)
+        return _stripped(captions)
+
+
+def _at(document: Mapping, name: str):
+    """The value of a field, or at a path such as "caption/en"; None if it is not there."""
+    if name in document or "/" not in name:
+        return document.get(name)
+    try:
+        return pick(document, name)
+    except KeyError:
+        return None
 
 
 def _stripped(captions: Iterable) -> list:

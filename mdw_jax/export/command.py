@@ -52,8 +52,8 @@ def export_command(config: ConfigDict) -> None:
             noise = {**card["noise"], **noise_summary(preset, estimates)}
             path = directory / f"{safe_name(preset.name)}-{index}"
             export_set(path, distilled, nearest_captions_of(distilled.texts, prepared, settings.neighbors),
-                       {**card, "data": prepared.pairs.name, "noise": noise}, formats=settings.formats, license=settings.license,
-                       real=preset.spec.kind == "coreset")
+                       {**card, "data": prepared.pairs.name, "noise": noise}, formats=settings.formats,
+                       license=settings.license, real=preset.spec.kind == "coreset")
             print(f"{preset.name:8}  {path}")
 
 

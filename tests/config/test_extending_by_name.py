@@ -29,7 +29,7 @@ OWN = {
     "watch.writers": ("addon:JsonLines",), "run.presets": ("addon:detached", "addon:first"),
 }
 SMALL = {
-    "data.size": 8, "noise.rate": 0.2, "text.dim": 16, "model.mode": "full",
+    "data.size": 8, "noise.protocol": "image", "noise.rate": 0.2, "text.dim": 16, "model.mode": "full",
     "experts.count": 1, "experts.epochs": 2, "experts.recovery_start": 1, "experts.batch": 32,
     "distill.pairs": 4, "distill.steps": 2, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
     "distill.rank": 1, "evaluate.students": 1, "evaluate.steps": 2, "evaluate.every": 2, "evaluate.lr_scales": (1.0,),

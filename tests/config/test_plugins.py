@@ -17,7 +17,8 @@ from mdw_jax.pipeline.run import STAGES
 
 GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
 SMALL = {
-    "run.presets": ("random", "mdw"), "data.size": 16, "noise.rate": 0.2, "text.dim": 24, "model.mode": "projection",
+    "run.presets": ("random", "mdw"), "data.size": 16, "noise.protocol": "image", "noise.rate": 0.2, "text.dim": 24,
+    "model.mode": "projection",
     "experts.count": 1, "experts.epochs": 2, "experts.recovery_start": 1, "experts.batch": 32,
     "distill.pairs": 8, "distill.steps": 2, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
     "distill.rank": 2, "evaluate.students": 1, "evaluate.steps": 10, "evaluate.every": 10, "evaluate.lr_scales": (1.0,),

@@ -30,7 +30,7 @@ from mdw_jax.cli import main
 from mdw_jax.errors import UserError
 
 TINY = {
-    "data.size": 16, "data.train": 40, "data.val": 20, "data.test": 20, "noise.rate": 0.4, "text.dim": 24,
+    "data.size": 16, "data.train": 40, "data.val": 20, "data.test": 20, "text.dim": 24,
     "model.mode": "projection", "model.patches": (8,), "model.widths": (16,), "model.dim": 8,
     "experts.count": 1, "experts.epochs": 2, "experts.recovery_start": 1, "experts.batch": 32,
     "distill.pairs": 8, "distill.steps": 2, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
@@ -239,7 +239,8 @@ SETTINGS = [
     ({"experts.augment": "flip"}, r"experts.augment \(flip\)"),
     ({"text.train": "true"}, r"text.train needs text.encoder"),
     ({"noise.protocol": "natural", "experts.recipe": "oracle"}, r"experts.recipe"),
-    ({"noise.protocol": "none"}, r"noise.*rate 0"),
+    ({"noise.protocol": "none", "noise.rate": 0.4}, r"noise.*rate 0"),
+    ({"data.name": "folder", "noise.rate": 0.4}, r"noise.protocol is not set.*noise.protocol=image to"),
     ({"data.captions": "generic", "text.encoder": "precomputed"}, r"data.captions.*text.encoder"),
     ({"model.patches": (8, 2), "model.widths": (16,)}, r"model.patches"),
     ({"model.patches": (5,)}, r"model.patches"),

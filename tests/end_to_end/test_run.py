@@ -14,10 +14,12 @@ import mdw_jax
 from mdw_jax.config import base
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
+from mdw_jax.export.command import export_command
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.pipeline import distill_loop
 from mdw_jax.pipeline.run import STAGES
+from mdw_jax.reporting.run_list import described
 
 TINY = {
     "run.presets": ("random", "infonce", "mdw", "experts"), "run.seed": 0,
@@ -195,9 +197,16 @@ def test_projection_mode_with_a_pretrained_tower(tmp_path):
 def test_natural_noise_is_estimated_and_everything_else_goes_on(tmp_path, capsys):
     natural = {"noise__protocol": "natural", "noise__rate": 0.0, "data__train": 80}
     STAGES["run"](tiny(tmp_path, run__presets=("mdw",), **natural))
-    assert "natural" in (tmp_path / "table.md").read_text()
     [record] = (json.loads(path.read_text()) for path in tmp_path.glob("experts/*/experts.json"))
     estimate = record["rate"]["estimated"]
+    [noise] = (preset["noise"] for preset in json.loads((tmp_path / "report.json").read_text())["presets"])
+    assert (noise["protocol"], noise["rate"], noise["estimated"]) == ("natural", None, estimate)
+    printed = capsys.readouterr().out
+    for text in (printed, *((tmp_path / name).read_text() for name in ("table.md", "index.html"))):
+        assert f"an estimated {estimate['eta']:.1%} [{estimate['low']:.1%}, {estimate['high']:.1%}] of the train" in text
+    assert "on purpose" not in printed and described(tmp_path)["noise"].startswith(f"natural, {estimate['eta']:.1%} [")
+    export_command(tiny(tmp_path, run__presets=("mdw",), export__license="cc0-1.0", **natural))
+    assert f"an estimated {estimate['eta']:.1%} [" in (tmp_path / "export" / "mdw-0" / "README.md").read_text()
     assert record["rate"]["true"] is None and 0 <= estimate["low"] <= estimate["eta"] <= estimate["high"] <= 1
     assert record["certificate_inputs"]["eta"] == estimate["eta"]
     STAGES["experts"](tiny(tmp_path, run__presets=("mdw",), **natural))

@@ -168,7 +168,8 @@ def places(array) -> tuple[list, list]:
     from pyarrow import compute  # an optional dependency, of the datasets library
 
     data, paths = image_parts(array)
-    lengths = names = [None] * len(array)
+    lengths: list = [None] * len(array)
+    names: list = lengths
     if data is not None and "view" in str(data.type):  # which `compute` has no lengths of
         lengths = [len(cell.as_buffer()) if cell.is_valid else None for cell in data]
     elif data is not None and "binary" in str(data.type):

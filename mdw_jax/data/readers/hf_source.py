@@ -107,5 +107,6 @@ def _not_loaded(builder, tables: Mapping, directory: Path) -> list[str]:
                 listed_images |= {os.path.realpath(cell["path"]) for cell in batch.column(0).to_pylist()
                                   if cell and cell["path"]}
         if missing := len(images - listed_images):
-            notes.append(f"in '{directory}', {missing} image file{'s' * (missing != 1)} in no row of the metadata: not read.")
+            notes.append(f"in '{directory}', {missing} image file{'s' * (missing != 1)} in no row of the metadata: "
+                         "not read.")
     return notes

@@ -58,7 +58,8 @@ def webdataset(train_shards, val_shards="", test_shards="", *, cache=None, capti
         problems = Problems()
         records[split] = reading.records(split, {path: prefixes[path] for path in paths}, caption_lines, problems)
         if not records[split]:
-            raise UserError(f"no sample of '{patterns[split]}' can be used ({problems}); give shards of images with "
+            why = str(problems) if problems.counts else "they are empty"
+            raise UserError(f"no sample of '{patterns[split]}' can be used ({why}); give shards of images with "
                             "captions, and name the field of their JSON in data.caption_columns if it is an unusual one.")
         reading.problems.update(problems.counts, problems.first)
     notes = [*reading.notes(), *_failed_downloads(prefixes)]

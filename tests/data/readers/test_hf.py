@@ -226,7 +226,8 @@ def test_the_way_on_without_a_split(tmp_path):
         hf(tmp_path / "two", size=16)
     pairs = hf(tmp_path / "two", size=16, holdout_val=2)
     assert (len(pairs.train.images), len(pairs.train.captions), len(pairs.val.captions)) == (18, 36, 4)
-    assert any(note.startswith("of 'two', 20 rows with the image of an earlier one (the same bytes): ") for note in pairs.notes)
+    assert any(note.startswith("of 'two', 20 rows with the image of an earlier one (the same bytes): ")
+               for note in pairs.notes)
 
 
 # ---- columns ---------------------------------------------------------------------------------------------------------

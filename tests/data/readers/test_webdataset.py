@@ -192,6 +192,16 @@ def test_captions_of_the_json(shards):
     assert _read(shards).test.captions == ("Photo 0.", "Photo 1.")
 
 
+def test_nested_fields_of_the_json(tmp_path):
+    def sample(i):
+        return {f"{i}.jpg": encoded(i), f"{i}.json": b'{"caption": {"en": ["A photo."], "de": "Ein Foto."}, "a/b": "Slash."}'}
+    with pytest.raises(UserError, match="field 'caption' .*nested values with en, de; .*data.caption_columns=caption/en"):
+        _form(tmp_path, sample)
+    assert _form(tmp_path, sample, caption_columns="caption/en,a/b").val.captions == ("A photo.", "Slash.")
+    with pytest.raises(UserError, match="4 images without a caption"):
+        _form(tmp_path, sample, caption_columns="caption/fr")
+
+
 CONVERSATION = [{"from": "human", "value": "<image>\nWhat is here?"}, {"from": "gpt", "value": "A photo."}]
 
 
@@ -441,6 +451,7 @@ def test_patterns(tmp_path):
     ({"val_shards": "{dir}/link.tar"}, "1 shards are given more than once"),
     ({"caption_columns": "alt"}, r"no sample of .*train.* can be used \(7 images without a caption \(the first: '00000' "
                                  "of '.*train-000.tar', which has .jpg, .txt, .json and in its JSON caption, url"),
+    ({"val_shards": "{dir}/empty.tar"}, r"no sample of '.*empty.tar' can be used \(they are empty\)"),
     ({"val_shards": "{dir}/no.tar"}, "no.tar' holds 1 sample, with extensions .txt; expected an image"),
     ({"val_shards": "{dir}/torn.tar"}, "'.*torn.tar' is not a readable tar file"),
     ({"val_shards": "{dir}/torn-header.tar"}, r"torn-header.tar' is not a readable tar .*no header and no end mark"),
@@ -464,6 +475,7 @@ def test_bad_shards(shards, settings, message):
     (shards / "link.tar").symlink_to(shards / "train-000.tar")
     (shards / "packed").mkdir()
     _tar(shards / "no.tar", {"0.txt": b"x"})
+    _tar(shards / "empty.tar")
     for name in ("zipped.tar", "zipped.tar.gz", "packed/x.tgz"):
         with tarfile.open(shards / name, "w:gz") as archive:
             archive.add(shards / "text.tar", "x.jpg")
