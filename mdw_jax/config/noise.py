@@ -30,7 +30,7 @@ def fill_in_noise(config: ConfigDict) -> None:
     if not is_named and noise.protocol == "natural" and noise.rate > 0:
         raise UserError(
             f"noise.rate is {noise.rate:g}, but noise.protocol is not set, and the data are not generated "
-            f"(data.name={config.data.name}): say which you mean, noise.protocol=image to mismatch that share of the "
+            f"(data.name={config.data.name}); say which you mean, noise.protocol=image to mismatch that share of the "
             "training pairs on purpose, or noise.protocol=natural to assume that this share came mismatched.")
     if noise.rate == UNSET_RATE:
         noise.rate = 0.0 if noise.protocol in UNDRAWN else _DEFAULT_RATE

@@ -197,9 +197,9 @@ def _what_it_is(data: bytes) -> str:
     for pattern, kind in _KINDS:
         if re.match(pattern, head, re.DOTALL):
             return f"it is {kind}, which is not read; convert it to JPEG or PNG"
-    start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:60].decode(errors="ignore").split("\n")[0].strip()
-    if len(start) > 1 and start.isprintable():
-        return f"it is text and begins with '{start[:24]}'"
+    text = head.removeprefix(b"\xef\xbb\xbf").decode(errors="replace")[:200].strip()
+    if len(text) > 1 and "\ufffd" not in text[:-1] and all(sign.isprintable() or sign.isspace() for sign in text):
+        return f"it is text and begins with '{text.splitlines()[0][:24]}'"
     return f"it is of no kind that is read ({', '.join(FORMATS)})"
 
 
@@ -275,7 +275,7 @@ def _examine(image: Encoded, check: Callable[[bytes], np.ndarray] | None) -> tup
 def reason(error: BaseException) -> str:
     """An exception in one line, without addresses of objects and without bytes."""
     text = re.sub(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>", r"\1", str(error))
-    text = re.sub(r"""(?<![\w'"])b(['"])((?:(?!\1)[^\\]|\\.)*)\1""", lambda m: "..." if "\\x" in m[2] else m[2], text)
+    text = re.sub(r"""(?<![\w'"])b(['"])((?:(?!\1)[^\\]|\\.)*)\1""", lambda m: "some bytes" if "\\x" in m[2] else m[2], text)
     return f"{type(error).__name__}: {text}".splitlines()[0].removesuffix(": ")[:300]
 
 

@@ -11,6 +11,7 @@ from mdw_jax.data.problems import caption_problem
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
 
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """One split of a data set.

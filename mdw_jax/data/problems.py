@@ -21,8 +21,8 @@ REASONS = {
     "broken row": "caption",
 }
 _PLURALS = {"no image": "without an image", "no caption": "without a caption", "unreadable json": "with unreadable JSON",
-            "missing value as caption": "with a missing value (nan, None, N/A) as caption",
-            "caption too long": "with too long a caption", "caption not in Unicode": "with a caption that is no Unicode"}
+            "missing value as caption": "that are missing values (nan, None, N/A)",
+            "caption too long": "of more than 100,000 characters", "caption not in Unicode": "that are no Unicode text"}
 
 LONGEST_CAPTION = 100_000
 """Characters; more is a broken file or an attack, and would hold up every tokenizer."""

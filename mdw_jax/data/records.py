@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdw_jax.data.decoding import Decoder, Encoded, content_digests, decode_into, rgb, threads, validate_images
-from mdw_jax.data.duplicates import groups, near_duplicate_groups, perceptual_hashes
+from mdw_jax.data.decoding import Decoder, Encoded, decode_into, rgb, threads, validate_images
+from mdw_jax.data.holdout import Holdouts, hold_out
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.leaks import shared_content
 from mdw_jax.data.pairs import Pairs, Split
@@ -34,15 +34,6 @@ class Record(NamedTuple):
     caption_ids: Sequence[int] = ()
     attributes: Mapping[str, object] = {}
     line: int = 0
-
-
-class Holdouts(NamedTuple):
-    """What is held out of train: see `build`."""
-
-    val: int
-    test: int
-    seed: int
-    near_duplicates: int
 
 
 def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128, stream: bool = False,
@@ -81,41 +72,63 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
         UserError: what `Problems.settle` raises, an empty split, or a setting that is out of range.
     """
     holdouts = Holdouts(holdout_val, holdout_test, holdout_seed, near_duplicates)
-    if size < 1 or (limit is not None and limit < 1) or min(holdouts.val, holdouts.test) < 0:
+    if size < 1 or (limit is not None and limit < 1) or min(holdout_val, holdout_test, near_duplicates) < 0:
         raise UserError(f"size and limit must be at least 1 and hold-outs at least 0, not {size}, {limit}, "
-                        f"{holdout_val} and {holdout_test}.")
+                        f"{holdout_val} and {holdout_test} (near_duplicates: {near_duplicates}).")
     problems, notes, decoder = problems or Problems(), list(notes), decoder or rgb(size)
     splits = _usable(records, problems)
     with ThreadPoolExecutor(threads()) as pool:
-        if holdouts.val or holdouts.test:
-            splits |= _hold_out(splits["train"], holdouts, name, notes, (pool, decoder))
-        for split, members in splits.items():
-            if not members:
-                raise UserError(_empty_split(name, split, len(splits["train"]), problems))
+        if (holdout_val or holdout_test) and splits["train"]:
+            train = splits["train"]
+            rows, images = hold_out([record.image for record in train], holdouts, name, notes, (pool, decoder))
+            splits |= {split: [train[row]._replace(image=images[row]) for row in members]
+                       for split, members in rows.items()}
+        if empty := next((split for split, members in splits.items() if not members), None):
+            raise UserError(_empty_split(name, empty, len(splits["train"]), problems))
         chosen = {split: members[:limit] for split, members in splits.items()}
-        images = [record.image for split in SPLITS for record in chosen[split]]
-        pixels: np.ndarray | None = None
-        if stream:
-            images, failures = validate_images(images, check, pool, decoder)
-            contents = [image.content for image in images]
-        else:
-            pixels = np.empty((len(images), *decoder.shape), np.uint8)
-            failures = decode_into(pixels, images, pool, decoder)
-            contents = list(pool.map(lambda row: hashlib.sha256(row).hexdigest()[:16], pixels))
-    parts = _assemble(chosen, images, pixels, failures, (size, decoder))
-    for image, failure in zip(images, failures, strict=True):
+        decoded = _decode(chosen, stream, check, (pool, decoder))
+    parts = _assemble(chosen, decoded, (size, decoder))
+    for image, failure in zip(decoded.images, decoded.failures, strict=True):
         if failure:
             problems.add("broken image", f"{quoted(image.key)} ({failure})")
     skipped = problems.settle(name, sum(len(part.images) for part in parts.values()),
                               sum(len(part.captions) for part in parts.values()), on_error, max_skipped)
-    for split in SPLITS:
-        if split not in parts:
-            raise UserError(f"none of the {len(chosen[split])} images of split '{split}' of '{name}' can be decoded; "
-                            "replace them.")
+    if lost := next((split for split in SPLITS if split not in parts), None):
+        raise UserError(f"none of the {len(chosen[lost])} images of split '{lost}' of '{name}' can be decoded; replace them.")
     bounds = np.cumsum([0, *(len(chosen[split]) for split in SPLITS)])
-    contents_of = {split: contents[bounds[n]:bounds[n + 1]] for n, split in enumerate(SPLITS)}
-    notes += shared_content(contents_of, {split: part.captions for split, part in parts.items()})
+    contents = {split: decoded.contents[bounds[n]:bounds[n + 1]] for n, split in enumerate(SPLITS)}
+    notes += shared_content(contents, {split: part.captions for split, part in parts.items()})
     return Pairs(name, **parts, skipped=skipped, notes=tuple(notes))
+
+
+class _Decoded(NamedTuple):
+    """The images of all splits, one after another.
+
+    Attributes:
+        images: as they are stored.
+        pixels: decoded; None where they are streamed.
+        failures: for each None, or why it cannot be used.
+        contents: a digest of what each shows; None where that is not known.
+    """
+
+    images: list[Encoded]
+    pixels: np.ndarray | None
+    failures: list[str | None]
+    contents: list[str | None]
+
+
+def _decode(splits: Mapping[str, Sequence[Record]], stream: bool, check: bool,
+            tools: tuple[ThreadPoolExecutor, Decoder]) -> _Decoded:
+    """Decode all images, or look whether they can be decoded."""
+    pool, decoder = tools
+    images = [record.image for split in SPLITS for record in splits[split]]
+    if stream:
+        images, failures = validate_images(images, check, pool, decoder)
+        return _Decoded(images, None, failures, [image.content for image in images])
+    pixels = np.empty((len(images), *decoder.shape), np.uint8)
+    failures = decode_into(pixels, images, pool, decoder)
+    contents = list(pool.map(lambda row: hashlib.sha256(row).hexdigest()[:16], pixels))
+    return _Decoded(images, pixels, failures, contents)
 
 
 def splits_to_read(common: Mapping, **names: str) -> dict[str, str]:
@@ -161,69 +174,11 @@ def _empty_split(name: str, split: str, train: int, problems: Problems) -> str:
             f"data.holdout_{split}={max(1, train // 10)}, or name the source's own.")
 
 
-def _hold_out(records: list[Record], holdouts: Holdouts, name: str, notes: list[str],
-              tools: tuple[ThreadPoolExecutor, Decoder]) -> dict[str, list[Record]]:
-    """`records` divided into train and the splits that `holdouts` asks for; each keeps the order of the records."""
-    counts = {"test": holdouts.test, "val": holdouts.val}
-    if sum(counts.values()) >= len(records):
-        raise UserError(f"holding out {sum(counts.values())} images leaves none of the {len(records)} that '{name}' has "
-                        "for train; hold out fewer.")
-    group_of = _groups(records, holdouts.near_duplicates, notes, tools)
-    members: dict[int, list[int]] = {}
-    for row, group in enumerate(group_of):
-        members.setdefault(group, []).append(row)
-    keys = [record.image.key for record in records]
-    order = sorted(range(len(keys)),
-                   key=lambda row: hashlib.sha256(f"{holdouts.seed}/{keys[row]}".encode()).digest())
-    split_of: dict[int, str] = {}
-    for split, count in counts.items():
-        free = [row for row in order if row not in split_of]
-        chosen: list[int] = []
-        for row in free:
-            group = members[group_of[row]]
-            if row not in split_of and len(chosen) + len(group) <= count:
-                chosen += group
-                split_of |= dict.fromkeys(group, split)
-        if count and not chosen:  # no group is small enough
-            chosen = members[group_of[free[0]]] if free else []
-            split_of |= dict.fromkeys(chosen, split)
-        if len(chosen) != count:
-            notes.append(f"{len(chosen)} images are held out for {split}, not {count}: those that show the same stay "
-                         "together.")
-    if len(split_of) == len(records):
-        raise UserError(f"holding out {sum(counts.values())} images leaves none of the {len(records)} that '{name}' has for "
-                        "train, as images that show the same stay together; hold out fewer.")
-    wanted = ["train", *(split for split in ("val", "test") if counts[split])]
-    return {split: [records[row] for row in range(len(records)) if split_of.get(row, "train") == split]
-            for split in wanted}
-
-
-def _groups(records: list[Record], near_duplicates: int, notes: list[str],
-            tools: tuple[ThreadPoolExecutor, Decoder]) -> list[int]:
-    """For each image the number of its group, those that show the same; what was found is noted."""
-    pool, decoder = tools
-    images = [record.image for record in records]
-    contents = content_digests(images, pool, decoder)
-    records[:] = [record._replace(image=record.image._replace(content=content))
-                  for record, content in zip(records, contents, strict=True)]
-    group_of = groups(contents)
-    if copies := len(records) - len(set(group_of)):
-        notes.append(f"{copies} images show the same as an earlier one; a held-out split gets all of such images or none.")
-    if near_duplicates:
-        hashes = perceptual_hashes(images, pool)
-        near = near_duplicate_groups(hashes, near_duplicates - 1)
-        merged = len(records) - len(set(near))
-        notes.append(f"{merged} images are near-duplicates of an earlier one (perceptual hashes of fewer than "
-                     f"{near_duplicates} different bits) and stay on one side as well.")
-        return near
-    return group_of
-
-
-def _assemble(splits: Mapping[str, Sequence[Record]], images: Sequence[Encoded], pixels: np.ndarray | None,
-              failures: Sequence[str | None], form: tuple[int, Decoder]) -> dict[str, Split]:
+def _assemble(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, form: tuple[int, Decoder]) -> dict[str, Any]:
     """The splits, without the images that failed; one that has none left is absent."""
     size, decoder = form
-    intact = np.array([failure is None for failure in failures])
+    images, pixels = decoded.images, decoded.pixels
+    intact = np.array([failure is None for failure in decoded.failures])
     parts: dict[str, Any] = {}
     start = 0
     for split in SPLITS:

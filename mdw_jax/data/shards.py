@@ -259,7 +259,7 @@ class _Indexing:
             raise UserError(f"field '{next(iter(values))}' of the JSON in '{self.path}' has nested values with "
                             f"{_listed(nested)}; name one, as in data.caption_columns={next(iter(values))}/"
                             f"{next(iter(nested))}.")
-        self.fields.update([] if self.caption_columns else values)
+        self.fields.update([] if self.caption_columns else list(values))  # of a mapping it would add the values
         return _stripped(captions)
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdw_jax.data.caption_lines import captions_of, find_mode
+from mdw_jax.data.caption_lines import captions_of, check_mode, find_mode, lines_of, several_lines
 from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.tables.columns import is_image_file
 from mdw_jax.data.tables.entries import Entry
@@ -50,6 +50,7 @@ def sidecar_entries(directory: Path, caption_lines: str, problems: Problems, not
     Raises:
         UserError: there are no images, or none has a text.
     """
+    check_mode(caption_lines)
     images, texts = _files(directory)
     if not images or not texts:
         raise UserError(f"'{directory}' holds {len(images)} images and {len(texts)} texts beside them ({', '.join(TEXTS)}); "
@@ -68,14 +69,13 @@ def sidecar_entries(directory: Path, caption_lines: str, problems: Problems, not
             problems.add("no caption", f"{quoted(image)}, beside which there is no text")
     for stem in texts.keys() - images.keys():
         problems.add("no image", f"{quoted(str(texts[stem]))}, beside which there is no image")
-    several = sum(len([line for line in text.splitlines() if line.strip()]) > 1 for text in read.values())
+    several = sum(len(lines_of(text)) > 1 for text in read.values())
     mode = caption_lines or find_mode(list(read.values()))
     notes.append(f"'{directory.name}' was read as images with texts of the same name.")
     if several:
-        notes.append(f"{several} texts of '{directory.name}' have several lines, read as " + (
-            "one caption each" if mode == "split" else "one caption together") + "; data.caption_lines says which.")
-    for name, text in read.items():
-        yield Entry(name, captions_of(text, mode) or [""], "", {}, 0)
+        notes.append(several_lines(several, f"'{directory.name}'", mode))
+    for name, written in read.items():
+        yield Entry(name, captions_of(written, mode) or [""], "", {}, 0)
 
 
 def _files(directory: Path) -> tuple[dict[str, str], dict[str, Path]]:

@@ -193,8 +193,10 @@ def test_captions_of_the_json(shards):
 
 
 def test_nested_fields_of_the_json(tmp_path):
+    nested = {"caption": {"en": ["A photo."], "de": "Ein Foto."}, "a/b": "Slash."}
+
     def sample(i):
-        return {f"{i}.jpg": encoded(i), f"{i}.json": b'{"caption": {"en": ["A photo."], "de": "Ein Foto."}, "a/b": "Slash."}'}
+        return {f"{i}.jpg": encoded(i), f"{i}.json": json.dumps(nested).encode()}
     with pytest.raises(UserError, match="field 'caption' .*nested values with en, de; .*data.caption_columns=caption/en"):
         _form(tmp_path, sample)
     assert _form(tmp_path, sample, caption_columns="caption/en,a/b").val.captions == ("A photo.", "Slash.")
