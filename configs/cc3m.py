@@ -14,6 +14,7 @@ def get_config():
     c.run.dir = "runs/cc3m"
     c.data.name = "webdataset"
     c.data.stream = True
+    c.data.on_error = "skip"  # of so many downloads some are no images
     c.data.holdout_val = 1000
     c.data.holdout_test = 1000
     c.noise.protocol = "natural"

@@ -167,8 +167,12 @@ class _Directory:
         self._path, self._root = path, os.path.abspath(path)
 
     def find(self, name: str) -> list[str]:
-        """[`name`] if it is the path of a file here, else []."""
-        return [name] if self._inside(name) and os.path.isfile(os.path.join(self._root, name)) else []
+        """The path that `name` is, if a file is there."""
+        if ".." in name or os.path.isabs(name):
+            name = os.path.relpath(os.path.normpath(os.path.join(self._root, name)), self._root)
+            if _leads_out(name.replace(os.sep, "/")):
+                return []
+        return [name] if os.path.isfile(os.path.join(self._root, name)) else []
 
     def find_deep(self, name: str) -> list[str]:
         """The paths that end in `name`; the first call walks through the directory."""
@@ -185,12 +189,6 @@ class _Directory:
     def image(self, path: str, key: str) -> Encoded:
         """The image at a path, as that of `key`."""
         return Encoded(key, partial(_read_file, os.path.join(self._root, path)))
-
-    def _inside(self, name: str) -> bool:
-        if ".." not in name and not os.path.isabs(name):
-            return True
-        whole = os.path.normpath(os.path.join(self._root, name))
-        return whole.startswith(os.path.join(self._root, ""))
 
     @cached_property
     def _ends(self) -> "_Ends":

@@ -128,7 +128,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
             raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels")
         file.draft(None, (DRAFT * size, DRAFT * size))
         image = _colors(file)
-        if turn := _turn(file):
+        if (turn := _turn(file)) is not None:
             image = image.transpose(turn)
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BICUBIC)
@@ -239,6 +239,8 @@ def validate_images(images: Sequence[Encoded], check: bool, pool: ThreadPoolExec
     Returns:
         The images with their sums, and with `check` their contents; and for each None, or why it cannot be used.
     """
+    if not check and all(image.sum is not None for image in images):
+        return list(images), [None] * len(images)
     examined = list(pool.map(partial(_examine, check=decoder.check if check else None), images))
     return [image for image, _ in examined], [failure for _, failure in examined]
 
@@ -275,7 +277,8 @@ def _examine(image: Encoded, check: Callable[[bytes], np.ndarray] | None) -> tup
 def reason(error: BaseException) -> str:
     """An exception in one line, without addresses of objects and without bytes."""
     text = re.sub(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>", r"\1", str(error))
-    text = re.sub(r"""(?<![\w'"])b(['"])((?:(?!\1)[^\\]|\\.)*)\1""", lambda m: "some bytes" if "\\x" in m[2] else m[2], text)
+    text = re.sub(r"""(?<![\w'"])b(['"])((?:(?!\1)[^\\]|\\.)*)\1""",
+                  lambda match: "some bytes" if "\\x" in match[2] else match[2], text)
     return f"{type(error).__name__}: {text}".splitlines()[0].removesuffix(": ")[:300]
 
 

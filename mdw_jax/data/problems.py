@@ -20,10 +20,12 @@ REASONS = {
     "caption not in Unicode": "caption",
     "broken row": "caption",
 }
-_PLURALS = {"no image": "without an image", "no caption": "without a caption", "unreadable json": "with unreadable JSON",
-            "missing value as caption": "that are missing values (nan, None, N/A)",
-            "caption too long": "of more than 100,000 characters", "caption not in Unicode": "that are no Unicode text"}
-
+# In words where the reason with its number is none: what there is, and what is wrong with it.
+_WORDS = {"no image": ("sample", "without an image"), "no caption": ("image", "without a caption"),
+          "unreadable json": ("sample", "with unreadable JSON"),
+          "missing value as caption": ("caption", "with a missing value (nan, None, N/A) for its text"),
+          "caption too long": ("caption", "of more than 100,000 characters"),
+          "caption not in Unicode": ("caption", "that cannot be read as Unicode")}
 LONGEST_CAPTION = 100_000
 """Characters; more is a broken file or an attack, and would hold up every tokenizer."""
 # What programs write where there is no caption. (pandas reads the same words as missing.)
@@ -99,7 +101,7 @@ class Problems:
             UserError: there are problems and `on_error` is `stop`, too much would be left out, or `on_error` is unknown.
         """
         if on_error not in ON_ERROR:
-            raise UserError(f"there is no on_error '{on_error}'; set data.on_error to stop, or to skip what cannot be used.")
+            raise UserError(f"there is no on_error '{on_error}'; set data.on_error to stop or skip.")
         if not self.counts:
             return {}
         if on_error == "stop":
@@ -121,10 +123,8 @@ class Problems:
 
 def counted(reason: str, count: int) -> str:
     """A reason with its number, in words: "1 empty caption", "3 images without a caption"."""
-    unit = REASONS[reason] if reason in REASONS else "sample"
-    if reason in _PLURALS:
-        return f"{count} {unit}{'s' * (count != 1)} {_PLURALS[reason]}"
-    return f"{count} {reason}{'s' * (count != 1)}"
+    what, how = _WORDS.get(reason, (reason, ""))
+    return f"{count} {what}{'s' * (count != 1)}{f' {how}' if how else ''}"
 
 
 def in_words(skipped: Mapping[str, int]) -> str:

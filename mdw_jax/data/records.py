@@ -94,7 +94,8 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
     skipped = problems.settle(name, sum(len(part.images) for part in parts.values()),
                               sum(len(part.captions) for part in parts.values()), on_error, max_skipped)
     if lost := next((split for split in SPLITS if split not in parts), None):
-        raise UserError(f"none of the {len(chosen[lost])} images of split '{lost}' of '{name}' can be decoded; replace them.")
+        raise UserError(f"none of the {len(chosen[lost])} images of split '{lost}' of '{name}' can be decoded; replace "
+                        "them.")
     bounds = np.cumsum([0, *(len(chosen[split]) for split in SPLITS)])
     contents = {split: decoded.contents[bounds[n]:bounds[n + 1]] for n, split in enumerate(SPLITS)}
     notes += shared_content(contents, {split: part.captions for split, part in parts.items()})

@@ -139,8 +139,7 @@ GRAY = np.array([[0, 1, 128], [254, 255, 77]], np.uint16)
 def test_gray_of_16_bits_is_scaled_to_8(data):
     with Image.open(io.BytesIO(data())) as file:
         assert file.mode.startswith("I")
-    top = np.pad(GRAY.astype(np.uint8), ((0, 0), (0, 0)))
-    want = np.asarray(Image.fromarray(top).convert("RGB").resize((2, 2), Image.Resampling.BICUBIC))
+    want = Image.fromarray(GRAY.astype(np.uint8)).convert("RGB").resize((2, 2), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(decode(data(), 2), want)
 
 
@@ -213,7 +212,7 @@ def test_what_is_no_image_is_called_by_its_name(data):
     assert re.fullmatch(r"UnidentifiedImageError: [^\n\\]*", reason(error.value))
 
 
-@pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX", "SGI", "IM", "DDS"])
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX", "SGI", "DDS"])
 def test_formats_beyond_the_list_are_not_tried(kind):
     with pytest.raises(UnidentifiedImageError):
         decode(_saved(photo(0, 32, 32), kind), 8)

@@ -57,7 +57,8 @@ TABLES = [
     ("kaggle_flickr8k/captions_unquoted.csv", HELD, PLAIN, "24 captions with commas that are not quoted"),
     ("kaggle_flickr8k/captions_rawquotes.csv", HELD, _right(RAW), "1 caption with quotation marks that are not those of"),
     ("kaggle_flickr8k/captions_swallow.csv", HELD, _right(SWALLOW), "1 caption with quotation marks"),
-    ("kaggle_flickr8k/captions_multiline.csv", HELD, {forms.name(i): [f"a block\non line {i}"] for i in range(forms.N)}, ""),
+    ("kaggle_flickr8k/captions_multiline.csv", HELD,
+     {forms.name(i): [f"a block\non line {i}"] for i in range(forms.N)}, ""),
     ("kaggle_flickr8k/captions_latin1.csv", HELD | {"encoding": "latin-1"},
      {forms.name(i): [f"a café no {i}"] for i in range(forms.N)}, ""),
     ("kaggle_flickr8k/captions_semicolon.csv", HELD,
@@ -67,7 +68,8 @@ TABLES = [
     ("flickr8k_text/results_20130124.token", HELD, PLAIN, "120 image names with the number of a caption"),
     ("flickr8k_text/token_header.tsv", HELD, PLAIN, "120 image names with the number"),
     ("flickr8k_text/token_quotes.tsv", HELD, _right(TABS), ""),
-    ("flickr8k_text/pandas.tsv", HELD, _right([(key, f'{caption} "so"') for key, caption in forms.pairs()]), "quoted as CSV"),
+    ("flickr8k_text/pandas.tsv", HELD, _right([(key, f'{caption} "so"') for key, caption in forms.pairs()]),
+     "quoted as CSV"),
     ("flickr8k_text/results_20130124.token", {f"{split}_list": f"flickr8k_text/Flickr_8k.{word}Images.txt"
                                                for split, word in (("train", "train"), ("val", "dev"), ("test", "test"))},
      PLAIN, ""),
@@ -80,7 +82,8 @@ TABLES = [
      {"images": "coco/train2017,coco/val2017", "val_annotations": "coco/annotations/captions_val2017.json",
       "holdout_test": 4}, {forms.coco_name(i): forms.captions(i) for i in range(forms.N)}, "COCO's captions"),
     ("sidecar", HELD, ONE, "images with texts of the same name"),
-    ("img2dataset_files", HELD, {f"{i // 12:05d}/{i // 12:05d}{i:04d}.jpg": forms.captions(i)[:1] for i in range(forms.N)}, ""),
+    ("img2dataset_files", HELD,
+     {f"{i // 12:05d}/{i // 12:05d}{i:04d}.jpg": forms.captions(i)[:1] for i in range(forms.N)}, ""),
     ("image_folder", OWN, {f"{word}/{forms.name(i)}": forms.captions(i)[:1] for i in range(forms.N)
                            for split, word in (("train", "train"), ("val", "validation"), ("test", "test"))
                            if forms.SPLIT[i] == split}, "JSON lines"),
@@ -111,9 +114,9 @@ def test_every_form_gives_its_pairs(root, path, settings, right, said):
 
 
 REFUSED = [
-    ("kaggle_flickr8k/captions_latin1.csv", {}, r"line 2 of .*captions_latin1.csv' is not in UTF-8 .*data.encoding=latin-1"),
+    ("kaggle_flickr8k/captions_latin1.csv", {}, r"line 2 of .*latin1.csv' is not in UTF-8 .*data.encoding=latin-1"),
     ("kaggle_flickr8k/captions_long.csv", {}, r"24 broken rows .*line 3 of .* has 5 cells for 3 columns .*on_error=skip"),
-    ("kaggle_flickr8k/captions_missing.csv", {}, r"2 captions that are missing values .*1 empty caption .*on_error=skip"),
+    ("kaggle_flickr8k/captions_missing.csv", {}, r"2 captions with a missing value .*1 empty caption .*on_error=skip"),
     ("kaggle_flickr30k/results.csv", {}, r"1 broken row \(line 16 of .* has 2 cells for 3 columns"),
     ("flickr8k_text/Flickr8k.token.txt", {}, r"1 absent image \('2258277193_586949ec62.jpg.1'"),
     ("flickr8k_text/Flickr_8k.devImages.txt", {}, r"without tabs, commas, pipes or semicolons"),

@@ -53,8 +53,9 @@ def sidecar_entries(directory: Path, caption_lines: str, problems: Problems, not
     check_mode(caption_lines)
     images, texts = _files(directory)
     if not images or not texts:
-        raise UserError(f"'{directory}' holds {len(images)} images and {len(texts)} texts beside them ({', '.join(TEXTS)}); "
-                        "give a table of the captions in data.annotations, or write each caption into x.txt beside x.jpg.")
+        raise UserError(f"'{directory}' holds {len(images)} images and {len(texts)} texts beside them "
+                        f"({', '.join(TEXTS)}); give a table of the captions in data.annotations, or write each caption "
+                        "into x.txt beside x.jpg.")
     read = {}
     for stem, image in images.items():
         if stem in texts:

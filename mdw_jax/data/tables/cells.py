@@ -71,8 +71,8 @@ class FileNames:
         self._column, self._where, self._read_as = column, where, read_as
         places = list(_PLACE.finditer(pattern or "{}"))
         if len(places) != 1:
-            raise UserError(f"data.file_pattern is '{pattern}'; give a file name with one {{}} or {{:012d}} in the place of "
-                            "the cell, such as {}.jpg.")
+            raise UserError(f"data.file_pattern is '{pattern}'; give a file name with one {{}} or {{:012d}} in the place "
+                            "of the cell, such as {}.jpg.")
         place = places[0]
         self._head, self._tail = (pattern or "{}")[:place.start()], (pattern or "{}")[place.end():]
         self._digits, self._plain = place[1] and int(place[1]), not pattern
@@ -94,14 +94,14 @@ class FileNames:
         if isinstance(value, float):
             value = int(value) if value == int(value) else value
         if self._plain and not isinstance(value, str):
-            raise UserError(f"column '{self._column}' of {self._where} holds numbers, such as {value} in row {line}; say how "
-                            "files are called after them, as with data.file_pattern='{:012d}.jpg' or '{}.jpg'.")
+            raise UserError(f"column '{self._column}' of {self._where} holds numbers, such as {value} in row {line}; say "
+                            "how files are called after them, as with data.file_pattern='{:012d}.jpg' or '{}.jpg'.")
         if self._digits:
             try:
                 value = f"{int(value):0{self._digits}d}"
             except ValueError:
-                raise UserError(f"column '{self._column}' of {self._where} has {quoted(str(value), 80)} in row {line}, which "
-                                "is no number for data.file_pattern; write {} in it instead.") from None
+                raise UserError(f"column '{self._column}' of {self._where} has {quoted(str(value), 80)} in row {line}, "
+                                "which is no number for data.file_pattern; write {} in it instead.") from None
         name = str(value).strip()
         if "\\" in name and "/" not in name:
             name = name.replace("\\", "/")

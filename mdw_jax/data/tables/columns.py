@@ -65,8 +65,8 @@ def knows(columns: Iterable[str]) -> bool:
 def url_message(where: str, url: str = "url", caption: str = "caption") -> str:
     """What to do about a table of addresses."""
     return (f"{where} holds addresses of images, not files; fetch them first: img2dataset --url_list TABLE --input_format "
-            f"csv --url_col {url} --caption_col {caption} --output_format webdataset --output_folder shards (--input_format "
-            "tsv or parquet where it is one), and then read shards with data.name=webdataset.")
+            f"csv --url_col {url} --caption_col {caption} --output_format webdataset --output_folder shards "
+            "(--input_format tsv or parquet where it is one), and then read shards with data.name=webdataset.")
 
 
 def listed(columns: Iterable[str], most: int = 20) -> str:

@@ -93,8 +93,8 @@ def entries_of(path: Path, columns: Columns, options: Options, problems: Problem
         captions = [caption for column in columns.captions for value in _pick(row, column, line, where)
                     for caption in captions_in(value, captions_read_as)]
         if nested := next((caption for caption in captions if isinstance(caption, dict)), None):
-            raise UserError(f"column '{columns.captions[0]}' of {where} has nested values with {listed(nested)}; name one, as "
-                            f"in data.caption_columns={columns.captions[0]}/{next(iter(nested))}.")
+            raise UserError(f"column '{columns.captions[0]}' of {where} has nested values with {listed(nested)}; name one, "
+                            f"as in data.caption_columns={columns.captions[0]}/{next(iter(nested))}.")
         split = str(_one(row, columns.split, line, where)) if columns.split else ""
         yield Entry(name, captions, split, {column: _pick(row, column, line, where) for column in columns.attributes}, line)
     _note(notes, path, table, (asked, columns), captions_read_as, read_as)

@@ -66,8 +66,8 @@ def array_rows(path: Path, where: str) -> Iterator[tuple[int, dict]]:
                     error = failure
                 else:
                     if not isinstance(value, dict):
-                        raise UserError(f"entry {number} of {where} is no object but {quoted(json.dumps(value), 80)}; give an "
-                                        "array of objects, each with an image and its caption.")
+                        raise UserError(f"entry {number} of {where} is no object but {quoted(json.dumps(value), 80)}; give "
+                                        "an array of objects, each with an image and its caption.")
                     yield number, value
                     number += 1
                     continue
@@ -78,8 +78,8 @@ def array_rows(path: Path, where: str) -> Iterator[tuple[int, dict]]:
                 chunk = file.read(_CHUNK)
                 text, place, at_end = text[place:] + decode.decode(chunk, final=not chunk), 0, not chunk
             except UnicodeDecodeError as failure:
-                raise UserError(f"entry {number} of {where} or one soon after it is not in UTF-8 ({failure.reason}); convert "
-                                "the file to UTF-8.") from None
+                raise UserError(f"entry {number} of {where} or one soon after it is not in UTF-8 ({failure.reason}); "
+                                "convert the file to UTF-8.") from None
 
 
 def _after(pattern: re.Pattern, text: str, place: int) -> int:
@@ -113,8 +113,9 @@ def document_rows(path: Path, where: str) -> tuple[str, Iterator[tuple[int, dict
         return "an array of objects", enumerate((_mapping(row, number, where) for number, row in enumerate(lists[0], 1)), 1)
     if document and not lists and all(not isinstance(value, dict) for value in document.values()):
         return "JSON lines", iter([(1, document)])
-    raise UserError(f"{where} is a JSON object of no known form, with the keys {listed(document)}; give Karpathy's or COCO's "
-                    "JSON, an array of objects or JSON lines with an image and a caption each, or captions by file name.")
+    raise UserError(f"{where} is a JSON object of no known form, with the keys {listed(document)}; give Karpathy's or "
+                    "COCO's JSON, an array of objects or JSON lines with an image and a caption each, or captions by file "
+                    "name.")
 
 
 def is_karpathy(document: Any) -> bool:

@@ -83,8 +83,8 @@ def _json(path: Path, text: str, options: Options, where: str, problems: Problem
     rows = _readable(rows, where)
     first = next(rows, None)
     if first is None:
-        raise UserError(f"{where} has no rows{f' that can be used ({problems})' if problems.counts else ''}; give the table "
-                        "of the captions.")
+        raise UserError(f"{where} has no rows{f' that can be used ({problems})' if problems.counts else ''}; give the "
+                        "table of the captions.")
     return Table(form, tuple(first[1]), itertools.chain([first], rows))
 
 
