@@ -1,15 +1,13 @@
 """`mdw inspect`: what files are taken for, what is in them, what would be left out, and the config that reads them."""
 
-import io
 import itertools
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-from mdw_jax.data.decoding import FORMATS, Encoded
+from mdw_jax.data.decoding import Encoded, open_image
 from mdw_jax.data.detect import Detection, detect
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.pairs import Pairs, Split
@@ -86,7 +84,7 @@ def _print_sizes(pairs: Pairs) -> None:
 
 def _size_of(encoded: Encoded) -> tuple[int, int] | None:
     try:
-        with Image.open(io.BytesIO(encoded.read()), formats=FORMATS) as image:
+        with open_image(encoded.read()) as image:
             return image.size
     except Exception:  # what cannot be decoded is reported elsewhere
         return None

@@ -153,7 +153,7 @@ def check_names(source, names: Iterable[str]) -> None:
 
 
 def _leads_out(name: str) -> bool:
-    return name.startswith("/") or ".." in name.split("/")
+    return name.startswith("/") or (".." in name and ".." in name.split("/"))
 
 
 class _Directory:
@@ -258,9 +258,9 @@ class _Ends:
 
     def find(self, end: str) -> list[str]:
         """The paths with this end."""
-        if not end or _leads_out(end):
+        if end in ("", ".") or _leads_out(end):
             return []
-        wanted = _backwards(posixpath.normpath(end))
+        wanted = _backwards(posixpath.normpath(end) if "/" in end else end)
         first = last = bisect_left(self._backwards, wanted)
         while last < len(self._backwards) and self._backwards[last].startswith(wanted):
             last += 1
@@ -271,7 +271,7 @@ class _Ends:
 
 
 def _backwards(path: str) -> str:
-    return "/".join(path.split("/")[::-1]) + "/"
+    return "/".join(path.split("/")[::-1]) + "/" if "/" in path else path + "/"
 
 
 def _forwards(backwards: str) -> str:
@@ -281,7 +281,7 @@ def _forwards(backwards: str) -> str:
 def _may_be_image(path: str) -> bool:
     """Whether a path is of a file that is not one of those that macOS adds."""
     name = path.rpartition("/")[2]
-    return name != "" and not name.startswith("._") and "__MACOSX" not in path.split("/")
+    return name != "" and not name.startswith("._") and not ("__MACOSX" in path and "__MACOSX" in path.split("/"))
 
 
 def _read_member(archive: zipfile.ZipFile, lock: threading.Lock, member: zipfile.ZipInfo) -> bytes:

@@ -74,6 +74,9 @@ def near_duplicate_groups(hashes: Sequence[int | None], distance: int) -> list[i
     compared each time: for 1,000,000 hashes 2 s at a distance of 4, 20 s at 8 on one core, growing steeply beyond. The
     memory is some 100 bytes an image and at most 200 MB for pairs.
 
+    Among the 8,000 images of Flickr8k one pair is within 0 to 7 bits, two within 8, 27 within 10 and 195 images within
+    12, where chance begins to connect different photos.
+
     Args:
         hashes: B numbers below 2^64 (`perceptual_hashes`); None: a group of its own.
         distance: bits, 0 to 63.

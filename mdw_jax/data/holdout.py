@@ -84,7 +84,12 @@ def _groups(images: Sequence[Encoded], near_duplicates: int, notes: list[str],
     if copies := len(images) - len(set(group_of)):
         notes.append(f"{copies} images show the same as an earlier one; a held-out split gets all of such images or none.")
     if near_duplicates:
-        near = near_duplicate_groups(perceptual_hashes(images, pool), near_duplicates - 1)
+        hashes = perceptual_hashes(images, pool)
+        if not any(value is not None for value in hashes):
+            raise UserError("data.near_duplicates compares pictures, and there are none; leave it out.")
+        first: dict[int, int | None] = {}  # copies have one hash, whatever else they are near to
+        hashes = [first.setdefault(group, value) for group, value in zip(group_of, hashes, strict=True)]
+        near = near_duplicate_groups(hashes, near_duplicates - 1)
         if merged := len(images) - len(set(near)):
             notes.append(f"{merged} images are near-duplicates of an earlier one (perceptual hashes of fewer than "
                          f"{near_duplicates} different bits) and stay on one side as well.")

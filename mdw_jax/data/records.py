@@ -88,18 +88,13 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
         chosen = {split: members[:limit] for split, members in splits.items()}
         decoded = _decode(chosen, stream, check, (pool, decoder))
     parts = _assemble(chosen, decoded, (size, decoder))
-    for image, failure in zip(decoded.images, decoded.failures, strict=True):
-        if failure:
-            problems.add("broken image", f"{quoted(image.key)} ({failure})")
+    _count_failures(decoded, problems)
     skipped = problems.settle(name, sum(len(part.images) for part in parts.values()),
                               sum(len(part.captions) for part in parts.values()), on_error, max_skipped)
     if lost := next((split for split in SPLITS if split not in parts), None):
         raise UserError(f"none of the {len(chosen[lost])} images of split '{lost}' of '{name}' can be decoded; replace "
                         "them.")
-    bounds = np.cumsum([0, *(len(chosen[split]) for split in SPLITS)])
-    contents = {split: decoded.contents[bounds[n]:bounds[n + 1]] for n, split in enumerate(SPLITS)}
-    notes += shared_content(contents, {split: part.captions for split, part in parts.items()})
-    return Pairs(name, **parts, skipped=skipped, notes=tuple(notes))
+    return Pairs(name, **parts, skipped=skipped, notes=(*notes, *_leaks(chosen, decoded, parts)))
 
 
 class _Decoded(NamedTuple):
@@ -173,6 +168,19 @@ def _empty_split(name: str, split: str, train: int, problems: Problems) -> str:
         return f"split 'train' of '{name}' has no images{lost}; check the source."
     return (f"split '{split}' of '{name}' has no images{lost}; hold some out of train, as with "
             f"data.holdout_{split}={max(1, train // 10)}, or name the source's own.")
+
+
+def _count_failures(decoded: _Decoded, problems: Problems) -> None:
+    for image, failure in zip(decoded.images, decoded.failures, strict=True):
+        if failure:
+            problems.add("broken image", f"{quoted(image.key)} ({failure})")
+
+
+def _leaks(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, parts: Mapping[str, Split]) -> list[str]:
+    """What of val and test is in train too, in sentences."""
+    bounds = np.cumsum([0, *(len(splits[split]) for split in SPLITS)])
+    contents = {split: decoded.contents[bounds[n]:bounds[n + 1]] for n, split in enumerate(SPLITS)}
+    return shared_content(contents, {split: part.captions for split, part in parts.items()})
 
 
 def _assemble(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, form: tuple[int, Decoder]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from mdw_jax.export.export_set import check_settings, export_set
 from mdw_jax.export.formats import NearestCaptions
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.models.embedding import nearest
-from mdw_jax.pipeline.announce import announce_noise
+from mdw_jax.pipeline.announce import announce_noise, announce_source
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.prepared import Prepared, prepare
 from mdw_jax.pipeline.preset_run import open_preset
@@ -39,6 +39,7 @@ def export_command(config: ConfigDict) -> None:
     announce_noise(config, names)
     directory = run_folder(config) / "export"
     prepared = prepare(resolved)
+    announce_source(prepared.pairs)
     captions = len(prepared.pairs.train.captions)
     if settings.neighbors > captions:
         raise UserError(f"export.neighbors is {settings.neighbors} but there are only {captions} training captions; "

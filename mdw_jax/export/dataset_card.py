@@ -214,6 +214,8 @@ def _limits(card: dict, real: bool) -> list[str]:
         f"License of the source data, as stated by the exporter and not checked: {_license(card)}. The "
         f"captions are quoted from that data{', and so are the images' if real else ''}.",
         *([] if real else ["Images are synthetic, but they began as real ones and may resemble them."]),
+        *([f"How the source was read: {' '.join(' '.join(card['source_notes']).split())}"]
+          if card.get("source_notes") else []),
         "What is wrong or unfair in the source may be so here; `mdw fairness` counts it.",
     ]
 

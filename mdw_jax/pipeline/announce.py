@@ -1,4 +1,4 @@
-"""The first lines of a command: what is done to the data on purpose, before anything is loaded."""
+"""The first lines of a command: what is done to the data on purpose, and what was found in them."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,9 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config.noise import noise_lines
 from mdw_jax.config.overrides import preset_config
+from mdw_jax.data.pairs import Pairs
+from mdw_jax.pipeline.inputs import source_notes
+from mdw_jax.runtime.processes import is_main
 
 
 def announce_noise(config: ConfigDict, presets: Iterable[str] = ()) -> None:
@@ -22,3 +25,10 @@ def announce(configs: Iterable[ConfigDict]) -> None:
     """The same of resolved configs, of a sweep's cells for example."""
     for line in noise_lines(config.noise for config in configs):
         print(line, flush=True)
+
+
+def announce_source(pairs: Pairs) -> None:
+    """Print how a data set was read and what was left out."""
+    if is_main():
+        for line in source_notes(pairs):
+            print(f"data: {line}", flush=True)

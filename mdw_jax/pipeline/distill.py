@@ -20,6 +20,7 @@ from mdw_jax.pipeline.candidates import CANDIDATES
 from mdw_jax.pipeline.coreset import coreset_set
 from mdw_jax.pipeline.distill_loop import CHECKPOINT, HISTORY, LAST_REGULAR, distill_set
 from mdw_jax.pipeline.filter import filter_record
+from mdw_jax.pipeline.inputs import source_notes
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.prototypes import START
@@ -73,6 +74,7 @@ def _card(run: PresetRun, prepared: Prepared, index: int, key: str) -> dict:
                   "data": run.noise.fingerprint},
         "experts": run.experts.key, "config": json.loads(json.dumps(run.config.to_dict())),  # tuples become lists
         "log_mel": log_mel and dataclasses.asdict(log_mel), **({"filter": filtered} if filtered else {}),
+        **({"source_notes": notes} if (notes := source_notes(prepared.pairs)) else {}),
     }
 
 

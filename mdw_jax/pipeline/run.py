@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from mdw_jax.io.files import write_atomically, write_csv, write_json
 from mdw_jax.io.scores import METRICS
 from mdw_jax.pipeline import run_notes
-from mdw_jax.pipeline.announce import announce_noise
+from mdw_jax.pipeline.announce import announce_noise, announce_source
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.experts import experts_stage
@@ -37,6 +37,7 @@ def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[PresetRun]]:
     announce_noise(config)
     directory = run_folder(config)
     prepared = prepare(resolved)
+    announce_source(prepared.pairs)
     runs = [open_preset(config, prepared, name) for name in config.run.presets]
     write_json(directory / "config.json", resolved.to_dict())
     write_json(directory / "environment.json", environment())

@@ -11,6 +11,7 @@ from mdw_jax.config.sections import config_digest
 from mdw_jax.io.distilled_set import load_for_display
 from mdw_jax.io.files import write_json
 from mdw_jax.io.records import complete
+from mdw_jax.pipeline.inputs import source_notes
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun, read_division
 from mdw_jax.pipeline.sets import set_folder
@@ -32,7 +33,7 @@ def write_run_summary(directory: Path, config: ConfigDict, prepared: Prepared, r
     train, estimates = prepared.pairs.train, noise_estimates(runs)
     write_json(directory / SUMMARY, {
         "config": config_digest(config.to_dict()), "data": prepared.pairs.name, "fingerprint": prepared.fingerprint,
-        "images": len(train.images), "captions": len(train.captions),
+        "images": len(train.images), "captions": len(train.captions), "source_notes": source_notes(prepared.pairs),
         "presets": [_preset_summary(directory, run, estimates) for run in runs]})
 
 

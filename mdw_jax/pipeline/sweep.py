@@ -31,7 +31,7 @@ from mdw_jax.io.files import digest, write_csv, write_json
 from mdw_jax.io.keyed import read_keyed_json
 from mdw_jax.io.locks import locked
 from mdw_jax.io.scores import METRICS
-from mdw_jax.pipeline.announce import announce
+from mdw_jax.pipeline.announce import announce, announce_source
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.plugin_checks import check_plugins
 from mdw_jax.pipeline.prepared import Prepared, prepare
@@ -185,6 +185,7 @@ class _LatestData:
             self._key, self._prepared = None, None  # frees the memory first
             with locked(Path(resolved.run.dir) / "cache.lock"):  # other shards find the features in the cache
                 self._prepared = prepare(resolved)
+                announce_source(self._prepared.pairs)
             self._key = key
         return self._prepared
 

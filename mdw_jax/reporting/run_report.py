@@ -215,6 +215,7 @@ def _facts(run: Run) -> str:
         "directory": run.path,
         "data": f"{summary['data']}, {summary['images']:,} images, {summary['captions']:,} captions, fingerprint "
                 f"{summary['fingerprint'][:12]}",
+        **({"how the data were read": " ".join(summary["source_notes"])} if summary.get("source_notes") else {}),
         "seed": run.config["run"]["seed"], "select_on": run.config["evaluate"]["select_on"],
         "commit": environment.get("commit"), "python": environment.get("python"),
         "devices": ", ".join(environment.get("devices", [])),

@@ -26,7 +26,7 @@ from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.presets import preset_spec
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_csv
-from mdw_jax.pipeline.announce import announce
+from mdw_jax.pipeline.announce import announce, announce_source
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.run_folder import run_folder
 
@@ -50,6 +50,7 @@ def certify_command(config: ConfigDict) -> None:
              if preset_spec(name).needs_experts)
     folder = run_folder(config)
     prepared = prepare(resolved)
+    announce_source(prepared.pairs)
     cases = [measure_case(names, preset, prepared, settings)
              for names, preset in experts_to_certify(config, prepared, rates)]
     rows = all_rows(cases)

@@ -18,7 +18,7 @@ from mdw_jax.analysis.fairness.representation import representation_rows
 from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_csv
-from mdw_jax.pipeline.announce import announce_noise
+from mdw_jax.pipeline.announce import announce_noise, announce_source
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.preset_run import open_preset
 from mdw_jax.pipeline.run_folder import run_folder
@@ -52,6 +52,7 @@ def fairness_command(config: ConfigDict) -> None:
     announce_noise(config)
     folder = run_folder(config)
     prepared = prepare(resolved)
+    announce_source(prepared.pairs)
     training_images = len(prepared.pairs.train.images)
     if settings.neighbors > training_images:
         raise UserError(f"fairness.neighbors is {settings.neighbors} but there are only {training_images} training "
