@@ -1,6 +1,7 @@
 """`mdw inspect`: what files are taken for, what is in them, what would be left out, and the config that reads them."""
 
 import itertools
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from mdw_jax.data.decoding import Encoded, open_image
 from mdw_jax.data.detect import Detection, detect
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.pairs import Pairs, Split
-from mdw_jax.data.problems import in_words
+from mdw_jax.data.problems import REASONS, in_words
 from mdw_jax.data.records import SPLITS
 from mdw_jax.data.registry import load, settings_of
 from mdw_jax.errors import UserError
@@ -42,7 +43,7 @@ def inspect_command(paths: Sequence[str], no_check: bool = False) -> None:
     print(f"\n{EXAMPLES} pairs:")
     for key, caption in _examples(pairs.train):
         print(f"  {key}: {caption}")
-    _print_config(detection, settings["config"], bool(pairs.skipped))
+    _print_config(detection, settings["config"] | _tolerance(pairs))
 
 
 def _read(detection: Detection, check: bool) -> tuple[Pairs, dict]:
@@ -97,9 +98,21 @@ def _examples(split: Split) -> list[tuple[str, str]]:
     return [(str(keys[split.image_of[row]]), shorten(" ".join(split.captions[row].split()))) for row in rows]
 
 
-def _print_config(detection: Detection, settings: dict, skips: bool) -> None:
+def _tolerance(pairs: Pairs) -> dict:
+    """The settings without which a data set of which something cannot be used is an error."""
+    if not pairs.skipped:
+        return {}
+    splits = [getattr(pairs, name) for name in SPLITS]
+    left = {"image": sum(len(split.images) for split in splits), "caption": sum(len(split.captions) for split in splits)}
+    lost = {unit: sum(count for reason, count in pairs.skipped.items() if REASONS[reason] == unit) for unit in left}
+    share = max(lost[unit] / (lost[unit] + left[unit]) for unit in left)
+    largest = settings_of("folder")["max_skipped"]
+    return {"on_error": "skip", **({"max_skipped": math.ceil(100 * share) / 100} if share > largest else {})}
+
+
+def _print_config(detection: Detection, settings: dict) -> None:
     """The lines of a config that reads this data set, and the same as flags."""
-    lines = {"name": detection.name, **settings, **({"on_error": "skip"} if skips else {})}
+    lines = {"name": detection.name, **settings}
     if unknown := set(lines) - {"name", *settings_of(detection.name)}:
         raise UserError(f"the reader '{detection.name}' has no setting {sorted(unknown)[0]}; this is an error of mdw.")
     print("\nto use it, in a config:")

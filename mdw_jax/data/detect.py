@@ -23,6 +23,7 @@ from mdw_jax.errors import UserError
 
 _DEEP = 3  # levels of directories in which tables are looked for
 _MOST_FILES = 20_000  # names looked at in one directory: of more, the first tell its form
+_SHARD_ENDS = (".tar", ".tar.gz", ".tgz")
 _SPLIT_WORDS = {"train": "train|training", "val": "val|valid|validation|dev", "test": "test|testing"}
 _TABLE_ENDS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".token", ".psv", ".gz")
 _NO_TABLE = r"readme|licen[sc]e|nshards|\.|.*_stats\.json$|requirements"
@@ -62,9 +63,11 @@ def detect(paths: Sequence[str | os.PathLike]) -> Detection:
     directories, files = [path for path in given if path.is_dir()], [path for path in given if not path.is_dir()]
     if len(given) == 1 and directories and (found := _of_directory(directories[0])):
         return found
-    if shards := [path for path in files if path.suffix == ".tar"]:
-        return Detection("shards of images and texts (WebDataset)", "webdataset",
-                         {"train_shards": "::".join(map(str, shards))}, ())
+    shards = [path for path in given if path.name.endswith(_SHARD_ENDS) or (path.is_dir() and any(path.glob("*.tar")))]
+    if shards:
+        if others := [path for path in given if path not in shards]:
+            raise UserError(f"'{shards[0]}' is of tar shards, and '{others[0]}' is not; give the shards alone.")
+        return _of_shards(shards)
     zips = [path for path in files if path.suffix.lower() == ".zip"]
     tables = [path for path in files if path not in zips] or [path for root in directories for path in _tables(root)]
     if not tables:
@@ -91,20 +94,33 @@ def _of_directory(root: Path) -> Detection | None:
     if (root / "dataset_info.json").is_file() and any(".array_record" in path.name for path in root.iterdir()):
         return Detection("a data set that TensorFlow Datasets prepared", "tfds", {"source": str(root)}, ())
     directories = split_directories(root)
-    shards = {split: path for split, path in directories.items() if any(path.glob("*.tar"))}
-    if shards or any(root.glob("*.tar")):
-        settings: dict[str, object] = {f"{split}_shards": str(path) for split, path in shards.items()} or {
-            "train_shards": str(root)}
-        return Detection("shards of images and texts (WebDataset)", "webdataset", settings, tuple(shards))
+    if shards := [path for path in directories.values() if any(path.glob("*.tar"))]:
+        return _of_shards(shards)
+    if any(root.glob("*.tar")):
+        return _of_shards([root])
     if with_images := [path for path in _walk(root) if _holds_images(path)]:
         parents = {path.parent for path in with_images}
         source = str(parents.pop() if len(parents) == 1 else root)
+        column, has = _hf_splits(with_images)
         return Detection("Parquet or Arrow files with the images in them", "hf",
-                         {"source": source, **_hf_splits(with_images)}, ())
+                         {"source": source, **({"split_column": column} if column else {})}, has)
     if metadata_of(root) or (directories and all(metadata_of(path) for path in directories.values())):
         return Detection("images with a metadata table beside them", "folder", {"annotations": str(root)},
                          () if metadata_of(root) else tuple(directories))
     return None
+
+
+def _of_shards(shards: Sequence[Path]) -> Detection:
+    """Tar shards, or directories of them; each belongs to the split that its name names, else to train."""
+    by_split: dict[str, list[str]] = {}
+    for path in shards:
+        split = split_called(path.name) if path.is_dir() else _split_in(path)
+        by_split.setdefault(split or "train", []).append(str(path))
+    if "train" not in by_split:  # only one split is named: there is nothing to tell it from
+        by_split = {"train": [path for paths in by_split.values() for path in paths]}
+    return Detection("shards of images and texts (WebDataset)", "webdataset",
+                     {f"{split}_shards": "::".join(paths) for split, paths in by_split.items()},
+                     tuple(by_split) if len(by_split) > 1 else ())
 
 
 def _without_table(directories: Sequence[Path], zips: Sequence[Path]) -> Detection:
@@ -239,12 +255,16 @@ def _holds_images(path: Path) -> bool:
     return any("bytes: binary" in kind or kind in ("binary", "large_binary") for kind in types.values())
 
 
-def _hf_splits(paths: Sequence[Path]) -> dict[str, object]:
-    """`split_column` where a column of these files tells the splits."""
-    table = open_table(paths[0], Problems(), columns=("split",))
-    if not find_split_column(table.columns):
-        return {}
-    return {"split_column": find_split_column(table.columns)}
+def _hf_splits(paths: Sequence[Path]) -> tuple[str, tuple[str, ...]]:
+    """The column of these files that tells the splits, or "", and the splits that the files tell apart."""
+    column = find_split_column(tuple(arrow_rows.column_types(paths[0], f"'{paths[0]}'")))
+    if column:
+        seen = {split_called(str(row[column])) for path in paths
+                for _, row in arrow_rows.rows(path, f"'{path}'", (column,))}
+        if "train" in seen and len(seen - {""}) > 1:
+            return column, tuple(split for split in ("train", "val", "test") if split in seen)
+    by_name = {_split_in(path) for path in paths}
+    return "", tuple(split for split in ("train", "val", "test") if split in by_name) if "train" in by_name else ()
 
 
 def _dict_splits(root: Path) -> tuple[str, ...]:

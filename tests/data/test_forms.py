@@ -1,10 +1,13 @@
 """Every form that people hold: what it is taken for, the pairs that are read, what is said; or the right refusal."""
 
+import io
 import re
+import tarfile
 
 import forms
 import pytest
 
+from mdw_jax.analysis.inspection import inspect_command
 from mdw_jax.data.detect import detect
 from mdw_jax.data.registry import load
 from mdw_jax.errors import UserError
@@ -225,3 +228,51 @@ def test_what_is_detected_can_be_read(root, paths, reader, splits):
 def test_several_tables_are_asked_about(root):
     with pytest.raises(UserError, match=r"tables could hold the captions: .*captions.*; name one"):
         detect([root / "kaggle_flickr8k"])
+
+
+def test_shards_and_parquet_are_detected_with_their_splits(tmp_path):
+    for word, only in (("train", range(16)), ("test", range(16, forms.N))):
+        (tmp_path / "wds" / word).mkdir(parents=True)
+        with tarfile.open(tmp_path / "wds" / word / "0.tar", "w") as archive:
+            for i in only:
+                for end, data in (("jpg", forms.jpeg(i)), ("txt", "\n".join(forms.captions(i)).encode())):
+                    member = tarfile.TarInfo(f"s{i:07d}.{end}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    both = [tmp_path / "wds" / "train", tmp_path / "wds" / "test"]
+    for paths in ([tmp_path / "wds"], both):
+        found = detect(paths)
+        assert (found.name, sorted(found.has)) == ("webdataset", ["test", "train"])
+        pairs = load("webdataset", **found.settings, **SMALL, holdout_val=2)
+        assert len(_all(pairs)) == forms.N and len(pairs.train.captions) == 70
+    with pytest.raises(UserError, match="give the shards alone"):
+        detect([*both, tmp_path])
+
+
+def test_parquet_with_images_is_detected_with_its_splits(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("datasets")
+    (tmp_path / "data").mkdir()
+    parquet.write_table(pyarrow.table({
+        "image": [{"bytes": forms.jpeg(i), "path": forms.name(i)} for i in range(forms.N)],
+        "caption": [forms.captions(i) for i in range(forms.N)], "split": forms.SPLIT}),
+        tmp_path / "data" / "test-00000-of-00001.parquet")
+    found = detect([tmp_path])
+    assert (found.name, found.has) == ("hf", ("train", "val", "test"))
+    pairs = load("hf", **found.settings, **SMALL, cache=str(tmp_path / "cache"))
+    assert [len(getattr(pairs, split).images) for split in found.has] == [16, 4, 4]
+    assert len(pairs.train.captions) == 80
+
+
+def test_inspect_prints_a_config_that_reads_the_data(root, capsys):
+    inspect_command([str(root / "numbered" / "t.csv"), str(root / "numbered" / "images")])
+    printed = capsys.readouterr().out
+    settings = dict(re.findall(r"c\.data\.(\w+) = '?([^'\n]*)'?", printed))
+    assert settings["file_pattern"] == "{:012d}.jpg" and "left out:  nothing" in printed
+    numbers = {key: int(value) for key, value in settings.items() if value.isdigit()}
+    pairs = load(settings.pop("name"), **{**settings, **numbers}, **SMALL)
+    assert len(_all(pairs)) == forms.N
+    inspect_command([str(root / "kaggle_flickr8k" / "captions_missing.csv"), str(root / "kaggle_flickr8k" / "Images")])
+    printed = capsys.readouterr().out
+    assert "left out:  2 captions with a missing value" in printed and "c.data.on_error = 'skip'" in printed
+    assert "c.data.max_skipped = 0.13" in printed  # 3 of 24
