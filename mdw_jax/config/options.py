@@ -98,6 +98,7 @@ class Choice(NamedTuple):
 CHOICES: dict[str, Choice] = {
     "run.presets": Choice(tuple(PRESETS), "preset", plugin=True),
     "data.name": Choice(READERS, "data reader", plugin=True),
+    "data.on_error": Choice(("", "stop", "skip"), "way to treat what cannot be used"),
     "data.captions": Choice(("", *CAPTION_DEGRADATIONS), "way to degrade captions"),
     "noise.protocol": Choice(("", *NOISE_PROTOCOLS), "noise protocol"),
     "filter.score": Choice(("", *FILTER_SCORES), "filter score"),

@@ -36,7 +36,8 @@ _RANGES = (
         "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch")),
     ("be at least 0", lambda x: x >= 0, (
         "data.train", "data.val", "data.test", "data.sample_rate", "data.seconds", "data.mels", "data.frames",
-        "data.limit", "data.holdout_val", "data.holdout_test", "model.pretrain_epochs", "experts.teacher_count",
+        "data.limit", "data.holdout_val", "data.holdout_test", "data.near_duplicates",
+        "model.pretrain_epochs", "experts.teacher_count",
         "experts.trajectory_epochs",
         "experts.weight_decay", "experts.warmup", "experts.tolerant_weight", "experts.recovery_weight",
         "experts.recovery_start", "experts.guidance_weight", "distill.lr_images", "distill.lr_texts",
@@ -53,7 +54,7 @@ _RANGES = (
         "noise.rate", "filter.drop", "experts.momentum", "experts.ema_decay", "distill.ema_decay", "evaluate.momentum")),
     ("lie in (0, 1)", lambda x: 0 < x < 1, ("distill.restart_factor",)),
     ("lie in (0, 1]", lambda x: 0 < x <= 1, ("experts.clean_q", "experts.tolerant_q", "plan.utilization")),
-    ("lie in [0, 1]", lambda x: 0 <= x <= 1, ("data.skew", "data.captions_rate")),
+    ("lie in [0, 1]", lambda x: 0 <= x <= 1, ("data.skew", "data.captions_rate", "data.max_skipped")),
     ("lie in 0..2**32 - 1", lambda x: 0 <= x < 2**32, (
         "run.seed", "data.seed", "data.holdout_seed", "noise.seed", "text.seed")),
 )
@@ -213,6 +214,8 @@ def _check_experts(config: ConfigDict) -> None:
     e = config.experts
     _require(config.model.mode != "projection" or e.augment == "none",
              f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")
+    _require(e.optimizer == "sgd" or not e.momentum, f"experts.momentum is of SGD, and experts.optimizer is {e.optimizer}; "
+             "leave it at 0.")
     presets = [preset_spec(name) for name in config.run.presets]
     trained = any(spec.needs_experts and "experts.recipe" not in spec.overrides for spec in presets)
     recovers = e.division in DIVIDING and (e.recovery_weight or e.guidance_weight)
@@ -250,6 +253,23 @@ def _check_distill(config: ConfigDict) -> None:
              "text.train makes distilled texts tokens; choose another distill.init.")
     _require(config.model.mode == "projection" or not d.mixup, "distill.mixup (RepBlend) blends the features of a "
              "frozen backbone; set model.mode to projection.")
+
+
+def check_starts(config: ConfigDict) -> None:
+    """Check that settings of prototypes and of the teachers of P are used by a run's config or by one of its presets.
+
+    Not by each: a preset with another start leaves those of the others alone.
+
+    Raises:
+        UserError: nothing uses them.
+    """
+    d, specs = config.distill, [preset_spec(name) for name in config.run.presets]
+    for key, value, settings in (("init", PROTOTYPES, ("prototype_steps", "prototype_lr")),
+                                 ("correspondence_init", "experts", ("correspondence_tau", "correspondence_teacher"))):
+        if value not in {d[key], *(spec.overrides.get(f"distill.{key}") for spec in specs)}:
+            changed = [name for name in settings if d[name] != base().distill[name]]
+            _require(not changed, f"distill.{''.join(changed[:1])} is set, but nothing uses it: it belongs to "
+                     f"distill.{key}={value}; leave it out, or set that.")
 
 
 def _check_objective(config: ConfigDict) -> None:

@@ -38,6 +38,7 @@ def locate(names: Sequence[Sequence[str]], images, problems: Problems | None = N
             by addresses in the web.
     """
     sources = [_source(path) for path in _sources(images)]
+    images = ", ".join(map(str, images)) if isinstance(images, (list, tuple)) else images
     located: list[Encoded | None] = []
     absent, doubled, places = [], [], []
     for keys in names:

@@ -58,12 +58,17 @@ def quoted(name: str, most: int = 120) -> str:
 class Problems:
     """What a reader met in one source that it cannot use.
 
+    Args:
+        source: where it is, for messages; "": only its name is known.
+
     Attributes:
+        source: likewise.
         counts: {reason: how many}, reasons being those of `REASONS`.
         first: {reason: where the first is, and what is there}.
     """
 
-    def __init__(self):
+    def __init__(self, source=""):
+        self.source = str(source)
         self.counts: Counter = Counter()
         self.first: dict[str, str] = {}
 
@@ -89,7 +94,7 @@ class Problems:
         """End reading: raise, or say what is left out.
 
         Args:
-            name: what the source is called.
+            name: what the source is called, for messages where `source` is "".
             images, captions: how many are left.
             on_error: `stop`: any problem is an error; `skip`: what cannot be used is left out.
             max_skipped: largest share of the images, and of the captions, that may be left out.
@@ -104,6 +109,7 @@ class Problems:
             raise UserError(f"there is no on_error '{on_error}'; set data.on_error to stop or skip.")
         if not self.counts:
             return {}
+        name = self.source or name
         if on_error == "stop":
             raise UserError(f"'{name}' cannot be used as it is: {self}; fix it, or set data.on_error=skip to leave out "
                             "what cannot be used.")

@@ -26,7 +26,8 @@ class Record(NamedTuple):
         captions: its captions, as they are written: `build` checks them.
         caption_ids: the data set's own numbers of the captions, one each; (): `build` counts.
         attributes: {column: value} of the image.
-        line: where the captions stand in the table, for messages; 0: not known.
+        line: where the captions (the first of several) stand in the table, for messages; 0: not known.
+        place: says so, with "{}" for `line`.
     """
 
     image: Encoded
@@ -34,6 +35,7 @@ class Record(NamedTuple):
     caption_ids: Sequence[int] = ()
     attributes: Mapping[str, object] = {}
     line: int = 0
+    place: str = "line {}"
 
 
 def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128, stream: bool = False,
@@ -84,16 +86,16 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
             splits |= {split: [train[row]._replace(image=images[row]) for row in members]
                        for split, members in rows.items()}
         if empty := next((split for split, members in splits.items() if not members), None):
-            raise UserError(_empty_split(name, empty, len(splits["train"]), problems))
+            raise UserError(_empty_split(problems.source or name, empty, len(splits["train"]), problems))
         chosen = {split: members[:limit] for split, members in splits.items()}
         decoded = _decode(chosen, stream, check, (pool, decoder))
     parts = _assemble(chosen, decoded, (size, decoder))
-    _count_failures(decoded, problems)
+    _count_failures(chosen, decoded, problems)
     skipped = problems.settle(name, sum(len(part.images) for part in parts.values()),
                               sum(len(part.captions) for part in parts.values()), on_error, max_skipped)
     if lost := next((split for split in SPLITS if split not in parts), None):
-        raise UserError(f"none of the {len(chosen[lost])} images of split '{lost}' of '{name}' can be decoded; replace "
-                        "them.")
+        raise UserError(f"none of the {len(chosen[lost])} images of split '{lost}' of '{problems.source or name}' can be "
+                        f"decoded ({problems}); replace them.")
     return Pairs(name, **parts, skipped=skipped, notes=(*notes, *_leaks(chosen, decoded, parts)))
 
 
@@ -140,9 +142,9 @@ def _usable(records: Mapping[str, Iterable[Record]], problems: Problems) -> dict
         for record in records.get(split, ()):
             captions, numbers = [], record.caption_ids or range(count, count + len(record.captions))
             ids = []
-            for caption, number in zip(record.captions, numbers, strict=True):
+            for nth, (caption, number) in enumerate(zip(record.captions, numbers, strict=True), 1):
                 if why := caption_problem(caption):
-                    problems.add(why, _place(record))
+                    problems.add(why, _place(record, nth))
                 else:
                     captions.append(caption)
                     ids.append(number)
@@ -158,22 +160,34 @@ def _usable(records: Mapping[str, Iterable[Record]], problems: Problems) -> dict
     return splits
 
 
-def _place(record: Record) -> str:
-    return f"{quoted(record.image.key)}{f', line {record.line}' if record.line else ''}"
+def _place(record: Record, nth: int = 1) -> str:
+    """Where an image is, or its caption number `nth`."""
+    key, where = quoted(record.image.key), at_line(record.place, record.line)
+    if len(record.captions) > 1:
+        return f"caption {nth} of {key}{f', whose first is in {where}' if where else ''}"
+    return f"{key}{f', {where}' if where else ''}"
+
+
+def at_line(place: str, line: int) -> str:
+    """Where a line (row) is, in words, by `Record.place`; "" for none."""
+    return place.replace("{}", str(line), 1) if line else ""
 
 
 def _empty_split(name: str, split: str, train: int, problems: Problems) -> str:
     lost = f" that can be used ({problems})" if problems.counts else ""
     if split == "train":
-        return f"split 'train' of '{name}' has no images{lost}; check the source."
-    return (f"split '{split}' of '{name}' has no images{lost}; hold some out of train, as with "
-            f"data.holdout_{split}={max(1, train // 10)}, or name the source's own.")
+        return f"split 'train' of '{name}' has no images{lost}; {'fix this' if lost else 'check the source'}."
+    hold = f"hold some out of train, as with data.holdout_{split}={max(1, train // 10)}"
+    return (f"split '{split}' of '{name}' has no images{lost}; "
+            f"{f'fix this, or {hold}' if lost else f'{hold}, or name the split of the source'}.")
 
 
-def _count_failures(decoded: _Decoded, problems: Problems) -> None:
-    for image, failure in zip(decoded.images, decoded.failures, strict=True):
+def _count_failures(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, problems: Problems) -> None:
+    records = (record for split in SPLITS for record in splits[split])
+    for record, failure in zip(records, decoded.failures, strict=True):
         if failure:
-            problems.add("broken image", f"{quoted(image.key)} ({failure})")
+            where = at_line(record.place, record.line)
+            problems.add("broken image", f"{quoted(record.image.key)}{f', {where}' if where else ''} ({failure})")
 
 
 def _leaks(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, parts: Mapping[str, Split]) -> list[str]:

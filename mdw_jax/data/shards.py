@@ -310,8 +310,10 @@ def _samples(path: str) -> tuple[dict[str, Sample], bool]:
         return others, True
     if samples and not pairs and not doubts:
         images, texts = (", ".join(f".{extension}" for extension in kind) for kind in (IMAGES, (*TEXTS, "json")))
+        links = ", some of them links or sparse files, which are not read" * (None in members.values())
         raise UserError(f"'{path}' holds {len(samples)} {'samples' if len(samples) > 1 else 'sample'}, with extensions "
-                        f"{_held(samples.values())}; expected an image ({images}) and a text ({texts}) of the same name.")
+                        f"{_held(samples.values())}{links}; expected an image ({images}) and a text ({texts}) of the same "
+                        "name.")
     return samples, False
 
 
@@ -339,7 +341,8 @@ def _members(path: str) -> Members:
                 raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
     except (tarfile.TarError, OSError, EOFError) as error:
         if command := unpacking(path):
-            raise UserError(f"'{path}' is compressed, and cannot be read at random; unpack it: {command}") from error
+            raise UserError(f"'{path}' is compressed, and cannot be read at random; unpack it with `{command}`."
+                            ) from error
         raise UserError(f"'{path}' is not a readable tar file ({reason(error)}); fetch it again, or leave it out."
                         ) from error
     check_names(path, members)

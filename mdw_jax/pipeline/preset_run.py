@@ -11,6 +11,7 @@ from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.plugins import is_path, source_digest
 from mdw_jax.config.presets import PresetSpec, preset_spec, safe_name
+from mdw_jax.config.validation import check_starts
 from mdw_jax.data import noise as noise_files
 from mdw_jax.data.noise import Noise
 from mdw_jax.errors import UserError
@@ -82,6 +83,7 @@ def resolve_run(config: ConfigDict) -> ConfigDict:
             is expected of it.
     """
     resolved = resolve(config)
+    check_starts(config)
     for name in config.run.presets:
         # From the unresolved config: a preset may name another recipe, which must not be mixed with the config's own.
         c = preset_config(config, name)

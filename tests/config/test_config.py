@@ -6,7 +6,7 @@ from mdw_jax.config import base, published, resolve
 from mdw_jax.config.loading import load_config
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.recipes import RECIPES
-from mdw_jax.config.validation import refuse_unused
+from mdw_jax.config.validation import check_starts, refuse_unused
 from mdw_jax.data.registry import settings_of
 from mdw_jax.errors import UserError
 
@@ -90,6 +90,8 @@ def test_impossible_combinations(values, words):
     ({"experts__recovery_start": 6, "experts__guidance_weight": 0.0},
      r"begin at epoch 6 .*lower experts.recovery_start \(6\) or raise"),
     ({"experts__recovery_start": 6, "experts__recovery_weight": 0.0}, "begin at epoch 6"),
+    ({"experts__optimizer": "adam", "experts__momentum": 0.9}, "experts.momentum is of SGD, and experts.optimizer is adam"),
+    ({"data__on_error": "warn"}, "data.on_error"),
 ])
 def test_settings_that_cannot_take_effect(values, words):
     with pytest.raises(UserError, match=words):
@@ -107,6 +109,23 @@ def test_settings_that_cannot_take_effect(values, words):
 ])
 def test_settings_that_can(values):
     resolve(changed(**values))
+
+
+@pytest.mark.parametrize("values, unused", [
+    ({"distill__prototype_steps": 7}, "distill.prototype_steps is set, but nothing uses it: .*distill.init=prototypes"),
+    ({"distill__correspondence_init": "identity", "distill__correspondence": "identity",
+      "distill__correspondence_tau": (0.2,)}, "distill.correspondence_tau .*distill.correspondence_init=experts"),
+    ({"distill__prototype_steps": 7, "distill__init": "prototypes"}, ""),
+    ({"distill__prototype_steps": 7, "run__presets": ("prototypes", "vld")}, ""),
+    ({"distill__correspondence_init": "identity", "distill__correspondence": "identity",
+      "distill__correspondence_tau": (0.2,), "run__presets": ("vld_taught",)}, ""),
+])
+def test_settings_of_starts_are_used_by_the_config_or_a_preset(values, unused):
+    if not unused:
+        check_starts(changed(**values))
+        return
+    with pytest.raises(UserError, match=unused):
+        check_starts(changed(**values))
 
 
 def test_matching_may_reach_the_last_epoch_but_not_beyond():

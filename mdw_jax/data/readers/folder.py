@@ -31,12 +31,12 @@ from mdw_jax.errors import UserError
 class Image:
     """The captions of one image so far, and their numbers among those of the split, in the order of the table."""
 
-    __slots__ = ("captions", "numbers", "attributes", "line")
+    __slots__ = ("captions", "numbers", "attributes", "line", "place")
 
     def __init__(self, entry: Entry):
         self.captions: list = []
         self.numbers: list[int] = []
-        self.attributes, self.line = entry.attributes, entry.line
+        self.attributes, self.line, self.place = entry.attributes, entry.line, entry.place
 
 
 class Source(NamedTuple):
@@ -88,8 +88,9 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
             `records.build` and `archives.locate` raise.
     """
     columns = Columns(image_column, names(caption_columns), split_column, names(attribute_columns), file_pattern)
-    options, problems, notes = Options(delimiter, quoting, encoding), Problems(), []
     sources = _sources(annotations, {"val": val_annotations, "test": test_annotations})
+    several = len(sources) > 1
+    options, problems, notes = Options(delimiter, quoting, encoding), Problems("" if several else sources[0].path), []
     lists = {split: path for split, path in zip(SPLITS, (train_list, val_list, test_list), strict=True) if path}
     held_out = [split for split in ("val", "test") if common.get(f"holdout_{split}")]
     tables_tell = any(source.split for source in sources)
@@ -108,8 +109,10 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
     for source in sources:
         read = (entries_of(source.path, columns, options, problems, notes) if source.path.is_file() else
                 sidecar_entries(source.path, caption_lines, problems, notes))
+        place = ""  # one for all entries of a table
         for entry in read:
-            splits.add(entry._replace(name=f"{source.prefix}{entry.name}"), source)
+            place = place or (f"{entry.place} of '{source.path}'" if several else entry.place)
+            splits.add(entry._replace(name=f"{source.prefix}{entry.name}", place=place), source)
     splits.check(sources[0].path, notes)
     records = _located(splits, images or _directories(sources), columns, (problems, sources[0].path))
     return build(_name(sources[0].path), records, problems=problems, notes=notes, **common)
@@ -128,7 +131,7 @@ class _Splits:
     def __init__(self, column: str, values: dict[str, str], lists: dict[str, str], held_out: Sequence[str]):
         self.images: dict[str, dict[str, Image]] = {split: {} for split in SPLITS}
         self.captions = dict.fromkeys(SPLITS, 0)
-        self.column, self.lists, self.held_out = column, lists, held_out
+        self.column, self.lists, self.held_out, self.values = column, lists, held_out, values
         self.left_out: dict[str, int] = {}
         self.split_of = {value.strip().lower(): split for split in SPLITS
                          for value in (values[split].split("+") if values[split] else SPLIT_NAMES[split])}
@@ -159,7 +162,8 @@ class _Splits:
         """
         for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
             if both := self.images[first].keys() & self.images[second].keys():
-                raise UserError(f"{len(both)} images of '{path}' are in two splits, {first} and {second}, the first is "
+                them = f"images of '{path}' are" if len(both) > 1 else f"image of '{path}' is"
+                raise UserError(f"{len(both)} {them} in two splits, {first} and {second}, the first is "
                                 f"{quoted(min(both))}; put all rows of an image into one.")
         if self.left_out:
             parts = ", ".join(f"{count} of {value or 'no split'}" if self.column else f"{count} {value}"
@@ -168,10 +172,11 @@ class _Splits:
         for split in SPLITS:
             if not self.images[split] and (self.column or self.lists) and split not in self.held_out:
                 where = f"column '{self.column}'" if self.column else "the lists of images"
+                asked = self.values[split] or split
                 values = ", ".join([*(f"{value or 'empty'} ({count} rows)" for value, count in self.left_out.items()),
-                                    *(name for name in SPLITS if self.images[name])])
+                                    *(self.values[name] or name for name in SPLITS if self.images[name])])
                 hold = f" or hold some out of train with data.holdout_{split}" * (split != "train")
-                raise UserError(f"{where} of '{path}' has no image of split '{split}', only of {values or 'none'}; set "
+                raise UserError(f"{where} of '{path}' has no image of split '{asked}', only of {values or 'none'}; set "
                                 f"data.{split}_{'split' if self.column else 'list'}{hold}.")
 
 
@@ -250,7 +255,7 @@ def _located(splits: _Splits, images, columns: Columns, source: tuple[Problems, 
                                      column=columns.image), strict=True))
     first = dict(zip(SPLITS, (0, *np.cumsum([splits.captions[split] for split in SPLITS]).tolist()), strict=False))
     return {split: [Record(located[name], image.captions, [first[split] + number for number in image.numbers],
-                           _attributes(image), image.line)
+                           _attributes(image), image.line, image.place)
                     for name, image in members.items() if located[name] is not None]
             for split, members in splits.images.items()}
 

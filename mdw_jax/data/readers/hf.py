@@ -10,10 +10,10 @@ from pathlib import Path
 from mdw_jax.data.decoding import Encoded, check_length, reason
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems, quoted
-from mdw_jax.data.readers.hf_columns import TURN, Columns, check, found, image_parts, places, root_of
+from mdw_jax.data.readers.hf_columns import TURN, Columns, check, found, image_parts, places, root_of, rows_of
 from mdw_jax.data.readers.hf_source import load
 from mdw_jax.data.readers.sidecar import SPLIT_NAMES, split_called
-from mdw_jax.data.records import Record, build, names, pick, splits_to_read, text
+from mdw_jax.data.records import Record, at_line, build, names, pick, splits_to_read, text
 from mdw_jax.data.tables.cells import captions_in
 from mdw_jax.data.tables.columns import find_split_column
 from mdw_jax.data.tables.entries import STATUS
@@ -46,7 +46,7 @@ def hf(source, *, config: str = "", revision: str = "", cache: str | None = None
     Raises:
         UserError: the source, a split or a column is not there, or what `records.build` raises.
     """
-    name, problems, notes = Path(str(source)).name.split(".")[0], Problems(), []
+    name, problems, notes = Path(str(source)).name.split(".")[0], Problems(source), []
     tables = load(str(source), (config, revision, cache), notes)
     asked = Columns(image_column, names(caption_columns), key_column, names(attribute_columns), split_column)
     columns = found(next(iter(tables.values())), asked, f"'{source}'", notes)
@@ -172,7 +172,7 @@ class _Reader:
     """
 
     def __init__(self, columns: Columns, place: str, directory: Path, problems: Problems, read_as: Counter):
-        self._columns, self._place, self._directory = columns, place, directory
+        self._columns, self._place, self._directory = columns, f"row {{}} of {place}", directory
         self._problems, self._read_as = problems, read_as
 
     def records(self, table, split: str, needed: set[str]) -> Iterator[tuple[str, Record]]:
@@ -182,7 +182,7 @@ class _Reader:
         roots = {root_of(path, table.column_names) for path in paths}
         roots |= {name for name in table.column_names if name == STATUS}
         for batch in table.select_columns(sorted(roots | {columns.image})).with_format("arrow").iter(_BATCH):
-            rows = batch.select(sorted(roots)).to_pylist()
+            rows = rows_of(batch.select(sorted(roots)))
             parts = _split_names(table, columns.split, [row[columns.split] for row in rows]) if columns.split else [
                 split] * len(rows)
             images = (image for chunk in batch.column(columns.image).chunks for image in _readers(chunk, self._directory))
@@ -193,7 +193,7 @@ class _Reader:
 
     def _record(self, row: Mapping, image: partial | None, number: int) -> Record | None:
         """One row; None where it cannot be used, which is counted."""
-        columns, place = self._columns, f"row {number} of {self._place}"
+        columns, place = self._columns, at_line(self._place, number)
         if str(row.get(STATUS)).startswith("failed"):
             self._problems.add("failed download", f"{place} ({row[STATUS]})")
             return None
@@ -219,7 +219,7 @@ class _Reader:
         captions = tuple(caption for column in columns.captions for cell in _cells(row, column)
                          for caption in captions_in(_plain(cell), self._read_as))
         attributes = {column: _first(row, column) for column in columns.attributes}
-        return Record(Encoded(key, image), captions, attributes=attributes, line=number)
+        return Record(Encoded(key, image), captions, attributes=attributes, line=number, place=self._place)
 
 
 def _plain(cell):

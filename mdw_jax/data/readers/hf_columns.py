@@ -177,3 +177,24 @@ def places(array) -> tuple[list, list]:
     if paths is not None and "string" in str(paths.type):
         names = paths.to_pylist()
     return lengths, names
+
+
+def rows_of(batch) -> list[dict]:
+    """The rows of a batch (a table of Arrow); where a text is not in UTF-8, all texts of the batch are bytes."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        import pyarrow  # an optional dependency, of the datasets library
+
+        return batch.cast(pyarrow.schema([field.with_type(_as_bytes(field.type)) for field in batch.schema])).to_pylist()
+
+
+def _as_bytes(kind):
+    """An Arrow type with bytes in the place of text."""
+    import pyarrow
+
+    if fields := _fields(kind):
+        return pyarrow.struct([(name, _as_bytes(inner)) for name, inner in fields.items()])
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        return (pyarrow.list_ if pyarrow.types.is_list(kind) else pyarrow.large_list)(_as_bytes(kind.value_type))
+    return pyarrow.binary() if str(kind) == "string" else pyarrow.large_binary() if str(kind) == "large_string" else kind

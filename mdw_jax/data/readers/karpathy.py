@@ -34,7 +34,7 @@ def karpathy(annotations, images, *, train_split: str = "train+restval", val_spl
         UserError: the annotations are missing, damaged or in another schema (a key missing, repeated sentids), or what
             `records.build` and `archives.locate` raise.
     """
-    problems = Problems()
+    problems = Problems(annotations)
     document = _read_json(annotations)
     wanted = splits_to_read(common, train=train_split, val=val_split, test=test_split)
     entries, notes = _by_split(document, annotations, wanted)

@@ -63,13 +63,10 @@ def webdataset(train_shards, val_shards="", test_shards="", *, cache=None, capti
                             "captions, and name the field of their JSON in data.caption_columns if it is an unusual one.")
         reading.problems.update(problems.counts, problems.first)
     notes = [*reading.notes(), *_failed_downloads(prefixes)]
-    return build(_name(prefixes), records, check=False, problems=reading.problems, notes=notes, **common)
-
-
-def _name(paths: Iterable[str]) -> str:
-    """The directory that holds all shards."""
-    directories = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    return Path(os.path.commonpath(directories)).name or Path(directories[0]).name
+    directory = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in prefixes])
+    reading.problems.source = directory
+    name = Path(directory).name or Path(os.path.abspath(next(iter(prefixes)))).parent.name
+    return build(name, records, check=False, problems=reading.problems, notes=notes, **common)
 
 
 def _shards(split: str, pattern) -> list[str]:
@@ -100,7 +97,7 @@ def shard_paths(pattern) -> list[str]:
         if not path.endswith(".tar"):
             command = unpacking(path)
             raise UserError(f"'{path}' is not a plain .tar file, and no other can be read at random; " + (
-                f"unpack it: {command}" if command else "give only tar files, as in 'DIRECTORY/*.tar'."))
+                f"unpack it with `{command}`." if command else "give only tar files, as in 'DIRECTORY/*.tar'."))
     return paths
 
 
@@ -141,7 +138,8 @@ def _prefixes(paths: Sequence[str]) -> dict[str, str]:
     """
     times = Counter(map(os.path.realpath, paths))
     if doubled := [path for path in dict.fromkeys(paths) if times[os.path.realpath(path)] > 1]:
-        raise UserError(f"{sum(count > 1 for count in times.values())} shards are given more than once, the first is "
+        number = sum(count > 1 for count in times.values())
+        raise UserError(f"{number} {'shards are' if number > 1 else 'shard is'} given more than once, the first is "
                         f"'{doubled[0]}'; give each shard once.")
     parts = {path: Path(os.path.abspath(path)).with_suffix("").parts for path in paths}
     depth = 1

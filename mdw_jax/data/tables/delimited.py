@@ -154,8 +154,10 @@ def rows(lines: Lines, dialect: Dialect, where: str, problems: Problems, joined:
         while len(cells) > len(columns) and not cells[-1].strip():
             cells = cells[:-1]  # a delimiter at the end of the line
         if len(cells) != len(columns):
-            problems.add("broken row", f"line {number} of {where} has {len(cells)} cells for {len(columns)} columns "
-                         f"({listed(columns)}): {quoted((raw or '').strip(), 80)}")
+            what = f"has {len(cells)} cell{'s' * (len(cells) != 1)} for {len(columns)} columns ({listed(columns)})"
+            if not cells:
+                what = "has a quotation mark that is not closed as CSV asks"
+            problems.add("broken row", f"line {number} of {where} {what}: {quoted((raw or '').strip(), 80)}")
             continue
         yield number, dict(zip(columns, cells, strict=True))
 
@@ -173,7 +175,8 @@ def _quoted_cells(lines: Lines, dialect: Dialect, joined: Counter) -> Iterator[t
     """(line, cells, the line or None where a cell goes over several) of CSV.
 
     A mark that opens a cell and is not closed as CSV asks would swallow the lines that follow. Where that happens in a
-    table of two columns the line is taken as it is written, and the lines after it are read anew.
+    table of two columns the line is taken as it is written, and the lines after it are read anew; in another it has no
+    cells.
     """
     pending: deque = deque()
     used: list[tuple[int, str]] = []
@@ -209,7 +212,7 @@ def _quoted_cells(lines: Lines, dialect: Dialect, joined: Counter) -> Iterator[t
             joined["with quotation marks that are not those of CSV: read as they stand"] += 1
             yield number, [head.strip(), tail.strip()], first
         else:
-            yield number, [], f"{first.rstrip()} (a quotation mark is not closed as CSV asks)"
+            yield number, [], first
 
 
 def _swallowed(used: list[tuple[int, str]], dialect: Dialect) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdw_jax.data.problems import Problems
-from mdw_jax.data.records import pick
+from mdw_jax.data.records import at_line, pick
 from mdw_jax.data.tables.cells import FileNames, captions_in
 from mdw_jax.data.tables.columns import find_caption_columns, find_image_column, find_split_column, listed, url_message
 from mdw_jax.data.tables.table import Options, Table, open_table
@@ -34,6 +34,7 @@ class Entry(NamedTuple):
         split: what the split column says; "" without one.
         attributes: {column: value}.
         line: where it stands.
+        place: says so, as in `Table.place`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Entry(NamedTuple):
     split: str
     attributes: dict
     line: int
+    place: str = "line {}"
 
 
 def found_columns(table: Table, columns: Columns, where: str) -> Columns:
@@ -82,11 +84,11 @@ def entries_of(path: Path, columns: Columns, options: Options, problems: Problem
     has_status = STATUS in table.columns
     for line, row in table.rows:
         if has_status and str(row[STATUS]).startswith("failed"):
-            problems.add("failed download", f"row {line} of {where} ({row[STATUS]})")
+            problems.add("failed download", f"{at_line(table.place, line)} of {where} ({row[STATUS]})")
             continue
         name = names.of(_one(row, columns.image, line, where), line)
         if name is None:
-            problems.add("no image", f"row {line} of {where}")
+            problems.add("no image", f"{at_line(table.place, line)} of {where}")
             continue
         if name.startswith(("http://", "https://")):
             raise UserError(url_message(where, columns.image, columns.captions[0]))
@@ -96,7 +98,8 @@ def entries_of(path: Path, columns: Columns, options: Options, problems: Problem
             raise UserError(f"column '{columns.captions[0]}' of {where} has nested values with {listed(nested)}; name one, "
                             f"as in data.caption_columns={columns.captions[0]}/{next(iter(nested))}.")
         split = str(_one(row, columns.split, line, where)) if columns.split else ""
-        yield Entry(name, captions, split, {column: _pick(row, column, line, where) for column in columns.attributes}, line)
+        attributes = {column: _pick(row, column, line, where) for column in columns.attributes}
+        yield Entry(name, captions, split, attributes, line, table.place)
     _note(notes, path, table, (asked, columns), captions_read_as, read_as)
 
 

@@ -39,6 +39,11 @@ class Table(NamedTuple):
     header: bool = True
     read_as: Counter = Counter()
 
+    @property
+    def place(self) -> str:
+        """Where a row is, with "{}" for its number, for messages."""
+        return "line {}" if self.form.startswith(("a table", "JSON lines")) else "row {}"
+
 
 def open_table(path: Path, problems: Problems, options: Options = Options(), columns: Sequence[str] = ()) -> Table:
     """Open a table of captions.
@@ -106,7 +111,9 @@ def _readable(rows: Iterator[tuple[int, dict]], where: str) -> Iterator[tuple[in
 
 def _foreign(start: bytes) -> str:
     """What a file is that cannot be a table, in words; "" if it may be one."""
-    kinds = {b"PK\x03\x04": "a zip file", b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"%PDF": "a PDF",
+    kinds = {b"PK\x03\x04": "a zip file (so are those of Excel)", b"\x89PNG": "a PNG image",
+             b"\xff\xd8\xff": "a JPEG image", b"%PDF": "a PDF",
+             b"\xd0\xcf\x11\xe0": "an Excel (or other Office) file",
              b"SQLite format 3": "an SQLite database", b"\x89HDF": "an HDF5 file", b"\x93NUMPY": "a NumPy array",
              b"\x80\x04": "a pickle, which is never read", b"\x80\x05": "a pickle, which is never read",
              b"\x80\x03": "a pickle, which is never read", b"\x80\x02": "a pickle, which is never read"}

@@ -152,7 +152,8 @@ def test_broken_images_are_an_error_or_counted(images, stream):
     table = _csv(images / "mini.csv", _rows())
     for name in ("2.jpeg", "7.jpeg"):
         (images / name).write_bytes(encoded(1)[:300])
-    with pytest.raises(UserError, match=r"2 broken images \(the first: '2\.jpeg' \(.* set data.on_error=skip"):
+    with pytest.raises(UserError, match=r"mini\.csv' cannot be .* 2 broken images \(the first: '2\.jpeg', line 4 \(.* set "
+                       r"data.on_error=skip"):
         _read(table, stream=stream)
     pairs = _read(table, stream=stream, on_error="skip", max_skipped=0.9)
     assert pairs.skipped == {"broken image": 2}
@@ -179,17 +180,19 @@ def _change(row, **values):
 
 
 @pytest.mark.parametrize("change, settings, message", [
-    (_change(2, caption=" "), {}, r"1 empty caption \('2\.jpeg', line 3\)"),
-    (_change(2, caption=None), {}, r"1 empty caption \('2\.jpeg'"),
+    (_change(2, caption=" "), {}, r"1 empty caption \(caption 1 of '2\.jpeg', whose first is in line 3\)"),
+    (_change(2, caption=None), {}, r"1 empty caption \(caption 1 of '2\.jpeg'"),
+    (_change(11, caption=None), {}, r"1 empty caption \(caption 2 of '2\.jpeg', whose first is in line 3\)"),
+    (_change(0, caption=""), {}, r"mini\.jsonl' cannot be used as it is: 1 empty caption \(caption 1 of '0\.jpeg'"),
     (_change(2, caption=[]), {}, None),  # its other row has one
     (lambda rows: [rows[i].update(caption=[]) for i in (2, 11)], {}, r"1 image without a caption \('2\.jpeg'"),
     (_change(2, image="nowhere.jpeg"), {}, r"1 absent image \('nowhere\.jpeg'"),
     (_change(2, image=["0.jpeg", "1.jpeg"]), {}, r"'image' .* one file name in each row, but row 3 has"),
-    (_change(11, split="val"), {}, r"1 images of .* are in two splits, train and val, the first is '2.jpeg'"),
+    (_change(11, split="val"), {}, r"1 image of .* is in two splits, train and val, the first is '2.jpeg'"),
     (lambda rows: rows[3].pop("caption"), {}, "row 4 .* no column 'caption'; it has image, split"),
     (None, {"split_column": "fold"}, "row 1 .* no column 'fold'"),
     (None, {"attribute_columns": "size"}, "row 1 .* no column 'size'"),
-    (None, {"val_split": "dev"}, r"column 'split' .* no image of split 'val', only of val \(4 rows\), other \(2 rows\), "
+    (None, {"val_split": "dev"}, r"column 'split' .* no image of split 'dev', only of val \(4 rows\), other \(2 rows\), "
      r"train, test; set data.val_split or hold some out of train with data.holdout_val"),
     (None, {"holdout_val": 3, "holdout_test": 1}, "holding out 4 images leaves none of the 4"),
     (None, {"holdout_val": -1}, "hold-outs at least 0, not 16, None, -1 and 0"),
@@ -207,6 +210,14 @@ def test_bad_tables(images, change, settings, message):
         _read(_lines(images / "mini.jsonl", rows), **settings)
 
 
+def test_a_fault_in_one_of_several_tables_names_the_table(images):
+    rows = _rows()
+    rows[11]["caption"] = ""
+    tables = [_csv(images / "a.csv", rows[:9]), _csv(images / "b.csv", rows[9:])]
+    with pytest.raises(UserError, match=r"\(caption 2 of '2\.jpeg', whose first is in line 4 of '.*/a\.csv'\)"):
+        _read(tables)
+
+
 @pytest.mark.parametrize("name, data, message", [
     ("a.txt", b"", "is empty"), ("none.csv", None, "no table '.*none.csv'"),
     ("a.jsonl", b"{", "not readable JSON"), ("a.jsonl", b"[1]\n", "entry 1 of .* is no object but '1'"),
@@ -215,7 +226,8 @@ def test_bad_tables(images, change, settings, message):
     ("a.csv", b"\xff\xfe", "is empty"), ("a.csv", b"image,caption\n0.jpeg,\xff\n", "line 2 of .* is not in UTF-8"),
     ("a.csv", b'image,note,caption\n0.jpeg,,"x\n', r"1 broken row \(line 2 .*quotation mark"),
     ("a.csv.gz", b"\x1f\x8b", "cannot be read"), ("a.csv", b"", "is empty"),
-    ("a.csv", b"image,caption\n", "split 'train' of 'a' has no images"), ("a.csv", b"PK\x03\x04", "is a zip file"),
+    ("a.csv", b"image,caption\n", "split 'train' of '.*a.csv' has no images; check the source"),
+    ("a.csv", b"PK\x03\x04", "is a zip file"),
     ("a.csv", b"<html>", "is an HTML page"), ("a.csv", b"image,caption,image\n", "two columns called 'image'"),
     ("a.csv", b"image\n0.jpeg\n", "without tabs, commas, pipes or semicolons"),
     ("a.json", b'{"a": {"b": 1}}', "JSON object of no known form, with the keys a"),

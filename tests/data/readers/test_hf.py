@@ -335,7 +335,7 @@ def test_broken_images(tmp_path):
     datasets.DatasetDict({"train": _table(rows, image=images), "test": whole}).save_to_disk(str(tmp_path / "mini"))
     settings = {"size": 16, "key_column": "name", "val_split": "test"}
     for stream in (False, True):
-        with pytest.raises(UserError, match=r"1 broken image \('2\.jpg' \("):
+        with pytest.raises(UserError, match=r"1 broken image \('2\.jpg', row 3 of split 'train' of .*mini' \("):
             hf(tmp_path / "mini", stream=stream, **settings)
         assert hf(tmp_path / "mini", stream=stream, on_error="skip", max_skipped=0.5, **settings).skipped == {
             "broken image": 1}
@@ -348,7 +348,7 @@ def test_what_cannot_be_used_is_counted_by_reason(tmp_path, key_column):
               {"bytes": None, "path": "gone.jpg"}, {"bytes": None, "path": "https://images.example/12.jpg"}]
     captions = [*([f"Photo {i}."] for i in range(5)), [None, "Photo 5."], None, ["nan", " "], *[["Photo."]] * 5]
     source = _parquet(tmp_path / "photos.parquet", image=images, caption=captions, name=[f"{n}.jpg" for n in range(13)])
-    with pytest.raises(UserError, match=r"3 images without an image \(the first: row 9 of split 'train' of .*\).*set "
+    with pytest.raises(UserError, match=r"3 samples without an image \(the first: row 9 of split 'train' of .*\).*set "
                        "data.on_error=skip"):
         hf(source, key_column=key_column, **{**HALF, "on_error": "stop"})
     pairs = hf(source, key_column=key_column, **HALF)
@@ -373,6 +373,18 @@ def test_captions_that_are_no_text(tmp_path):
         source = _parquet(tmp_path / "photos.parquet", image=_pictures(range(5)), caption=captions)
         pairs = hf(source, **HALF)
         assert pairs.skipped == {"caption not in Unicode": 1} and "Photo 3 é" in _captions(pairs)
+
+
+@pytest.mark.parametrize("form", [lambda caption: caption, lambda caption: [caption], lambda caption: {"text": caption}],
+                         ids=["text", "a list", "nested"])
+def test_text_that_is_not_in_utf8(tmp_path, form):
+    """A file that says that its column is text, and holds other bytes: only that row is left out."""
+    source = tmp_path / "photos.parquet"
+    captions = [form(caption) for caption in (*(f"Photo {i} é" for i in range(4)), "XXXXXXXXXX")]
+    parquet.write_table(pyarrow.table({"image": _pictures(range(5)), "caption": captions}), source, compression="none")
+    source.write_bytes(source.read_bytes().replace(b"XXXXXXXXXX", b"\xff\xfe" * 5))
+    pairs = hf(source, **HALF)
+    assert pairs.skipped == {"caption not in Unicode": 1} and _captions(pairs) == [f"Photo {i} é" for i in range(4)]
 
 
 def test_output_of_img2dataset(tmp_path):

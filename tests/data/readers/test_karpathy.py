@@ -142,9 +142,9 @@ def _set_sentence(image, sentence, key, value):
 @pytest.mark.parametrize("change, message", [
         (_set(3, "filename", 7), "'filename' of image 3 .* int, not str"),
     (_set(3, "sentences", []), r"1 image without a caption \('3.png'"),
-    (_set_sentence(3, 0, "raw", " \n"), r"1 empty caption \('3.png'"),
-    (_set_sentence(3, 0, "raw", None), r"1 empty caption \('3.png'"),
-    (_set_sentence(3, 0, "raw", True), r"1 broken row \('3.png'"),
+    (_set_sentence(3, 0, "raw", " \n"), r"dataset.json' .*1 empty caption \(caption 1 of '3.png'\)"),
+    (_set_sentence(3, 0, "raw", None), r"dataset.json' .*1 empty caption \(caption 1 of '3.png'\)"),
+    (_set_sentence(3, 0, "raw", True), r"1 broken row \(caption 1 of '3.png'"),
     (_set_sentence(3, 0, "sentid", 104), "1 sentids .* the first is 104"),
     (_set_sentence(3, 0, "sentid", "a"), "'sentid' of a sentence of image 3 .* is 'a', no number"),
     (_set_sentence(3, 0, "sentid", 1.5), "'sentid' of a sentence of image 3 .* float, not int or str"),

@@ -151,7 +151,7 @@ def test_what_cannot_be_used_stops_or_is_left_out_by_policy_also_from_the_index(
                           r"empty caption \('train-001/00023'\)", r"JSON \('00025' of '.*', JSONDecodeError: Expecting",
                           "data.on_error=skip"):
                 assert re.search(words, str(stopped.value)), words
-            with pytest.raises(UserError, match=r"6 of 16 images of 'mini' cannot be used \(37.5 %\).*max_skipped"):
+            with pytest.raises(UserError, match=r"6 of 16 images of '.*mini' cannot be used \(37.5 %\).*max_skipped"):
                 _read(shards, on_error="skip", **where)
             assert _read(shards, **SKIP, **where).skipped == BROKEN
     assert len(list((tmp_path / "cache").iterdir())) == 4
@@ -449,8 +449,8 @@ def test_patterns(tmp_path):
     ({"train_shards": "pipe:cat x.tar"}, "not a local file"),
     ({"train_shards": ""}, "no shards are given for split 'train'; set train_shards"),
     ({"val_shards": ""}, "no shards are given for split 'val'; set val_shards or holdout_val"),
-    ({"val_shards": "{dir}/train-000.tar"}, "1 shards are given more than once, the first is '.*/train-000.tar'"),
-    ({"val_shards": "{dir}/link.tar"}, "1 shards are given more than once"),
+    ({"val_shards": "{dir}/train-000.tar"}, "^1 shard is given more than once, the first is '.*/train-000.tar'"),
+    ({"val_shards": "{dir}/link.tar"}, "^1 shard is given more than once"),
     ({"caption_columns": "alt"}, r"no sample of .*train.* can be used \(7 images without a caption \(the first: '00000' "
                                  "of '.*train-000.tar', which has .jpg, .txt, .json and in its JSON caption, url"),
     ({"val_shards": "{dir}/empty.tar"}, r"no sample of '.*empty.tar' can be used \(they are empty\)"),
@@ -461,8 +461,8 @@ def test_patterns(tmp_path):
     ({"val_shards": "{dir}/damaged.tar"}, "damaged.tar' is not a readable tar file"),
     ({"val_shards": "{dir}/text.tar"}, "'.*text.tar' is not a readable tar file"),
     ({"val_shards": "{dir}/zipped.tar.gz"}, "'.*zipped.tar.gz' is not a plain .tar file.*gunzip -c '.*/zipped.tar.gz' > "
-                                            "'.*/zipped.tar'$"),
-    ({"val_shards": "{dir}/packed"}, "packed/x.tgz' is not a plain .tar file.*gunzip -c '.*/x.tgz' > '.*/x.tar'$"),
+                                            "'.*/zipped.tar'`.$"),
+    ({"val_shards": "{dir}/packed"}, "packed/x.tgz' is not a plain .tar file.*gunzip -c '.*/x.tgz' > '.*/x.tar'`.$"),
     ({"val_shards": "{dir}/zipped.tar"}, "zipped.tar' is compressed.*gunzip -c '.*/zipped.tar' > '.*zipped-unpacked.tar'"),
     ({"val_shards": "{dir}/0.parquet"}, "0.parquet' is not a plain .tar file.*give only tar files"),
 ])
