@@ -29,7 +29,8 @@ _WORDS = {"no image": ("sample", "without an image"), "no caption": ("image", "w
 LONGEST_CAPTION = 100_000
 """Characters; more is a broken file or an attack, and would hold up every tokenizer."""
 # What programs write where there is no caption. (pandas reads the same words as missing.)
-MISSING = frozenset(("nan", "none", "null", "n/a", "<na>", "na", "#n/a", "nat", "undefined"))
+MISSING = frozenset(("nan", "none", "null", "n/a", "<na>", "na", "#n/a", "nat", "undefined", "\\n",
+                     "[null]", "#name?", "#ref!", "#value!", "(null)"))
 
 
 def caption_problem(caption) -> str | None:

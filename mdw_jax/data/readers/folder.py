@@ -113,7 +113,7 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
         for entry in read:
             place = place or (f"{entry.place} of '{source.path}'" if several else entry.place)
             splits.add(entry._replace(name=f"{source.prefix}{entry.name}", place=place), source)
-    splits.check(sources[0].path, notes)
+    splits.check(sources[0].path, notes, problems)
     records = _located(splits, images or _directories(sources), columns, (problems, sources[0].path))
     return build(_name(sources[0].path), records, problems=problems, notes=notes, **common)
 
@@ -154,7 +154,7 @@ class _Splits:
         image.numbers += range(self.captions[split], self.captions[split] + len(entry.captions))
         self.captions[split] += len(entry.captions)
 
-    def check(self, path: Path, notes: list[str]) -> None:
+    def check(self, path: Path, notes: list[str], problems: Problems) -> None:
         """Say what was left out.
 
         Raises:
@@ -176,7 +176,8 @@ class _Splits:
                 values = ", ".join([*(f"{value or 'empty'} ({count} rows)" for value, count in self.left_out.items()),
                                     *(self.values[name] or name for name in SPLITS if self.images[name])])
                 hold = f" or hold some out of train with data.holdout_{split}" * (split != "train")
-                raise UserError(f"{where} of '{path}' has no image of split '{asked}', only of {values or 'none'}; set "
+                lost = f" that can be used ({problems})" if problems.counts else ""
+                raise UserError(f"{where} of '{path}' has no image of split '{asked}'{lost}, only of {values or 'none'}; set "
                                 f"data.{split}_{'split' if self.column else 'list'}{hold}.")
 
 

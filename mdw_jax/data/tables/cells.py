@@ -1,17 +1,27 @@
 """Values of cells: the captions that one holds, the file name that one stands for."""
 
 import ast
+import csv
 import json
+import math
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from mdw_jax.data.problems import quoted
 from mdw_jax.errors import UserError
 
 LIST = "written as lists in one cell: read as several captions each"
 TURNS = "in the form of conversations: the answers were read"
+BRACKETS = "in brackets that are no list: read as they stand"
+_OPENING = {"[": "]", "(": ")", "{": "}"}
+_STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_LITERAL = re.compile(_STRING)
+_NUMPY = re.compile(rf"\[\s*{_STRING}(?:\s+{_STRING})+\s*\]")
+_POSTGRES = re.compile(r"""\{"(?:[^"\\]|\\.)*"(?:,"(?:[^"\\]|\\.)*")*\}""")
 NUMBERED = "with the number of a caption behind it (a.jpg#0): read without it"
 _NUMBER = re.compile(r"#\d+$")
+_FLOAT = re.compile(r"\d+\.0")
 _PLACE = re.compile(r"\{(?::0?(\d+)d)?\}")
 
 
@@ -26,31 +36,52 @@ def captions_in(value, read_as: Counter) -> list:
         read_as: counts cells by how they were read, where that is not plain.
     """
     if isinstance(value, str):
-        if value[:1] == "[" and value.rstrip()[-1:] == "]" and (listed := _written_list(value)) is not None:
-            read_as[LIST] += 1
-            return listed
+        text = value.strip()
+        if text[:1] in _OPENING and text[-1:] == _OPENING[text[:1]]:
+            if (found := _written_list(text)) is not None:
+                read_as[LIST] += 1
+                return [caption for member in found for caption in captions_in(member, read_as)]
+            read_as[BRACKETS] += 1
         return [value]
-    if isinstance(value, dict) and {"from", "value"} <= set(value):
+    if isinstance(value, dict):
         value = [value]
     if isinstance(value, (list, tuple)):
-        if value and all(isinstance(turn, dict) and {"from", "value"} <= set(turn) for turn in value):
+        if value and all(isinstance(turn, dict) for turn in value) and (answers := _answers(value)) is not None:
             read_as[TURNS] += 1
-            return [turn["value"] for turn in value if turn["from"] not in ("human", "user", "system")]
-        return [caption for member in value for caption in captions_in(member, read_as)]
-    if isinstance(value, dict):
-        return [value]
+            return answers
+        return [caption for member in value for caption in (
+            [member] if isinstance(member, dict) else captions_in(member, read_as))]
     return [value]
 
 
+def _answers(turns: Sequence[Mapping]) -> list | None:
+    """What the model says in a conversation, as LLaVA, ShareGPT, the chat APIs and the Cauldron write it; None: no such."""
+    for speaker, said in (("from", "value"), ("role", "content")):
+        if all({speaker, said} <= set(turn) for turn in turns):
+            return [turn[said] for turn in turns if turn[speaker] not in ("human", "user", "system")]
+    if all("assistant" in turn for turn in turns):
+        return [turn["assistant"] for turn in turns]
+    return None
+
+
 def _written_list(text: str) -> list | None:
-    """The list of texts that a text spells; None if it spells something else."""
-    for parse in (json.loads, ast.literal_eval):
+    """The list of texts that a text spells, as JSON, Python, numpy or Postgres write it; None if it spells something else.
+
+    Missing values in it stay, as None; a dict stays a dict.
+    """
+    if _NUMPY.fullmatch(text):  # ['one' 'two']: Python would take these for one text
+        return [ast.literal_eval(literal) for literal in _LITERAL.findall(text)]
+    if text[:1] == "{" and _POSTGRES.fullmatch(text):
+        return next(csv.reader([text[1:-1]], escapechar="\\"))
+    for parse in (json.loads, lambda written: ast.literal_eval(re.sub(r"\bnan\b(?=\s*[,\])])", "None", written))):
         try:
             value = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(value, list) and value and all(isinstance(member, str) for member in value):
-            return value
+        if isinstance(value, dict):
+            return [value]
+        if isinstance(value, (list, tuple)) and all(member is None or isinstance(member, str) for member in value):
+            return list(value)
     return None
 
 
@@ -91,15 +122,17 @@ class FileNames:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise UserError(f"column '{self._column}' of {self._where} must hold one file name in each row, but row {line} "
                             f"has {quoted(repr(value), 80)}; name another data.image_column.")
-        if isinstance(value, float):
-            value = int(value) if value == int(value) else value
+        if isinstance(value, float) and math.isfinite(value) and value == int(value):
+            value = int(value)  # as pandas writes a column of numbers with a gap
+        elif isinstance(value, str) and (self._digits or not self._plain) and _FLOAT.fullmatch(value.strip()):
+            value = value.strip()[:-2]
         if self._plain and not isinstance(value, str):
             raise UserError(f"column '{self._column}' of {self._where} holds numbers, such as {value} in row {line}; say "
                             "how files are called after them, as with data.file_pattern='{:012d}.jpg' or '{}.jpg'.")
         if self._digits:
             try:
                 value = f"{int(value):0{self._digits}d}"
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise UserError(f"column '{self._column}' of {self._where} has {quoted(str(value), 80)} in row {line}, "
                                 "which is no number for data.file_pattern; write {} in it instead.") from None
         name = str(value).strip()

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from mdw_jax.errors import UserError
 
 # In the order in which one is taken where a table has several. To add a name, add it here.
-IMAGE_COLUMNS = ("image", "file_name", "filename", "image_name", "image_file", "image_path", "img_path", "filepath",
-                 "file_path", "file", "path", "img", "picture", "photo", "image_id", "img_id", "jpg", "key", "id")
+IMAGE_COLUMNS = ("image", "images", "file_name", "filename", "image_name", "image_file", "image_path", "img_path",
+                 "filepath", "file_path", "file", "path", "img", "picture", "photo", "image_id", "img_id", "jpg",
+                 "key", "id")
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "comment", "raw", "title", "sentence", "sentences",
-                   "description", "alt_text", "alttext", "alt", "txt", "conversations")
-SPLIT_COLUMNS = ("split",)
+                   "description", "alt_text", "alttext", "alt", "txt", "conversations", "messages",
+                   "caption_str")
+SPLIT_COLUMNS = ("split", "subset")
 URL_COLUMNS = ("url", "image_url", "img_url")
-_NUMBERED = re.compile(r"(caption|text|sentence|comment)s?[_ ]?\d+")
+_NUMBERED = re.compile(r"(caption|text|sentence|comment)s?[_ .]?\d+")
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|ppm)(#\d+)?\"?$", re.IGNORECASE)
 
 
@@ -43,8 +45,9 @@ def find_caption_columns(columns: Sequence[str], where: str) -> tuple[str, ...]:
         UserError: no column has such a name.
     """
     if (found := _first(columns, CAPTION_COLUMNS)) is not None:
-        return (found,)
-    if numbered := tuple(column for column in columns if _NUMBERED.fullmatch(column.lower())):
+        name = re.escape(_plain(found))  # "caption", "caption_2", or pandas' "caption.1"
+        return (found, *(column for column in columns if re.fullmatch(rf"{name}[_ .]?\d+", _plain(column))))
+    if numbered := tuple(column for column in columns if _NUMBERED.fullmatch(_plain(column))):
         return numbered
     raise UserError(f"no column of {where} is called caption, text or the like; it has {listed(columns)}: set "
                     "data.caption_columns.")
@@ -58,8 +61,8 @@ def find_split_column(columns: Sequence[str]) -> str:
 def knows(columns: Iterable[str]) -> bool:
     """Whether any of these cells is a name that columns have: then they are the header of a table."""
     known = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, *SPLIT_COLUMNS, *URL_COLUMNS}
-    return any(cell.strip().strip('"').lower() in known or _NUMBERED.fullmatch(cell.strip().strip('"').lower())
-               for cell in columns)
+    names = [_plain(cell.strip().strip('"')) for cell in columns]
+    return any(name in known or _NUMBERED.fullmatch(name) for name in names)
 
 
 def url_message(where: str, url: str = "url", caption: str = "caption") -> str:
@@ -75,6 +78,11 @@ def listed(columns: Iterable[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def _plain(column) -> str:
+    """A column's name as those in the lists above are written."""
+    return re.sub(r"[ -]", "_", str(column).strip().lower())
+
+
 def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    by_name = {str(column).strip().lower(): column for column in reversed(columns)}
+    by_name = {_plain(column): column for column in reversed(columns)}
     return next((by_name[name] for name in names if name in by_name), None)

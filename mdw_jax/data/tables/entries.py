@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mdw_jax.data.problems import Problems
+from mdw_jax.data.problems import Problems, caption_problem
 from mdw_jax.data.records import at_line, pick
 from mdw_jax.data.tables.cells import FileNames, captions_in
 from mdw_jax.data.tables.columns import find_caption_columns, find_image_column, find_split_column, listed, url_message
@@ -56,9 +56,9 @@ def found_columns(table: Table, columns: Columns, where: str) -> Columns:
     captions = columns.captions or find_caption_columns([name for name in names if name != image], where)
     split = columns.split
     for name in (image, *captions, *columns.attributes, *([split] if split else [])):
-        # JSON rows may differ, and columns may be paths: those are looked up row by row.
-        if name not in names and "/" not in name and not table.form.startswith(("JSON", "a JSON")):
-            raise UserError(f"{where} has no column '{name}'; it has {listed(names)}.")
+        if name not in names and "/" not in name:  # paths are looked up row by row
+            holder = f"row 1 of {where}" if "JSON" in table.form else where
+            raise UserError(f"{holder} has no column '{name}'; it has {listed(names)}.")
     return columns._replace(image=image, captions=tuple(captions))
 
 
@@ -86,14 +86,19 @@ def entries_of(path: Path, columns: Columns, options: Options, problems: Problem
         if has_status and str(row[STATUS]).startswith("failed"):
             problems.add("failed download", f"{at_line(table.place, line)} of {where} ({row[STATUS]})")
             continue
-        name = names.of(_one(row, columns.image, line, where), line)
+        try:
+            name = names.of(_one(row, columns.image, line, where), line)
+            captions = _captions(row, columns, (line, where), captions_read_as)
+            split = str(_one(row, columns.split, line, where)) if columns.split else ""
+            attributes = {column: _pick(row, column, line, where) for column in columns.attributes}
+        except _NoColumn as error:
+            problems.add("broken row", str(error))
+            continue
         if name is None:
             problems.add("no image", f"{at_line(table.place, line)} of {where}")
             continue
         if name.startswith(("http://", "https://")):
             raise UserError(url_message(where, columns.image, columns.captions[0]))
-        captions = [caption for column in columns.captions for value in _pick(row, column, line, where)
-                    for caption in captions_in(value, captions_read_as)]
         if nested := next((caption for caption in captions if isinstance(caption, dict)), None):
             raise UserError(f"column '{columns.captions[0]}' of {where} has nested values with {listed(nested)}; name one, "
                             f"as in data.caption_columns={columns.captions[0]}/{next(iter(nested))}.")
@@ -101,6 +106,19 @@ def entries_of(path: Path, columns: Columns, options: Options, problems: Problem
         attributes = {column: _pick(row, column, line, where) for column in columns.attributes}
         yield Entry(name, captions, split, attributes, line, table.place)
     _note(notes, path, table, (asked, columns), captions_read_as, read_as)
+
+
+class _NoColumn(Exception):
+    """A row has not all columns."""
+
+
+def _captions(row: dict, columns: Columns, place: tuple[int, str], read_as: Counter) -> list:
+    """The captions of a row; of several columns those that are filled, if any is."""
+    captions = [caption for column in columns.captions for value in _pick(row, column, *place)
+                for caption in captions_in(value, read_as)]
+    if len(columns.captions) > 1:
+        return [caption for caption in captions if caption_problem(caption) != "empty caption"] or captions
+    return captions
 
 
 def _note(notes: list[str], path: Path, table: Table, columns: tuple[Columns, Columns], captions: Counter,
@@ -129,4 +147,4 @@ def _pick(row: dict, column: str, line: int, where: str) -> Sequence:
     try:
         return pick(row, column)
     except KeyError:
-        raise UserError(f"row {line} of {where} has no column '{column}'; it has {listed(row)}.") from None
+        raise _NoColumn(f"row {line} of {where} has no column '{column}'; it has {listed(row)}") from None

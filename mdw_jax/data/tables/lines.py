@@ -55,8 +55,9 @@ def lines_of(path: Path, encoding: str = "", where: str = "") -> Iterator[tuple[
         file.seek(0)
         if not encoding and start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             encoding = "utf-16"
-        if encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32")):
-            yield from _wide_lines(file, encoding, where)
+        wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
+        if wide or _ends_in_returns(file):
+            yield from _wide_lines(file, encoding or "utf-8-sig", where)
             return
         encoding = encoding or "utf-8"
         for number in itertools.count(1):
@@ -74,6 +75,13 @@ def lines_of(path: Path, encoding: str = "", where: str = "") -> Iterator[tuple[
                     f"line {number} of {where} is not in {encoding.upper()} (byte 0x{raw[error.start]:02x} at its place "
                     f"{error.start + 1}); if it is in another encoding, name it: data.encoding=latin-1, cp1252, gbk, ..."
                 ) from None
+
+
+def _ends_in_returns(file: IO[bytes]) -> bool:
+    """Whether lines end as they did on old Macs, where Excel still can: by carriage returns alone."""
+    sample = file.read(_SAMPLE)
+    file.seek(0)
+    return b"\r" in sample and b"\n" not in sample
 
 
 def _wide_lines(file: IO[bytes], encoding: str, where: str) -> Iterator[tuple[int, str]]:
