@@ -64,6 +64,10 @@ def detect(paths: Sequence[str | os.PathLike]) -> Detection:
     if len(given) == 1 and directories and (found := _of_directory(directories[0])):
         return found
     shards = [path for path in given if path.name.endswith(_SHARD_ENDS) or (path.is_dir() and any(path.glob("*.tar")))]
+    if len(given) == 1 and given[0].suffix in (".parquet", ".arrow") and _holds_images(given[0]):
+        column, has = _hf_splits(given)
+        return Detection("a Parquet or Arrow file with the images in it", "hf",
+                         {"source": str(given[0]), **({"split_column": column} if column else {})}, has)
     if shards:
         if others := [path for path in given if path not in shards]:
             raise UserError(f"'{shards[0]}' is of tar shards, and '{others[0]}' is not; give the shards alone.")
@@ -96,8 +100,9 @@ def _of_directory(root: Path) -> Detection | None:
     directories = split_directories(root)
     if shards := [path for path in directories.values() if any(path.glob("*.tar"))]:
         return _of_shards(shards)
-    if any(root.glob("*.tar")):
-        return _of_shards([root])
+    if tars := sorted(root.rglob("*.tar")):
+        flat = {path.parent for path in tars} == {root} and not any(map(_split_in, tars))
+        return _of_shards([root] if flat else tars)
     if with_images := [path for path in _walk(root) if _holds_images(path)]:
         parents = {path.parent for path in with_images}
         source = str(parents.pop() if len(parents) == 1 else root)

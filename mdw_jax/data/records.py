@@ -79,6 +79,8 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
                         f"{holdout_val} and {holdout_test} (near_duplicates: {near_duplicates}).")
     problems, notes, decoder = problems or Problems(), list(notes), decoder or rgb(size)
     splits = _usable(records, problems)
+    if on_error == "stop":  # before anything is decoded
+        problems.settle(name, 0, 0, on_error, max_skipped)
     with ThreadPoolExecutor(threads()) as pool:
         if (holdout_val or holdout_test) and splits["train"]:
             train = splits["train"]

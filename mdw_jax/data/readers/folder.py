@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,6 @@ from mdw_jax.data.archives import locate
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.readers.sidecar import (
-    SPLIT_NAMES,
     metadata_of,
     sidecar_entries,
     split_called,
@@ -21,7 +21,7 @@ from mdw_jax.data.readers.sidecar import (
 )
 from mdw_jax.data.records import SPLITS, Record, build, names
 from mdw_jax.data.tables.cells import NUMBERED, FileNames
-from mdw_jax.data.tables.columns import find_split_column
+from mdw_jax.data.tables.columns import SPLIT_NAMES, find_split_column
 from mdw_jax.data.tables.entries import Columns, Entry, entries_of
 from mdw_jax.data.tables.lines import lines_of
 from mdw_jax.data.tables.table import Options, open_table
@@ -106,6 +106,7 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
         raise UserError(f"data.{next(split for split in SPLITS if split_names[split])}_split names a value of "
                         "data.split_column, which is not set; set it, or leave the names of splits out.")
     splits = _Splits(columns.split, split_names, _read_lists(lists, file_pattern, options), held_out)
+    notes += _unread(sources)
     for source in sources:
         read = (entries_of(source.path, columns, options, problems, notes) if source.path.is_file() else
                 sidecar_entries(source.path, caption_lines, problems, notes))
@@ -114,7 +115,7 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
             place = place or (f"{entry.place} of '{source.path}'" if several else entry.place)
             splits.add(entry._replace(name=f"{source.prefix}{entry.name}", place=place), source)
     splits.check(sources[0].path, notes, problems)
-    records = _located(splits, images or _directories(sources), columns, (problems, sources[0].path))
+    records = _located(splits, images or _directories(sources), columns, (problems, notes, sources[0].path))
     return build(_name(sources[0].path), records, problems=problems, notes=notes, **common)
 
 
@@ -177,8 +178,8 @@ class _Splits:
                                     *(self.values[name] or name for name in SPLITS if self.images[name])])
                 hold = f" or hold some out of train with data.holdout_{split}" * (split != "train")
                 lost = f" that can be used ({problems})" if problems.counts else ""
-                raise UserError(f"{where} of '{path}' has no image of split '{asked}'{lost}, only of {values or 'none'}; set "
-                                f"data.{split}_{'split' if self.column else 'list'}{hold}.")
+                raise UserError(f"{where} of '{path}' has no image of split '{asked}'{lost}, only of {values or 'none'}; "
+                                f"set data.{split}_{'split' if self.column else 'list'}{hold}.")
 
 
 def _sources(annotations, others: dict[str, object]) -> list[Source]:
@@ -220,8 +221,20 @@ def _of_path(path: Path) -> Iterator[Source]:
     elif "train" in directories:
         for split, directory in directories.items():
             yield Source(metadata_of(directory) or directory, split, f"{directory.name}/")
+    elif parts := sorted(part for part in path.iterdir() if part.name.startswith("part-")):
+        yield from (Source(part) for part in parts if part.stat().st_size)  # as Spark writes a table
     else:
         yield Source(path)
+
+
+def _unread(sources: Sequence[Source]) -> list[str]:
+    """What lies beside the directories of splits and is not read, in a sentence."""
+    if not sources[0].prefix:
+        return []
+    root, read = _directories(sources)[0], {source.prefix.rstrip("/") for source in sources}
+    others = [entry.name for entry in sorted(Path(root).iterdir())
+              if entry.is_dir() and entry.name not in read and not entry.name.startswith(".")]
+    return [f"directories beside those of the splits are not read: {', '.join(others)}."] * bool(others)
 
 
 def _directories(sources: Sequence[Source]) -> list[str]:
@@ -248,12 +261,22 @@ def _read_lists(lists: dict[str, str], pattern: str, options: Options) -> dict[s
     return split_of
 
 
-def _located(splits: _Splits, images, columns: Columns, source: tuple[Problems, Path]) -> dict[str, list[Record]]:
+def _located(splits: _Splits, images, columns: Columns, source: tuple[Problems, list[str], Path]
+             ) -> dict[str, list[Record]]:
     """The records of each split; images that are absent are problems."""
-    problems, path = source
+    problems, notes, path = source
     files = list(dict.fromkeys(name for members in splits.images.values() for name in members))
-    located = dict(zip(files, locate([[file] for file in files], images, problems, table=str(path),
-                                     column=columns.image), strict=True))
+    place = {"table": str(path), "column": columns.image}
+    located = dict(zip(files, locate([[file] for file in files], images, Problems(), **place), strict=True))
+    bare = {file: re.split(r"[/\\\\]", file)[-1] for file in files}
+    absent = [file for file in files if located[file] is None]
+    # Tables often have the directories of another machine. Names that two images share would lead to one of them.
+    by_name = len(set(bare.values())) == len(files)
+    again = locate([[file, *([bare[file]] if by_name else [])] for file in absent], images, problems, **place)
+    located |= zip(absent, again, strict=True)
+    if found := sum(image is not None for image in again):
+        notes.append(f"{found} image{'s' * (found != 1)} of '{path.name}' were found by the names of their files alone, "
+                     f"without the directories before them (such as '{absent[0][:-len(bare[absent[0]])]}').")
     first = dict(zip(SPLITS, (0, *np.cumsum([splits.captions[split] for split in SPLITS]).tolist()), strict=False))
     return {split: [Record(located[name], image.captions, [first[split] + number for number in image.numbers],
                            _attributes(image), image.line, image.place)

@@ -10,12 +10,12 @@ from pathlib import Path
 from mdw_jax.data.decoding import Encoded, check_length, reason
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems, quoted
-from mdw_jax.data.readers.hf_columns import TURN, Columns, check, found, image_parts, places, root_of, rows_of
+from mdw_jax.data.readers.hf_columns import TURNS, Columns, check, found, image_parts, places, root_of, rows_of
 from mdw_jax.data.readers.hf_source import load
-from mdw_jax.data.readers.sidecar import SPLIT_NAMES, split_called
+from mdw_jax.data.readers.sidecar import split_called
 from mdw_jax.data.records import Record, at_line, build, names, pick, splits_to_read, text
 from mdw_jax.data.tables.cells import captions_in
-from mdw_jax.data.tables.columns import find_split_column
+from mdw_jax.data.tables.columns import SPLIT_NAMES, find_split_column
 from mdw_jax.data.tables.entries import STATUS
 from mdw_jax.errors import UserError
 
@@ -41,7 +41,7 @@ def hf(source, *, config: str = "", revision: str = "", cache: str | None = None
         split_column: holds the split of each row; all splits of the source are then read together. "": the splits are
             those of the source.
         train_split, val_split, test_split: the names of splits, in the source or in `split_column`; "train+restval"
-            joins two. "": those that are usual (`sidecar.SPLIT_NAMES`; of a column with restval as train).
+            joins two. "": those that are usual (`tables.columns.SPLIT_NAMES`; of a column with restval as train).
         common: see `records.build`.
     Raises:
         UserError: the source, a split or a column is not there, or what `records.build` raises.
@@ -228,8 +228,9 @@ def _plain(cell):
         return cell.decode(errors="surrogateescape")
     if isinstance(cell, list):
         return [_plain(member) for member in cell]
-    if isinstance(cell, Mapping) and set(cell) >= TURN and isinstance(cell["from"], list):
-        return [{"from": who, "value": value} for who, value in zip(cell["from"], cell["value"])]
+    if isinstance(cell, Mapping) and any(set(cell) >= turn for turn in TURNS) and all(
+            isinstance(values, list) for values in cell.values()):
+        return [dict(zip(cell, turn)) for turn in zip(*cell.values())]
     return cell
 
 

@@ -14,7 +14,9 @@ from mdw_jax.data.tables.columns import (
 from mdw_jax.errors import UserError
 
 _SAMPLE = 1000  # rows in which the first cell that is not empty is looked for
-TURN = {"from", "value"}  # the fields of a conversation's turn (LLaVA), which `cells.captions_in` reads
+TURN = {"from", "value"}
+# Fields of the turns of a conversation (LLaVA; chat APIs; the Cauldron), which `cells.captions_in` reads.
+TURNS = (TURN, {"role", "content"}, {"user", "assistant"})
 
 
 class Columns(NamedTuple):
@@ -102,7 +104,7 @@ def check(table, columns: Columns, where: str) -> None:
 
 def _check_captions(path: str, leaf, where: str) -> None:
     fields = _fields(leaf)
-    if fields and not set(fields) >= TURN:
+    if fields and not any(set(fields) >= turn for turn in TURNS):
         raise UserError(f"column '{path}' of {where} has nested values with {listed(fields)}; name one, as in "
                         f"data.caption_columns={_into(path, leaf)}.")
     if not fields and not _holds_text(leaf):
@@ -134,7 +136,7 @@ def _into(column: str, kind) -> str:
     """The column, or the path to what its nested values call a caption."""
     leaf, _ = _at(kind, "")
     fields = _fields(leaf)
-    if not fields or set(fields) >= TURN:
+    if not fields or any(set(fields) >= turn for turn in TURNS):
         return column
     known = [name for name in CAPTION_COLUMNS if name in fields]
     return f"{column}/{(known or list(fields))[0]}"

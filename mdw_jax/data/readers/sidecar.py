@@ -1,21 +1,20 @@
 """Directories without a table: `x.jpg` beside `x.txt`, as img2dataset and the trainers of diffusion models have them."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mdw_jax.data.caption_lines import captions_of, check_mode, find_mode, lines_of, several_lines
 from mdw_jax.data.problems import Problems, quoted
-from mdw_jax.data.tables.columns import is_image_file
+from mdw_jax.data.tables.columns import SPLIT_NAMES, is_image_file
 from mdw_jax.data.tables.entries import Entry
 from mdw_jax.errors import UserError
 
 TEXTS = (".txt", ".caption", ".cap")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 """Tables that lie in the directory of their images, as the `datasets` library has them."""
-SPLIT_NAMES = {"train": ("train", "training", "restval"), "val": ("val", "validation", "valid", "dev"),
-               "test": ("test", "testing")}
-"""What data sets call their splits, in columns and directories."""
+_NO_TEXT = re.compile(r"readme|licen[sc]e|nshards|requirements", re.IGNORECASE)
 _LARGEST_TEXT = 2**20
 
 
@@ -29,7 +28,10 @@ def split_directories(directory: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for child in sorted(path for path in directory.iterdir() if path.is_dir()):
         if split := split_called(child.name):
-            found.setdefault(split, child)
+            if split in found:
+                raise UserError(f"'{found[split].name}' and '{child.name}' in '{directory}' are both called as "
+                                f"split '{split}' is; leave one.")
+            found[split] = child
     return found
 
 
@@ -84,14 +86,20 @@ def _files(directory: Path) -> tuple[dict[str, str], dict[str, Path]]:
     images: dict[str, str] = {}
     texts: dict[str, Path] = {}
     for parent, _, files in sorted(os.walk(directory)):
-        for file in sorted(file for file in files if not file.startswith("._")):
+        if any(part.startswith(".") for part in Path(parent).relative_to(directory).parts):
+            continue  # caches, checkpoints of notebooks
+        for file in sorted(file for file in files if not file.startswith(".") and not _NO_TEXT.match(file)):
             path = Path(parent) / file
             stem = str(path.with_suffix(""))
+            if path.suffix.lower() in TEXTS and is_image_file(stem):
+                stem = str(Path(stem).with_suffix(""))  # x.jpg.txt
             if is_image_file(file):
                 if stem in images:
                     raise UserError(f"'{images[stem]}' and '{path.name}' in '{parent}' have one text between them; rename "
                                     "one.")
                 images[stem] = path.relative_to(directory).as_posix()
             elif path.suffix.lower() in TEXTS:
-                texts.setdefault(stem, path)
+                if stem in texts:
+                    raise UserError(f"'{texts[stem]}' and '{path.name}' are both texts of one image; leave one.")
+                texts[stem] = path
     return images, texts

@@ -11,10 +11,9 @@ from mdw_jax.data.decoding import Encoded, reason
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems
 from mdw_jax.data.readers.hf_columns import Columns, root_of
-from mdw_jax.data.readers.sidecar import SPLIT_NAMES
 from mdw_jax.data.records import Record, build, names, pick, splits_to_read, text
 from mdw_jax.data.tables.cells import captions_in
-from mdw_jax.data.tables.columns import CAPTION_COLUMNS, find_caption_columns, find_image_column, listed
+from mdw_jax.data.tables.columns import CAPTION_COLUMNS, SPLIT_NAMES, find_caption_columns, find_image_column, listed
 from mdw_jax.errors import UserError
 
 
@@ -34,7 +33,7 @@ def tfds(source, *, data_dir: str | None = None, image_column: str = "", caption
             digest of its bytes.
         attribute_columns: kept in `Split.attributes`.
         train_split, val_split, test_split: TFDS split expressions, such as "train+restval" or "train[:90%]". "": the
-            usual names (`sidecar.SPLIT_NAMES`).
+            usual names (`tables.columns.SPLIT_NAMES`).
         common: see `records.build`.
     Raises:
         UserError: the data set, a split or a feature is not there, or what `records.build` raises.

@@ -14,6 +14,9 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "comment", "raw", "ti
                    "caption_str")
 SPLIT_COLUMNS = ("split", "subset")
 URL_COLUMNS = ("url", "image_url", "img_url")
+SPLIT_NAMES = {"train": ("train", "training", "restval"), "val": ("val", "validation", "valid", "dev"),
+               "test": ("test", "testing")}
+"""What data sets call their splits, in columns and directories."""
 _NUMBERED = re.compile(r"(caption|text|sentence|comment)s?[_ .]?\d+")
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|ppm)(#\d+)?\"?$", re.IGNORECASE)
 

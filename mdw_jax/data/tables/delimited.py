@@ -88,7 +88,7 @@ def find_dialect(lines: Lines, where: str, delimiter: str = "", quoting: str = "
                         "semicolons to tell an image from its caption; set data.delimiter, or give a table of images and "
                         "captions.")
     cells = [cell.strip() for cell in _cells(first, delimiter) or first.split(delimiter)]
-    header = knows(cells) or not any(map(_names_an_image, cells))
+    header = not any(map(_names_an_image, cells))
     evidence = _Evidence(delimiter, len(cells) if header else 2)
     for _, line in lines:
         evidence.see(line)

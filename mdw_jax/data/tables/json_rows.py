@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mdw_jax.data.problems import Problems, quoted
-from mdw_jax.data.tables.columns import is_image_file, listed
+from mdw_jax.data.tables.columns import SPLIT_NAMES, is_image_file, knows, listed
 from mdw_jax.data.tables.lines import lines_of, open_bytes
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import parse_json
@@ -20,16 +20,20 @@ LARGEST_DOCUMENT = 2**31
 """Bytes of a JSON document that is read as a whole: COCO's largest have 90 MB."""
 
 
-def kind_of(sample: str) -> str:
-    """What a JSON file is, by its beginning: `array`, `lines` (several objects) or `document` (one object)."""
-    text = sample.lstrip()
-    if text.startswith("["):
+def kind_of(path: Path, sample: str) -> str:
+    """What a JSON file is: `array`, `lines` (several objects) or `document` (one object)."""
+    if sample.lstrip().startswith("["):
         return "array"
+    filled = (line for _, line in lines_of(path) if line.strip())
     try:
-        _, end = json.JSONDecoder().raw_decode(text)
+        first, second = next(filled, ""), next(filled, "")
+    except UserError:  # longer than a line can be, as COCO's single one
+        return "document"
+    try:
+        whole = isinstance(json.loads(first.strip().rstrip(",")), dict)
     except (ValueError, RecursionError):
-        return "document"  # goes on beyond the sample, or is damaged: reading it will tell
-    return "lines" if text[end:].lstrip().startswith("{") else "document"
+        return "document"  # one that goes over several lines, or is damaged: reading it will tell
+    return "lines" if whole and second.lstrip().startswith("{") else "document"
 
 
 def line_rows(path: Path, encoding: str, where: str, problems: Problems) -> Iterator[tuple[int, dict]]:
@@ -37,7 +41,7 @@ def line_rows(path: Path, encoding: str, where: str, problems: Problems) -> Iter
     for number, line in lines_of(path, encoding, where):
         if line.strip():
             try:
-                yield number, parse_json(line)
+                yield number, parse_json(line.strip().rstrip(","))
             except ValueError as error:
                 problems.add("broken row", f"line {number} of {where} is no JSON object ({error}): "
                              f"{quoted(line.strip(), 80)}")
@@ -106,9 +110,17 @@ def document_rows(path: Path, where: str) -> tuple[str, Iterator[tuple[int, dict
     if isinstance(document.get("images"), list) and isinstance(document.get("annotations"), list):
         return "COCO's captions", _coco_rows(document, where)
     if document and all(map(is_image_file, document)):
+        if repeated := _repeated_name(data):
+            raise UserError(f"{where} has the name '{repeated}' twice, and only the last would be read; give each once.")
         return "captions by file name", enumerate(
             ({"image": name, "caption": captions} for name, captions in document.items()), 1)
+    if (rows := _oriented(document)) is not None:
+        return "JSON as pandas writes it", enumerate(rows, 1)
     lists = [value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) > 1 and set(document) <= {name for names in SPLIT_NAMES.values() for name in names}:
+        return "JSON arrays of the splits", enumerate(
+            ({**_mapping(row, n, where), "split": split} for split, rows in document.items()
+             for n, row in enumerate(rows, 1)), 1)
     if len(lists) == 1 and "annotations" not in document:
         return "an array of objects", enumerate((_mapping(row, number, where) for number, row in enumerate(lists[0], 1)), 1)
     if document and not lists and all(not isinstance(value, dict) for value in document.values()):
@@ -124,14 +136,53 @@ def is_karpathy(document: Any) -> bool:
     return isinstance(images, list) and bool(images) and isinstance(images[0], dict) and "sentences" in images[0]
 
 
+def _oriented(document: dict) -> list[dict] | None:
+    """The rows of a table as `DataFrame.to_json` writes it: by columns (its default, or lists), by index, split; None: no
+    such."""
+    values = list(document.values())
+    if set(document) >= {"columns", "data"} and isinstance(document["data"], list):
+        return [dict(zip(document["columns"], row, strict=False)) for row in document["data"]]
+    if not (values and knows(map(str, document))) and all(
+            isinstance(value, dict) and knows(map(str, value)) for value in values):
+        return values
+    lengths = {len(value) for value in values if isinstance(value, (dict, list))}
+    if len(values) > 1 and knows(document) and len(lengths) == 1:
+        if all(isinstance(value, dict) for value in values):
+            return [{name: column.get(key) for name, column in document.items()} for key in values[0]]
+        if all(isinstance(value, list) for value in values) and len(values[0]) > 1 and isinstance(values[0][0], str):
+            return [dict(zip(document, row, strict=True)) for row in zip(*values, strict=True)]
+    return None
+
+
+def _repeated_name(data: bytes) -> str | None:
+    """The first name that one object of a JSON text has twice."""
+    found: list[str] = []
+
+    def watch(pairs):
+        if not found and len(pairs) > len(names := dict(pairs)):
+            found.append(next(name for name in names if sum(other == name for other, _ in pairs) > 1))
+        return
+
+    json.loads(data, object_pairs_hook=watch)
+    return found[0] if found else None
+
+
 def _coco_rows(document: Mapping, where: str) -> Iterator[tuple[int, dict]]:
     """The rows of COCO's `captions_*.json`: one for each annotation."""
     try:
-        names = {image["id"]: image["file_name"] for image in document["images"]}
+        names: dict = {}
+        for image in document["images"]:
+            if names.setdefault(image["id"], image["file_name"]) != image["file_name"]:
+                raise UserError(f"{where} has two images of id {image['id']}, '{names[image['id']]}' and "
+                                f"'{image['file_name']}': it was put together of several files; give these one by one.")
+        bare = dict(names)
         for number, row in enumerate(document["annotations"], 1):
             caption = row["caption"]
+            bare.pop(row["image_id"], None)
             yield number, {"image": names[row["image_id"]], "id": row.get("id"), "image_id": row["image_id"],
                            "caption": caption.strip() if isinstance(caption, str) else caption}
+        for number, name in bare.items():  # images without captions are problems, and not left out in silence
+            yield 0, {"image": name, "id": None, "image_id": number, "caption": []}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where} has images and annotations but is not COCO's captions ({type(error).__name__}: {error}); "
                         "images need id and file_name, annotations image_id and caption.") from None

@@ -78,7 +78,7 @@ def open_table(path: Path, problems: Problems, options: Options = Options(), col
 
 
 def _json(path: Path, text: str, options: Options, where: str, problems: Problems) -> Table:
-    kind = json_rows.kind_of(text)
+    kind = json_rows.kind_of(path, text)
     if kind == "array":
         form, rows = "a JSON array", json_rows.array_rows(path, where)
     elif kind == "lines":

@@ -1,0 +1,153 @@
+"""Tables as real programs write them, found by attacks: each is read rightly, or refused with what to do."""
+
+import json
+
+import forms
+import pytest
+
+from mdw_jax.data.registry import load
+from mdw_jax.errors import UserError
+
+RED, BLUE = "A red dog, sitting", 'The "blue" one'
+HELD = {"holdout_val": 1, "holdout_test": 1, "size": 8}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("odd")
+    forms.write_images(root, lambda i: f"{i}.jpg", range(4))
+    return root
+
+
+def _captions(pairs):
+    found = {}
+    for split in (pairs.train, pairs.val, pairs.test):
+        for caption, image in zip(split.captions, split.image_of, strict=True):
+            found.setdefault(int(str(split.attributes["key"][image]).split("/")[-1][:-4]), []).append(caption)
+    return [found.get(i) for i in range(4)]
+
+
+def _read(images, text, name="t.csv", encoding="utf-8", **settings):
+    forms.write(images / name, text, encoding)
+    return load("folder", annotations=str(images / name), images=str(images), **HELD, **settings)
+
+
+def _rows(*cells, sep=",", end="\n", head="image,caption"):
+    return "".join(f"{line}{end}" for line in (head.replace(",", sep), *(f"{i}.jpg{sep}{c}" for i, c in enumerate(cells))))
+
+
+FOUR = [["a"], ["b"], ["c"], ["d"]]
+GOOD = {
+    "numpy": (_rows("['one' 'two']", "['b\\'s' \"c\"]", "\"['c'\n 'd']\"", "d"),
+              [["one", "two"], ["b's", "c"], ["c", "d"], ["d"]]),
+    "python tuple": (_rows("\"('one', 'two')\"", *"bcd"), [["one", "two"], ["b"], ["c"], ["d"]]),
+    "postgres": (_rows('"{""one"",""two""}"', *"bcd"), [["one", "two"], ["b"], ["c"], ["d"]]),
+    "brackets that are no list": (_rows("[laughs] hello [door]", *"bcd"), [["[laughs] hello [door]"], ["b"], ["c"], ["d"]]),
+    "old Mac": (_rows(*"abcd", end="\r"), FOUR),
+    "Excel names the delimiter": ("sep=;\n" + _rows(*"abcd", sep=";"), FOUR),
+    "Excel's empty rows": (_rows(*"abcd") + ",\n,\n", FOUR),
+    "a header once more": (_rows("a", "b") + "image,caption\n2.jpg,c\n3.jpg,d\n", FOUR),
+    "commas at the ends of rows": (_rows("a,", "b,", '"c, c",', "d,"), [["a"], ["b"], ["c, c"], ["d"]]),
+    "one row without marks": (_rows(f'"{RED}"', '"The ""blue"" one"', '"c, c"', "d, d"),
+                              [[RED], [BLUE], ["c, c"], ["d, d"]]),
+    "backslashes": (_rows('"The \\"blue\\" one"', '"a, b"', "c", "d"), [[BLUE], ["a, b"], ["c"], ["d"]]),
+    "backslashes without marks": (_rows("A red dog\\, sitting", *"bcd"), [[RED], ["b"], ["c"], ["d"]]),
+    "Excel's tabs": (_rows(f'"{RED}"', "b", "c", "d", sep="\t"), [[RED], ["b"], ["c"], ["d"]]),
+    "pandas' tabs": (_rows('"a\tb"', '"The ""blue"" one"', "c", "d", sep="\t"), [["a\tb"], [BLUE], ["c"], ["d"]]),
+    "several columns": ("image,caption,caption_2,caption.3\n0.jpg,a,b,\n1.jpg,b,,\n2.jpg,c,,\n3.jpg,d,e,f\n",
+                        [["a", "b"], ["b"], ["c"], ["d", "e", "f"]]),
+    "other machine": ("image,caption\n" + "".join(f"/content/drive/{i}.jpg,{c}\n" for i, c in enumerate("abcd")), FOUR),
+    "Windows": ("image,caption\n" + "".join(f"C:\\me\\{i}.jpg,{c}\n" for i, c in enumerate("abcd")), FOUR),
+    "numbers and captions of several lines": (
+        'image,caption\n0,"Steps:\n1, stir\n2, serve"\n1,b\n2,c\n3,d\n',
+        [["Steps:\n1, stir\n2, serve"], ["b"], ["c"], ["d"]]),
+    "numbers with a gap": ("image,caption\n0.0,a\n1.0,b\n2.0,c\n3.0,d\n", FOUR),
+    "names of columns with spaces": (_rows(*"abcd", head="Image Name,Caption"), FOUR),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_programs_write_is_read(images, name):
+    text, right = GOOD[name]
+    settings = {"file_pattern": "{}.jpg"} if "numbers" in name else {}
+    assert _captions(_read(images, text, **settings)) == right
+
+
+ROWS = [{"image": f"{i}.jpg", "caption": c} for i, c in enumerate("abcd")]
+JSON = {
+    "columns, as pandas does by default": {key: {str(i): row[key] for i, row in enumerate(ROWS)} for key in ROWS[0]},
+    "lists": {key: [row[key] for row in ROWS] for key in ROWS[0]},
+    "index": {str(i): row for i, row in enumerate(ROWS)},
+    "split": {"columns": list(ROWS[0]), "index": [0, 1, 2, 3], "data": [list(row.values()) for row in ROWS]},
+    "by name": {row["image"]: [row["caption"]] for row in ROWS},
+    "chat": [{"image": row["image"], "messages": [{"role": "user", "content": "describe"},
+                                                  {"role": "assistant", "content": row["caption"]}]} for row in ROWS],
+    "cauldron": [{"images": row["image"], "texts": [{"user": "describe", "assistant": row["caption"], "source": "x"}]}
+                 for row in ROWS],
+}
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_json_of_every_orientation(images, name):
+    assert _captions(_read(images, json.dumps(JSON[name]), "t.json")) == FOUR
+
+
+def test_json_arrays_of_the_splits(images):
+    document = {"train": ROWS[:2], "val": ROWS[2:3], "test": ROWS[3:]}
+    forms.write(images / "s.json", json.dumps(document))
+    pairs = load("folder", annotations=str(images / "s.json"), images=str(images), size=8)
+    assert _captions(pairs) == FOUR and pairs.val.captions == ("c",)
+
+
+def test_long_first_lines_of_json(images):
+    lines = "".join(json.dumps({**row, "features": [0.123456] * 9000}) + ",\n" for row in ROWS)
+    assert _captions(_read(images, lines, "t.jsonl")) == FOUR
+
+
+REFUSED = {
+    "without a header": ("t.csv", "".join(f"{i}.jpg,{i},text\n" for i in range(4)),
+                         "no header, and 3 columns .*write a first line with their names"),
+    "tabs without a header": ("t.tsv", "".join(f"{i}.jpg\ttext\tdog\n" for i in range(4)), "no header, and 3 columns"),
+    "a very long cell": ("t.csv", "0.jpg," + "word " * 40000 + "\n1.jpg,x\n", "cannot be used|of more than|no header"),
+    "an infinite number": ("t.json", '[{"image": Infinity, "caption": "a"}]', "no number|numbers"),
+    "one name twice": ("t.json", '{"0.jpg": "a", "0.jpg": "b", "1.jpg": "c"}', "the name '0.jpg' twice"),
+    "one id of two images": ("t.json", json.dumps({
+        "images": [{"id": 0, "file_name": "0.jpg"}, {"id": 0, "file_name": "1.jpg"}],
+        "annotations": [{"image_id": 0, "caption": "a"}]}), "two images of id 0, '0.jpg' and '1.jpg'"),
+    "an image without captions": ("t.json", json.dumps({
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(4)],
+        "annotations": [{"image_id": i, "caption": "a"} for i in range(3)]}), r"1 image without a caption \('3.jpg'"),
+    "missing values": ("t.csv", _rows("a", "\\N", "#NAME?", "d"), "2 captions with a missing value"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_known_is_refused(images, name):
+    file, text, message = REFUSED[name]
+    settings = {"file_pattern": "{:012d}.jpg"} if "infinite" in name else {}
+    with pytest.raises(UserError, match=message):
+        _read(images, text, file, **settings)
+
+
+def test_directories_that_are_not_read_are_named(tmp_path):
+    for word in ("train", "val", "test", "extra"):
+        forms.write_images(tmp_path / word, lambda i: f"{i}.jpg", range(2))
+        for i in range(2):
+            forms.write(tmp_path / word / f"{i}.jpg.txt", f"{word} {i}")
+    pairs = load("folder", annotations=str(tmp_path), size=8)
+    assert pairs.val.captions == ("val 0", "val 1")
+    assert any(note == "directories beside those of the splits are not read: extra." for note in pairs.notes)
+    forms.write(tmp_path / "val" / "0.caption", "another")
+    with pytest.raises(UserError, match="are both texts of one image"):
+        load("folder", annotations=str(tmp_path), size=8)
+    (tmp_path / "valid").mkdir()
+    with pytest.raises(UserError, match="'val' and 'valid' in .* are both called as split 'val' is"):
+        load("folder", annotations=str(tmp_path), size=8)
+
+
+def test_a_directory_that_spark_wrote(images, tmp_path):
+    for part in range(2):
+        rows = "".join(f"{i}.jpg,{'abcd'[i]}\n" for i in range(2 * part, 2 * part + 2))
+        forms.write(tmp_path / "out.csv" / f"part-0000{part}-c000.csv", f"image,caption\n{rows}")
+    forms.write(tmp_path / "out.csv" / "_SUCCESS", "")
+    assert _captions(load("folder", annotations=str(tmp_path / "out.csv"), images=str(images), **HELD)) == FOUR
