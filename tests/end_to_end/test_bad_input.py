@@ -826,7 +826,8 @@ HF = {
     "an image that is a bomb": (lambda t: saved(t, lambda r: r["image"].__setitem__(
         2, {"bytes": bomb(), "path": None})),
                                 r"DecompressionBomb"),
-    "a caption that is null": (lambda t: saved(t, lambda r: r["caption"].__setitem__(2, None)), r"mini' cannot .*1 empty caption .*row 3 of split 'train' of '.*mini'"),
+    "a caption that is null": (lambda t: saved(t, lambda r: r["caption"].__setitem__(2, None)),
+                               r"mini' cannot .*1 empty caption .*row 3 of split 'train' of '.*mini'"),
     "a caption of 10 MB": (lambda t: saved(t, lambda r: r["caption"].__setitem__(2, LONG)),
                            r"more than 100,000 characters .*row 3 of split 'train' of '.*mini'"),
     "captions not in UTF-8": (not_utf8, r"1 caption that cannot be read as Unicode .*row 3 of split 'train' of '.*mini'"),
