@@ -115,10 +115,12 @@ def _print_config(detection: Detection, settings: dict) -> None:
     lines = {"name": detection.name, **settings}
     if unknown := set(lines) - {"name", *settings_of(detection.name)}:
         raise UserError(f"the reader '{detection.name}' has no setting {sorted(unknown)[0]}; this is an error of mdw.")
-    print("\nto use it, in a config:")
+    print("\nto use it, in a config of your own, for mdw run --config FILE.py (images are resized to c.data.size):")
+    print("    from mdw_jax.config import base\n\n\n    def get_config():\n        c = base()")
     for key, value in lines.items():
-        print(f"    c.data.{key} = {value!r}")
-    print("or as flags:")
+        print(f"        c.data.{key} = {value!r}")
+    print("        return c")
+    print("or as flags beside the config of another data set, such as --config configs/quickstart.py:")
     print("    " + " ".join(f"--config.data.{key}={_shell(value)}" for key, value in lines.items()))
 
 

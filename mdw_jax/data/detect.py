@@ -141,7 +141,7 @@ def _sidecar(directories: Sequence[Path]) -> Detection | None:
     """Images with texts beside them; None where there are none."""
     for root in directories:
         splits = split_directories(root)
-        texts = {str(path.with_suffix("")) for path in _walk(root) if path.suffix.lower() in TEXTS}
+        texts = {str(path.with_suffix("")) for path in _walk(root) if path.suffix.lower() in (*TEXTS, ".json")}
         if any(str(path.with_suffix("")) in texts for path in _images_near(root)):
             return Detection("images with a text of the same name beside each", "folder", {"annotations": str(root)},
                              tuple(splits) if "train" in splits else ())

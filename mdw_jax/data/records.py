@@ -127,7 +127,9 @@ def _decode(splits: Mapping[str, Sequence[Record]], stream: bool, check: bool,
         return _Decoded(images, None, failures, [image.content for image in images])
     pixels = np.empty((len(images), *decoder.shape), np.uint8)
     failures = decode_into(pixels, images, pool, decoder)
-    contents = list(pool.map(lambda row: hashlib.sha256(row).hexdigest()[:16], pixels))
+    # Rows of broken images were never written.
+    digest = lambda row, failure: None if failure else hashlib.sha256(row).hexdigest()[:16]
+    contents = list(pool.map(digest, pixels, failures))
     return _Decoded(images, pixels, failures, contents)
 
 

@@ -181,8 +181,9 @@ def _estimate_noise_rate(run: PresetRun, prepared: Prepared, record: dict) -> di
     estimate = noise_rate(prepared.model, prepared.train(run.noise), prepared.val, recipe, seed=config.run.seed,
                           checkpointer=checkpointer)
     record = {**record, "rate": {**record["rate"], "estimated": estimate._asdict()}}
-    if run.noise.true_rate is None:
-        record["certificate_inputs"] = _certificate_inputs(recipe, estimate.eta, config.model.tau)
+    if run.noise.true_rate is None:  # [0, 1]: of too few pairs, nothing is known, and nothing bounded
+        known = (estimate.low, estimate.high) != (0, 1)
+        record["certificate_inputs"] = _certificate_inputs(recipe, estimate.eta, config.model.tau) if known else None
     write_json(run.experts.path / "experts.json", record)
     checkpointer.clear()
     return record

@@ -21,7 +21,8 @@ def natural_noise(noise: Mapping) -> str:
         noise: of a preset in report.json, or of a set's card with `estimated`.
     """
     words, assumed = estimate_in_words(noise.get("estimated")), noise.get("assumed")
-    sentence = ("Natural noise: the pairs are taken as they came, and how many of them are mismatched is not known."
+    sentence = ("Natural noise: the pairs are taken as they came, and how many of them are mismatched is not known"
+                f"{' (the estimate could not tell, of so few pairs)' if noise.get('estimated') else ''}."
                 if not words else
                 f"Natural noise: the pairs are taken as they came, and an estimated {words} of the training pairs are "
                 f"mismatched ({noise['estimated']['confidence']:.0%} interval).")

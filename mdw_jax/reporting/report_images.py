@@ -47,11 +47,12 @@ def image_changes(preset: PresetResults, is_main: bool) -> str:
 
 
 def _selected_step(preset: PresetResults) -> str:
-    scored = [row for row in preset.metrics if "val_r_mean" in row]
-    if not scored:
+    candidates = preset.displayed_set[1].get("candidates", [])
+    if not candidates:
         return ""
-    best = max(scored, key=lambda row: row["val_r_mean"])
-    return f" The result is the set of step {best['step'] + 1}, with {best['val_r_mean']:.1f} % the best on val."
+    best = max(candidates, key=lambda row: row["val_r_mean"])
+    what = f"the set of step {best['step']}" if best["step"] else "the start, to which distilling added nothing on val"
+    return f" The result is {what}, with {best['val_r_mean']:.1f} % the best on val."
 
 
 def correspondence_entries(preset: PresetResults, is_main: bool) -> str:

@@ -151,3 +151,26 @@ def test_a_directory_that_spark_wrote(images, tmp_path):
         forms.write(tmp_path / "out.csv" / f"part-0000{part}-c000.csv", f"image,caption\n{rows}")
     forms.write(tmp_path / "out.csv" / "_SUCCESS", "")
     assert _captions(load("folder", annotations=str(tmp_path / "out.csv"), images=str(images), **HELD)) == FOUR
+
+
+def test_json_beside_images_has_their_captions_and_what_could_not_be_fetched(tmp_path):
+    forms.write_images(tmp_path, lambda i: f"{i}.jpg", range(4))
+    for i in range(6):
+        status = "success" if i < 4 else "failed_to_download"
+        forms.write(tmp_path / f"{i}.json", json.dumps({"caption": "abcdef"[i], "url": "u", "status": status}))
+    with pytest.raises(UserError, match=r"2 failed downloads \(the first: "):
+        load("folder", annotations=str(tmp_path), **HELD)
+    pairs = load("folder", annotations=str(tmp_path), on_error="skip", max_skipped=0.5, **HELD)
+    assert _captions(pairs) == FOUR and pairs.skipped == {"failed download": 2}
+
+
+def test_broken_images_are_no_copies_of_each_other(tmp_path):
+    forms.write_images(tmp_path, lambda i: f"{i}.jpg", range(8))
+    for i in (1, 6):
+        (tmp_path / f"{i}.jpg").write_bytes(b"<html>404</html>")
+    splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    table = "image,caption,split\n" + "".join(f"{i}.jpg,caption {i},{split}\n" for i, split in enumerate(splits))
+    forms.write(tmp_path / "t.csv", table)
+    for _ in range(5):  # memory that is not written differs from call to call
+        pairs = load("folder", annotations=str(tmp_path / "t.csv"), size=8, on_error="skip", max_skipped=0.5)
+        assert pairs.skipped == {"broken image": 2} and not any("in train too" in note for note in pairs.notes)

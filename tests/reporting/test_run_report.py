@@ -123,7 +123,7 @@ def test_a_page_has_every_section_and_needs_nothing_else(tmp_path, capsys):
     assert [word for word in reader.text["strong"] if word.startswith("+")] == ["+0.750", "+0.500"]
     spans = [words.replace("\N{NO-BREAK SPACE}", " ") for words in reader.text["span"]]
     assert "r_mean of MDW, ± 2.5 (95 %)" in spans  # 4.303 / sqrt 3: t of 2 degrees, a deviation of 1 over 3 students
-    assert "step 6, with 41.0 %" in text and "mdw certify" in text and "restarts of MDW" in text
+    assert "mdw certify" in text and "restarts of MDW" in text
     charts = [one["aria-label"] for one in reader.attributes("svg") if one.get("role") == "img"]
     assert any("epoch. dtcl, noise 40%: 11.5 to 31.5" in label for label in charts) and len(charts) == 7
     assert any("rightly paired: 95% in the upper half" in label for label in charts)
@@ -283,8 +283,22 @@ def test_natural_noise_that_could_not_be_estimated_is_unknown_and_not_zero(tmp_p
     text, reader = page_of(folder)
     assert reader.text["strong"][4] == "natural" and "noise of the data, of unknown rate" in reader.text["span"]
     [note] = footnotes(Run(folder))
-    assert note.endswith("how many of them are mismatched is not known. 30.0% were assumed.")
+    assert "how many of them are mismatched is not known" in note and note.endswith(". 30.0% were assumed.")
     assert "0.0%" not in note.replace("30.0%", "") and "natural, of unknown rate, sha256" in text
+
+
+def test_the_page_says_which_candidate_is_the_set(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert not any("val chose the start" in note for note in footnotes(Run(run)))
+    for values, words in (({0: 40.0, 6: 41.0}, "The result is the set of step 6, with 41.0 %"),
+                          ({0: 42.0, 6: 41.0}, "The result is the start, to which distilling added nothing on val")):
+        for path in run.glob(f"distilled/*/*/{CARD}"):
+            rows = [{"step": step, "correspondence": "teachers", "tau": 0.1, "val_r_mean": val, "lr_scale": 1.0}
+                    for step, val in values.items()]
+            path.write_text(json.dumps({**json.loads(path.read_text()), "candidates": rows}))
+        report_command([str(run)])
+        assert words in (run / "report.html").read_text()
+    assert any("val chose the start of the first set over all that was distilled" in note for note in footnotes(Run(run)))
 
 
 def test_a_damaged_estimate_is_refused(tmp_path):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from mdw_jax.data.caption_lines import captions_of, check_mode, find_mode, lines_of, several_lines
 from mdw_jax.data.problems import Problems, quoted
-from mdw_jax.data.tables.columns import SPLIT_NAMES, is_image_file
-from mdw_jax.data.tables.entries import Entry
+from mdw_jax.data.tables.columns import SPLIT_NAMES, find_caption_columns, is_image_file
+from mdw_jax.data.tables.entries import STATUS, Entry
 from mdw_jax.errors import UserError
+from mdw_jax.io.files import read_json
 
 TEXTS = (".txt", ".caption", ".cap")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
@@ -53,8 +54,8 @@ def sidecar_entries(directory: Path, caption_lines: str, problems: Problems, not
         UserError: there are no images, or none has a text.
     """
     check_mode(caption_lines)
-    images, texts = _files(directory)
-    if not images or not texts:
+    images, texts, records = _files(directory)
+    if not images or not (texts or records.keys() & images.keys()):
         raise UserError(f"'{directory}' holds {len(images)} images and {len(texts)} texts beside them "
                         f"({', '.join(TEXTS)}); give a table of the captions in data.annotations, or write each caption "
                         "into x.txt beside x.jpg.")
@@ -68,8 +69,13 @@ def sidecar_entries(directory: Path, caption_lines: str, problems: Problems, not
                 read[image] = text.read_text(encoding="utf-8-sig")
             except (OSError, ValueError) as error:
                 problems.add("caption not in Unicode", f"{quoted(str(text))} ({error})")
+        elif stem in records:
+            read[image] = _caption_of(records[stem], problems)
         else:
             problems.add("no caption", f"{quoted(image)}, beside which there is no text")
+    for stem in records.keys() - images.keys():  # of img2dataset, for what it could not fetch
+        if str(_read_record(records[stem]).get(STATUS)).startswith("failed"):
+            problems.add("failed download", quoted(str(records[stem])))
     for stem in texts.keys() - images.keys():
         problems.add("no image", f"{quoted(str(texts[stem]))}, beside which there is no image")
     several = sum(len(lines_of(text)) > 1 for text in read.values())
@@ -81,10 +87,29 @@ def sidecar_entries(directory: Path, caption_lines: str, problems: Problems, not
         yield Entry(name, captions_of(written, mode) or [""], "", {}, 0)
 
 
-def _files(directory: Path) -> tuple[dict[str, str], dict[str, Path]]:
-    """{stem: image} and {stem: text} below a directory, by paths without their extensions, in order."""
+def _read_record(path: Path) -> dict:
+    """The JSON object beside an image; {} for another file."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def _caption_of(path: Path, problems: Problems) -> str:
+    """The caption in the JSON beside an image; "" where there is none, which is a problem of its own."""
+    record = _read_record(path)
+    if not record:
+        problems.add("unreadable json", quoted(str(path)))
+        return ""
+    caption = record.get(find_caption_columns(list(record), f"'{path}'")[0])
+    return caption if isinstance(caption, str) else ""
+
+
+def _files(directory: Path) -> tuple[dict[str, str], dict[str, Path], dict[str, Path]]:
+    """{stem: image}, {stem: text} and {stem: JSON} below a directory, by paths without their extensions, in order."""
     images: dict[str, str] = {}
     texts: dict[str, Path] = {}
+    records: dict[str, Path] = {}
     for parent, _, files in sorted(os.walk(directory)):
         if any(part.startswith(".") for part in Path(parent).relative_to(directory).parts):
             continue  # caches, checkpoints of notebooks
@@ -102,4 +127,6 @@ def _files(directory: Path) -> tuple[dict[str, str], dict[str, Path]]:
                 if stem in texts:
                     raise UserError(f"'{texts[stem]}' and '{path.name}' are both texts of one image; leave one.")
                 texts[stem] = path
-    return images, texts
+            elif path.suffix.lower() == ".json":
+                records[stem] = path
+    return images, texts, records
