@@ -163,9 +163,9 @@ def test_mistakes_on_the_command_line(file, calls, capsys, override, sentence):
 
 
 @pytest.mark.parametrize("argv, sentence", [
-    ([], "no command given; choose one of run, prepare"),
+    ([], "no command given; choose one of run, inspect, prepare"),
     (["distil", "--config=c.py"], "there is no command 'distil'; did you mean distill?"),
-    (["qqqq", "--config=c.py"], "there is no command 'qqqq'; choose one of run, prepare"),
+    (["qqqq", "--config=c.py"], "there is no command 'qqqq'; choose one of run, inspect, prepare"),
     (["run"], "no config file given; write mdw run --config=FILE."),
     (["run", "--config"], "--config names no file; write --config=FILE."),
     (["run", "--config=none.py"], "there is no config file none.py; check the path."),

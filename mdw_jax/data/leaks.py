@@ -13,7 +13,9 @@ def shared_content(contents: Mapping[str, Sequence[str | None]], captions: Mappi
         captions: {split: its captions}.
     """
     notes = []
-    shown, said = set(contents["train"]) - {None}, set(captions["train"])
+    shown = set(contents["train"]) - {None}
+    others = {caption for split in ("val", "test") for caption in captions[split]}
+    said = {caption for caption in captions["train"] if caption in others}
     for split in ("val", "test"):
         copies = sum(content in shown for content in contents[split])
         if copies:

@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mdw_jax.data.archives import locate
+from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.readers.sidecar import (
@@ -35,7 +37,7 @@ class Image:
 
     def __init__(self, entry: Entry):
         self.captions: list = []
-        self.numbers: list[int] = []
+        self.numbers = array("q")
         self.attributes, self.line, self.place = entry.attributes, entry.line, entry.place
 
 
@@ -152,7 +154,7 @@ class _Splits:
         if image is None:
             image = self.images[split][entry.name] = Image(entry)
         image.captions += entry.captions
-        image.numbers += range(self.captions[split], self.captions[split] + len(entry.captions))
+        image.numbers.extend(range(self.captions[split], self.captions[split] + len(entry.captions)))
         self.captions[split] += len(entry.captions)
 
     def check(self, path: Path, notes: list[str], problems: Problems) -> None:
@@ -262,7 +264,7 @@ def _read_lists(lists: dict[str, str], pattern: str, options: Options) -> dict[s
 
 
 def _located(splits: _Splits, images, columns: Columns, source: tuple[Problems, list[str], Path]
-             ) -> dict[str, list[Record]]:
+             ) -> dict[str, Iterator[Record]]:
     """The records of each split; images that are absent are problems."""
     problems, notes, path = source
     files = list(dict.fromkeys(name for members in splits.images.values() for name in members))
@@ -278,10 +280,16 @@ def _located(splits: _Splits, images, columns: Columns, source: tuple[Problems, 
         notes.append(f"{found} image{'s' * (found != 1)} of '{path.name}' were found by the names of their files alone, "
                      f"without the directories before them (such as '{absent[0][:-len(bare[absent[0]])]}').")
     first = dict(zip(SPLITS, (0, *np.cumsum([splits.captions[split] for split in SPLITS]).tolist()), strict=False))
-    return {split: [Record(located[name], image.captions, [first[split] + number for number in image.numbers],
-                           _attributes(image), image.line, image.place)
-                    for name, image in members.items() if located[name] is not None]
-            for split, members in splits.images.items()}
+    return {split: _records(members, located, first[split]) for split, members in splits.images.items()}
+
+
+def _records(members: dict[str, Image], located: dict[str, Encoded | None], first: int) -> Iterator[Record]:
+    """The records of a split, whose images are given free one by one: they and the records do not fit side by side."""
+    for name in list(members):
+        image, encoded = members.pop(name), located[name]
+        if encoded is not None:
+            yield Record(encoded, image.captions, [first + number for number in image.numbers], _attributes(image),
+                         image.line, image.place)
 
 
 def _attributes(image: Image) -> dict:
