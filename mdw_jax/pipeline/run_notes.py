@@ -33,7 +33,8 @@ def write_run_summary(directory: Path, config: ConfigDict, prepared: Prepared, r
     train, estimates = prepared.pairs.train, noise_estimates(runs)
     write_json(directory / SUMMARY, {
         "config": config_digest(config.to_dict()), "data": prepared.pairs.name, "fingerprint": prepared.fingerprint,
-        "images": len(train.images), "captions": len(train.captions), "source_notes": source_notes(prepared.pairs),
+        "images": len(train.images), "captions": len(train.captions), "skipped": dict(prepared.pairs.skipped),
+        "source_notes": source_notes(prepared.pairs),
         "presets": [_preset_summary(directory, run, estimates) for run in runs]})
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 from end_to_end.test_run import TINY
@@ -186,7 +187,9 @@ def test_data_are_held_for_one_section_at_a_time(tmp_path, monkeypatch):
     cells = grid(tiny(tmp_path), {"run.seed": (0, 1), "distill.pairs": (8, 9), "evaluate.tower": ("", "mobilenet"),
                                   "preset": ("random", "mdw")})
     made = []
-    monkeypatch.setattr(module, "prepare", lambda config: made.append((config.run.seed, config.evaluate.tower)) or [])
+    monkeypatch.setattr(module, "prepare", lambda config: made.append(
+        (config.run.seed, config.evaluate.tower)) or SimpleNamespace(pairs=None))
+    monkeypatch.setattr(module, "announce_source", lambda pairs: None)
     prepared_for = module._LatestData().prepare
     for cell in sorted(cells, key=lambda cell: (cell.values["run.seed"], cell.values["evaluate.tower"])):
         assert prepared_for(cell.resolved) is prepared_for(cell.resolved)

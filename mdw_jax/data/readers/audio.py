@@ -135,7 +135,13 @@ def esc50(source, *, train_split="1,2", val_split="3", test_split="5", captions_
         raise UserError(f"esc50: the folds {train_split}, {val_split} and {test_split} of train, val and test must be "
                         "different numbers, one or more each, joined by commas.")
     source = Path(source)
+    if held := [key for key in ("holdout_val", "holdout_test") if common.get(key)]:
+        raise UserError(f"data.{held[0]} is set, and the splits of esc50 are its folds, which keep clips of one recording "
+                        "together; set data.val_split and data.test_split.")
     if not (source / "meta" / "esc50.csv").is_file():
+        if unused := [key for key in common if key not in ("size", "check", "on_error", "max_skipped")]:
+            raise UserError(f"data.{unused[0]} is set, and the log-mels in '{source}' were computed beforehand; leave it "
+                            "out, or give the directory of ESC-50 with its audio files.")
         return _stored_log_mels(source, folds, captions_per_image, seed)
     log_mel, rows = LogMel(sample_rate, seconds, mels, frames), _esc50_table(source)
     captions = _captions([fold for _, fold, _ in rows], [category for *_, category in rows], captions_per_image, seed)

@@ -208,7 +208,8 @@ def test_esc50_folds_and_captions(tmp_path):
 
 @pytest.mark.parametrize("given, message", [
     ({"val_split": "4"}, "no clips of fold 4, only of"), ({"val_split": "2"}, "must be different numbers"),
-    ({"test_split": "five"}, "must be different numbers"), ({"source": "nowhere"}, "neither meta/esc50.csv nor")])
+    ({"test_split": "five"}, "must be different numbers"), ({"source": "nowhere"}, "neither meta/esc50.csv nor"),
+    ({"holdout_val": 3}, "the splits of esc50 are its folds"), ({"stream": True}, "data.stream is set, and the log-mels")])
 def test_esc50_that_is_not_there(tmp_path, given, message):
     stored(tmp_path)
     with pytest.raises(UserError, match=message):
