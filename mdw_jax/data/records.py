@@ -82,11 +82,10 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
     if on_error == "stop":  # before anything is decoded
         problems.settle(name, 0, 0, on_error, max_skipped)
     with ThreadPoolExecutor(threads()) as pool:
-        if (holdout_val or holdout_test) and splits["train"]:
-            train = splits["train"]
+        train = splits["train"]
+        if (holdout_val or holdout_test) and train:
             rows, images = hold_out([record.image for record in train], holdouts, name, notes, (pool, decoder))
-            splits |= {split: [train[row]._replace(image=images[row]) for row in members]
-                       for split, members in rows.items()}
+            splits |= {split: [train[row]._replace(image=images[row]) for row in part] for split, part in rows.items()}
         if empty := next((split for split, members in splits.items() if not members), None):
             raise UserError(_empty_split(problems.source or name, empty, len(splits["train"]), problems))
         chosen = {split: members[:limit] for split, members in splits.items()}

@@ -110,12 +110,9 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
     splits = _Splits(columns.split, split_names, _read_lists(lists, file_pattern, options), held_out)
     notes += _unread(sources)
     for source in sources:
-        read = (entries_of(source.path, columns, options, problems, notes) if source.path.is_file() else
-                sidecar_entries(source.path, caption_lines, problems, notes))
-        place = ""  # one for all entries of a table
-        for entry in read:
-            place = place or (f"{entry.place} of '{source.path}'" if several else entry.place)
-            splits.add(entry._replace(name=f"{source.prefix}{entry.name}", place=place), source)
+        splits.add_all(source, several, (
+            entries_of(source.path, columns, options, problems, notes) if source.path.is_file() else
+            sidecar_entries(source.path, caption_lines, problems, notes)))
     splits.check(sources[0].path, notes, problems)
     records = _located(splits, images or _directories(sources), columns, (problems, notes, sources[0].path))
     return build(_name(sources[0].path), records, problems=problems, notes=notes, **common)
@@ -138,6 +135,13 @@ class _Splits:
         self.left_out: dict[str, int] = {}
         self.split_of = {value.strip().lower(): split for split in SPLITS
                          for value in (values[split].split("+") if values[split] else SPLIT_NAMES[split])}
+
+    def add_all(self, source: Source, several: bool, entries: Iterator[Entry]) -> None:
+        """Take the entries of a source; `several`: messages name it."""
+        place = ""  # one for all entries of a table
+        for entry in entries:
+            place = place or (f"{entry.place} of '{source.path}'" if several else entry.place)
+            self.add(entry._replace(name=f"{source.prefix}{entry.name}", place=place), source)
 
     def add(self, entry: Entry, source: Source) -> None:
         """Take an entry into its split."""
