@@ -97,8 +97,7 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
     held_out = [split for split in ("val", "test") if common.get(f"holdout_{split}")]
     tables_tell = any(source.split for source in sources)
     if sum(map(bool, (split_column, lists, tables_tell))) > 1:
-        raise UserError("splits come from data.split_column, from lists of images or from tables (directories) of their "
-                        "own, one of these; unset the others.")
+        raise UserError("splits come from data.split_column, lists of images, or tables of their own: unset two of these.")
     if not (split_column or lists or tables_tell or held_out) and sources[0].path.is_file():
         columns = columns._replace(split=find_split_column(open_table(sources[0].path, Problems(), options).columns))
         if columns.split:
