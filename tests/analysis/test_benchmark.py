@@ -122,7 +122,7 @@ class Reference:
 
 
 @pytest.mark.parametrize("changes, missing", [({"distill__inner_optimizer": "adam"}, "student optimizer 'adam'"),
-                                              ({"distill__loss": "kl"}, "loss 'kl'")])
+                                              pytest.param({"distill__loss": "kl"}, "loss 'kl'", marks=pytest.mark.slow)])
 def test_what_the_pytorch_reference_does_not_have_gets_no_ratio(changes, missing):
     case = make_case(preset_config(config(distill__trajectories=1, **changes), "mdw"))
     measured = outer_step(case, Reference, 1)

@@ -61,7 +61,10 @@ def test_there_is_a_golden_file_of_every_architecture():
     assert FOLDER != OURS or {name for _, name in FILES} == set(NAMES)
 
 
-@pytest.mark.parametrize("path, name", FILES, ids=[path.stem for path, _ in FILES])
+# One tower of each family by default; the larger ones of a family take half a minute each.
+@pytest.mark.parametrize("path, name", [
+    pytest.param(path, name, marks=[pytest.mark.slow] * (name in ("nf_resnet50", "nf_regnet_b1", "resnet50")), id=path.stem)
+    for path, name in FILES])
 def test_outputs_and_gradients_equal_those_of_timm(path, name):
     compare(path, name, SPECS[name])
 
