@@ -27,7 +27,8 @@ def stub(tmp_path, monkeypatch):
 
     def make(name, script=""):
         path = tmp_path / name
-        log = f'(printf "%s\\037" "$@"; printf "\\036") >> "{tmp_path}/{name}.log"'
+        # In one write: commands that run at the same time write to the same log.
+        log = f'words=$(printf "%s\\037" "$@"; printf "\\036"); printf "%s" "$words" >> "{tmp_path}/{name}.log"'
         path.write_text(f"#!/usr/bin/env bash\n{log}\n{script}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
