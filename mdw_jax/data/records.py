@@ -127,8 +127,10 @@ def _decode(splits: Mapping[str, Sequence[Record]], stream: bool, check: bool,
     pixels = np.empty((len(images), *decoder.shape), np.uint8)
     failures = decode_into(pixels, images, pool, decoder)
     # Rows of broken images were never written.
-    digest = lambda row, failure: None if failure else hashlib.sha256(row).hexdigest()[:16]
-    contents = list(pool.map(digest, pixels, failures))
+    # Of pixels 1 / 32 of the sides apart: all of them would take a tenth of the time of decoding.
+    apart = tuple(slice(None, None, max(1, side // 32)) for side in pixels.shape[1:3])
+    contents = [None if failure else hashlib.sha256(row[apart].tobytes()).hexdigest()[:16]
+                for row, failure in zip(pixels, failures, strict=True)]
     return _Decoded(images, pixels, failures, contents)
 
 
