@@ -15,7 +15,6 @@ from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.data.problems import REASONS, in_words
 from mdw_jax.data.records import SPLITS
 from mdw_jax.data.registry import load, settings_of
-from mdw_jax.errors import UserError
 
 EXAMPLES = 5
 HELD_OUT = 0.1  # share of the images for each split that the source does not have, in the settings that are proposed
@@ -34,7 +33,7 @@ def inspect_command(paths: Sequence[str], no_check: bool = False) -> None:
     print(f"form:      {detection.form}")
     pairs, settings = _read(detection, not no_check)
     for split in SPLITS:
-        _print_split(split, getattr(pairs, split), split in settings["held_out"])
+        _print_split(split, getattr(pairs, split), f"holdout_{split}" in settings)
     _print_sizes(pairs)
     for note in pairs.notes:
         print(f"note:      {note}")
@@ -43,22 +42,20 @@ def inspect_command(paths: Sequence[str], no_check: bool = False) -> None:
     print(f"\n{EXAMPLES} pairs:")
     for key, caption in _examples(pairs.train):
         print(f"  {key}: {caption}")
-    _print_config(detection, settings["config"] | _tolerance(pairs))
+    _print_config(detection, settings | _tolerance(pairs))
 
 
 def _read(detection: Detection, check: bool) -> tuple[Pairs, dict]:
-    """The data set, with a tenth held out for each split that it does not have; and what was set for it."""
+    """The data set, with a tenth held out for each split that it does not have; and the settings that read it so."""
     missing = [split for split in ("val", "test") if split not in detection.has]
     tolerant = {"on_error": "skip", "max_skipped": 1.0} if "on_error" in settings_of(detection.name) else {}
     streamed = {"stream": True, "check": check} if "stream" in settings_of(detection.name) else {}
     settings = dict(detection.settings)
     if missing and "holdout_val" in settings_of(detection.name):
         ones = {f"holdout_{split}": 1 for split in missing}
-        if detection.name == "webdataset":  # its images are counted from the index of the shards, without decoding
-            streamed["check"] = check
         count = len(load(detection.name, **settings, **ones, **tolerant, **(streamed | {"check": False})).train.images)
         settings |= {f"holdout_{split}": max(1, round(HELD_OUT * (count + len(missing)))) for split in missing}
-    return load(detection.name, **settings, **tolerant, **streamed), {"config": settings, "held_out": missing}
+    return load(detection.name, **settings, **tolerant, **streamed), settings
 
 
 def _print_split(name: str, split: Split, held_out: bool) -> None:
@@ -113,16 +110,10 @@ def _tolerance(pairs: Pairs) -> dict:
 def _print_config(detection: Detection, settings: dict) -> None:
     """The lines of a config that reads this data set, and the same as flags."""
     lines = {"name": detection.name, **settings}
-    if unknown := set(lines) - {"name", *settings_of(detection.name)}:
-        raise UserError(f"the reader '{detection.name}' has no setting {sorted(unknown)[0]}; this is an error of mdw.")
     print("\nto use it, in a config of your own, for mdw run --config FILE.py (images are resized to c.data.size):")
     print("    from mdw_jax.config import base\n\n\n    def get_config():\n        c = base()")
     for key, value in lines.items():
         print(f"        c.data.{key} = {value!r}")
     print("        return c")
     print("or as flags beside the config of another data set, such as --config configs/quickstart.py:")
-    print("    " + " ".join(f"--config.data.{key}={_shell(value)}" for key, value in lines.items()))
-
-
-def _shell(value) -> str:
-    return shlex.quote(str(value))
+    print("    " + " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in lines.items()))

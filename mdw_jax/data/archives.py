@@ -13,6 +13,7 @@ from functools import cached_property, partial
 
 from mdw_jax.data.decoding import Encoded, check_length
 from mdw_jax.data.problems import Problems, quoted
+from mdw_jax.data.tables.columns import fetching
 from mdw_jax.errors import UserError
 
 _TABLE_FORMS = ("csv", "tsv", "json", "jsonl", "parquet")  # that img2dataset reads
@@ -86,10 +87,10 @@ def _fetch_first(name: str, table: str, column: str) -> str:
     plain = str(table).lower().removesuffix(".gz")
     form = next((form for form in _TABLE_FORMS if plain.endswith(f".{form}")), "csv")
     form += ".gz" * str(table).lower().endswith(".gz")
+    command = fetching(shlex.quote(column) if column else "COLUMN",
+                       table=shlex.quote(str(table)) if table else "TABLE", form=form)
     return (f"{quoted(name)} is an address in the web, not a file, and nothing is fetched here; fetch the images with "
-            f"`img2dataset --url_list {shlex.quote(str(table)) if table else 'TABLE'} --input_format {form} --url_col "
-            f"{shlex.quote(column) if column else 'COLUMN'} --caption_col caption --output_format webdataset "
-            "--output_folder shards`, then read shards/*.tar with data.name=webdataset.")
+            f"`{command}`, then read shards/*.tar with data.name=webdataset.")
 
 
 def _hint(name: str, sources: Sequence["_Directory | _Archive"]) -> str:
@@ -99,14 +100,14 @@ def _hint(name: str, sources: Sequence["_Directory | _Archive"]) -> str:
     folded, stem = _folded(wanted), _folded(posixpath.splitext(wanted)[0])
     likely: tuple[int, str] = (4, "")
     for path in (path for source in sources for path in source.paths()):
-        there = posixpath.basename(path)
-        if there == wanted:
+        file = posixpath.basename(path)
+        if file == wanted:
             likely = min(likely, (0, f"there is {quoted(path)}"))
-        elif _folded(there) == folded:
+        elif _folded(file) == folded:
             likely = min(likely, (1, f"there is {quoted(path)}, spelled in other letters"))
-        elif _folded(posixpath.splitext(there)[0]) == stem:
+        elif _folded(posixpath.splitext(file)[0]) == stem:
             likely = min(likely, (2, f"there is {quoted(path)}, with another extension"))
-        elif there.endswith(".zip"):
+        elif file.endswith(".zip"):
             likely = min(likely, (3, f"there is {quoted(path)}; zip files are read where data.images names them"))
     notes += [likely[1]] if likely[1] else []
     return f" ({'; '.join(notes)})" if notes else ""

@@ -245,6 +245,11 @@ def validate_images(images: Sequence[Encoded], check: bool, pool: ThreadPoolExec
     return [image for image, _ in examined], [failure for _, failure in examined]
 
 
+def digest_of(pixels: np.ndarray) -> str:
+    """A digest of pixels, `Encoded.content` of those that `Decoder.check` gives."""
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:_DIGEST]
+
+
 def content_digests(images: Sequence[Encoded], pool: ThreadPoolExecutor, decoder: Decoder = rgb(_CHECK_SIZE)
                     ) -> list[str | None]:
     """For each image a digest of what it shows: its `content`, or else it is decoded once (`Decoder.check`).
@@ -266,7 +271,7 @@ def _examine(image: Encoded, check: Callable[[bytes], np.ndarray] | None) -> tup
     try:
         data = image.read()
         if check:
-            content = hashlib.sha256(np.ascontiguousarray(check(data))).hexdigest()[:_DIGEST]
+            content = digest_of(check(data))
     except MemoryError:
         raise
     except Exception as error:

@@ -3,14 +3,15 @@
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mdw_jax.data.problems import Problems
-from mdw_jax.data.readers.sidecar import TEXTS, metadata_of, split_called, split_directories
+from mdw_jax.data.readers.sidecar import NO_DATA, TEXTS, metadata_of, split_called, split_directories
 from mdw_jax.data.tables import arrow_rows
 from mdw_jax.data.tables.columns import (
+    SPLIT_NAMES,
     find_caption_columns,
     find_image_column,
     find_split_column,
@@ -24,9 +25,7 @@ from mdw_jax.errors import UserError
 _DEEP = 3  # levels of directories in which tables are looked for
 _MOST_FILES = 20_000  # names looked at in one directory: of more, the first tell its form
 _SHARD_ENDS = (".tar", ".tar.gz", ".tgz")
-_SPLIT_WORDS = {"train": "train|training", "val": "val|valid|validation|dev", "test": "test|testing"}
 _TABLE_ENDS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".token", ".psv", ".gz")
-_NO_TABLE = r"readme|licen[sc]e|nshards|\.|.*_stats\.json$|requirements"
 _LIST = re.compile(r"(train|val|dev|test)_?images?$")
 
 
@@ -55,21 +54,19 @@ def detect(paths: Sequence[str | os.PathLike]) -> Detection:
     Raises:
         UserError: a path is not there, nothing of a known form is found, or several tables could hold the captions.
     """
-    given = [Path(os.path.expanduser(path)) for path in paths]
-    if not given:
-        raise UserError("no path is given; name the directory or the files of a data set.")
-    if missing := [path for path in given if not path.exists()]:
+    roots = [Path(os.path.expanduser(path)) for path in paths]
+    if not roots:
+        raise UserError("no path is roots; name the directory or the files of a data set.")
+    if missing := [path for path in roots if not path.exists()]:
         raise UserError(f"there is no '{missing[0]}'; check the path.")
-    directories, files = [path for path in given if path.is_dir()], [path for path in given if not path.is_dir()]
-    if len(given) == 1 and directories and (found := _of_directory(directories[0])):
+    directories, files = [path for path in roots if path.is_dir()], [path for path in roots if not path.is_dir()]
+    if len(roots) == 1 and directories and (found := _of_directory(directories[0])):
         return found
-    shards = [path for path in given if path.name.endswith(_SHARD_ENDS) or (path.is_dir() and any(path.glob("*.tar")))]
-    if len(given) == 1 and given[0].suffix in (".parquet", ".arrow") and _holds_images(given[0]):
-        column, has = _hf_splits(given)
-        return Detection("a Parquet or Arrow file with the images in it", "hf",
-                         {"source": str(given[0]), **({"split_column": column} if column else {})}, has)
+    shards = [path for path in roots if path.name.endswith(_SHARD_ENDS) or (path.is_dir() and any(path.glob("*.tar")))]
+    if len(roots) == 1 and _holds_images(roots[0]):
+        return _of_arrow(roots, roots[0])
     if shards:
-        if others := [path for path in given if path not in shards]:
+        if others := [path for path in roots if path not in shards]:
             raise UserError(f"'{shards[0]}' is of tar shards, and '{others[0]}' is not; give the shards alone.")
         return _of_shards(shards)
     zips = [path for path in files if path.suffix.lower() == ".zip"]
@@ -77,7 +74,7 @@ def detect(paths: Sequence[str | os.PathLike]) -> Detection:
     if not tables:
         return _without_table(directories, zips)
     images = ",".join(map(str, [*zips, *directories]))
-    if any(head(path)[:1] in (b"{",) and _is_karpathy(path) for path in tables[:1]) and len(tables) == 1:
+    if len(tables) == 1 and _is_karpathy(tables[0]):
         return Detection("Karpathy's JSON", "karpathy",
                          {"annotations": str(tables[0]), "images": images or str(tables[0].parent)},
                          ("train", "val", "test"))
@@ -103,16 +100,20 @@ def _of_directory(root: Path) -> Detection | None:
     if tars := sorted(root.rglob("*.tar")):
         flat = {path.parent for path in tars} == {root} and not any(map(_split_in, tars))
         return _of_shards([root] if flat else tars)
-    if with_images := [path for path in _walk(root) if _holds_images(path)]:
+    if with_images := [path for path in _others_near(root) if _holds_images(path)]:
         parents = {path.parent for path in with_images}
-        source = str(parents.pop() if len(parents) == 1 else root)
-        column, has = _hf_splits(with_images)
-        return Detection("Parquet or Arrow files with the images in them", "hf",
-                         {"source": source, **({"split_column": column} if column else {})}, has)
+        return _of_arrow(with_images, parents.pop() if len(parents) == 1 else root)
     if metadata_of(root) or (directories and all(metadata_of(path) for path in directories.values())):
         return Detection("images with a metadata table beside them", "folder", {"annotations": str(root)},
                          () if metadata_of(root) else tuple(directories))
     return None
+
+
+def _of_arrow(paths: Sequence[Path], source: Path) -> Detection:
+    """Parquet or Arrow files that hold images, at or below `source`."""
+    column, has = _hf_splits(paths)
+    return Detection("Parquet or Arrow files with the images in them", "hf",
+                     {"source": str(source), **({"split_column": column} if column else {})}, has)
 
 
 def _of_shards(shards: Sequence[Path]) -> Detection:
@@ -141,7 +142,7 @@ def _sidecar(directories: Sequence[Path]) -> Detection | None:
     """Images with texts beside them; None where there are none."""
     for root in directories:
         splits = split_directories(root)
-        texts = {str(path.with_suffix("")) for path in _walk(root) if path.suffix.lower() in (*TEXTS, ".json")}
+        texts = {str(path.with_suffix("")) for path in _others_near(root) if path.suffix.lower() in (*TEXTS, ".json")}
         if any(str(path.with_suffix("")) in texts for path in _images_near(root)):
             return Detection("images with a text of the same name beside each", "folder", {"annotations": str(root)},
                              tuple(splits) if "train" in splits else ())
@@ -184,7 +185,7 @@ def _of_tables(tables: Sequence[Path], images: str) -> Detection:
         settings["images"] = images
     if pattern := _pattern(path, table):
         settings["file_pattern"] = pattern
-    return Detection(f"{table.form}", "folder", settings, has)
+    return Detection(table.form, "folder", settings, has)
 
 
 def _usable(path: Path) -> Table:
@@ -192,7 +193,7 @@ def _usable(path: Path) -> Table:
     table = open_table(path, Problems())
     image = find_image_column(table.columns, f"'{path}'")
     find_caption_columns([name for name in table.columns if name != image], f"'{path}'")
-    first = next(table.rows, (0, {}))[1].get(image)
+    first = next(table.read(image), (0, {}))[1].get(image)
     if isinstance(first, str) and first.startswith(("http://", "https://")):
         raise UserError(url_message(f"'{path}'", image))
     return table
@@ -201,7 +202,7 @@ def _usable(path: Path) -> Table:
 def _pattern(path: Path, table: Table) -> str:
     """How files are called after numbers, from the images that lie by the table; "" where cells are names already."""
     image = find_image_column(table.columns, f"'{path}'")
-    rows = itertools.islice(open_table(path, Problems()).rows, 5)
+    rows = itertools.islice(open_table(path, Problems()).read(image), 5)
     cells = [str(row[image]) for _, row in rows if row.get(image) is not None]
     if not cells or any(map(is_image_file, cells)) or not all(cell.isdigit() for cell in cells):
         return ""
@@ -214,10 +215,7 @@ def _pattern(path: Path, table: Table) -> str:
 
 
 def _images_near(root: Path) -> Iterator[Path]:
-    for parent, directories, files in os.walk(root):
-        yield from (Path(parent) / name for name in files[:_MOST_FILES] if is_image_file(name))
-        if len(Path(parent).relative_to(root).parts) >= _DEEP:
-            directories.clear()
+    return (path for path in _files(root) if is_image_file(path.name))
 
 
 def _table_splits(table: Table, path: Path) -> tuple[str, ...]:
@@ -225,36 +223,38 @@ def _table_splits(table: Table, path: Path) -> tuple[str, ...]:
     column = find_split_column(table.columns)
     if not column:
         return ()
-    seen = {split_called(str(row.get(column))) for _, row in open_table(path, Problems()).rows}
-    return tuple(split for split in ("train", "val", "test") if split in seen) if "train" in seen else ()
+    return _in_order({split_called(str(row.get(column))) for _, row in open_table(path, Problems()).read(column)})
+
+
+def _in_order(seen: Container[str]) -> tuple[str, ...]:
+    """The splits among `seen`; none without train, which there is nothing to tell from."""
+    return tuple(split for split in SPLIT_NAMES if split in seen) if "train" in seen else ()
 
 
 def _tables(root: Path) -> list[Path]:
-    """Files in a directory that may be tables; where a folder holds several levels, those of the first that has any."""
-    found: list[Path] = []
-    for path in _walk(root):
-        beside_image = path.suffix in TEXTS and any(path.with_suffix(end).exists() for end in (".jpg", ".png", ".jpeg",
-                                                                                              ".webp"))
-        if path.name.lower().endswith(_TABLE_ENDS) and not beside_image and not re.match(_NO_TABLE, path.name,
-                                                                                       re.IGNORECASE):
-            found.append(path)
-    stems = {path.with_suffix("") for path in found if path.suffix.lower() == ".json"}
-    images = {path.with_suffix("") for path in _images_near(root)} if stems else set()
-    return [path for path in found if not (path.suffix.lower() == ".json" and path.with_suffix("") in images)]
+    """Files in a directory that may be tables, and not what stands beside an image."""
+    stems = {path.with_suffix("") for path in _images_near(root)}
+    return [path for path in _others_near(root) if path.name.lower().endswith(_TABLE_ENDS) and not NO_DATA.match(path.name)
+            and not path.name.lower().endswith("_stats.json")
+            and not (path.suffix.lower() in (*TEXTS, ".json") and path.with_suffix("") in stems)]
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _others_near(root: Path) -> Iterator[Path]:
+    return (path for path in _files(root) if not is_image_file(path.name))
+
+
+def _files(root: Path) -> Iterator[Path]:
     """Files below a directory, not too deep and not too many, in order."""
     for parent, directories, files in os.walk(root):
         directories.sort()
         if len(Path(parent).relative_to(root).parts) >= _DEEP:
             directories.clear()
-        yield from (Path(parent) / name for name in sorted(files)[:_MOST_FILES] if not is_image_file(name))
+        yield from (Path(parent) / name for name in sorted(files)[:_MOST_FILES])
 
 
 def _holds_images(path: Path) -> bool:
     """Whether a Parquet or Arrow file holds images themselves."""
-    if path.suffix not in (".parquet", ".arrow"):
+    if path.suffix not in (".parquet", ".arrow") or not path.is_file():
         return False
     types = arrow_rows.column_types(path, f"'{path}'")
     return any("bytes: binary" in kind or kind in ("binary", "large_binary") for kind in types.values())
@@ -265,11 +265,10 @@ def _hf_splits(paths: Sequence[Path]) -> tuple[str, tuple[str, ...]]:
     column = find_split_column(tuple(arrow_rows.column_types(paths[0], f"'{paths[0]}'")))
     if column:
         seen = {split_called(str(row[column])) for path in paths
-                for _, row in arrow_rows.rows(path, f"'{path}'", (column,))}
-        if "train" in seen and len(seen - {""}) > 1:
-            return column, tuple(split for split in ("train", "val", "test") if split in seen)
-    by_name = {_split_in(path) for path in paths}
-    return "", tuple(split for split in ("train", "val", "test") if split in by_name) if "train" in by_name else ()
+                for _, row in arrow_rows.rows(path, f"'{path}'", column)}
+        if len(has := _in_order(seen)) > 1:
+            return column, has
+    return "", _in_order({_split_in(path) for path in paths})
 
 
 def _dict_splits(root: Path) -> tuple[str, ...]:
@@ -277,13 +276,14 @@ def _dict_splits(root: Path) -> tuple[str, ...]:
 
 
 def _is_karpathy(path: Path) -> bool:
-    return b'"sentences"' in head(path) and b'"images"' in head(path) and b'"raw"' in head(path)
+    start = head(path)
+    return start[:1] == b"{" and all(key in start for key in (b'"sentences"', b'"images"', b'"raw"'))
 
 
 def _split_in(path: Path) -> str:
     """The split that the name of a file names; "" if none."""
-    stem = path.name.lower()
-    return next((split for split, words in _SPLIT_WORDS.items() if re.search(rf"(?<![a-z])(?:{words})(?![a-z])", stem)), "")
+    words = re.findall("[a-z]+", path.name.lower())
+    return next((split for split, names in SPLIT_NAMES.items() if not set(names).isdisjoint(words)), "")
 
 
 def _list_split(path: Path) -> str:

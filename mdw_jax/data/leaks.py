@@ -15,13 +15,13 @@ def shared_content(contents: Mapping[str, Sequence[str | None]], captions: Mappi
     notes = []
     shown = set(contents["train"]) - {None}
     others = {caption for split in ("val", "test") for caption in captions[split]}
-    said = {caption for caption in captions["train"] if caption in others}
+    repeats = {caption for caption in captions["train"] if caption in others}
     for split in ("val", "test"):
         copies = sum(content in shown for content in contents[split])
         if copies:
             notes.append(f"{copies} of {len(contents[split])} images of {split} are in train too: scores on them are too "
                          "good; take them out, or hold splits out of train, which keeps such images together.")
-        repeated = sum(caption in said for caption in captions[split])
+        repeated = sum(caption in repeats for caption in captions[split])
         if repeated:
             notes.append(f"{repeated} of {len(captions[split])} captions of {split} are captions of train too.")
     return notes

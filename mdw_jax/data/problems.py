@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from mdw_jax.config.options import ON_ERROR
 from mdw_jax.errors import UserError
 
-ON_ERROR = ("stop", "skip")
+LONGEST_CAPTION = 100_000
+"""Characters; more is a broken file or an attack, and would hold up every tokenizer."""
 # What a problem takes away, by its reason: its share of all images, or of all captions (rows of a table are captions).
 REASONS = {
     "absent image": "image",
@@ -24,10 +26,8 @@ REASONS = {
 _WORDS = {"no image": ("sample", "without an image"), "no caption": ("image", "without a caption"),
           "unreadable json": ("sample", "with unreadable JSON"),
           "missing value as caption": ("caption", "with a missing value (nan, None, N/A) for its text"),
-          "caption too long": ("caption", "of more than 100,000 characters"),
+          "caption too long": ("caption", f"of more than {LONGEST_CAPTION:,} characters"),
           "caption not in Unicode": ("caption", "that cannot be read as Unicode")}
-LONGEST_CAPTION = 100_000
-"""Characters; more is a broken file or an attack, and would hold up every tokenizer."""
 # What programs write where there is no caption. (pandas reads the same words as missing.)
 MISSING = frozenset(("nan", "none", "null", "n/a", "<na>", "na", "#n/a", "nat", "undefined", "\\n",
                      "[null]", "#name?", "#ref!", "#value!", "(null)"))

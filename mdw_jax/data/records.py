@@ -1,13 +1,12 @@
 """From the records of a reader to `Pairs`: check captions, group images, hold out splits, decode images or not."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdw_jax.data.decoding import Decoder, Encoded, decode_into, rgb, threads, validate_images
+from mdw_jax.data.decoding import Decoder, Encoded, decode_into, digest_of, rgb, threads, validate_images
 from mdw_jax.data.holdout import Holdouts, hold_out
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.leaks import shared_content
@@ -126,10 +125,9 @@ def _decode(splits: Mapping[str, Sequence[Record]], stream: bool, check: bool,
         return _Decoded(images, None, failures, [image.content for image in images])
     pixels = np.empty((len(images), *decoder.shape), np.uint8)
     failures = decode_into(pixels, images, pool, decoder)
-    # Rows of broken images were never written.
     # Of pixels 1 / 32 of the sides apart: all of them would take a tenth of the time of decoding.
     apart = tuple(slice(None, None, max(1, side // 32)) for side in pixels.shape[1:3])
-    contents = [None if failure else hashlib.sha256(row[apart].tobytes()).hexdigest()[:16]
+    contents = [None if failure else digest_of(row[apart])  # rows of broken images were never written
                 for row, failure in zip(pixels, failures, strict=True)]
     return _Decoded(images, pixels, failures, contents)
 
@@ -170,7 +168,12 @@ def _place(record: Record, nth: int = 1) -> str:
     key, where = quoted(record.image.key), at_line(record.place, record.line)
     if len(record.captions) > 1:
         return f"caption {nth} of {key}{f', whose first is in {where}' if where else ''}"
-    return f"{key}{f', {where}' if where else ''}"
+    return _image_place(record)
+
+
+def _image_place(record: Record) -> str:
+    where = at_line(record.place, record.line)
+    return f"{quoted(record.image.key)}{f', {where}' if where else ''}"
 
 
 def at_line(place: str, line: int) -> str:
@@ -191,8 +194,7 @@ def _count_failures(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, p
     records = (record for split in SPLITS for record in splits[split])
     for record, failure in zip(records, decoded.failures, strict=True):
         if failure:
-            where = at_line(record.place, record.line)
-            problems.add("broken image", f"{quoted(record.image.key)}{f', {where}' if where else ''} ({failure})")
+            problems.add("broken image", f"{_image_place(record)} ({failure})")
 
 
 def _leaks(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, parts: Mapping[str, Split]) -> list[str]:

@@ -20,7 +20,7 @@ from mdw_jax.data.decoding import Encoded, check_length, reason, threads, valida
 from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.records import pick
 from mdw_jax.data.tables.cells import captions_in
-from mdw_jax.data.tables.columns import CAPTION_COLUMNS
+from mdw_jax.data.tables.columns import CAPTION_COLUMNS, first_called
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest, parse_json, write_atomically
 from mdw_jax.io.keyed import read_keyed_json
@@ -252,7 +252,7 @@ class _Indexing:
     def _of_json(self, document) -> list:
         if not isinstance(document, dict):
             return [] if self.caption_columns else _stripped(captions_in(document, self.read_as))
-        names = self.caption_columns or [found for found in [_field(document)] if found]
+        names = self.caption_columns or list(filter(None, [first_called(document, FIELDS)]))
         values = {name: value for name in names if (value := _at(document, name)) is not None}
         captions = [caption for value in values.values() for caption in captions_in(value, self.read_as)]
         if nested := next((caption for caption in captions if isinstance(caption, dict)), None):
@@ -275,12 +275,6 @@ def _at(document: Mapping, name: str):
 
 def _stripped(captions: Iterable) -> list:
     return [caption.strip() if isinstance(caption, str) else caption for caption in captions]
-
-
-def _field(document: Mapping) -> str | None:
-    """The field of a sample's JSON that holds its captions, by its name."""
-    names = {name.lower(): name for name in reversed(document)}
-    return next((names[field] for field in FIELDS if field in names), None)
 
 
 def _failed(document) -> str:

@@ -47,10 +47,9 @@ def image_changes(preset: PresetResults, is_main: bool) -> str:
 
 
 def _selected_step(preset: PresetResults) -> str:
-    candidates = preset.displayed_set[1].get("candidates", [])
-    if not candidates:
+    best = preset.chosen_candidate
+    if best is None:
         return ""
-    best = max(candidates, key=lambda row: row["val_r_mean"])
     what = f"the set of step {best['step']}" if best["step"] else "the start, to which distilling added nothing on val"
     return f" The result is {what}, with {best['val_r_mean']:.1f} % the best on val."
 

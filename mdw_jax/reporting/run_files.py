@@ -86,6 +86,16 @@ class PresetResults:
                             "mdw evaluate again.") from None
         return distilled, card
 
+    @property
+    def candidates(self) -> list[dict]:
+        """The candidates of the first set that val chose from; [] where its card has no record of them."""
+        return self.displayed_set[1].get("candidates", [])
+
+    @property
+    def chosen_candidate(self) -> dict | None:
+        """The one with the best score on val, which the set is."""
+        return max(self.candidates, key=lambda row: row["val_r_mean"], default=None)
+
     @cached_property
     def byte_budget(self) -> dict[str, float]:
         """The size of the first set. It is counted here: cards of earlier versions count other precisions."""

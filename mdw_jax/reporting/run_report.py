@@ -193,12 +193,11 @@ def _candidates(run: Run, several: bool) -> list[dict]:
     """A row for each candidate of the first sets of a run."""
     rows = []
     for preset in run.presets_with_sets:
-        candidates = preset.displayed_set[1].get("candidates", [])
-        best = max((row["val_r_mean"] for row in candidates), default=None)
+        best = preset.chosen_candidate
         rows += [{**({"run": run.label} if several else {}), "preset": preset.label, "outer step": row["step"],
                   "P": row["correspondence"], "tau": "" if row["tau"] is None else f"{row['tau']:g}",
                   "r_mean on val": f"{row['val_r_mean']:.2f}", "step size scale": f"{row['lr_scale']:g}",
-                  "": "chosen" if row["val_r_mean"] == best else ""} for row in candidates]
+                  "": "chosen" if row["val_r_mean"] == best["val_r_mean"] else ""} for row in preset.candidates]
     return rows
 
 

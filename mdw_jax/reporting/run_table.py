@@ -48,19 +48,13 @@ def footnotes(run: Run) -> list[str]:
     rows = [row for preset in run.presets for row in preset.rows]
     notes = {AT_EDGE_MEANS: any(row.get("at_edge") for row in rows),
              _HARD_TARGETS_MEAN: any("hard_r_mean" in row for row in rows)}
-    unchanged = [preset.label for preset in run.presets_with_sets if preset.metrics and all(
-        row["step"] == 0 for row in _best_candidates(preset))]
+    unchanged = [preset.label for preset in run.presets_with_sets
+                 if preset.metrics and preset.chosen_candidate and preset.chosen_candidate["step"] == 0]
     if unchanged:
         notes[f"{', '.join(unchanged)}: val chose the start of the first set over all that was distilled from it."] = True
     noises = [preset.metadata["noise"] for preset in run.presets]
     natural = dict.fromkeys(natural_noise(noise) for noise in noises if noise["rate"] is None)
     return [*natural, *(note for note, holds in notes.items() if holds)]
-
-
-def _best_candidates(preset: PresetResults) -> list[dict]:
-    """The best candidate of the set that is shown; [{"step": 1}] where there is no record of any."""
-    candidates = preset.displayed_set[1].get("candidates", [])
-    return [max(candidates, key=lambda row: row["val_r_mean"])] if candidates else [{"step": 1}]
 
 
 def _mean_of_hard_targets(preset: PresetResults) -> str:

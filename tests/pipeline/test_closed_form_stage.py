@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny_config import tiny_config
+from tiny_config import prepared_run, tiny_config
 
 from mdw_jax.analysis.fairness.recall import preset_hits
 from mdw_jax.config import resolve
@@ -33,9 +33,7 @@ def tiny(directory, **changes):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A run directory that the tests share, and the data of its configs."""
-    directory = tmp_path_factory.mktemp("run") / "run"
-    return directory, prepare(resolve(tiny(directory)))
+    return prepared_run(tiny, tmp_path_factory)
 
 
 def test_a_run_scores_both_presets_in_one_row_each(tmp_path):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_config import tiny_config
+from tiny_config import prepared_run, tiny_config
 
 from mdw_jax.analysis.certificate.case import experts_to_certify
 from mdw_jax.config import resolve
@@ -18,7 +18,6 @@ from mdw_jax.pipeline import filter as filter_module
 from mdw_jax.pipeline.coreset import coreset_set
 from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.experts import experts_stage, kept_pairs
-from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.preset_run import SCORER_RECIPES, open_preset, read_division
 from mdw_jax.pipeline.sets import real_pairs
 from mdw_jax.pipeline.start import expert_embeddings, start_rows
@@ -38,9 +37,7 @@ def tiny(directory, **changes):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A run directory that the tests share, and the data of its configs."""
-    directory = tmp_path_factory.mktemp("run") / "run"
-    return directory, prepare(resolve(tiny(directory)))
+    return prepared_run(tiny, tmp_path_factory)
 
 
 @pytest.mark.parametrize("score", SCORER_RECIPES)

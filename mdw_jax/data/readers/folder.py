@@ -5,6 +5,7 @@ import json
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,18 +16,13 @@ from mdw_jax.data.archives import locate
 from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems, quoted
-from mdw_jax.data.readers.sidecar import (
-    metadata_of,
-    sidecar_entries,
-    split_called,
-    split_directories,
-)
+from mdw_jax.data.readers.sidecar import metadata_of, sidecar_entries, split_called, split_directories
 from mdw_jax.data.records import SPLITS, Record, build, names
-from mdw_jax.data.tables.cells import NUMBERED, FileNames
+from mdw_jax.data.tables.cells import FileNames
 from mdw_jax.data.tables.columns import SPLIT_NAMES, find_split_column
 from mdw_jax.data.tables.entries import Columns, Entry, entries_of
 from mdw_jax.data.tables.lines import lines_of
-from mdw_jax.data.tables.table import Options, open_table
+from mdw_jax.data.tables.table import Options, Table, open_table
 from mdw_jax.errors import UserError
 
 
@@ -97,24 +93,27 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
     held_out = [split for split in ("val", "test") if common.get(f"holdout_{split}")]
     tables_tell = any(source.split for source in sources)
     if sum(map(bool, (split_column, lists, tables_tell))) > 1:
-        raise UserError("splits come from data.split_column, lists of images, or tables of their own: unset two of these.")
-    if not (split_column or lists or tables_tell or held_out) and sources[0].path.is_file():
-        columns = columns._replace(split=find_split_column(open_table(sources[0].path, Problems(), options).columns))
+        raise UserError("splits come from data.split_column, lists of images, or tables of their own: set one of these.")
+    table = _open(sources[0], problems, options)
+    if table and not (split_column or lists or tables_tell or held_out):
+        columns = columns._replace(split=find_split_column(table.columns))
         if columns.split:
             notes.append(f"the splits are those of column '{columns.split}'.")
-    split_names = {"train": train_split, "val": val_split, "test": test_split}
-    if any(split_names.values()) and not columns.split:
-        raise UserError(f"data.{next(split for split in SPLITS if split_names[split])}_split names a value of "
-                        "data.split_column, which is not set; set it, or leave the names of splits out.")
-    splits = _Splits(columns.split, split_names, _read_lists(lists, file_pattern, options), held_out)
+    values = {"train": train_split, "val": val_split, "test": test_split}
+    splits = _Splits(columns.split, values, _read_lists(lists, file_pattern, options), held_out)
     notes += _unread(sources)
     for source in sources:
-        splits.add_all(source, several, (
-            entries_of(source.path, columns, options, problems, notes) if source.path.is_file() else
-            sidecar_entries(source.path, caption_lines, problems, notes)))
+        table = table if source is sources[0] else _open(source, problems, options)
+        splits.add_all(source, several, entries_of(source.path, table, columns, problems, notes) if table else
+                       sidecar_entries(source.path, caption_lines, problems, notes))
     splits.check(sources[0].path, notes, problems)
     records = _located(splits, images or _directories(sources), columns, (problems, notes, sources[0].path))
     return build(_name(sources[0].path), records, problems=problems, notes=notes, **common)
+
+
+def _open(source: Source, problems: Problems, options: Options) -> Table | None:
+    """The table of a source; None for a directory without one."""
+    return open_table(source.path, problems, options) if source.path.is_file() else None
 
 
 class _Splits:
@@ -125,9 +124,15 @@ class _Splits:
         values: {split: its values in the column, joined by "+"; "": the usual ones}.
         lists: {name of an image: its split}; {} without lists.
         held_out: splits that are not read, as they will be held out of train.
+
+    Raises:
+        UserError: there are values, and no column.
     """
 
     def __init__(self, column: str, values: dict[str, str], lists: dict[str, str], held_out: Sequence[str]):
+        if any(values.values()) and not column:
+            raise UserError(f"data.{next(split for split in SPLITS if values[split])}_split names a value of "
+                            "data.split_column, which is not set; set it, or leave the names of splits out.")
         self.images: dict[str, dict[str, Image]] = {split: {} for split in SPLITS}
         self.captions = dict.fromkeys(SPLITS, 0)
         self.column, self.lists, self.held_out, self.values = column, lists, held_out, values
@@ -190,13 +195,13 @@ class _Splits:
 def _sources(annotations, others: dict[str, object]) -> list[Source]:
     """All tables, and directories without one, that the settings name."""
     sources = _expanded(annotations)
-    given = {split: path for split, path in others.items() if path}
-    if given:
+    others = {split: path for split, path in others.items() if path}
+    if others:
         if any(source.split for source in sources):
             raise UserError(f"'{annotations}' has directories of its own for train, val and test, and data."
-                            f"{next(iter(given))}_annotations is set too; leave one out.")
+                            f"{next(iter(others))}_annotations is set too; leave one out.")
         sources = [source._replace(split="train") for source in sources]
-        sources += [source._replace(split=split) for split, path in given.items() for source in _expanded(path)]
+        sources += [source._replace(split=split) for split, path in others.items() for source in _expanded(path)]
     return sources
 
 
@@ -257,7 +262,7 @@ def _read_lists(lists: dict[str, str], pattern: str, options: Options) -> dict[s
     for split, path in lists.items():
         if not Path(path).is_file():
             raise UserError(f"there is no list of images '{path}'; set data.{split}_list to the path of one.")
-        file_names = FileNames(pattern, f"{split}_list", f"'{path}'", {NUMBERED: 0})  # type: ignore[arg-type]
+        file_names = FileNames(pattern, f"{split}_list", f"'{path}'", Counter())
         for number, line in lines_of(Path(path), options.encoding):
             name = file_names.of(line, number)
             if name is not None and split_of.setdefault(name, split) != split:
@@ -273,7 +278,7 @@ def _located(splits: _Splits, images, columns: Columns, source: tuple[Problems, 
     files = list(dict.fromkeys(name for members in splits.images.values() for name in members))
     place = {"table": str(path), "column": columns.image}
     located = dict(zip(files, locate([[file] for file in files], images, Problems(), **place), strict=True))
-    bare = {file: re.split(r"[/\\\\]", file)[-1] for file in files}
+    bare = {file: re.split(r"[/\\]", file)[-1] for file in files}
     absent = [file for file in files if located[file] is None]
     # Tables often have the directories of another machine. Names that two images share would lead to one of them.
     by_name = len(set(bare.values())) == len(files)

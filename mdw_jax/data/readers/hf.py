@@ -10,13 +10,13 @@ from pathlib import Path
 from mdw_jax.data.decoding import Encoded, check_length, reason
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems, quoted
-from mdw_jax.data.readers.hf_columns import TURNS, Columns, check, found, image_parts, places, root_of, rows_of
+from mdw_jax.data.readers.hf_columns import Columns, check, found, image_parts, places, root_of, rows_of
 from mdw_jax.data.readers.hf_source import load
 from mdw_jax.data.readers.sidecar import split_called
 from mdw_jax.data.records import Record, at_line, build, names, pick, splits_to_read, text
-from mdw_jax.data.tables.cells import captions_in
+from mdw_jax.data.tables.cells import captions_in, is_turn, read_as_notes
 from mdw_jax.data.tables.columns import SPLIT_NAMES, find_split_column
-from mdw_jax.data.tables.entries import STATUS
+from mdw_jax.data.tables.entries import STATUS, download_failed
 from mdw_jax.errors import UserError
 
 _BATCH = 1000  # rows that are taken out of a table at a time
@@ -65,7 +65,7 @@ def hf(source, *, config: str = "", revision: str = "", cache: str | None = None
                 by_name[part].append(record)
     records = {split: [record for part in parts for record in by_name[part]] for split, parts in names_of.items()}
     notes += [*_left_out(tables, columns, needed), *_unused_column(tables, columns, names_of)]
-    notes += [f"of '{name}', {count} caption{'s' * (count != 1)} {how}." for how, count in read_as.items()]
+    notes += read_as_notes(name, read_as)
     if again := sum(len(rows) - len({record.image.key for record in rows}) for rows in records.values()):
         notes.append(f"of '{name}', {again} row{'s' * (again != 1)} with the image of an earlier one (the same "
                      f"{columns.key or 'bytes'}): read as further captions of it.")
@@ -80,19 +80,19 @@ def _names_of(wanted: Mapping[str, str], tables: Mapping, columns: Columns, wher
     Raises:
         UserError: one is not there.
     """
-    there = _counts(tables, columns.split) if columns.split else {name: len(table) for name, table in tables.items()}
+    counts = _rows_of_splits(tables, columns)
     names_of: dict[str, list[str]] = {}
     for split, asked in wanted.items():
-        folded = {name.strip().lower(): name for name in there}
+        folded = {name.strip().lower(): name for name in counts}
         usual = [folded[name] for name in SPLIT_NAMES[split] if name in folded]
         parts = [part.strip() for part in asked.split("+")] if asked else usual if columns.split else usual[:1]
-        found = [part if part in there else folded.get(part.lower()) for part in parts]
+        found = [part if part in counts else folded.get(part.lower()) for part in parts]
         if not found or None in found:
             absent = f" {quoted(parts[found.index(None)])}" if found else f" for {split}"
             holder = f"column '{columns.split}' of {where} has no value" if columns.split else f"{where} has no split"
-            counts = ", ".join(f"{name or 'an empty name'} ({count} rows)" for name, count in there.items())
+            has = ", ".join(f"{name or 'an empty name'} ({count} rows)" for name, count in counts.items())
             train = [table for name, table in tables.items() if columns.split or name in names_of.get("train", [])]
-            raise UserError(f"{holder}{absent}, only {counts}; {_way_on(split, asked, wanted, (tables, train), columns)}.")
+            raise UserError(f"{holder}{absent}, only {has}; {_way_on(split, asked, wanted, (tables, train), columns)}.")
         names_of[split] = [part for part in found if part is not None]
     return names_of
 
@@ -125,6 +125,11 @@ def _images(tables, columns: Columns) -> int:
     return len(seen)
 
 
+def _rows_of_splits(tables: Mapping, columns: Columns) -> Mapping[str, int]:
+    """{split: its rows}, by the split column or by the splits of the source."""
+    return _counts(tables, columns.split) if columns.split else {name: len(table) for name, table in tables.items()}
+
+
 def _counts(tables: Mapping, column: str) -> Counter:
     """{value: rows} of a split column, over all tables."""
     counts: Counter = Counter()
@@ -141,8 +146,8 @@ def _split_names(table, column: str, cells: Sequence) -> list[str]:
 
 def _left_out(tables: Mapping, columns: Columns, needed: set[str]) -> list[str]:
     """Say which rows are of no split that was asked for."""
-    there = _counts(tables, columns.split) if columns.split else {name: len(table) for name, table in tables.items()}
-    others = ", ".join(f"{count} of {name or 'no split'}" for name, count in there.items() if name not in needed)
+    counts = _rows_of_splits(tables, columns)
+    others = ", ".join(f"{count} of {name or 'no split'}" for name, count in counts.items() if name not in needed)
     what = f"rows whose column '{columns.split}' names another split" if columns.split else "rows of other splits"
     return [f"{what} were left out: {others}."] if others else []
 
@@ -194,7 +199,7 @@ class _Reader:
     def _record(self, row: Mapping, image: partial | None, number: int) -> Record | None:
         """One row; None where it cannot be used, which is counted."""
         columns, place = self._columns, at_line(self._place, number)
-        if str(row.get(STATUS)).startswith("failed"):
+        if download_failed(row):
             self._problems.add("failed download", f"{place} ({row[STATUS]})")
             return None
         if image is None:
@@ -228,8 +233,7 @@ def _plain(cell):
         return cell.decode(errors="surrogateescape")
     if isinstance(cell, list):
         return [_plain(member) for member in cell]
-    if isinstance(cell, Mapping) and any(set(cell) >= turn for turn in TURNS) and all(
-            isinstance(values, list) for values in cell.values()):
+    if isinstance(cell, Mapping) and is_turn(cell) and all(isinstance(part, list) for part in cell.values()):
         return [dict(zip(cell, turn)) for turn in zip(*cell.values())]
     return cell
 

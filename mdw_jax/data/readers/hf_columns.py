@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from mdw_jax.data.tables.cells import is_turn
 from mdw_jax.data.tables.columns import (
     CAPTION_COLUMNS,
     find_caption_columns,
     find_image_column,
+    found_in_words,
     is_image_file,
     listed,
     url_message,
@@ -14,9 +16,6 @@ from mdw_jax.data.tables.columns import (
 from mdw_jax.errors import UserError
 
 _SAMPLE = 1000  # rows in which the first cell that is not empty is looked for
-TURN = {"from", "value"}
-# Fields of the turns of a conversation (LLaVA; chat APIs; the Cauldron), which `cells.captions_in` reads.
-TURNS = (TURN, {"role", "content"}, {"user", "assistant"})
 
 
 class Columns(NamedTuple):
@@ -45,10 +44,10 @@ def found(table, asked: Columns, where: str, notes: list[str]) -> Columns:
     if not captions:
         others = [name for name, kind in types.items() if name not in (image, asked.split) and _holds_text(kind)]
         captions = tuple(_into(column, types[column]) for column in find_caption_columns(others, where))
-    said = [f"images in '{image}'"] * (not asked.image) + [f"captions in '{', '.join(captions)}'"] * (not asked.captions)
-    if said:
-        notes.append(f"{where} was read with {' and '.join(said)}.")
-    return asked._replace(image=image, captions=captions)
+    used = asked._replace(image=image, captions=captions)
+    if words := found_in_words(asked, used):
+        notes.append(f"{where} was read with {' and '.join(words)}.")
+    return used
 
 
 def _find_images(table, types: Mapping, where: str) -> str:
@@ -104,7 +103,7 @@ def check(table, columns: Columns, where: str) -> None:
 
 def _check_captions(path: str, leaf, where: str) -> None:
     fields = _fields(leaf)
-    if fields and not any(set(fields) >= turn for turn in TURNS):
+    if fields and not is_turn(fields):
         raise UserError(f"column '{path}' of {where} has nested values with {listed(fields)}; name one, as in "
                         f"data.caption_columns={_into(path, leaf)}.")
     if not fields and not _holds_text(leaf):
@@ -136,7 +135,7 @@ def _into(column: str, kind) -> str:
     """The column, or the path to what its nested values call a caption."""
     leaf, _ = _at(kind, "")
     fields = _fields(leaf)
-    if not fields or any(set(fields) >= turn for turn in TURNS):
+    if not fields or is_turn(fields):
         return column
     known = [name for name in CAPTION_COLUMNS if name in fields]
     return f"{column}/{(known or list(fields))[0]}"

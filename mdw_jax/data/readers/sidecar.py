@@ -8,14 +8,15 @@ from pathlib import Path
 from mdw_jax.data.caption_lines import captions_of, check_mode, find_mode, lines_of, several_lines
 from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.tables.columns import SPLIT_NAMES, find_caption_columns, is_image_file
-from mdw_jax.data.tables.entries import STATUS, Entry
+from mdw_jax.data.tables.entries import Entry, download_failed
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json
 
 TEXTS = (".txt", ".caption", ".cap")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 """Tables that lie in the directory of their images, as the `datasets` library has them."""
-_NO_TEXT = re.compile(r"readme|licen[sc]e|nshards|requirements", re.IGNORECASE)
+NO_DATA = re.compile(r"\.|readme|licen[sc]e|nshards|requirements", re.IGNORECASE)
+"""How files begin that hold no captions, whatever their form."""
 _LARGEST_TEXT = 2**20
 
 
@@ -74,7 +75,7 @@ def sidecar_entries(directory: Path, caption_lines: str, problems: Problems, not
         else:
             problems.add("no caption", f"{quoted(image)}, beside which there is no text")
     for stem in records.keys() - images.keys():  # of img2dataset, for what it could not fetch
-        if str(_read_record(records[stem]).get(STATUS)).startswith("failed"):
+        if download_failed(_read_record(records[stem])):
             problems.add("failed download", quoted(str(records[stem])))
     for stem in texts.keys() - images.keys():
         problems.add("no image", f"{quoted(str(texts[stem]))}, beside which there is no image")
@@ -113,7 +114,7 @@ def _files(directory: Path) -> tuple[dict[str, str], dict[str, Path], dict[str, 
     for parent, _, files in sorted(os.walk(directory)):
         if any(part.startswith(".") for part in Path(parent).relative_to(directory).parts):
             continue  # caches, checkpoints of notebooks
-        for file in sorted(file for file in files if not file.startswith(".") and not _NO_TEXT.match(file)):
+        for file in sorted(file for file in files if not NO_DATA.match(file)):
             path = Path(parent) / file
             stem = str(path.with_suffix(""))
             if path.suffix.lower() in TEXTS and is_image_file(stem):

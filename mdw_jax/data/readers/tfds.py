@@ -12,8 +12,15 @@ from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems
 from mdw_jax.data.readers.hf_columns import Columns, root_of
 from mdw_jax.data.records import Record, build, names, pick, splits_to_read, text
-from mdw_jax.data.tables.cells import captions_in
-from mdw_jax.data.tables.columns import CAPTION_COLUMNS, SPLIT_NAMES, find_caption_columns, find_image_column, listed
+from mdw_jax.data.tables.cells import captions_in, read_as_notes
+from mdw_jax.data.tables.columns import (
+    CAPTION_COLUMNS,
+    SPLIT_NAMES,
+    find_caption_columns,
+    find_image_column,
+    found_in_words,
+    listed,
+)
 from mdw_jax.errors import UserError
 
 
@@ -65,7 +72,7 @@ def tfds(source, *, data_dir: str | None = None, image_column: str = "", caption
         records[split] = list(_records(examples, columns, f"split '{name}' of '{source}'", problems, read_as))
     if others := [f"{part.num_examples} of {name}" for name, part in builder.info.splits.items() if name not in read]:
         notes.append(f"examples of other splits were left out: {', '.join(others)}.")
-    notes += [f"of '{builder.name}', {count} caption{'s' * (count != 1)} {how}." for how, count in read_as.items()]
+    notes += read_as_notes(builder.name, read_as)
     return build(builder.name, records, problems=problems, notes=notes, **common)
 
 
@@ -114,10 +121,10 @@ def _found(library, features, asked: Columns, where: str, notes: list[str]) -> C
         captions = tuple(
             f"{name}/{next((inner for inner in CAPTION_COLUMNS if inner in nested[name]), next(iter(nested[name])))}"
             if nested[name] else name for name in find_caption_columns(texts, where))
-    said = [f"images in '{image}'"] * (not asked.image) + [f"captions in '{', '.join(captions)}'"] * (not asked.captions)
-    if said:
-        notes.append(f"{where} was read with {' and '.join(said)}.")
-    return asked._replace(image=image, captions=captions)
+    used = asked._replace(image=image, captions=captions)
+    if words := found_in_words(asked, used):
+        notes.append(f"{where} was read with {' and '.join(words)}.")
+    return used
 
 
 def _check(library, features, columns: Columns, where: str) -> None:

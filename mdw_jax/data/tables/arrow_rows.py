@@ -1,6 +1,6 @@
 """Rows of Parquet and Arrow files, by pyarrow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from mdw_jax.data.decoding import reason
@@ -19,8 +19,8 @@ def column_types(path: Path, where: str) -> dict[str, str]:
         raise _unreadable(where, error) from None
 
 
-def rows(path: Path, where: str, columns: Sequence[str] = ()) -> Iterator[tuple[int, dict]]:
-    """(number of the row from 1, {column: value}); `columns`: names or paths into nested ones; (): all.
+def rows(path: Path, where: str, *columns: str) -> Iterator[tuple[int, dict]]:
+    """(number of the row from 1, {column: value}); `columns`: names or paths into nested ones; none: all.
 
     Raises:
         UserError: it is damaged, or pyarrow is missing.

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mdw_jax.data.problems import quoted
 from mdw_jax.errors import UserError
@@ -15,6 +15,10 @@ LIST = "written as lists in one cell: read as several captions each"
 TURNS = "in the form of conversations: the answers were read"
 BRACKETS = "in brackets that are no list: read as they stand"
 _OPENING = {"[": "]", "(": ")", "{": "}"}
+# Fields of a turn in a conversation: who speaks, and what is said. LLaVA, ShareGPT; chat APIs; the Cauldron, where question
+# and answer are one turn.
+_TURN_FIELDS = (("from", "value"), ("role", "content"), ("assistant", "assistant"))
+_ASKING = ("human", "user", "system")
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _LITERAL = re.compile(_STRING)
 _NUMPY = re.compile(rf"\[\s*{_STRING}(?:\s+{_STRING})+\s*\]")
@@ -54,14 +58,22 @@ def captions_in(value, read_as: Counter) -> list:
     return [value]
 
 
+def is_turn(fields: Iterable[str]) -> bool:
+    """Whether these are the fields of a turn of a conversation."""
+    return any({speaker, said} <= set(fields) for speaker, said in _TURN_FIELDS)
+
+
 def _answers(turns: Sequence[Mapping]) -> list | None:
-    """What the model says in a conversation, as LLaVA, ShareGPT, the chat APIs and the Cauldron write it; None: no such."""
-    for speaker, said in (("from", "value"), ("role", "content")):
+    """What the model says in a conversation; None: it is none."""
+    for speaker, said in _TURN_FIELDS:
         if all({speaker, said} <= set(turn) for turn in turns):
-            return [turn[said] for turn in turns if turn[speaker] not in ("human", "user", "system")]
-    if all("assistant" in turn for turn in turns):
-        return [turn["assistant"] for turn in turns]
+            return [turn[said] for turn in turns if speaker == said or turn[speaker] not in _ASKING]
     return None
+
+
+def read_as_notes(name: str, read_as: Mapping[str, int], what: str = "caption") -> list[str]:
+    """How odd captions (or names) of a source were read, in sentences."""
+    return [f"of '{name}', {count} {what}{'s' * (count != 1)} {how}." for how, count in read_as.items()]
 
 
 def _written_list(text: str) -> list | None:

@@ -32,9 +32,9 @@ def find_image_column(columns: Sequence[str], where: str) -> str:
     Raises:
         UserError: no column has such a name.
     """
-    found = _first(columns, IMAGE_COLUMNS)
-    if found is None and (url := _first(columns, URL_COLUMNS)):
-        raise UserError(url_message(where, url, _first(columns, CAPTION_COLUMNS) or "caption"))
+    found = first_called(columns, IMAGE_COLUMNS)
+    if found is None and (url := first_called(columns, URL_COLUMNS)):
+        raise UserError(url_message(where, url, first_called(columns, CAPTION_COLUMNS) or "caption"))
     if found is None:
         raise UserError(f"no column of {where} is called image, file_name or the like; it has {listed(columns)}: set "
                         "data.image_column.")
@@ -47,7 +47,7 @@ def find_caption_columns(columns: Sequence[str], where: str) -> tuple[str, ...]:
     Raises:
         UserError: no column has such a name.
     """
-    if (found := _first(columns, CAPTION_COLUMNS)) is not None:
+    if (found := first_called(columns, CAPTION_COLUMNS)) is not None:
         name = re.escape(_plain(found))  # "caption", "caption_2", or pandas' "caption.1"
         return (found, *(column for column in columns if re.fullmatch(rf"{name}[_ .]?\d+", _plain(column))))
     if numbered := tuple(column for column in columns if _NUMBERED.fullmatch(_plain(column))):
@@ -58,7 +58,13 @@ def find_caption_columns(columns: Sequence[str], where: str) -> tuple[str, ...]:
 
 def find_split_column(columns: Sequence[str]) -> str:
     """The column that holds the names of splits; "" if none is called so."""
-    return _first(columns, SPLIT_COLUMNS) or ""
+    return first_called(columns, SPLIT_COLUMNS) or ""
+
+
+def found_in_words(asked, used) -> list[str]:
+    """Which columns were found, as a user did not name them: of two tuples with `image` and `captions`."""
+    return [f"images in '{used.image}'"] * (not asked.image) + [
+        f"captions in '{', '.join(used.captions)}'"] * (not asked.captions)
 
 
 def knows(columns: Iterable[str]) -> bool:
@@ -68,10 +74,15 @@ def knows(columns: Iterable[str]) -> bool:
     return any(name in known or _NUMBERED.fullmatch(name) for name in names)
 
 
+def fetching(url: str, caption: str = "caption", table: str = "TABLE", form: str = "csv") -> str:
+    """The command that fetches the images of a table of addresses, into shards."""
+    return (f"img2dataset --url_list {table} --input_format {form} --url_col {url} --caption_col {caption} "
+            "--output_format webdataset --output_folder shards")
+
+
 def url_message(where: str, url: str = "url", caption: str = "caption") -> str:
     """What to do about a table of addresses."""
-    return (f"{where} holds addresses of images, not files; fetch them first: img2dataset --url_list TABLE --input_format "
-            f"csv --url_col {url} --caption_col {caption} --output_format webdataset --output_folder shards "
+    return (f"{where} holds addresses of images, not files; fetch them first: {fetching(url, caption)} "
             "(--input_format tsv or parquet where it is one), and then read shards with data.name=webdataset.")
 
 
@@ -86,6 +97,7 @@ def _plain(column) -> str:
     return re.sub(r"[ -]", "_", str(column).strip().lower())
 
 
-def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    by_name = {_plain(column): column for column in reversed(columns)}
+def first_called(columns: Iterable[str], names: Sequence[str]) -> str | None:
+    """The column that is called by the first of these names that any is called by; None if none is."""
+    by_name = {_plain(column): column for column in reversed(list(columns))}
     return next((by_name[name] for name in names if name in by_name), None)

@@ -16,7 +16,6 @@ NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "pipe": "|", "semicolon": ";"}
 """What `data.delimiter` calls delimiters; a single character stands for itself."""
 QUOTING = ("", "csv", "none")
 _WORDS = {"\t": "tabs", ",": "commas", "|": "pipes", ";": "semicolons"}
-_LEGAL = re.compile(r'"(?:[^"]|"")*"')
 
 
 class Dialect(NamedTuple):

@@ -1,18 +1,30 @@
 """From tables to entries: one image with captions each, and the split that it belongs to."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mdw_jax.data.problems import Problems, caption_problem
 from mdw_jax.data.records import at_line, pick
-from mdw_jax.data.tables.cells import FileNames, captions_in
-from mdw_jax.data.tables.columns import find_caption_columns, find_image_column, find_split_column, listed, url_message
-from mdw_jax.data.tables.table import Options, Table, open_table
+from mdw_jax.data.tables.cells import FileNames, captions_in, read_as_notes
+from mdw_jax.data.tables.columns import (
+    find_caption_columns,
+    find_image_column,
+    find_split_column,
+    found_in_words,
+    listed,
+    url_message,
+)
+from mdw_jax.data.tables.table import Table
 from mdw_jax.errors import UserError
 
 STATUS = "status"  # a column of img2dataset, with values such as success and failed_to_download
+
+
+def download_failed(row: Mapping) -> bool:
+    """Whether a row (or a JSON beside an image) is of img2dataset, which could not fetch or use the image."""
+    return str(row.get(STATUS)).startswith("failed")
 
 
 class Columns(NamedTuple):
@@ -57,33 +69,33 @@ def found_columns(table: Table, columns: Columns, where: str) -> Columns:
     split = columns.split
     for name in (image, *captions, *columns.attributes, *([split] if split else [])):
         if name not in names and "/" not in name:  # paths are looked up row by row
-            holder = f"row 1 of {where}" if "JSON" in table.form else where
+            holder = f"row 1 of {where}" if table.of_first_row else where
             raise UserError(f"{holder} has no column '{name}'; it has {listed(names)}.")
     return columns._replace(image=image, captions=tuple(captions))
 
 
-def entries_of(path: Path, columns: Columns, options: Options, problems: Problems, notes: list[str]) -> Iterator[Entry]:
+def entries_of(path: Path, table: Table, columns: Columns, problems: Problems, notes: list[str]) -> Iterator[Entry]:
     """The entries of one table; when all are through, `notes` has gained how it was read.
 
     Args:
-        path: the table.
+        path: where the table is.
+        table: the same, opened with `problems`.
         columns: what is known of its columns.
-        options: what is known of its text.
         problems: gets rows without an image's name, broken rows, failed downloads.
         notes: sentences for the user.
 
     Raises:
-        UserError: what `open_table` and `found_columns` raise, or cells that are no file names.
+        UserError: what `found_columns` and the table raise, or cells that are no file names.
     """
     where = f"'{path}'"
-    table = open_table(path, problems, options)
     asked, columns = columns, found_columns(table, columns, where)
     read_as: Counter = Counter()
     captions_read_as: Counter = Counter()
     names = FileNames(columns.file_pattern, columns.image, where, read_as)
-    has_status = STATUS in table.columns
-    for line, row in table.rows:
-        if has_status and str(row[STATUS]).startswith("failed"):
+    status = [STATUS] * (STATUS in table.columns)
+    for line, row in table.read(columns.image, *columns.captions, *columns.attributes, *filter(None, [columns.split]),
+                                *status):
+        if download_failed(row):
             problems.add("failed download", f"{at_line(table.place, line)} of {where} ({row[STATUS]})")
             continue
         try:
@@ -102,8 +114,6 @@ def entries_of(path: Path, columns: Columns, options: Options, problems: Problem
         if nested := next((caption for caption in captions if isinstance(caption, dict)), None):
             raise UserError(f"column '{columns.captions[0]}' of {where} has nested values with {listed(nested)}; name one, "
                             f"as in data.caption_columns={columns.captions[0]}/{next(iter(nested))}.")
-        split = str(_one(row, columns.split, line, where)) if columns.split else ""
-        attributes = {column: _pick(row, column, line, where) for column in columns.attributes}
         yield Entry(name, captions, split, attributes, line, table.place)
     _note(notes, path, table, (asked, columns), captions_read_as, read_as)
 
@@ -125,12 +135,9 @@ def _note(notes: list[str], path: Path, table: Table, columns: tuple[Columns, Co
           names: Counter) -> None:
     """Say how a table was read, where the user did not."""
     asked, used = columns
-    found = [f"images in '{used.image}'"] * (not asked.image) + [
-        f"captions in '{', '.join(used.captions)}'"] * (not asked.captions)
+    found = found_in_words(asked, used)
     notes.append(f"'{path.name}' was read as {table.form}{': ' if found else ''}{', '.join(found)}.")
-    notes += [f"of '{path.name}', {count} caption{'s' * (count != 1)} {how}."
-              for how, count in (table.read_as + captions).items()]
-    notes += [f"of '{path.name}', {count} image name{'s' * (count != 1)} {how}." for how, count in names.items()]
+    notes += [*read_as_notes(path.name, table.read_as + captions), *read_as_notes(path.name, names, "image name")]
     if not used.split and (split := find_split_column(table.columns)):
         notes.append(f"column '{split}' of '{path.name}' was not used; data.split_column={split} reads the splits from it.")
 

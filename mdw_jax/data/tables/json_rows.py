@@ -27,13 +27,10 @@ def kind_of(path: Path, sample: str) -> str:
     filled = (line for _, line in lines_of(path) if line.strip())
     try:
         first, second = next(filled, ""), next(filled, "")
-    except UserError:  # longer than a line can be, as COCO's single one
+        parse_json(first.strip().rstrip(","))
+    except (UserError, ValueError):  # longer than a line can be, as COCO's single one; over several lines; or damaged
         return "document"
-    try:
-        whole = isinstance(json.loads(first.strip().rstrip(",")), dict)
-    except (ValueError, RecursionError):
-        return "document"  # one that goes over several lines, or is damaged: reading it will tell
-    return "lines" if whole and second.lstrip().startswith("{") else "document"
+    return "lines" if second.lstrip().startswith("{") else "document"
 
 
 def line_rows(path: Path, encoding: str, where: str, problems: Problems) -> Iterator[tuple[int, dict]]:
@@ -57,9 +54,9 @@ def array_rows(path: Path, where: str) -> Iterator[tuple[int, dict]]:
     decode = codecs.getincrementaldecoder("utf-8-sig")()
     with open_bytes(path) as file:
         while True:
-            place = _after(_SPACE, text, place)
+            place = _after_space(text, place)
             if text[place:place + 1] == ("[" if number == 0 else "," if number > 1 else ""):
-                place, number = _after(_SPACE, text, place + 1), number or 1
+                place, number = _after_space(text, place + 1), number or 1
             if number and text[place:place + 1] == "]":
                 return
             error: Exception | None = None
@@ -86,9 +83,9 @@ def array_rows(path: Path, where: str) -> Iterator[tuple[int, dict]]:
                                 "convert the file to UTF-8.") from None
 
 
-def _after(pattern: re.Pattern, text: str, place: int) -> int:
-    """The place behind what matches at `place`."""
-    return pattern.match(text, place).end()  # type: ignore[union-attr]
+def _after_space(text: str, place: int) -> int:
+    """The first place from `place` on that is no white space."""
+    return _SPACE.match(text, place).end()  # type: ignore[union-attr]
 
 
 def document_rows(path: Path, where: str) -> tuple[str, Iterator[tuple[int, dict]]]:
@@ -161,7 +158,6 @@ def _repeated_name(data: bytes) -> str | None:
     def watch(pairs):
         if not found and len(pairs) > len(names := dict(pairs)):
             found.append(next(name for name in names if sum(other == name for other, _ in pairs) > 1))
-        return
 
     json.loads(data, object_pairs_hook=watch)
     return found[0] if found else None

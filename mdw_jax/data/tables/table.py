@@ -3,7 +3,8 @@
 import itertools
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,24 +29,22 @@ class Table(NamedTuple):
     Attributes:
         form: what it is, in words.
         columns: names of its columns; of JSON those of the first row.
-        rows: (line or number of the row, {column: value}), to be gone through once.
-        header: whether the columns have names of their own.
-        read_as: counts captions by how they were read where they are odd; complete when `rows` is at its end.
+        read: names of columns (none: all) -> (line or number of the row, {column: value}) of each row; called once. Only
+            Parquet and Arrow save by reading some columns alone.
+        place: where a row is, with "{}" for its number, for messages.
+        of_first_row: whether `columns` are those of the first row, and others may differ, as in JSON.
+        read_as: counts captions by how they were read where they are odd; complete when the rows are at their end.
     """
 
     form: str
     columns: tuple[str, ...]
-    rows: Iterator[tuple[int, dict]]
-    header: bool = True
+    read: Callable[..., Iterator[tuple[int, dict]]]
+    place: str = "row {}"
+    of_first_row: bool = False
     read_as: Counter = Counter()
 
-    @property
-    def place(self) -> str:
-        """Where a row is, with "{}" for its number, for messages."""
-        return "line {}" if self.form.startswith(("a table", "JSON lines")) else "row {}"
 
-
-def open_table(path: Path, problems: Problems, options: Options = Options(), columns: Sequence[str] = ()) -> Table:
+def open_table(path: Path, problems: Problems, options: Options = Options()) -> Table:
     """Open a table of captions.
 
     Args:
@@ -53,7 +52,6 @@ def open_table(path: Path, problems: Problems, options: Options = Options(), col
             Parquet, Arrow.
         problems: gets what cannot be used while the rows are gone through.
         options: what is known of a text table.
-        columns: those that will be read; (): all.
 
     Raises:
         UserError: it is missing, damaged, empty, or of no form that is known; also while the rows are gone through.
@@ -66,7 +64,7 @@ def open_table(path: Path, problems: Problems, options: Options = Options(), col
         start = head(path)
         if start[:4] == arrow_rows.PARQUET or start[:6] == arrow_rows.ARROW_FILE or start[:4] == arrow_rows.ARROW_STREAM:
             kind = "Parquet" if start[:4] == arrow_rows.PARQUET else "Arrow"
-            return Table(kind, tuple(arrow_rows.column_types(path, where)), arrow_rows.rows(path, where, columns))
+            return Table(kind, tuple(arrow_rows.column_types(path, where)), partial(arrow_rows.rows, path, where))
         if magic := _foreign(start):
             raise UserError(f"{where} is {magic}, not a table; give the table of the captions.")
         text = start.decode(options.encoding or "utf-8-sig", errors="replace").lstrip("\ufeff \t\r\n")
@@ -90,7 +88,8 @@ def _json(path: Path, text: str, options: Options, where: str, problems: Problem
     if first is None:
         raise UserError(f"{where} has no rows{f' that can be used ({problems})' if problems.counts else ''}; give the "
                         "table of the captions.")
-    return Table(form, tuple(first[1]), itertools.chain([first], rows))
+    return Table(form, tuple(first[1]), lambda *columns: itertools.chain([first], rows),
+                 "line {}" if kind == "lines" else "row {}", True)
 
 
 def _delimited(path: Path, options: Options, where: str, problems: Problems) -> Table:
@@ -98,7 +97,7 @@ def _delimited(path: Path, options: Options, where: str, problems: Problems) -> 
                                      delimited.parse_delimiter(options.delimiter), options.quoting)
     read_as: Counter = Counter()
     rows = delimited.rows(lines_of(path, options.encoding, where), dialect, where, problems, read_as)
-    return Table(str(dialect), dialect.columns, _readable(rows, where), dialect.header, read_as)
+    return Table(str(dialect), dialect.columns, lambda *columns: _readable(rows, where), "line {}", read_as=read_as)
 
 
 def _readable(rows: Iterator[tuple[int, dict]], where: str) -> Iterator[tuple[int, dict]]:
