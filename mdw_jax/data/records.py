@@ -73,9 +73,7 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
         UserError: what `Problems.settle` raises, an empty split, or a setting that is out of range.
     """
     holdouts = Holdouts(holdout_val, holdout_test, holdout_seed, near_duplicates)
-    if size < 1 or (limit is not None and limit < 1) or min(holdout_val, holdout_test, near_duplicates) < 0:
-        raise UserError(f"size and limit must be at least 1 and hold-outs at least 0, not {size}, {limit}, "
-                        f"{holdout_val} and {holdout_test} (near_duplicates: {near_duplicates}).")
+    _check_settings(size, limit, holdouts)
     problems, notes, decoder = problems or Problems(), list(notes), decoder or rgb(size)
     splits = _usable(records, problems)
     if on_error == "stop":  # before anything is decoded
@@ -97,6 +95,15 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
         raise UserError(f"none of the {len(chosen[lost])} images of split '{lost}' of '{problems.source or name}' can be "
                         f"decoded ({problems}); replace them.")
     return Pairs(name, **parts, skipped=skipped, notes=(*notes, *_leaks(chosen, decoded, parts)))
+
+
+def _check_settings(size: int, limit: int | None, holdouts: Holdouts) -> None:
+    if size < 1 or (limit is not None and limit < 1) or min(holdouts.val, holdouts.test, holdouts.near_duplicates) < 0:
+        raise UserError(f"size and limit must be at least 1 and hold-outs at least 0, not {size}, {limit}, "
+                        f"{holdouts.val} and {holdouts.test} (near_duplicates: {holdouts.near_duplicates}).")
+    if holdouts.near_duplicates and not (holdouts.val or holdouts.test):
+        raise UserError("data.near_duplicates keeps pictures on one side of a held-out split, and none is held out; set "
+                        "data.holdout_val or data.holdout_test, or leave it out.")
 
 
 class _Decoded(NamedTuple):

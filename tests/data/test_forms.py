@@ -131,6 +131,12 @@ REFUSED = [
     ("kaggle_flickr8k/captions.txt", {"delimiter": "||"}, r"data.delimiter must be one character or one of tab"),
     ("kaggle_flickr8k/captions.txt", {"quoting": "some"}, r"data.quoting must be csv, none or empty"),
     ("kaggle_flickr8k/captions.txt", {"encoding": "utf-9"}, r"no encoding 'utf-9'"),
+    ("kaggle_flickr8k/captions.txt", {"caption_lines": "split"}, r"data.caption_lines is of texts beside images"),
+    ("kaggle_flickr8k/captions.txt", {"holdout_val": 0, "holdout_test": 0, "near_duplicates": 3}, r"none is held out"),
+    ("sidecar", {"image_column": "image"}, r"data.image_column is of tables, .* a directory without one"),
+    ("sidecar", {"delimiter": "tab"}, r"data.delimiter is of tables"),
+    ("llava/metadata.json", {"encoding": "latin-1"}, r"data.encoding is set, and .* is JSON in UTF-8, which does not"),
+    ("numbered/t.jsonl", {"quoting": "csv"}, r"data.quoting is set, and .* is JSON lines"),
     ("numbered/t.csv", {"file_pattern": "a.jpg"}, r"data.file_pattern is 'a.jpg'; give a file name with one"),
 ]
 

@@ -5,7 +5,9 @@ import json
 import forms
 import pytest
 
+from mdw_jax.data.readers import folder as folder_reader
 from mdw_jax.data.registry import load
+from mdw_jax.data.tables import arrow_rows
 from mdw_jax.errors import UserError
 
 RED, BLUE = "A red dog, sitting", 'The "blue" one'
@@ -174,3 +176,23 @@ def test_broken_images_are_no_copies_of_each_other(tmp_path):
     for _ in range(5):  # memory that is not written differs from call to call
         pairs = load("folder", annotations=str(tmp_path / "t.csv"), size=8, on_error="skip", max_skipped=0.5)
         assert pairs.skipped == {"broken image": 2} and not any("in train too" in note for note in pairs.notes)
+
+
+def test_of_parquet_only_the_columns_asked_for_are_read(images, tmp_path, monkeypatch):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({**{key: [row[key] for row in ROWS] for key in ROWS[0]},
+                                       "embedding": [[0.5] * 9] * 4}), tmp_path / "t.parquet")
+    read, asked = arrow_rows._open.read, []
+    monkeypatch.setattr(arrow_rows._open, "read", lambda file, columns: asked.append(columns) or read(file, columns))
+    assert _captions(load("folder", annotations=str(tmp_path / "t.parquet"), images=str(images), **HELD)) == FOUR
+    assert asked == [["image", "caption"]]
+
+
+def test_a_table_is_opened_once(images, monkeypatch):
+    opened = []
+    real = folder_reader.open_table
+    monkeypatch.setattr(folder_reader, "open_table", lambda path, *rest: opened.append(path) or real(path, *rest))
+    table = forms.write(images / "once.csv", "image,caption,split\n" + "".join(
+        f"{row['image']},{row['caption']},{split}\n" for row, split in zip(ROWS, ["train", "train", "val", "test"])))
+    load("folder", annotations=str(table), size=8)
+    assert opened == [table]

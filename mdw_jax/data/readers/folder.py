@@ -94,6 +94,7 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
     tables_tell = any(source.split for source in sources)
     if sum(map(bool, (split_column, lists, tables_tell))) > 1:
         raise UserError("splits come from data.split_column, lists of images, or tables of their own: set one of these.")
+    _refuse_unused(sources, columns, options, caption_lines)
     table = _open(sources[0], problems, options)
     if table and not (split_column or lists or tables_tell or held_out):
         columns = columns._replace(split=find_split_column(table.columns))
@@ -109,6 +110,19 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
     splits.check(sources[0].path, notes, problems)
     records = _located(splits, images or _directories(sources), columns, (problems, notes, sources[0].path))
     return build(_name(sources[0].path), records, problems=problems, notes=notes, **common)
+
+
+def _refuse_unused(sources: Sequence[Source], columns: Columns, options: Options, caption_lines: str) -> None:
+    """Raises UserError for settings of tables where there is none, or of texts beside images where all are tables."""
+    tables = [source.path.is_file() for source in sources]
+    if caption_lines and all(tables):
+        raise UserError(f"data.caption_lines is of texts beside images, and '{sources[0].path}' is a table; leave it out.")
+    names = {"image": "image_column", "captions": "caption_columns", "split": "split_column",
+             "attributes": "attribute_columns"}
+    settings = {names.get(name, name): value for name, value in (columns._asdict() | options._asdict()).items()}
+    if not any(tables) and (unused := next((name for name, value in settings.items() if value), None)):
+        raise UserError(f"data.{unused} is of tables, and '{sources[0].path}' is a directory without one; leave it out, or "
+                        "name the table in data.annotations.")
 
 
 def _open(source: Source, problems: Problems, options: Options) -> Table | None:

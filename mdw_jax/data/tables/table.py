@@ -3,7 +3,7 @@
 import itertools
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +64,7 @@ def open_table(path: Path, problems: Problems, options: Options = Options()) -> 
         start = head(path)
         if start[:4] == arrow_rows.PARQUET or start[:6] == arrow_rows.ARROW_FILE or start[:4] == arrow_rows.ARROW_STREAM:
             kind = "Parquet" if start[:4] == arrow_rows.PARQUET else "Arrow"
+            _refuse_unused(where, kind, options)
             return Table(kind, tuple(arrow_rows.column_types(path, where)), partial(arrow_rows.rows, path, where))
         if magic := _foreign(start):
             raise UserError(f"{where} is {magic}, not a table; give the table of the captions.")
@@ -77,6 +78,8 @@ def open_table(path: Path, problems: Problems, options: Options = Options()) -> 
 
 def _json(path: Path, text: str, options: Options, where: str, problems: Problems) -> Table:
     kind = json_rows.kind_of(path, text)
+    _refuse_unused(where, "JSON lines" if kind == "lines" else "JSON in UTF-8", options,
+                   ("encoding",) if kind == "lines" else ())
     if kind == "array":
         form, rows = "a JSON array", json_rows.array_rows(path, where)
     elif kind == "lines":
@@ -90,6 +93,12 @@ def _json(path: Path, text: str, options: Options, where: str, problems: Problem
                         "table of the captions.")
     return Table(form, tuple(first[1]), lambda *columns: itertools.chain([first], rows),
                  "line {}" if kind == "lines" else "row {}", True)
+
+
+def _refuse_unused(where: str, form: str, options: Options, taken: Sequence[str] = ()) -> None:
+    """Raises UserError for a setting of text tables that a table of this form does not take."""
+    if unused := [name for name, value in options._asdict().items() if value and name not in taken]:
+        raise UserError(f"data.{unused[0]} is set, and {where} is {form}, which does not take it; leave it out.")
 
 
 def _delimited(path: Path, options: Options, where: str, problems: Problems) -> Table:
