@@ -11,13 +11,13 @@ import numpy as np
 from mdw_jax.data.decoding import Encoded, open_image
 from mdw_jax.data.detect import Detection, detect
 from mdw_jax.data.lazy_images import LazyImages
+from mdw_jax.data.own import hold_out_missing
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.data.problems import REASONS, in_words
 from mdw_jax.data.records import SPLITS
 from mdw_jax.data.registry import load, settings_of
 
 EXAMPLES = 5
-HELD_OUT = 0.1  # share of the images for each split that the source does not have, in the settings that are proposed
 _MEASURED = 500  # images whose size is looked at
 _WIDEST = 100  # characters of a caption that are shown
 
@@ -42,19 +42,16 @@ def inspect_command(paths: Sequence[str], no_check: bool = False) -> None:
     print(f"\n{EXAMPLES} pairs:")
     for key, caption in _examples(pairs.train):
         print(f"  {key}: {caption}")
-    _print_config(detection, settings | _tolerance(pairs))
+    _print_config(paths, detection, settings | _tolerance(pairs))
 
 
 def _read(detection: Detection, check: bool) -> tuple[Pairs, dict]:
     """The data set, with a tenth held out for each split that it does not have; and the settings that read it so."""
-    missing = [split for split in ("val", "test") if split not in detection.has]
-    tolerant = {"on_error": "skip", "max_skipped": 1.0} if "on_error" in settings_of(detection.name) else {}
-    streamed = {"stream": True, "check": check} if "stream" in settings_of(detection.name) else {}
-    settings = dict(detection.settings)
-    if missing and "holdout_val" in settings_of(detection.name):
-        ones = {f"holdout_{split}": 1 for split in missing}
-        count = len(load(detection.name, **settings, **ones, **tolerant, **(streamed | {"check": False})).train.images)
-        settings |= {f"holdout_{split}": max(1, round(HELD_OUT * (count + len(missing)))) for split in missing}
+    allowed = settings_of(detection.name)
+    tolerant = {"on_error": "skip", "max_skipped": 1.0} if "on_error" in allowed else {}
+    streamed = {"stream": True, "check": check} if "stream" in allowed else {}
+    complete = {"val", "test"} <= set(detection.has)
+    settings = dict(detection.settings) if complete else hold_out_missing(detection, tolerant)[0]
     return load(detection.name, **settings, **tolerant, **streamed), settings
 
 
@@ -107,13 +104,14 @@ def _tolerance(pairs: Pairs) -> dict:
     return {"on_error": "skip", **({"max_skipped": math.ceil(100 * share) / 100} if share > largest else {})}
 
 
-def _print_config(detection: Detection, settings: dict) -> None:
+def _print_config(paths: Sequence[str], detection: Detection, settings: dict) -> None:
     """The lines of a config that reads this data set, and the same as flags."""
     lines = {"name": detection.name, **settings}
-    print("\nto use it, in a config of your own, for mdw run --config FILE.py (images are resized to c.data.size):")
+    print(f"\nto use it: mdw run --data {' '.join(map(shlex.quote, paths))}")
+    print("or in a config of your own, for mdw run FILE.py (images are cut to squares of c.data.size):")
     print("    from mdw_jax.config import base\n\n\n    def get_config():\n        c = base()")
     for key, value in lines.items():
         print(f"        c.data.{key} = {value!r}")
     print("        return c")
-    print("or as flags beside the config of another data set, such as --config configs/quickstart.py:")
+    print("or as flags beside the config of another data set, such as quickstart:")
     print("    " + " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in lines.items()))

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mdw_jax.cli.arguments import command_name, parse
+from mdw_jax.cli.arguments import Invocation, command_name, parse
 from mdw_jax.cli.commands import COMMANDS
 from mdw_jax.config import resolve
-from mdw_jax.config.loading import load_config
+from mdw_jax.config.loading import load_config, override
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.errors import UserError
 from mdw_jax.runtime import processes
+from mdw_jax.runtime.may_train import may_train
 from mdw_jax.runtime.preemption import Interrupted, exit_status, handle_signals
 
 __all__ = ["COMMANDS", "main", "use_compilation_cache"]
@@ -93,7 +94,7 @@ def _dispatch(argv: list[str]) -> None:
     if not command.sections:
         command.load()(*call.arguments)
         return
-    config = load_config(call.config_file, call.overrides)
+    config = _config(call)
     if command.checked:
         _check(config)
     if command.compiles:
@@ -104,7 +105,19 @@ def _dispatch(argv: list[str]) -> None:
         if command.in_run_directory and not call.dry_run:
             stack.enter_context(_working_in(config.run.dir, call.sharded))
         # Unresolved: a preset may name another recipe, which must not be filled in on top of this config's.
+        stack.enter_context(may_train(command.trains or call.train, f"mdw {call.name}", config.run.dir))
         function(config, *call.arguments)
+
+
+def _config(call: Invocation) -> ConfigDict:
+    """The config of a command line, with its data where they are the user's own."""
+    if not call.data:
+        return load_config(call.config, call.overrides)
+    from mdw_jax.pipeline.own_data import own_config  # here, because it imports the readers
+
+    config = own_config(call.data, None if call.config is None else load_config(call.config))
+    override(config, call.overrides)
+    return config.lock()
 
 
 def _check(config: ConfigDict) -> None:

@@ -19,8 +19,11 @@ _NEXT_FLAG = re.compile(r"-(?![\d.])")  # a word that begins so is a flag, not t
 class Invocation(NamedTuple):
     """One command line, read."""
 
+    name: str
     command: Command
-    config_file: str | None
+    config: str | None  # name, run folder or file of the config
+    data: list[str]  # paths of --data
+    train: bool  # whether a command that trains nothing by itself may
     overrides: list[tuple[str, str | None]]  # (dotted key, text of its value), in order
     arguments: list[Any]  # of the command's function, after the config
     dry_run: bool
@@ -46,17 +49,33 @@ def parse(argv: Sequence[str]) -> Invocation:
     operands = [*(getattr(values, "operands", None) or ()), *others]  # argparse leaves operands after a flag in others
     if not command.sections and (config_file or overrides):
         raise UserError(f"mdw {name} reads no config; leave --config out.")
-    arguments = _operand_arguments(name, operands)
+    config = _config_of(name, operands, config_file) if command.sections else None
+    arguments = [] if command.sections else _operand_arguments(name, operands)
+    data: list[str] = []
     for option in command.options:
         value = getattr(values, option.flag.removeprefix("--").replace("-", "_"))
-        if option.override is None:
+        if option.flag == "--data":
+            data = value or []
+        elif option.override is None:
             arguments.append(option.parse(option.default if value is None else value))
         elif value is not None:
             overrides.append((option.override, value))
-    if command.sections and command.needs_file and config_file is None:
-        raise UserError(f"no config file given; write mdw {name} --config=FILE.")
-    return Invocation(command, config_file, overrides, arguments, getattr(values, "dry_run", False),
-                      getattr(values, "shard", None) is not None)
+    if command.needs_file and command.sections and config is None and not data:
+        own = f" For your own data: mdw {name} --data PATH." if "--data" in [one.flag for one in command.options] else ""
+        raise UserError(f"no config given; write mdw {name} CONFIG, where CONFIG is a run folder, a name that mdw config "
+                        f"--list shows, or a config file.{own}")
+    return Invocation(name, command, config, data, getattr(values, "train", False), overrides, arguments,
+                      getattr(values, "dry_run", False), getattr(values, "shard", None) is not None)
+
+
+def _config_of(name: str, words: list[str], config_file: str | None) -> str | None:
+    """The config of a command line: its one operand, or --config."""
+    if words and words[0] in COMMANDS:
+        raise UserError(f"one command at a time: '{words[0]}' follows '{name}'.")
+    if len(words) + (config_file is not None) > 1:
+        other = words[1] if len(words) > 1 else config_file
+        raise UserError(f"mdw {name} takes one config, not both '{words[0]}' and '{other}'; keep one.")
+    return words[0] if words else config_file
 
 
 def command_name(words: Sequence[str]) -> str:
@@ -135,21 +154,27 @@ def _add_arguments(parser: argparse.ArgumentParser, command: Command, for_comple
         elif for_completion:  # when a command line is read, they are checked by `_operand_arguments`
             action.choices = command.operands.choices or tuple(COMMANDS)
     if command.sections:
+        paths.append(parser.add_argument("operands", nargs="*", metavar="CONFIG", help="a run folder, a name that mdw "
+                                         "config --list shows, or a config file"))
         paths.append(_add_config_flag(parser))
+        if not command.trains:
+            parser.add_argument("--train", action="store_true", help="train and distill what is not there yet; without "
+                                "it, what is missing is an error")
     for option in command.options:
         if option.metavar is None:
             parser.add_argument(option.flag, action="store_true", help=_escape(option.help))
             continue
         action = parser.add_argument(option.flag, action="append" if option.repeated else _Once, metavar=option.metavar,
-                                     help=_escape(option.help))
+                                     nargs="+" if option.many else None, help=_escape(option.help))
         paths += [action] if option.path else []
     _add_global_flags(parser)
     return paths
 
 
 def _add_config_flag(parser: argparse.ArgumentParser) -> argparse.Action:
-    return parser.add_argument("--config", metavar="FILE", help="a Python file with a function get_config() that "
-                               "returns a changed mdw_jax.config.base()")
+    return parser.add_argument("--config", metavar="FILE", help="the same as CONFIG. A config file is a "
+                               "Python program with a function get_config() that returns a changed "
+                               "mdw_jax.config.base(): it can do whatever a program can; run no stranger's")
 
 
 def _add_global_flags(parser: argparse.ArgumentParser) -> None:
@@ -211,7 +236,7 @@ def _refuse_unknown_flag(name: str | None, words: Sequence[str]) -> None:
     unknown = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
     if unknown is None:
         return
-    flags = [option.flag for command in COMMANDS.values() for option in command.options]
+    flags = ["--train", *(option.flag for command in COMMANDS.values() for option in command.options)]
     if unknown in flags and name is not None:
         raise UserError(f"mdw {name} has no flag {unknown}; see mdw {name} --help.")
     flags += [*GLOBAL_FLAGS, *(f"--config.{key}" for key in flat(base()))]

@@ -9,11 +9,19 @@ from mdw_jax.cli.help_text import key_descriptions
 from mdw_jax.config import resolve
 from mdw_jax.config.defaults import base
 from mdw_jax.config.sections import flat
+from mdw_jax.config.shipped import shipped_configs, summary_of
 from mdw_jax.errors import UserError
 
 
-def config_command(config: ConfigDict) -> None:
-    """Print the resolved config as YAML: one key per line, sections and keys in alphabetical order."""
+def config_command(config: ConfigDict, names_only: bool = False) -> None:
+    """Print the resolved config as YAML: one key per line, sections and keys in alphabetical order.
+
+    names_only: print the names of the configs that the package holds instead, with what each is.
+    """
+    if names_only:
+        for name, path in shipped_configs().items():
+            print(f"{name:12}  {summary_of(path)}")
+        return
     import yaml  # here, because most commands do without it
 
     class Dumper(yaml.SafeDumper):

@@ -39,6 +39,7 @@ class Option(NamedTuple):
     default: Any = None
     parse: Callable[[Any], Any] = lambda value: value  # from the text (the texts, if repeated) to the argument
     repeated: bool = False
+    many: bool = False  # whether several values may follow it
     override: str | None = None  # the config key that it sets; the function gets no argument then
     path: bool = False  # for shell completion
 
@@ -53,7 +54,8 @@ class Command(NamedTuple):
     function: str  # module inside mdw_jax, and name in it
     example: str
     sections: tuple[str, ...] = ()  # of the config that it reads; none: it takes no --config
-    needs_file: bool = True  # whether --config FILE has to be given
+    needs_file: bool = True  # whether a config has to be given
+    trains: bool = True  # whether it trains what is missing; False: only with --train
     checked: bool = True  # whether the config and all its presets have to resolve before the command starts
     compiles: bool = True  # whether it runs jax programs, so that their cache is worth setting up
     in_run_directory: bool = True  # whether it works in run.dir, and keeps other processes out of it
@@ -71,11 +73,15 @@ def _names(text: str) -> Sequence[str]:
     return [name for name in text.split(",") if name]
 
 
-_QUICKSTART = "--config configs/quickstart.py"
+_DATA = Option(
+    "--data", "your own data, in any form that mdw inspect knows: directories, tables, zips, shards; beside a config, in "
+    "place of its data", "PATH", (), many=True, path=True)
+_PAIRS = Option("--pairs", "pairs of the distilled set, as --config.distill.pairs=N", "N", override="distill.pairs")
 COMMANDS = {
     "run": Command(
         "all stages in order: prepare, experts, distill, evaluate", "pipeline.run:run_command",
-        f"mdw run {_QUICKSTART} --config.run.dir=runs/first --config.distill.pairs=200", _RUN),
+        "mdw run --data photos/ captions.csv --pairs 50", _RUN, options=(_DATA, _PAIRS),
+        details="Without --data, CONFIG is mdw run quickstart, for example. To go on with a run: mdw run runs/first."),
     "inspect": Command(
         "say what the files of a data set are taken for, what is in them, and the config lines that read them",
         "analysis.inspection:inspect_command", "mdw inspect photos/ captions.csv",
@@ -85,19 +91,19 @@ COMMANDS = {
         details="Nothing is written."),
     "prepare": Command(
         "load the data, draw the noise, embed the captions", "pipeline.run:prepare_command",
-        f"mdw prepare {_QUICKSTART} --config.noise.rate=0.2", _PREPARE),
+        "mdw prepare quickstart --config.noise.rate=0.2", _PREPARE, options=(_DATA,)),
     "experts": Command(
         "train the experts and store their trajectories", "pipeline.run:experts_command",
-        f"mdw experts {_QUICKSTART} --config.experts.recipe=infonce", _EXPERTS),
+        "mdw experts quickstart --config.experts.recipe=infonce", _EXPERTS, options=(_DATA,)),
     "distill": Command(
         "learn the distilled sets from the trajectories", "pipeline.run:distill_command",
-        f"mdw distill {_QUICKSTART} --config.distill.sets=3", _DISTILL),
+        "mdw distill quickstart --config.distill.sets=3", _DISTILL, options=(_DATA, _PAIRS)),
     "evaluate": Command(
         "train students on every set and write the table", "pipeline.run:evaluate_command",
-        f"mdw evaluate {_QUICKSTART} --config.evaluate.students=10", _RUN),
+        "mdw evaluate runs/first --config.evaluate.students=10", _RUN, trains=False),
     "sweep": Command(
         "run a grid of configs and presets in one directory, into one CSV", "pipeline.sweep:sweep_command",
-        f"mdw sweep {_QUICKSTART} --grid noise.rate=0,0.2,0.4 --grid preset=random,mdw --seeds 3", _RUN, checked=False,
+        "mdw sweep quickstart --grid noise.rate=0,0.2,0.4 --grid preset=random,mdw --seeds 3", _RUN, checked=False,
         options=(
             Option("--grid", "an axis of the grid; the last axis varies fastest. KEY is a SECTION.KEY of the config, or "
                    "preset (without it: run.presets). Separate values that are lists themselves by semicolons, in "
@@ -149,23 +155,23 @@ COMMANDS = {
     "fairness": Command(
         "measure the shares and the recalls of groups in the data and in the distilled sets",
         "analysis.fairness.command:fairness_command",
-        f"mdw fairness {_QUICKSTART} --config.fairness.attributes=words:color", (*_RUN, "fairness")),
+        "mdw fairness runs/first --config.fairness.attributes=words:color", (*_RUN, "fairness"), trains=False),
     "certify": Command(
         "bound what noise can cost the experts, beside what it did cost", "analysis.certificate.command:certify_command",
-        f"mdw certify {_QUICKSTART} --config.certify.rates=0,0.2,0.4", (*_EXPERTS, "certify")),
+        "mdw certify runs/first --config.certify.rates=0,0.2,0.4 --train", (*_EXPERTS, "certify"), trains=False),
     "export": Command(
         "write the distilled sets for others, with a dataset card: image folder, Parquet, WebDataset",
         "export.command:export_command",
-        f"mdw export {_QUICKSTART} --config.export.license=cc-by-4.0 --config.export.formats=folder,parquet",
-        (*_DISTILL, "export")),
+        "mdw export runs/first --config.export.license=cc-by-4.0 --config.export.formats=folder,parquet",
+        (*_DISTILL, "export"), trains=False),
     "plan": Command(
         "estimate what a run would cost, from its config alone: memory, operations, time",
-        "analysis.cost.plan:plan_command", "mdw plan --config configs/flickr30k.py --config.plan.device=h200",
-        ("run", "data", "text", "model", "experts", "distill", "plan"), in_run_directory=False),
+        "analysis.cost.plan:plan_command", "mdw plan flickr30k --config.plan.device=h200",
+        ("run", "data", "text", "model", "experts", "distill", "plan"), in_run_directory=False, options=(_DATA, _PAIRS)),
     "bench": Command(
         "measure how fast a config's computations are on this machine, relative to reference implementations; needs no "
         "data",
-        "analysis.benchmark.command:bench_command", "mdw bench --config configs/flickr8k.py --config.run.dir=runs/bench",
+        "analysis.benchmark.command:bench_command", "mdw bench flickr8k --config.run.dir=runs/bench",
         ("run", "data", "text", "model", "experts", "distill", "evaluate", "plan"), in_run_directory=False),
     "weights": Command(
         "download a model of the Hugging Face Hub, or read a local one, and print what is in it",
@@ -178,8 +184,9 @@ COMMANDS = {
                 "weights are never read."),
     "config": Command(
         "print the config in full, as the other commands would see it; without a file, the defaults",
-        "cli.builtin:config_command", f"mdw config {_QUICKSTART} --config.experts.recipe=oracle",
-        (*_RUN, "fairness", "certify", "export", "plan"), needs_file=False, compiles=False, in_run_directory=False),
+        "cli.builtin:config_command", "mdw config quickstart --config.experts.recipe=oracle",
+        (*_RUN, "fairness", "certify", "export", "plan"), needs_file=False, compiles=False, in_run_directory=False,
+        options=(Option("--list", "list the configs that travel with the package"), _DATA)),
     "completion": Command(
         "print a script that makes a shell complete commands and flags", "cli.builtin:completion_command",
         'eval "$(mdw completion bash)"',

@@ -21,6 +21,9 @@ def base() -> ConfigDict:
     c.data = ConfigDict()  # the data set; "", () and 0 stand for the reader's own default
     c.data.name = "scenes"  # data reader
     c.data.size = 32  # side of the square images, pixels; log-mels have data.mels and data.frames instead
+    # how images that are not square become it; crop: their central square, as published towers; squash: all of it, scaled
+    # by its sides apart, as published distillation code
+    c.data.fit = "crop"
     c.data.stream = False  # decode training images when they are needed, for data that do not fit into memory
     c.data.train = 2000  # scenes, tones: number of training images (audio files) to generate
     c.data.val = 250  # scenes, tones: number of val images to generate
@@ -96,7 +99,7 @@ def base() -> ConfigDict:
 
     c.model = ConfigDict()  # the dual encoder
     c.model.tower = "convnet"  # image tower
-    c.model.weights = ""  # mobilenet: .q8.npz file; pretrained towers: .safetensors file, directory or Hub name
+    c.model.weights = ""  # mobilenet: mobilenet_v2, mobilenet_v1_0.25, a .q8.npz; others: .safetensors, directory, Hub name
     c.model.mode = "full"  # what is trained; full: the backbone too (VLD, LoRS); projection: two heads (RepBlend)
     c.model.dim = 256  # width of the shared embedding space, where there is an image head
     c.model.image_head = False  # full mode: add a projection head to the image branch
@@ -294,7 +297,7 @@ def published() -> ConfigDict:
     """
     c = base()
     c.run.presets = ("random", "vld", "lors", "mdw")
-    c.data.size = 224
+    c.data.size, c.data.fit = 224, "squash"
     c.text.encoder, c.text.path, c.text.pooling = "transformer", "google-bert/bert-base-uncased", "cls"
     c.model.tower, c.model.weights, c.model.mode = "nfnet_l0", "timm/nfnet_l0.ra2_in1k", "full"
     c.model.dtype = "bfloat16"  # not as published, which is float32 throughout, at twice the memory and more time

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config.defaults import base
 from mdw_jax.config.sections import flat
+from mdw_jax.config.shipped import shipped_configs
 from mdw_jax.errors import UserError
 
 _PARSERS: dict[type, flags.ArgumentParser] = {
@@ -19,10 +21,11 @@ _PARSERS: dict[type, flags.ArgumentParser] = {
 
 
 def load_config(path: str | None, overrides: Iterable[tuple[str, str | None]] = ()) -> ConfigDict:
-    """The config of a file, with overrides applied in order.
+    """A config, with overrides applied in order.
 
     Args:
-        path: a Python file with get_config(); None for the defaults.
+        path: the name of a config that the package holds; a run folder; a JSON file that a run stored; or a Python file
+            with get_config(); None for the defaults.
         overrides: (dotted key, text of its value); None instead of a text switches a key on that is true or false.
 
     Returns:
@@ -31,13 +34,25 @@ def load_config(path: str | None, overrides: Iterable[tuple[str, str | None]] = 
     Raises:
         UserError: the file cannot be used, a key is not in `base()`, or a value has the wrong type.
     """
-    config = base() if path is None else _read_file(path)
+    overrides, defaults = list(overrides), flat(base())
+    shipped = shipped_configs()
+    if path in shipped and not os.path.isfile(os.path.join(path, "config.json")):  # unless a run folder is called so
+        path = str(shipped[path])
+    stored = path is not None and (Path(path).is_dir() or path.endswith(".json"))
+    config = base() if path is None else _read_stored(Path(path)) if stored else _read_python(path, defaults)
+    override(config, overrides)
+    if stored:
+        from mdw_jax.config.stored import refuse_stored_functions
+
+        refuse_stored_functions(config, Path(path), {key for key, _ in overrides})
+    return config.lock()
+
+
+def override(config: ConfigDict, overrides: Iterable[tuple[str, str | None]]) -> None:
+    """Sets keys of a config, in place: see `load_config`."""
     defaults = flat(base())
-    if path is not None:
-        _check_keys(path, flat(config), defaults)
     for key, text in overrides:
         _set_from_text(config, defaults, key, text)
-    return config.lock()
 
 
 def parse_value(key: str, text: str) -> Any:
@@ -51,6 +66,23 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """'; did you mean X?' with the nearest choice, or '' if none is near."""
     nearest = difflib.get_close_matches(word, list(choices), 1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _read_stored(path: Path) -> ConfigDict:
+    from mdw_jax.config.stored import read_config_file, read_run_config  # here, because it imports numpy
+
+    return read_run_config(path) if path.is_dir() else read_config_file(path)
+
+
+def _read_python(path: str, defaults: dict[str, Any]) -> ConfigDict:
+    """The config of a Python file."""
+    if not Path(path).exists() and not Path(path).suffix:
+        names = shipped_configs()
+        raise UserError(f"there is no run folder, config file or config '{path}'"
+                        f"{did_you_mean(path, names) or '; configs are ' + ', '.join(names) + '.'}")
+    config = _read_file(path)
+    _check_keys(path, flat(config), defaults)
+    return config
 
 
 def _read_file(path: str) -> ConfigDict:

@@ -14,6 +14,7 @@ from mdw_jax.config.recipes import RECIPES
 
 # data/registry.py: READERS
 READERS = ("scenes", "karpathy", "folder", "hf", "tfds", "webdataset", "tones", "audio", "esc50")
+FITS = ("crop", "squash")  # data/decoding.py: decode
 ON_ERROR = ("stop", "skip")  # what to do about images and captions that cannot be used
 GENERATED_READERS = ("scenes", "tones")  # their data are drawn on the spot, and theirs alone are mismatched by default
 LOG_MEL_READERS = ("tones", "audio", "esc50")  # their images are log-mels, of one channel
@@ -99,6 +100,7 @@ class Choice(NamedTuple):
 CHOICES: dict[str, Choice] = {
     "run.presets": Choice(tuple(PRESETS), "preset", plugin=True),
     "data.name": Choice(READERS, "data reader", plugin=True),
+    "data.fit": Choice(FITS, "way to make images square"),
     "data.on_error": Choice(("", *ON_ERROR), "way to treat what cannot be used"),
     "data.captions": Choice(("", *CAPTION_DEGRADATIONS), "way to degrade captions"),
     "noise.protocol": Choice(("", *NOISE_PROTOCOLS), "noise protocol"),

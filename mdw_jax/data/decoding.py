@@ -81,9 +81,10 @@ class Decoder(NamedTuple):
     settings: str = ""
 
 
-def rgb(size: int) -> Decoder:
-    """The decoder of image files as (size, size, 3): see `decode`."""
-    return Decoder((size, size, 3), partial(decode, size=size), partial(decode, size=_CHECK_SIZE))
+def rgb(size: int, fit: str = "squash") -> Decoder:
+    """The decoder of image files as (size, size, 3): see `decode`. Contents are told apart by whole images."""
+    return Decoder((size, size, 3), partial(decode, size=size, fit=fit), partial(decode, size=_CHECK_SIZE),
+                   settings="" if fit == "squash" else fit)
 
 
 def check_length(length: int) -> None:
@@ -103,8 +104,8 @@ def threads() -> int:
     return min(16, cores)
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """Decode an image file and resize it to a square by bicubic interpolation, without cropping.
+def decode(data: bytes, size: int, fit: str = "squash") -> np.ndarray:
+    """Decode an image file and resize it to a square by bicubic interpolation.
 
     An image that has this size already is left as it is. A JPEG of at least `2 * DRAFT * size` a side is decoded at
     reduced scale, which costs little of its quality and saves most of its time. Photos are turned upright (EXIF),
@@ -114,6 +115,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
     Args:
         data: the bytes of the file.
         size: pixels a side.
+        fit: how an image that is not square becomes one: `crop`, its central square, as published towers saw their
+            images; `squash`, all of it, its sides scaled apart, as published distillation code does.
     Returns:
         (size, size, 3) uint8.
     Raises:
@@ -131,8 +134,16 @@ def decode(data: bytes, size: int) -> np.ndarray:
         if (turn := _turn(file)) is not None:
             image = image.transpose(turn)
         if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
+            box = _central_square(*image.size) if fit == "crop" else None
+            image = image.resize((size, size), Image.Resampling.BICUBIC, box)
         return np.asarray(image)
+
+
+def _central_square(width: int, height: int) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the largest square in the middle of an image."""
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
 
 
 def open_image(data: bytes) -> Image.Image:

@@ -39,7 +39,7 @@ class Record(NamedTuple):
 
 def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128, stream: bool = False,
           limit: int | None = None, on_error: str = "stop", max_skipped: float = 0.05, check: bool = True,
-          holdout_val: int = 0, holdout_test: int = 0, holdout_seed: int = 0, near_duplicates: int = 0,
+          holdout_val: int = 0, holdout_test: int = 0, holdout_seed: int = 0, near_duplicates: int = 0, fit: str = "crop",
           problems: Problems | None = None, notes: Iterable[str] = (), decoder: Decoder | None = None) -> Pairs:
     """Build `Pairs` from the records of each split; the keyword arguments are the settings that all readers share.
 
@@ -66,15 +66,16 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
         holdout_seed: of the hash.
         near_duplicates: images whose perceptual hashes differ in fewer than so many of 64 bits show the same too; 0:
             only those with the same pixels.
+        fit: how images become square: `crop` or `squash` (`decoding.decode`).
         problems: what the reader could not use.
         notes: what the reader has to say of how it read the source, in sentences.
-        decoder: what decodes the files; None: `decoding.rgb(size)`.
+        decoder: what decodes the files; None: `decoding.rgb(size, fit)`.
     Raises:
         UserError: what `Problems.settle` raises, an empty split, or a setting that is out of range.
     """
     holdouts = Holdouts(holdout_val, holdout_test, holdout_seed, near_duplicates)
     _check_settings(size, limit, holdouts)
-    problems, notes, decoder = problems or Problems(), list(notes), decoder or rgb(size)
+    problems, notes, decoder = problems or Problems(), list(notes), decoder or rgb(size, fit)
     splits = _usable(records, problems)
     if on_error == "stop":  # before anything is decoded
         problems.settle(name, 0, 0, on_error, max_skipped)

@@ -24,6 +24,7 @@ from mdw_jax.models.image.spectrogram import spectrogram_tower
 from mdw_jax.models.image.tower import Tower
 from mdw_jax.models.image.vit import vit
 from mdw_jax.models.weights.hub import read_tensors
+from mdw_jax.models.weights.shipped import SHIPPED, shipped_or_local
 from mdw_jax.runtime.rng import named_key
 
 _PRETRAINING_SEED = 1_000_003  # of the scenes that factor pretraining learns from: no experiment uses it
@@ -73,10 +74,11 @@ def _vit(m: ConfigDict, shape, context: BuildContext) -> Tower:
 
 
 def _mobilenet(m: ConfigDict, shape, context: BuildContext) -> Tower:
-    if not Path(m.weights).is_file():
+    path = shipped_or_local(m.weights)
+    if not path.is_file():
         raise UserError(f"there are no MobileNet weights at '{m.weights}'; set {context.weights_setting} to a .q8.npz "
-                        "file.")
-    return mobilenet(m.weights)
+                        f"file, or to one of {', '.join(SHIPPED)}, which the package holds.")
+    return mobilenet(path)
 
 
 def _pretrained(name: str, m: ConfigDict, shape, context: BuildContext) -> Tower:

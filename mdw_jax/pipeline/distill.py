@@ -25,6 +25,7 @@ from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.prototypes import START
 from mdw_jax.pipeline.sets import set_folder
+from mdw_jax.runtime.may_train import require_training
 from mdw_jax.runtime.processes import barrier, broadcast_from_main, is_main
 
 
@@ -40,6 +41,7 @@ def distill_stage(run: PresetRun, prepared: Prepared) -> list[Path]:
     for index, directory in enumerate(directories):
         key = digest(run.sets.key, index)
         if complete(directory / CARD, key) is None:
+            require_training(f"set {index} of the preset {run.name} is")
             _make_set(run, prepared, index, directory, key)
         barrier()
         if is_main():

@@ -32,6 +32,7 @@ from mdw_jax.pipeline.filter import kept_rows, training_inputs
 from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun, StageFolder, last_snapshot
+from mdw_jax.runtime.may_train import require_training
 from mdw_jax.runtime.processes import barrier, is_main
 from mdw_jax.runtime.progress import progress
 
@@ -52,9 +53,11 @@ def experts_stage(run: PresetRun, prepared: Prepared) -> dict:
     with locked(run.experts.path.with_suffix(".lock")):  # processes of one sweep may want the same experts
         record = complete(run.experts.path / "experts.json", run.experts.key, *_RECORD_FIELDS)
         if record is None:
+            require_training(f"the experts of the preset {run.name} are")
             record = _train(run, prepared)
         estimate = run.noise.true_rate is None or run.config.noise.estimate
         if estimate and run.filter is None and record["rate"]["estimated"] is None:
+            require_training(f"the networks that estimate the noise rate of the preset {run.name} are")
             record = _estimate_noise_rate(run, prepared, record)
         return record
 

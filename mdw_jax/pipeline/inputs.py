@@ -34,7 +34,7 @@ def load_pairs(data: ConfigDict, cache: Path) -> Pairs:
         settings["cache"] = str(cache / "shards")
     taken = settings_of(data.name)
     used = {*taken, "name", "captions", "captions_rate", *(["seed"] if data.captions else [])}
-    refuse_unused("data", data, "name", "reader", used - {"size"} if data.name in LOG_MEL_READERS else used)
+    refuse_unused("data", data, "name", "reader", used - {"size", "fit"} if data.name in LOG_MEL_READERS else used)
     pairs = _load(data.name, **{key: settings[key] for key in taken if settings.get(key)})
     return degrade_captions(pairs, data.captions, data.captions_rate, data.seed) if data.captions else pairs
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from mdw_jax.io.files import write_atomically, write_csv, write_json
+from mdw_jax.config.stored import AS_GIVEN, CONFIG
+from mdw_jax.io.files import read_json, write_atomically, write_csv, write_json
 from mdw_jax.io.scores import METRICS
 from mdw_jax.pipeline import run_notes
-from mdw_jax.pipeline.announce import announce_noise, announce_source
+from mdw_jax.pipeline.announce import announce_data, announce_noise, announce_run
 from mdw_jax.pipeline.distill import distill_stage
+from mdw_jax.pipeline.earlier_presets import earlier_presets, earlier_results
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.outer_step import compile_in_background
@@ -34,12 +36,15 @@ def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[PresetRun]]:
     The config and all presets are checked before the run directory is made or any data are read.
     """
     resolved = resolve_run(config)
+    announce_run(resolved, (Path(config.run.dir) / CONFIG).exists())
     announce_noise(config)
     directory = run_folder(config)
     prepared = prepare(resolved)
-    announce_source(prepared.pairs)
+    announce_data(resolved, prepared.pairs)
     runs = [open_preset(config, prepared, name) for name in config.run.presets]
-    write_json(directory / "config.json", resolved.to_dict())
+    presets = (*config.run.presets, *earlier_presets(config))
+    for name, one in ((AS_GIVEN, config.copy_and_resolve_references()), (CONFIG, resolved)):
+        write_json(directory / name, {**one.to_dict(), "run": {**one.run.to_dict(), "presets": presets}})
     write_json(directory / "environment.json", environment())
     return resolved, prepared, runs
 
@@ -100,15 +105,18 @@ def run_command(config: ConfigDict) -> None:
 
 
 def evaluate_command(config: ConfigDict) -> None:
-    """Score every preset. Scores need sets, and sets need experts, so this is all of `run_command`."""
+    """Score every preset, by training students on its sets; those and the experts are there, or `--train` makes them."""
     run_command(config)
 
 
 def _write_results(resolved: ConfigDict, prepared: Prepared, runs: list[PresetRun], rows: list[dict]) -> None:
     """Write scores.csv with one row per student, report.json, the table and the report; print the table."""
     directory = Path(resolved.run.dir)
+    presets = read_json(directory / CONFIG)["run"]["presets"]
+    kept_rows, kept_summaries = earlier_results(directory, [name for name in presets if name not in resolved.run.presets])
+    rows = [*rows, *kept_rows]
     write_csv(directory / "scores.csv", [name for name in _COLUMNS if any(name in row for row in rows)], rows)
-    run_notes.write_run_summary(directory, resolved, prepared, runs)
+    run_notes.write_run_summary(directory, prepared, runs, kept_summaries)
     if not is_main():  # other processes must not read what the first may not have written yet
         return
     run = Run(directory)

