@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from mdw_jax.runtime.preemption import Interrupted, exit_status, handle_signals
 
 __all__ = ["COMMANDS", "main", "use_compilation_cache"]
 
+_PASSING, _KEPT_AFTER = ("cache", "noise"), 60.0  # folders of a run, and seconds after which they are worth keeping
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _MACHINE_ERRORS = _WRITE_ERRORS | {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
 
@@ -148,15 +150,20 @@ def _working_in(directory: str, shared: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusal_leaves_nothing(directory: str) -> Iterator[None]:
-    """After a UserError inside, removes a run directory that did not exist before, if it holds nothing but locks."""
-    path = Path(directory)
+    """After a UserError inside, removes a run directory that did not exist before, if it holds nothing worth keeping.
+
+    That is: locks, and features and noise draws of less than a minute, which the next command makes again.
+    """
+    path, start = Path(directory), time.monotonic()
     missing = [one for one in (path, *path.parents) if not os.path.lexists(one)]
     try:
         yield
     except UserError:
         with contextlib.suppress(OSError):
+            passing = _PASSING if time.monotonic() - start < _KEPT_AFTER else ()
             if missing and processes.is_main() and all(
-                    file.name.endswith(".lock") for file in path.rglob("*") if not file.is_dir()):
+                    file.name.endswith(".lock") or file.relative_to(path).parts[0] in passing
+                    for file in path.rglob("*") if not file.is_dir()):
                 shutil.rmtree(path)
                 for one in missing[1:]:
                     one.rmdir()  # fails, and ends this, where something else is in it

@@ -83,7 +83,8 @@ def command_name(words: Sequence[str]) -> str:
     names = [word for word in words if not word.startswith("-")]
     if not names:
         _refuse_unknown_flag(None, [word for word in words if word not in GLOBAL_FLAGS])
-        raise UserError(f"no command given; choose one of {', '.join(COMMANDS)} (see mdw --help).")
+        raise UserError("no command given; begin with mdw run quickstart, or, for your own data, mdw run --data photos/ "
+                        "captions.csv; mdw --help lists all commands.")
     if names[0] not in COMMANDS:
         choose = f"; choose one of {', '.join(COMMANDS)}."
         raise UserError(f"there is no command '{names[0]}'{did_you_mean(names[0], COMMANDS) or choose}")

@@ -22,7 +22,7 @@ def make_formatter(prog: str) -> argparse.HelpFormatter:
 def usage(name: str | None) -> str:
     """The usage of a command, without "usage: "; of all commands for None. Percent signs are escaped for argparse."""
     if name is None:
-        return "mdw COMMAND [--config FILE] [--config.SECTION.KEY=VALUE ...] [--quiet] [--debug]"
+        return "mdw COMMAND [CONFIG] [--config.SECTION.KEY=VALUE ...] [--quiet] [--debug]"
     command = COMMANDS[name]
     parts = ["mdw", name]
     if (operands := command.operands) is not None:
@@ -32,9 +32,11 @@ def usage(name: str | None) -> str:
         else:
             parts += [f"[{operands.metavar}]"] * (operands.most - operands.least)
     if command.sections:
-        parts += ["--config FILE" if command.needs_file else "[--config FILE]", "[--config.SECTION.KEY=VALUE ...]"]
+        own = any(option.flag == "--data" for option in command.options)
+        parts += ["CONFIG" if command.needs_file and not own else "[CONFIG]", "[--config.SECTION.KEY=VALUE ...]"]
+        parts += [] if command.trains else ["[--train]"]
     for option in command.options:
-        value = "" if option.metavar is None else f" {option.metavar}"
+        value = "" if option.metavar is None else f" {option.metavar}{' ...' if option.many else ''}"
         parts.append(f"[{option.flag}{value}]{' ...' if option.repeated else ''}")
     parts += ["[--quiet]", "[--debug]"]
     unbroken = [part.replace(" ", "\0") for part in parts]
@@ -45,7 +47,12 @@ def usage(name: str | None) -> str:
 
 def after_commands() -> str:
     """The end of `mdw --help`."""
-    return "\n" + _overrides("distill.pairs") + _paragraph(
+    return ("\nfirst words:\n  mdw run quickstart                        generated data, from start to end in minutes\n"
+            "  mdw inspect photos/ captions.csv          what your own files are taken for\n"
+            "  mdw run --data photos/ captions.csv       a small set and a model of them\n"
+            "  mdw runs                                  what there is\n\n"
+            "CONFIG is a run folder, a name that mdw config --list shows, or a config file.\n\n"
+            ) + _overrides("distill.pairs") + _paragraph(
         "A command does only what is not done yet: after an interruption, give it again. `mdw config` lists all keys with "
         "their values; `mdw COMMAND --help` shows the flags of a command, an example and the config keys that it reads.")
 

@@ -166,7 +166,7 @@ def base() -> ConfigDict:
     c.distill.mean_weight = 0.1  # covariance: lambda, weight of the distance of the means
     c.distill.network_steps = 50  # covariance: outer steps after which the network that embeds begins anew
     c.distill.inner_steps = 16  # S, steps of the student in an unroll
-    c.distill.batch = 50  # distilled pairs per inner step
+    c.distill.batch = 50  # distilled pairs per inner step, at most all of them
     c.distill.batches = "rounds"  # rounds: until the set is used up, without repeats; fresh: a new subset each step, as VLD
     c.distill.trajectories = 2  # trajectories matched in each outer step
     c.distill.max_start_epoch = 1  # the unroll starts at an epoch of U{0 .. max_start_epoch - 1}

@@ -61,7 +61,7 @@ _RANGES = (
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Fill in the expert recipe and the noise, and check the config.
+    """Fill in the expert recipe, the noise and the batch of a small set, and check the config.
 
     Args:
         config: all keys of `base()`; it stays as it is.
@@ -79,6 +79,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     config.experts.update(RECIPES[config.experts.recipe])
     if config.experts.division == "clean" and config.experts.clean_loss == "infonce":
         config.experts.lr = config.experts.lr_infonce
+    config.distill.batch = min(config.distill.batch, config.distill.pairs)
     _check_numbers(config)
     for check in (_check_run, _check_presets, _check_data, _check_text, _check_model, _check_noise, _check_filter,
                   _check_experts,
@@ -232,7 +233,6 @@ def _check_distill(config: ConfigDict) -> None:
              f"data.name={config.data.name} gives log-mels; leave it at 0.")
     _require(d.image_size <= config.data.size, f"distill.image_size ({d.image_size}) exceeds data.size "
              f"({config.data.size}), at which models see the images; lower it, or set it to 0.")
-    _require(d.batch <= d.pairs, f"distill.batch ({d.batch}) exceeds distill.pairs ({d.pairs}); lower the batch.")
     last = d.max_start_epoch + d.match_epochs - 1
     length = "experts.trajectory_epochs" if config.experts.trajectory_epochs else "experts.epochs"
     _require(d.max_start_epoch >= 1, f"distill.max_start_epoch must be at least 1, not {d.max_start_epoch}.")

