@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_models import BERT, write_model
 
 import mdw_jax
 from mdw_jax.config import base
+from mdw_jax.config.loading import load_config
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
 from mdw_jax.export.command import export_command
@@ -20,6 +22,7 @@ from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.pipeline import distill_loop
 from mdw_jax.pipeline.run import STAGES
 from mdw_jax.reporting.run_list import described
+from mdw_jax.runtime.may_train import may_train
 
 TINY = {
     "run.presets": ("random", "infonce", "mdw", "experts"), "run.seed": 0,
@@ -166,6 +169,33 @@ def test_coresets_are_real_pairs_and_repblend_runs(tmp_path):
         found, _ = load_distilled(one_set(tmp_path, preset))
         images = {np.round(image * 255).astype(np.uint8).tobytes() for image in found.images}
         assert len(images) == 8 and images <= real, preset
+
+
+def test_fewer_presets_keep_the_rows_of_the_others(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = sorted((folder / "scores.csv").read_text().splitlines())
+    STAGES["run"](tiny(folder, run__presets=("experts",)))
+    assert sorted((folder / "scores.csv").read_text().splitlines()) == before
+    assert set(mdw_jax.open_run(folder)) == set(TINY["run.presets"])
+    assert set(load_config(str(folder)).run.presets) == set(TINY["run.presets"])  # so the folder's run has them all
+    STAGES["run"](tiny(folder, run__presets=("random",), distill__pairs=6))  # other settings: another table
+    assert list(mdw_jax.open_run(folder)) == ["random"]
+
+
+def test_a_command_that_trains_nothing_refuses_and_leaves_the_run_as_it_was(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    with may_train(False, "mdw export", str(folder)):
+        STAGES["evaluate"](tiny(folder))  # all is there
+        before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+        for changes, missing in (({"distill__lr_images": 1.0}, "set 0 of the preset infonce is"),
+                                 ({"experts__lr": 0.1}, "the experts of the preset mdw are"),
+                                 ({"distill__pairs": 6}, "set 0 of the preset random is")):
+            with pytest.raises(UserError, match=f"{missing} not in .* mdw export trains nothing by itself"):
+                STAGES["evaluate"](tiny(folder, **changes))
+    assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == before
+    STAGES["evaluate"](tiny(folder))
 
 
 def test_students_of_another_tower_share_the_set(finished):

