@@ -23,6 +23,7 @@ from mdw_jax.reporting.run_files import Run
 from mdw_jax.reporting.run_report import write_report
 from mdw_jax.reporting.run_table import footnotes, table
 from mdw_jax.reporting.text import aligned, markdown_table
+from mdw_jax.reporting.verdict import verdict_of
 from mdw_jax.runtime.processes import is_main
 
 # Columns of scores.csv. Not read off the rows: the keys of rows that come from a file have another order.
@@ -121,7 +122,7 @@ def _write_results(resolved: ConfigDict, prepared: Prepared, runs: list[PresetRu
         return
     run = Run(directory)
     rows_of_table = table(run)
-    notes = "".join(f"\n{note}\n" for note in footnotes(run))
+    notes = "".join(f"\n{note}\n" for note in [*footnotes(run), " ".join(verdict_of(run))])
     write_atomically(directory / "table.md", (markdown_table(rows_of_table) + notes).encode())
     print(aligned(rows_of_table))
     print(notes, end="")

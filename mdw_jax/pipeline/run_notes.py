@@ -37,6 +37,8 @@ def write_run_summary(directory: Path, prepared: Prepared, runs: Sequence[Preset
         "fingerprint": prepared.fingerprint,
         "images": len(train.images), "captions": len(train.captions), "skipped": dict(prepared.pairs.skipped),
         "source_notes": source_notes(prepared.pairs),
+        "splits": {name: {"images": len(split.images), "captions": len(split.captions)}
+                   for name, split in (("val", prepared.pairs.val), ("test", prepared.pairs.test))},
         "presets": [*(_preset_summary(directory, run, estimates) for run in runs), *earlier]})
 
 

@@ -18,7 +18,7 @@ from mdw_jax.reporting.report_images import correspondence_entries, image_change
 from mdw_jax.reporting.run_files import PresetResults, Run, open_runs
 from mdw_jax.reporting.run_table import counts, footnotes, table
 from mdw_jax.reporting.stats import half_interval_of_scores
-from mdw_jax.reporting.text import plural, text
+from mdw_jax.reporting.text import bytes_text, plural, text
 
 _NBSP = "\N{NO-BREAK SPACE}"
 _Section = tuple[str, str, str]  # heading, one line that explains it, HTML
@@ -130,7 +130,7 @@ def _tiles(run: Run, heading: bool) -> str:
             tiles.append((_r_mean(others[name]), words))
     if main.has_sets:
         budget, share = main.byte_budget, main.metadata["pairs"] / run.summary["captions"]
-        tiles.append((plural(main.metadata["pairs"], "pair"), f"{_kilo(budget['total'])}, for {share:.1%} of the "
+        tiles.append((plural(main.metadata["pairs"], "pair"), f"{bytes_text(budget['total'])}, for {share:.1%} of the "
                       f"{run.summary['captions']:,} training pairs"))
     tiles.append(_noise_tile(main.metadata["noise"]))
     return (f"<h2>{escape(run.label)}</h2>\n" * heading) + html.tiles(tiles) + "\n"
@@ -183,7 +183,7 @@ def _budget(run: Run, several: bool) -> list[dict]:
         budget, (distilled, _) = preset.byte_budget, preset.displayed_set
         rows.append({**({"run": run.label} if several else {}), "preset": preset.label,
                      "stored images": "x".join(map(str, distilled.images.shape[1:])),
-                     **{name.replace("_", " "): _kilo(budget[name])
+                     **{name.replace("_", " "): bytes_text(budget[name])
                         for name in ("images", "texts", "correspondence", "step_sizes", "total")},
                      "pairs": f"{budget['pairs_equivalent']:.1f}"})
     return rows
@@ -199,11 +199,6 @@ def _candidates(run: Run, several: bool) -> list[dict]:
                   "r_mean on val": f"{row['val_r_mean']:.2f}", "step size scale": f"{row['lr_scale']:g}",
                   "": "chosen" if row["val_r_mean"] == best["val_r_mean"] else ""} for row in preset.candidates]
     return rows
-
-
-def _kilo(count: float) -> str:
-    """A number of bytes for people to read."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB" if count >= 1000 else f"{count} B"
 
 
 def _facts(run: Run) -> str:

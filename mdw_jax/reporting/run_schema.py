@@ -91,7 +91,8 @@ def _is_preset(value) -> bool:
 
 SUMMARY_SCHEMA = {"config?": _is_text, "data": _is_text, "fingerprint": _is_text, "images": _is_count,
                   "captions": _is_count, "skipped?": _values(_is_step),
-                  "source_notes?": [_is_text], "presets": [_is_preset]}
+                  "source_notes?": [_is_text], "presets": [_is_preset],
+                  "splits?": _values({"images": _is_count, "captions": _is_count})}
 CONFIG_SCHEMA = {"run": {"seed": lambda value: isinstance(value, int)}, "evaluate": {"select_on": _is_text}}
 ENVIRONMENT_SCHEMA = {"packages?": _values(_or_null(_is_text)), "devices?": [_is_text], "python?": _or_null(_is_text),
                       "commit?": _or_null(_is_text)}

@@ -15,6 +15,11 @@ def text(value) -> str:
     return ",".join(map(text, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+def bytes_text(count: float) -> str:
+    """A number of bytes for people to read: "1.2 MB", "197.0 kB", "80 B"."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB" if count >= 1000 else f"{count:g} B"
+
+
 def plural(count: int, noun: str) -> str:
     """(1, "set") -> "1 set"; (3, "set") -> "3 sets"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
