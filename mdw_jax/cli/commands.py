@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from mdw_jax.config.grid import parse_axes, parse_shard
+from mdw_jax.errors import UserError
 
 SHELLS = ("bash", "zsh", "tcsh")
 # The sections of the config, by the stage that reads them first. `watch` matters wherever something is trained.
@@ -77,6 +78,16 @@ _DATA = Option(
     "--data", "your own data, in any form that mdw inspect knows: directories, tables, zips, shards; beside a config, in "
     "place of its data", "PATH", (), many=True, path=True)
 _PAIRS = Option("--pairs", "pairs of the distilled set, as --config.distill.pairs=N", "N", override="distill.pairs")
+
+
+def _port(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise UserError(f"--port is a whole number below 65536, not '{text}'.")
+    return int(text)
+
+
 COMMANDS = {
     "run": Command(
         "all stages in order: prepare, experts, distill, evaluate", "pipeline.run:run_command",
@@ -135,7 +146,11 @@ COMMANDS = {
         "reporting.run_report:report_command", "mdw report runs/first runs/second --out comparison.html",
         operands=Operands("RUN", "a run directory that mdw run or mdw evaluate finished; several are shown side by side",
                           "no run directory given; write mdw report RUN."),
-        options=(Option("--out", "write to this file (default: report.html in the first run)", "FILE.html", path=True),),
+        options=(
+            Option("--out", "write to this file (default: report.html in the first run)", "FILE.html", path=True),
+            Option("--serve", "follow one run live, finished or not: a page on this machine alone (127.0.0.1) that loads "
+                   "itself again when the run writes; no file is written"),
+            Option("--port", "of the page that is served (8787, or a free one)", "PORT", None, _port)),
         details="One page that holds everything, images included: it opens from a disk and loads nothing from the "
                 "network."),
     "runs": Command(

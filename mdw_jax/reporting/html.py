@@ -1,11 +1,16 @@
 """Parts of a self-contained HTML page: it opens from a disk, runs no code and loads nothing from the network."""
 
+import base64
+import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from html import escape, unescape
+from typing import NamedTuple
 
 from mdw_jax.io.files import write_atomically
 from mdw_jax.reporting.text import cell_text, columns_of
 
+_MARK = "mdw-run"  # name of the meta element that says of what a page is
 _LINES = (("#1b6ec2", "#6cb2f5"), ("#c2410c", "#fb9a5b"), ("#15803d", "#5fd38a"), ("#9333ea", "#c79bf7"),
           ("#b4861a", "#e8c268"), ("#0e8a92", "#5fd5dd"), ("#be185d", "#f58ab7"), ("#6b7280", "#b6bdc8"))
 _STYLE = """
@@ -15,15 +20,15 @@ _STYLE = """
   :root { --ink: #e6e8ea; --soft: #a6aeb8; --line: #3a4048; --page: #15181b; --band: #1f2327; %(dark)s }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 72rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; padding: 1rem 1rem 2rem; max-width: 72rem; background: var(--page); color: var(--ink);
        font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .25rem; }
+h2 { font-size: 1.2rem; margin: 1.75rem 0 .25rem; }
 p { max-width: 46rem; margin: .25rem 0 .75rem; }
 .soft, figcaption, dt { color: var(--soft); font-size: .9rem; }
-nav { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .9rem; }
-a { color: var(--c0); }
-a, summary { padding: .2rem 0; }
+.verdict { background: var(--band); border-left: 4px solid var(--c0); border-radius: 6px; padding: .6rem .9rem;
+           margin: .75rem 0; max-width: 60rem; }
+.verdict p { max-width: none; margin: .3rem 0; } .verdict p:first-child { font-weight: 600; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1rem 0;
          padding: 0; list-style: none; }
 .tiles li { background: var(--band); border-radius: 6px; padding: .75rem .9rem; }
@@ -31,15 +36,15 @@ a, summary { padding: .2rem 0; }
 .tiles span { color: var(--soft); font-size: .85rem; line-height: 1.35; display: block; }
 .wide { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; font-size: .95rem; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+th, td { padding: .35rem .45rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 td.number, th.number { text-align: right; }
 thead th { color: var(--soft); font-weight: 600; }
-tbody th { font-weight: 400; white-space: normal; min-width: 8rem; max-width: 18rem; }
+tbody th { font-weight: 400; white-space: normal; min-width: 11rem; max-width: 18rem; }
 tbody tr:nth-child(odd) { background: var(--band); }
 figure { margin: 0; }
 img { display: block; max-width: 100%%; height: auto; border-radius: 3px; }
 .small { image-rendering: pixelated; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .9rem .75rem; padding: 0;
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.7rem, 1fr)); gap: .9rem .75rem; padding: 0;
          margin: .75rem 0; list-style: none; }
 .pairs img { width: 100%%; }
 .pairs figcaption { line-height: 1.3; margin-top: .3rem; font-size: .8rem; }
@@ -69,42 +74,66 @@ img { display: block; max-width: 100%%; height: auto; border-radius: 3px; }
 .key { display: flex; flex-wrap: wrap; gap: .15rem 1rem; padding: 0; margin: .3rem 0 0; list-style: none;
        font-size: .85rem; line-height: 1.35; }
 .key svg { width: 24px; height: 8px; display: inline-block; margin-right: .4rem; vertical-align: middle; }
-details { border-top: 1px solid var(--line); padding: .35rem 0; }
-summary { cursor: pointer; font-weight: 600; }
+details { padding: .25rem 0; }
+summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
+.section { border-top: 1px solid var(--line); padding: .2rem 0; }
+.words dd { font: inherit; font-size: .9rem; }
+.section > summary h2 { display: inline; font-size: 1.05rem; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1rem; margin: .5rem 0; }
 dt, dd { margin: 0; }
 dd { font-family: ui-monospace, monospace; font-size: .85rem; white-space: pre-wrap; }
-@media (max-width: 30rem) { dl { display: block; } dd { margin-bottom: .5rem; } h2 { margin-top: 2rem; }
-  tbody th, td:not(.number) { white-space: normal; min-width: 4.5rem; }
-  td:last-child { min-width: 9rem; } th, td { padding: .35rem .4rem; }
+@media (max-width: 30rem) { dl { display: block; } dd { margin-bottom: .5rem; } h2 { margin-top: 1.25rem; }
+  tbody th { min-width: 7rem; } td:not(.number) { white-space: normal; min-width: 4.5rem; }
+  td:last-child { min-width: 9rem; } th, td { padding: .25rem .4rem; line-height: 1.3; }
+  .tiles { grid-template-columns: 1fr 1fr; gap: .5rem; } .tiles li { padding: .5rem .7rem; }
+  .tiles strong { font-size: 1.4rem; }
   .pairs { grid-template-columns: repeat(3, 1fr); } .pairs.two { grid-template-columns: repeat(2, 1fr); } }
 """ % {"light": " ".join(f"--c{n}: {light};" for n, (light, _) in enumerate(_LINES)),
        "dark": " ".join(f"--c{n}: {dark};" for n, (_, dark) in enumerate(_LINES)),
        "lines": "\n".join(f".c{n} {{ stroke: var(--c{n}); fill: var(--c{n}); }}" for n in range(len(_LINES)))}
 
 
-def write_page(path, title: str, top: str, sections: Iterable[tuple[str, str, str]]) -> int:
-    """Write a page, atomically.
+class Section(NamedTuple):
+    """A part of a page under a heading of its own.
+
+    Attributes:
+        heading: plain text.
+        line: plain text that explains it.
+        content: HTML; a section without any is left out.
+        folded: whether it is shown as its heading alone, until a reader opens it.
+    """
+
+    heading: str
+    line: str
+    content: str
+    folded: bool = True
+
+
+def page(title: str, top: str, sections: Iterable[Section], *, mark: str = "", script: str = "") -> str:
+    """A page.
 
     Args:
-        path: the HTML file.
         title: plain text.
         top: HTML between the title and the sections.
-        sections: (heading, one line that explains it, HTML) each; sections without HTML are left out.
+        sections: in order.
+        mark: of what the page is, read back by `mark_of`.
+        script: JavaScript of a page that is served and not written to a file. It may fetch from its own server.
 
     Returns:
-        Its size in bytes.
+        HTML.
     """
-    shown = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#s{n}">{escape(heading)}</a>\n' for n, (heading, *_) in enumerate(shown))
-    body = "\n".join(f'<section id="s{n}">\n<h2>{escape(heading)}</h2>\n<p class="soft">{escape(line)}</p>\n{content}\n'
-                     "</section>" for n, (heading, line, content) in enumerate(shown))
-    page = f"""<!DOCTYPE html>
+    body = "\n".join(map(_section, filter(lambda section: section.content, sections)))
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if script:
+        sha256 = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{sha256}'; connect-src 'self'"
+    return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="{_MARK}" content="{escape(mark)}">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>{_STYLE}</style>
@@ -113,16 +142,35 @@ def write_page(path, title: str, top: str, sections: Iterable[tuple[str, str, st
 <main>
 <h1>{escape(title)}</h1>
 {top}
-<nav aria-label="Sections">
-{links}</nav>
 {body}
 </main>
+{f"<script>{script}</script>" if script else ""}
 </body>
 </html>
 """
-    data = page.encode("utf-8", "replace")  # a lone surrogate in a caption becomes a question mark
+
+
+def _section(section: Section) -> str:
+    heading, line = f"<h2>{escape(section.heading)}</h2>", f'<p class="soft">{escape(section.line)}</p>'
+    if section.folded:
+        return (f'<section>\n<details class="section"><summary>{heading}</summary>\n{line}\n{section.content}\n</details>\n'
+                "</section>")
+    return f"<section>\n{heading}\n{line}\n{section.content}\n</section>"
+
+
+def write_page(path, text: str) -> int:
+    """Write a page atomically; return its size in bytes."""
+    data = text.encode("utf-8", "replace")  # a lone surrogate in a caption becomes a question mark
     write_atomically(path, data)
     return len(data)
+
+
+def mark_of(path) -> str | None:
+    """The mark of a page that was written here; None for any other file. Raises OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        head = file.read(4096).decode("utf-8", "replace")
+    found = re.search(f'<meta name="{_MARK}" content="([^"]*)">', head)
+    return unescape(found[1]) if found else None
 
 
 def html_table(rows: Sequence[Mapping], name: str) -> str:
@@ -157,15 +205,17 @@ def tiles(numbers: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
-def image(source: str, alternative: str, small: bool = False) -> str:
+def image(source: str, alternative: str, small: bool = False, lazy: bool = False) -> str:
     """An image.
 
     Args:
         source: a data URI.
         alternative: text for those who do not see it.
         small: it has few pixels, and is enlarged without smoothing.
+        lazy: it is decoded when it comes into sight.
     """
-    return f'<img{" class=small" * small} src="{source}" alt="{escape(alternative)}">'
+    how = " class=small" * small + " loading=lazy decoding=async" * lazy
+    return f'<img{how} src="{source}" alt="{escape(alternative)}">'
 
 
 def figures(pairs: Iterable[tuple[str, str]], kind: str = "pairs") -> str:
@@ -187,6 +237,16 @@ def folded(parts: Sequence[tuple[str, str]], opened: int = 1) -> str:
         return "".join(content for _, content in parts)
     return "\n".join(f"<details{' open' * (n < opened)}><summary>{escape(heading)}</summary>\n{content}\n</details>"
                      for n, (heading, content) in enumerate(parts))
+
+
+def paragraphs(lines: Iterable[str], kind: str = "") -> str:
+    """Paragraphs of plain text; `kind` is their CSS class."""
+    return "".join(f'<p{f" class={kind}" if kind else ""}>{escape(line)}</p>\n' for line in lines)
+
+
+def unfolding(heading: str, content: str) -> str:
+    """HTML that a reader opens by its heading; "" without content."""
+    return f"<details><summary>{escape(heading)}</summary>\n{content}\n</details>" if content else ""
 
 
 def facts(entries: Mapping[str, object]) -> str:

@@ -10,25 +10,43 @@ from mdw_jax.method.correspondence import correspondence, matching_probability
 from mdw_jax.method.losses import DISTILLATION_LOSSES
 from mdw_jax.reporting import figures, html
 from mdw_jax.reporting.run_files import PresetResults
+from mdw_jax.reporting.text import plural
+from mdw_jax.reporting.thumbnails import Thumbnails, thumbnails
 
-PAIRS, PAIRS_OF_OTHERS = 24, 12  # shown of the main set of a run, and of each other set
+# In a page all pairs of all sets are shown. Those of the main sets, and those of all other sets, may take so many bytes.
+MAIN_BYTES, OTHER_BYTES = 4e6, 4e6
+FIRST = 9  # pairs that are shown at once; the others unfold
 STRIPS, ENTRIES, WEIGHT_MAPS = 8, 9, 12  # image strips over time; entries of P; maps of pixel weights
 
 
-def pairs(preset: PresetResults, is_main: bool) -> str:
-    """A grid of the first images with the captions nearest to their texts."""
-    kind = "real" if preset.kind == "coreset" else "distilled"
-    count = min(PAIRS if is_main else PAIRS_OF_OTHERS, len(preset.captions))
-    rgb = _rgb(preset, np.arange(count))
-    grid = html.figures((_image(rgb[n], f"{kind} image {n}; caption: {preset.captions[n]}"), preset.captions[n])
-                        for n in range(count))
+def pairs(preset: PresetResults, budget: float) -> str:
+    """All images with the captions nearest to their texts: the first ones at once, the others when a reader unfolds them.
+
+    Args:
+        preset: its first set is shown.
+        budget: bytes that its images may take in the page.
+    """
     total = len(preset.captions)
-    return grid + f'<p class="soft">The first {count} of {total}.</p>' * (count < total)
+    drawn = thumbnails(lambda rows: _rgb(preset, rows), total, budget)
+    shown = len(drawn.sources)
+    which = "all" if shown == total else f"the first {shown:,} of"
+    how = f"{preset.label}: {which} {plural(total, 'pair')}, {drawn.words}."
+    if shown < total:
+        how += " The others would make the page too large; mdw export writes all of them."
+    rest = html.unfolding(f"The other {plural(shown - FIRST, 'pair')}", _grid(preset, drawn, range(FIRST, shown), lazy=True)
+                          ) if shown > FIRST else ""
+    return _grid(preset, drawn, range(min(FIRST, shown))) + html.paragraphs([how], "soft") + rest
 
 
-def image_changes(preset: PresetResults, is_main: bool) -> str:
+def _grid(preset: PresetResults, drawn: Thumbnails, rows: range, lazy: bool = False) -> str:
+    kind = "real" if preset.kind == "coreset" else "distilled"
+    return html.figures((html.image(drawn.sources[n], f"{kind} image {n}", drawn.is_small, lazy), preset.captions[n])
+                        for n in rows)
+
+
+def image_changes(preset: PresetResults) -> str:
     """One strip per image: how it looked at several outer steps; below, how far the pixels have moved on average."""
-    if preset.image_history is None:
+    if preset.image_history is None or len(preset.image_history["steps"]) < 2:  # a start from which nothing was distilled
         return ""
     steps, images = preset.image_history["steps"].tolist(), preset.image_history["images"]
     rgb = np.stack([figures.to_rgb(moment, preset.is_spectrogram) for moment in images[:, :STRIPS]])
@@ -54,7 +72,7 @@ def _selected_step(preset: PresetResults) -> str:
     return f" The result is {what}, with {best['val_r_mean']:.1f} % the best on val."
 
 
-def correspondence_entries(preset: PresetResults, is_main: bool) -> str:
+def correspondence_entries(preset: PresetResults) -> str:
     """The largest positive off-diagonal entries of P, and a heat map of P beyond the identity.
 
     P is shown as its loss reads it: as matching probabilities where the loss fits a softmax of it. (A loss from outside
@@ -89,7 +107,7 @@ def _entry(preset: PresetResults, p: np.ndarray, image: int, text: int) -> str:
             "</div></li>\n")
 
 
-def pixel_weights(preset: PresetResults, is_main: bool) -> str:
+def pixel_weights(preset: PresetResults) -> str:
     """The last Grad-CAM pixel weights over the images (docs/method.md, section 5.4)."""
     history = preset.image_history
     if history is None or "weights" not in history:

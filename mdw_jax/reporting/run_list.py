@@ -124,7 +124,7 @@ def state(path: Path) -> str:
     failed = sum(cell.name.endswith(".failed.json") for cell in cells)
     sweep = f"sweep, {len(cells) - failed} cells done" + (f", {failed} failed" if failed else "")
     config = _config(path)
-    if _is_in_use(path):
+    if is_in_use(path):
         return "running, " + (sweep if config is None and (path / "sweep").is_dir() else _stage(path, config))
     if config is None:
         if (path / "config.json").exists():
@@ -190,7 +190,7 @@ def _is_finished(path: Path) -> bool:
         return scores.stat().st_mtime_ns >= config.stat().st_mtime_ns
 
 
-def _is_in_use(path: Path) -> bool:
+def is_in_use(path: Path) -> bool:
     """Whether a process works in the directory (`mdw_jax.io.locks.hold_run_directory`)."""
     is_sweep = not (path / "config.json").exists() or (path / "sweep").is_dir()
     return is_locked(path / ".lock", shared_locks_exist=is_sweep)

@@ -12,101 +12,154 @@ from mdw_jax.config.sections import differences, flat
 from mdw_jax.errors import UserError
 from mdw_jax.reporting import html
 from mdw_jax.reporting.noise_text import estimate_in_words, noise_in_words
+from mdw_jax.reporting.page_file import keep_other, mark
 from mdw_jax.reporting.report_certificate import certificate
 from mdw_jax.reporting.report_charts import distillation_charts, expert_charts
-from mdw_jax.reporting.report_images import correspondence_entries, image_changes, pairs, pixel_weights
+from mdw_jax.reporting.report_images import (
+    MAIN_BYTES,
+    OTHER_BYTES,
+    correspondence_entries,
+    image_changes,
+    pairs,
+    pixel_weights,
+)
 from mdw_jax.reporting.run_files import PresetResults, Run, open_runs
 from mdw_jax.reporting.run_table import counts, footnotes, table
 from mdw_jax.reporting.stats import half_interval_of_scores
 from mdw_jax.reporting.text import bytes_text, plural, text
+from mdw_jax.reporting.verdict import verdict_of
 
 _NBSP = "\N{NO-BREAK SPACE}"
-_Section = tuple[str, str, str]  # heading, one line that explains it, HTML
+_WORDS = {
+    "R@k, r_mean": "Recall: the share of queries whose match is among the first k results, in %. IR@k searches images by "
+                   "a caption, TR@k captions by an image; r_mean is the mean of the six.",
+    "set, student": "A set is a few pairs that are learned (distilled) or chosen from the training data. A student is a "
+                    "fresh network that is trained on the set alone: its score is what the set is worth.",
+    "experts": "Networks trained on all the training pairs. Distillation learns pairs on which a student moves as they "
+               "did.",
+    "P": "The correspondence of a set: how strongly image i and text j of it belong together. Identity: each image with "
+         "its own text only.",
+    "val, test": "Val chooses every setting; test is read once, for the scores.",
+    "95 %": "An interval that holds the mean of ever more sets (or students) in 19 of 20 such runs. A difference counts "
+            "where its interval leaves out 0. Points are percentage points of r_mean.",
+}
 
 
-def report_command(directories: Sequence[str], out: str | None = None) -> None:
-    """Write the report of these run directories to `out` (`<first>/report.html` by default) and print its path."""
+def report_command(directories: Sequence[str], out: str | None = None, serve: bool = False,
+                   port: int | None = None) -> None:
+    """Write the report of these run directories to `out` (`<first>/report.html` by default) and print its path.
+
+    Args:
+        directories: run directories.
+        out: the HTML file.
+        serve: follow one run live, in a browser, and write nothing.
+        port: of the page that is served.
+    """
+    if serve:
+        from mdw_jax.reporting.serve import serve_command  # here, because a report does without a server
+
+        serve_command(directories, out, port)
+        return
+    if port is not None:
+        raise UserError("--port is of a page that is served; add --serve.")
     runs = open_runs(directories)
     path = Path(out) if out else runs[0].path / "report.html"
     try:
-        size = write_report(runs, path)
+        size = write_report(runs, path, ours=not out)
     except OSError as error:
         raise UserError(f"cannot write '{path}' ({error.strerror}); choose another --out.") from None
     print(f"report: {path} ({size / 1e6:.1f} MB)")
 
 
-def write_report(runs: Sequence[Run], path) -> int:
+def write_report(runs: Sequence[Run], path, ours: bool = True) -> int:
     """Write the report of one or several runs.
 
     Args:
         runs: the runs; with several, they are shown side by side.
-        path: the HTML file.
+        path: the HTML file. A page of other runs, or of presets that these lack, is not overwritten but renamed, which
+            is printed.
+        ours: whether another file at that path, which is no page, may be renamed too; otherwise it is refused.
 
     Returns:
         Its size in bytes.
 
     Raises:
-        UserError: a file of a run is damaged.
+        UserError: a file of a run is damaged, or at `path` is a file that is no page.
     """
+    path = Path(path)
+    text = report_page(runs)
+    if kept := keep_other(path, mark(runs), ours):
+        print(f"kept:   {kept} (a page of another config, or of more presets, was at {path.name})")
+    return html.write_page(path, text)
+
+
+def report_page(runs: Sequence[Run], script: str = "") -> str:
+    """The report as HTML. script: of a page that is served (`html.page`)."""
     title = _title(runs[0]) if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.label for run in runs)}"
-    top = "".join(_tiles(run, heading=len(runs) > 1) for run in runs)
-    return html.write_page(path, title, top, [*_score_sections(runs), *_set_sections(runs), *_training_sections(runs),
-                                              *_detail_sections(runs)])
+    top = "".join(_top(run, heading=len(runs) > 1) for run in runs)
+    sections = [*_score_sections(runs), *_set_sections(runs), *_training_sections(runs), *_detail_sections(runs)]
+    return html.page(title, top, sections, mark=mark(runs), script=script)
 
 
-def _score_sections(runs: Sequence[Run]) -> list[_Section]:
+def _top(run: Run, heading: bool) -> str:
+    """The verdict and the numbers that a reader wants first."""
+    return (f"<h2>{escape(run.label)}</h2>\n" * heading
+            + '<div class="verdict">' + html.paragraphs(verdict_of(run)) + "</div>\n"
+            + _tiles(run) + "\n")
+
+
+def _score_sections(runs: Sequence[Run]) -> list[html.Section]:
     return [
-        ("Results", "Recalls on test, in %, of students that are trained on the set alone; r_mean is the mean of the "
-         "six, with its standard deviation over all students. 95 %: half the interval of that mean, over sets if there "
-         "are several, otherwise over students."
-         + "".join(f" {note}" for note in dict.fromkeys(note for run in runs for note in footnotes(run))),
-         _results(runs)),
-        ("What differs", "Config keys that are not the same in all runs.", _differences(runs)),
+        html.Section("Results", "Recalls on test, in %, of students: networks that are trained on the set alone.",
+                     _results(runs), folded=False),
+        html.Section("What differs", "Config keys that are not the same in all runs.", _differences(runs), folded=False),
     ]
 
 
-def _set_sections(runs: Sequence[Run]) -> list[_Section]:
+def _set_sections(runs: Sequence[Run]) -> list[html.Section]:
     return [
-        ("Distilled pairs", "Each learned image above the real training caption whose features are nearest to its "
-         "learned text; coresets are real pairs.", _per_preset(runs, pairs)),
-        ("How the images changed", "The first images of each set during distillation, starting with the real images; "
-         "numbers are outer steps.", _per_preset(runs, image_changes)),
-        ("Learned correspondence", "The largest off-diagonal entries of the correspondence P: an image, the text it "
-         "has learned to match in addition, and its own text (by their nearest captions). Where the loss fits a softmax "
-         "of P, the entries are those matching probabilities.",
-         _per_preset(runs, correspondence_entries)),
-        ("Where updates were strongest", "Grad-CAM pixel weights of the last refresh over the images, each on its own "
-         "scale: bright pixels were changed most (correspondence-enhanced optimization).",
-         _per_preset(runs, pixel_weights)),
+        html.Section("Distilled pairs", "Each learned image above the real training caption whose features are nearest to "
+                     "its learned text; coresets are real pairs.", _pairs(runs), folded=False),
+        html.Section("How the images changed", "The first images of each set during distillation, starting with the real "
+                     "images; numbers are outer steps (updates of the set).", _per_preset(runs, image_changes)),
+        html.Section("Learned correspondence", "The largest off-diagonal entries of the correspondence P: an image, the "
+                     "text it has learned to match in addition, and its own text (by their nearest captions). Where the "
+                     "loss fits a softmax of P, the entries are those matching probabilities.",
+                     _per_preset(runs, correspondence_entries)),
+        html.Section("Where updates were strongest", "Grad-CAM pixel weights of the last refresh over the images, each on "
+                     "its own scale: bright pixels were changed most (correspondence-enhanced optimization).",
+                     _per_preset(runs, pixel_weights)),
     ]
 
 
-def _training_sections(runs: Sequence[Run]) -> list[_Section]:
+def _training_sections(runs: Sequence[Run]) -> list[html.Section]:
     return [
-        ("Experts", "Validation r_mean by epoch, mean over networks; how the experts divided the pairs; and, where it is "
-         "known which pairs are mismatched, how well.", _charts(expert_charts(runs))),
-        ("Distillation", "The matching loss: the distance between a student of the set and the experts after the "
-         "unroll, relative to the distance the experts moved (2, one for each branch, is an untrained student where "
-         "branches count separately); the score on val at each checkpoint; the learned step sizes.",
-         _charts(distillation_charts(runs))),
-        ("Certificate", "The most that label noise can cost the experts, and what was measured.",
-         html.folded([(run.label, certificate(run)) for run in runs])),
+        html.Section("Experts", "Validation r_mean by epoch, mean over networks; how the experts divided the pairs; and, "
+                     "where it is known which pairs are mismatched, how well.", _charts(expert_charts(runs))),
+        html.Section("Distillation", "The matching loss: the distance between a student of the set and the experts after "
+                     "the unroll, relative to the distance the experts moved (2, one for each branch, is an untrained "
+                     "student where branches count separately); the score on val at each checkpoint; the learned step "
+                     "sizes.", _charts(distillation_charts(runs))),
+        html.Section("Certificate", "The most that label noise can cost the experts, and what was measured.",
+                     html.folded([(run.label, certificate(run)) for run in runs])),
     ]
 
 
-def _detail_sections(runs: Sequence[Run]) -> list[_Section]:
+def _detail_sections(runs: Sequence[Run]) -> list[html.Section]:
     budgets = [row for run in runs for row in _budget(run, several=len(runs) > 1)]
     candidates = [row for run in runs for row in _candidates(run, several=len(runs) > 1)]
     return [
-        ("Candidates", "What the first set of each preset could have ended as, by mean r_mean on val of students of their "
-         "own: the start, where nothing is distilled, and every checkpoint, each with P as learned and as its teachers see "
-         "the pairs. The best one is the set.",
-         html.html_table(candidates, "Candidates") if candidates else ""),
-        ("Byte budget", "The size of each set, everything counted: images in 8 bits, texts and the parameters of P in "
-         "half precision, step sizes in float32; the last column is the same size in real pairs.",
-         html.html_table(budgets, "Byte budget")),
-        ("Repeat it", "Everything that these numbers depend on.",
-         html.folded([(run.label, _facts(run)) for run in runs]) + _configs(runs)),
+        html.Section("Candidates", "What the first set of each preset could have ended as, by mean r_mean on val of "
+                     "students of their own: the start, where nothing is distilled, and every checkpoint, each with P as "
+                     "learned and as its teachers see the pairs. The best one is the set.",
+                     html.html_table(candidates, "Candidates") if candidates else ""),
+        html.Section("Byte budget", "The size of each set, everything counted: images in 8 bits, texts and the parameters "
+                     "of P in half precision, step sizes in float32; the last column is the same size in real pairs.",
+                     html.html_table(budgets, "Byte budget")),
+        html.Section("Repeat it", "Everything that these numbers depend on.",
+                     html.folded([(run.label, _facts(run)) for run in runs]) + _configs(runs)),
+        html.Section("Words used here", "In the order in which they are met.",
+                     html.facts(_WORDS).replace("<dl>", '<dl class="words">')),
     ]
 
 
@@ -118,13 +171,14 @@ def _title(run: Run) -> str:
     return f"{run.summary['data']}: {subject}"
 
 
-def _tiles(run: Run, heading: bool) -> str:
+def _tiles(run: Run) -> str:
     """The numbers that a reader wants first."""
     main, half = run.main, half_interval_of_scores(run.main.rows)
     spread = "" if half is None else f", ±{_NBSP}{half:.1f} (95{_NBSP}%)"
     tiles = [(_r_mean(main), f"r_mean of {main.label}{spread}")]
     others = {preset.name: preset for preset in run.presets if preset is not main}
-    for name, words in (("random", "of as many random pairs"), ("experts", "of the experts themselves"),
+    for name, words in (("random", "of as many random pairs"),
+                        ("experts", "of the experts themselves, networks trained on all the pairs"),
                         ("full", "of experts on all data as it came")):
         if name in others:
             tiles.append((_r_mean(others[name]), words))
@@ -133,7 +187,7 @@ def _tiles(run: Run, heading: bool) -> str:
         tiles.append((plural(main.metadata["pairs"], "pair"), f"{bytes_text(budget['total'])}, for {share:.1%} of the "
                       f"{run.summary['captions']:,} training pairs"))
     tiles.append(_noise_tile(main.metadata["noise"]))
-    return (f"<h2>{escape(run.label)}</h2>\n" * heading) + html.tiles(tiles) + "\n"
+    return html.tiles(tiles)
 
 
 def _noise_tile(noise: dict) -> tuple[str, str]:
@@ -156,7 +210,12 @@ def _results(runs: Sequence[Run]) -> str:
     rows = [{**({"run": run.label} if len(runs) > 1 else {}), **row, "of": counts(preset)}
             for run in runs for preset, row in zip(run.presets, table(run), strict=True)]
     columns = dict.fromkeys([*(name for name in ("run", "preset", "r_mean", "95 %") if name in rows[0]), *rows[0]])
-    return html.html_table([{name: row[name].replace("+-", "±") for name in columns} for row in rows], "Results")
+    notes = ["IR@k: the share of captions whose image is among the first k found; TR@k: of images, one of whose captions "
+             "is. r_mean: the mean of the six, with its standard deviation over students.",
+             "95 %: half the interval of r_mean, over sets if there are several, otherwise over students.",
+             *dict.fromkeys(note for run in runs for note in footnotes(run))]
+    return (html.html_table([{name: row[name].replace("+-", "±") for name in columns} for row in rows], "Results")
+            + html.unfolding("Notes on this table", html.paragraphs(notes, "soft")))
 
 
 def _differences(runs: Sequence[Run]) -> str:
@@ -164,12 +223,31 @@ def _differences(runs: Sequence[Run]) -> str:
                             for key, *values in differences(*(flat(run.config) for run in runs))], "Config differences")
 
 
-def _per_preset(runs: Sequence[Run], section: Callable[[PresetResults, bool], str]) -> str:
+def _pairs(runs: Sequence[Run]) -> str:
+    """All pairs of every set of every run."""
+    main = [place for place in _places(runs) if place[1] is place[0].main]
+    others = [place for place in _places(runs) if place not in main]
+    shown = html.folded([(_place_label(runs, run, preset), pairs(preset, MAIN_BYTES / len(runs))) for run, preset in main],
+                        opened=len(runs))
+    more = [html.unfolding(_place_label(runs, run, preset), pairs(preset, OTHER_BYTES / len(others)))
+            for run, preset in others]
+    return shown + html.unfolding(f"Pairs of {plural(len(more), 'other set')}", "\n".join(more))
+
+
+def _per_preset(runs: Sequence[Run], section: Callable[[PresetResults], str]) -> str:
     """A section for every set of every run, folded; those of the main presets first, and open."""
-    places = sorted(((run, preset) for run in runs for preset in run.presets_with_sets),
-                    key=lambda place: place[1] is not place[0].main)
-    return html.folded([(f"{run.label}: {preset.label}" if len(runs) > 1 else preset.label,
-                         section(preset, preset is run.main)) for run, preset in places], opened=len(runs))
+    return html.folded([(_place_label(runs, run, preset), section(preset)) for run, preset in _places(runs)],
+                       opened=len(runs))
+
+
+def _places(runs: Sequence[Run]) -> list[tuple[Run, PresetResults]]:
+    """Every preset with sets of every run, the main ones first."""
+    return sorted(((run, preset) for run in runs for preset in run.presets_with_sets),
+                  key=lambda place: place[1] is not place[0].main)
+
+
+def _place_label(runs: Sequence[Run], run: Run, preset: PresetResults) -> str:
+    return f"{run.label}: {preset.label}" if len(runs) > 1 else preset.label
 
 
 def _charts(charts: Sequence[str]) -> str:
@@ -224,6 +302,6 @@ def _noise(noise: dict) -> str:
 
 
 def _configs(runs: Sequence[Run]) -> str:
-    return "\n".join(
-        f"<details><summary>Config{f' of {escape(run.label)}' if len(runs) > 1 else ''}</summary>\n"
-        + html.facts({key: text(value) for key, value in flat(run.config).items()}) + "\n</details>" for run in runs)
+    return "\n".join(html.unfolding(f"Config{f' of {run.label}' if len(runs) > 1 else ''}",
+                                    html.facts({key: text(value) for key, value in flat(run.config).items()}))
+                     for run in runs)

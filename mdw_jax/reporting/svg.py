@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+LEAST_POINTS = 3  # of the longest line of a chart
 COLORS = 8  # classes .c0, .c1, ... of the page's style sheet; further lines differ in their dashes
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _WIDTH, _HEIGHT = 420, 250
@@ -21,12 +22,12 @@ def lines(series: Mapping[str, tuple], xlabel: str, ylabel: str, title: str) -> 
         title: text above the chart; screen readers also get the first and the last value of each line.
 
     Returns:
-        HTML; "" if there is nothing to draw.
+        HTML; "" if no line has three points: fewer are better read in a table.
     """
     finite = {name: [(float(a), float(b)) for a, b in zip(x, y, strict=True)] for name, (x, y) in series.items()
               if len(x)}
     points = [point for line in finite.values() for point in line if all(map(math.isfinite, point))]
-    if not points:
+    if not any(sum(math.isfinite(y) for _, y in line) >= LEAST_POINTS for line in finite.values()):
         return ""
     x_ticks, y_ticks = ticks([x for x, _ in points], integers=True), ticks([y for _, y in points])
     place = _pixel_map(x_ticks, y_ticks)
