@@ -50,8 +50,8 @@ def live_page(path: Path, script: str = "", note: str = "") -> str:
     top = f'<div class="verdict">{html.paragraphs([_sentence(path), *[note] * bool(note)])}</div>\n{tiles}'
     drawn = f'<div class="charts">{"".join(charts)}</div>' if charts else "<p>Nothing has three points yet.</p>"
     return html.page(f"{path.resolve().name}: {state(path)}", top, [
-        html.Section("Curves so far", "From metrics.csv, which the run appends to; a chart is drawn from the third point on.", drawn,
-                     folded=False),
+        html.Section("Curves so far", "From metrics.csv, which the run appends to; charts begin with the third point.",
+                     drawn, folded=False),
         html.Section("Last numbers", "The last row of every metric of the stages.", _last_rows(curves)),
     ], script=script)
 
@@ -146,11 +146,14 @@ def _config(path: Path) -> Mapping | None:
 
 def _seconds(path: Path) -> float:
     """From the first file of a run to now or, where it is not going on, to its last sign of life."""
-    times = [file.stat().st_mtime for file in path.iterdir() if file.is_file()]
-    begins = [file.stat().st_mtime for file in (path / "config.json", path / "environment.json") if file.exists()]
+    try:
+        times = {file.name: file.stat().st_mtime for file in path.iterdir() if file.is_file()}
+    except OSError:  # it is being deleted
+        return 0.0
     if not times:
         return 0.0
-    return max((time.time() if is_in_use(path) else max(times)) - min(begins or times), 0.0)
+    begun = times.get("config.json", min(times.values()))
+    return max((time.time() if is_in_use(path) else max(times.values())) - begun, 0.0)
 
 
 def _age(seconds: float) -> str:

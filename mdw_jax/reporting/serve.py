@@ -31,7 +31,8 @@ setInterval(async () => {
   try {
     const now = await (await fetch('/version', {cache: 'no-store'})).text();
     if (now === version) return;
-    try { sessionStorage.setItem('open', JSON.stringify(Object.fromEntries(all().map(d => [name(d), d.open])))); } catch (e) {}
+    const open = JSON.stringify(Object.fromEntries(all().map(d => [name(d), d.open])));
+    try { sessionStorage.setItem('open', open); } catch (e) {}
     location.reload();
   } catch (e) { document.title = 'not served any more'; }
 }, SECONDS);

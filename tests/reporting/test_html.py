@@ -1,9 +1,23 @@
+import base64
+import hashlib
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from mdw_jax.reporting.html import facts, figures, folded, html_table, image, tiles, write_page
+from mdw_jax.reporting.html import (
+    Section,
+    facts,
+    figures,
+    folded,
+    html_table,
+    image,
+    mark_of,
+    tiles,
+    unfolding,
+    write_page,
+)
+from mdw_jax.reporting.html import page as page_of
 from mdw_jax.reporting.svg import bars, lines, ticks
 from mdw_jax.reporting.text import markdown_table
 
@@ -46,13 +60,14 @@ class Reader(HTMLParser):
 def page(tmp_path):
     rows = [{"set": NASTY, "r_mean": 41.256, "note": "x"}, {"set": "random", "r_mean": None, "bytes": 1234567}]
     sections = [
-        (NASTY, NASTY, html_table(rows, NASTY)), ("Empty", "nothing", ""),
-        ("Pictures", "two", folded([(NASTY, figures([(image(PIXEL, NASTY), NASTY), (image(PIXEL, "P"), "P")])),
+        Section(NASTY, NASTY, html_table(rows, NASTY), folded=False), Section("Empty", "nothing", ""),
+        Section("Pictures", "two", folded([(NASTY, figures([(image(PIXEL, NASTY), NASTY), (image(PIXEL, "P"), "P")])),
                                     ("none", ""), ("other", figures([(image(PIXEL, "Q"), "Q")]))])),
-        ("Charts", "two", lines({NASTY: ([0, 1], [1, 2])}, NASTY, NASTY, NASTY)
+        Section("Charts", "two", lines({NASTY: ([0, 1, 2], [1, 2, 2])}, NASTY, NASTY, NASTY)
          + bars({NASTY: [0.5, 0.5]}, [0, 0.5, 1], NASTY, NASTY, NASTY)),
-        ("Facts", "all", facts({NASTY: NASTY, "seeds": "0, 1"}))]
-    size = write_page(tmp_path / "out" / "page.html", NASTY, tiles([("43 %", NASTY)]), sections)
+        Section("Facts", "all", facts({NASTY: NASTY, "seeds": "0, 1"}))]
+    made = page_of(NASTY, tiles([("43 %", NASTY)]), sections, mark=NASTY)
+    size = write_page(tmp_path / "out" / "page.html", made)
     written = (tmp_path / "out" / "page.html").read_bytes()
     assert len(written) == size
     return written.decode()
@@ -61,7 +76,7 @@ def page(tmp_path):
 def test_everything_is_escaped_and_comes_back(page):
     reader = Reader(page)
     assert reader.text["title"] == reader.text["h1"] == [NASTY]
-    assert reader.text["h2"] == [NASTY, "Pictures", "Charts", "Facts"] == reader.text["a"]
+    assert reader.text["h2"] == [NASTY, "Pictures", "Charts", "Facts"]
     assert reader.text["figcaption"][:3] == [NASTY, "P", "Q"] and reader.text["b"] == [NASTY] * 2
     assert reader.text["strong"] == ["43 %"] and NASTY in reader.text["span"] and NASTY in reader.text["text"]
     assert reader.text["dt"] == [NASTY, "seeds"] and reader.text["dd"] == [NASTY, "0, 1"]
@@ -71,8 +86,11 @@ def test_everything_is_escaped_and_comes_back(page):
 
 def test_what_is_folded_is_open_at_the_first(page):
     reader = Reader(page)
-    assert [set(one) for one in reader.attributes("details")] == [{"open"}, set()]
-    assert reader.text["summary"] == [NASTY, "other"]
+    found = reader.attributes("details")
+    assert [one.get("class") for one in found] == ["section", None, None, "section", "section"]
+    assert ["open" in one for one in found] == [False, True, False, False, False]
+    assert [words for words in reader.text["summary"] if words] == [NASTY, "other"]  # the others hold a heading
+    assert unfolding(NASTY, "") == "" and Reader(unfolding(NASTY, "<p>x</p>")).text["summary"] == [NASTY]
     assert folded([("one", "<p>x</p>"), ("none", "")]) == "<p>x</p>"
 
 
@@ -94,6 +112,21 @@ def test_nothing_is_fetched(page):
     assert "default-src 'none'" in policy and "prefers-color-scheme: dark" in page
 
 
+def test_a_page_says_of_what_it_is(tmp_path, page):
+    (tmp_path / "a.html").write_text(page)
+    assert mark_of(tmp_path / "a.html") == NASTY
+    (tmp_path / "b.html").write_text("<html><body>mine</body></html>")
+    assert mark_of(tmp_path / "b.html") is None
+
+
+def test_a_page_that_is_served_runs_its_own_script_and_no_other():
+    script = "setInterval(() => fetch('/version'), 1000);"
+    text = page_of("t", "", [], script=script)
+    policy = next(meta["content"] for meta in Reader(text).attributes("meta") if "http-equiv" in meta)
+    sha256 = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.endswith(f"; script-src 'sha256-{sha256}'; connect-src 'self'") and f"<script>{script}</script>" in text
+
+
 def test_charts_say_what_they_show_and_draw_gaps_as_gaps():
     reader = Reader(lines({"a": ([0, 1, 2, 3, 4], [1, 2, float("nan"), 4, 5]), "b": ([0, 4], [3, 3])},
                           "step", "loss", "L"))
@@ -105,9 +138,14 @@ def test_charts_say_what_they_show_and_draw_gaps_as_gaps():
     assert points[0][0] < points[1][0] and points[0][1] > points[1][1]  # more is further up
     assert all(0 <= x <= 420 and 0 <= y <= 250 for x, y in points)
     assert lines({}, "x", "y", "t") == lines({"a": ([0], [float("nan")])}, "x", "y", "t") == ""
-    assert lines({"a": ([], []), "b": ([0, 1], [1, 2])}, "x", "y", "t") == lines({"b": ([0, 1], [1, 2])}, "x", "y", "t")
+    b = {"b": ([0, 1, 2], [1, 2, 3])}
+    assert lines({"a": ([], []), **b}, "x", "y", "t") == lines(b, "x", "y", "t")
+    nan = float("nan")
+    two = {"a": ([0, 1], [1, 2]), "b": ([0, 1, 2], [1, 2, nan])}
+    assert lines(two, "x", "y", "t") == ""  # two points are no curve
+    assert len(Reader(lines(two | {"c": ([0, 1, 2], [1, 2, 3])}, "x", "y", "t")).attributes("polyline")) == 3
     assert bars({"a": [0, 0]}, [0, 1, 2], "x", "y", "t") == ""
-    many = Reader(lines({str(n): ([0, 1], [n, n]) for n in range(20)}, "x", "y", "t"))
+    many = Reader(lines({str(n): ([0, 1, 2], [n, n, n]) for n in range(20)}, "x", "y", "t"))
     looks = {(one["class"], one.get("stroke-dasharray")) for one in many.attributes("polyline")}
     assert len(looks) == 20
 

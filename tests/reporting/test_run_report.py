@@ -26,7 +26,8 @@ from mdw_jax.reporting.stats import half_interval_of_scores
 
 STEPS = 12
 SECTIONS = ["Results", "Distilled pairs", "How the images changed", "Learned correspondence",
-            "Where updates were strongest", "Experts", "Distillation", "Certificate", "Byte budget", "Repeat it"]
+            "Where updates were strongest", "Experts", "Distillation", "Certificate", "Byte budget", "Repeat it",
+            "Words used here"]
 
 
 def lines(path, rows):
@@ -61,7 +62,7 @@ def make_run(folder, pairs=30, side=16, sets=1, restart=False, caption=NASTY, **
         "eta": 0.4, "tracks": {"clean": {"loss": "gce", "q": 0.7, "excess_risk_bound": 0.0243}}}}))
     lines(folder / "experts" / "dtcl" / "log.jsonl", [
         {"generation": "experts", "epoch": epoch, "val_r_mean": 10.0 * epoch + n,
-         **({"precision": 0.9, "recall": 0.5} if epoch > 1 else {})} for epoch in (1, 2, 3) for n in range(4)])
+         **({"precision": 0.9, "recall": 0.5} if epoch > 1 else {})} for epoch in (1, 2, 3, 4) for n in range(4)])
     with open(folder / "scores.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ["preset", "set", "student", "select_on", *METRICS])
         writer.writeheader()
@@ -117,7 +118,7 @@ def test_a_page_has_every_section_and_needs_nothing_else(tmp_path, capsys):
     assert str(tmp_path / "run" / "report.html") in capsys.readouterr().out
     assert "://" not in text and {tag for tag, _ in reader.found}.isdisjoint({"script", "iframe", "audio"})
     assert all(image["src"].startswith("data:image/") and image["alt"].strip() for image in reader.attributes("img"))
-    assert len(reader.attributes("img")) == 24 + 12 + 8 + 2 + 1 + 12  # pairs, strips, entries of P, its map, weights
+    assert len(reader.attributes("img")) == 2 * 30 + 8 + 2 + 1 + 12  # all pairs, strips, entries of P, its map, weights
     assert f"{NASTY} 3" in reader.text["figcaption"]  # a stranger's caption is text, as it stands
     assert reader.text["strong"][:5] == ["41.0 %", "11.0 %", "51.0 %", "30 pairs", "40%"]
     assert [word for word in reader.text["strong"] if word.startswith("+")] == ["+0.750", "+0.500"]
@@ -125,7 +126,8 @@ def test_a_page_has_every_section_and_needs_nothing_else(tmp_path, capsys):
     assert "r_mean of MDW, ± 2.5 (95 %)" in spans  # 4.303 / sqrt 3: t of 2 degrees, a deviation of 1 over 3 students
     assert "mdw certify" in text and "restarts of MDW" in text
     charts = [one["aria-label"] for one in reader.attributes("svg") if one.get("role") == "img"]
-    assert any("epoch. dtcl, noise 40%: 11.5 to 31.5" in label for label in charts) and len(charts) == 7
+    assert any("epoch. dtcl, noise 40%: 11.5 to 41.5" in label for label in charts)
+    assert len(charts) == 6  # none of the score on val, which has two points
     assert any("rightly paired: 95% in the upper half" in label for label in charts)
     assert "distill.restart_factor" in reader.text["dt"] and "commit" in reader.text["dt"]
     assert {"step sizes", "correspondence"} <= set(reader.text["th"])
@@ -143,7 +145,7 @@ def test_several_runs_are_side_by_side(tmp_path):
     assert differing[:3] == ["key", "first", "second"]
     assert set(differing[3:]) == {"distill.pairs", "distill.rank", "distill.lr_texts"}
     keys = [entry for entry in reader.text["li"] if entry in ("first: MDW", "second: MDW")]
-    assert keys.count("first: MDW") == keys.count("second: MDW") == 2  # matching loss, score on val
+    assert keys.count("first: MDW") == keys.count("second: MDW") == 1  # matching loss; the score on val has two points
     assert {"one 0", "two 0"} <= set(reader.text["figcaption"])
     third = tmp_path / "deeper" / "first"  # of the same name: told apart by their paths
     third.parent.mkdir()
@@ -216,7 +218,8 @@ def test_coresets_alone_and_sets_without_record_make_a_page(tmp_path):
     folder = make_run(tmp_path / "run")
     change_report(folder, lambda presets: presets.__delitem__(slice(1, None)))
     _, reader = page_of(folder)
-    assert reader.text["h2"] == ["Results", "Distilled pairs", "Certificate", "Byte budget", "Repeat it"]
+    assert reader.text["h2"] == ["Results", "Distilled pairs", "Certificate", "Byte budget", "Repeat it",
+                                 "Words used here"]
     (folder / "distilled" / "random" / "set_0" / "nearest.json").unlink()
     _, reader = page_of(folder)
     assert reader.text["figcaption"][0] == "(nearest caption unknown)"

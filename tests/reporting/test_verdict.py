@@ -39,8 +39,8 @@ def candidates(**scores):
     return tuple({"step": int(name[1:]), "val_r_mean": value} for name, value in scores.items())
 
 
-SCORE = ("MDW: 50.0 % r_mean (mean recall on test; ±2.5, 95 % over 3 students of one set) with 100 pairs (100.0 kB) instead "
-         "of 30,000, 40% of them mismatched on purpose.")
+SCORE = ("MDW: 50.0 % r_mean (mean recall on test; ±2.5, 95 % over 3 students of one set) with 100 pairs (100.0 kB) "
+         "instead of 30,000, 40% of them mismatched on purpose.")
 # t of 4 degrees of freedom: 2.776 times the root of 2 / 3
 BETTER = ('Beyond chance it is better than random pairs by 47.0 points [44.7, 49.3], than "real pairs, P from the experts" '
           "by 10.0 points [7.7, 12.3] and than LoRS by 10.0 points [7.7, 12.3].")
@@ -92,8 +92,8 @@ def test_of_several_rivals_the_best_is_compared_and_counted():
 def test_a_single_student_tells_nothing_from_chance():
     told = verdict(results(row("mdw", 50, label="MDW")))
     assert told[0].startswith("MDW: 50.0 % r_mean (mean recall on test; one student, so no interval) with 100 pairs ")
-    assert told[1] == ('Against random pairs (+47.0 points), "real pairs, P from the experts" (+10.0 points) and LoRS (+10.0 '
-                       "points) a single student does not tell chance from gain.")
+    assert told[1] == ('Against random pairs (+47.0 points), "real pairs, P from the experts" (+10.0 points) and LoRS '
+                       "(+10.0 points) a single student does not tell chance from gain.")
     assert told[-1] == WIDE
 
 
@@ -103,7 +103,8 @@ def test_a_single_student_tells_nothing_from_chance():
     (NATURAL | {"estimated": {"eta": 0.125, "low": 0.1, "high": 0.15, "confidence": 0.95}},
      "an estimated 12.5% [10.0%, 15.0%] of them mismatched."),
     (NATURAL | {"estimated": None}, "an unknown share of them mismatched."),
-    (NATURAL | {"estimated": {"eta": 0.0, "low": 0.0, "high": 1.0, "confidence": 1.0}}, "an unknown share of them mismatched.")
+    (NATURAL | {"estimated": {"eta": 0.0, "low": 0.0, "high": 1.0, "confidence": 1.0}},
+     "an unknown share of them mismatched."),
 ])
 def test_the_noise_is_what_is_known_of_it(noise, words):
     told = verdict(results(noise=noise))
@@ -124,7 +125,7 @@ def test_scores_at_the_level_of_guessing_are_called_that():
     assert guessing(2, 2) == pytest.approx((50 + 100 + 100) / 3)
     main, sizes = row("mdw", 0.7, 0.8, 0.9, label="MDW"), {"test_images": 1000, "test_captions": 1000}
     told = verdict(results(main, (row("random", 0.7, 0.8, 0.9, label="random pairs", kind="coreset"), *ALL[1:]), **sizes))
-    assert told[0].endswith(", 40% of them mismatched on purpose; that is about what guessing gives (0.5 % with 1,000 images).")
+    assert told[0].endswith(" on purpose; that is about what guessing gives (0.5 % with 1,000 images).")
     assert told[-1].startswith("Next: published weights (model.weights) or more pairs (distill.pairs): at the level of "
                                "guessing, methods cannot be told apart; ")
     assert "guessing" not in " ".join(verdict(results(**sizes)) + verdict(results(main)))  # better, or of unknown size
@@ -137,8 +138,8 @@ def test_scores_selected_on_test_are_optimistic():
 
 def test_what_distilling_added_to_the_start():
     told = verdict(results(candidates=candidates(s0=30.0, s50=42.5)))
-    assert told[2] == ("Distilling added 12.5 points to the start (on val, which chose the set; no interval); the set keeps "
-                       "83% of the best from all the data (the experts, 60.0 %).")
+    assert told[2] == ("Distilling added 12.5 points to the start (on val, which chose the set; no interval); the set "
+                       "keeps 83% of the best from all the data (the experts, 60.0 %).")
     assert "distill.steps" not in told[-1]  # a single checkpoint does not tell whether more steps help
     told = verdict(results(candidates=candidates(s0=30.0, s50=41.0, s100=42.5)))
     assert told[-1].endswith("; more distill.steps: the last checkpoint was the best.")
@@ -169,8 +170,8 @@ def test_unequal_bytes_are_said():
 
 def test_values_at_the_end_of_their_range():
     told = verdict(results(row("mdw", 49, 50, 51, label="MDW", at_edge=frozenset({"steps", "lr_scale"}))))
-    assert told[-1] == ("Next: a wider evaluate.lr_scales and evaluate.steps: the best lies at the end of what was allowed; "
-                        "more sets (distill.sets) or students (evaluate.students): intervals are wide.")
+    assert told[-1] == ("Next: a wider evaluate.lr_scales and evaluate.steps: the best lies at the end of what was "
+                        "allowed; more sets (distill.sets) or students (evaluate.students): intervals are wide.")
 
 
 def test_few_val_images():
@@ -180,9 +181,9 @@ def test_few_val_images():
 
 def test_presets_that_would_tell_more_are_named():
     told = verdict(results(others=()))
-    assert told == [SCORE, "Next: add random, correspond, lors and experts to run.presets, to know whether random pairs, real "
-                           "pairs with P from the experts or a published method would do as well and how much all the data "
-                           f"would give; {WIDE.removeprefix('Next: ')}"]
+    assert told == [SCORE, "Next: add random, correspond, lors and experts to run.presets, to know whether random pairs, "
+                           "real pairs with P from the experts or a published method would do as well and how much all "
+                           f"the data would give; {WIDE.removeprefix('Next: ')}"]
     told = verdict(results(others=ALL[1:]))
     assert told[-1].startswith("Next: add random to run.presets, to know whether random pairs would do as well; ")
     told = verdict(results(others=ALL[:3]))
@@ -190,13 +191,14 @@ def test_presets_that_would_tell_more_are_named():
     told = verdict(results(row("covmatch", 49, 50, 51, needs_experts=False), (RANDOM, LORS, EXPERTS)))
     assert told[-1] == WIDE  # it has no experts, whose P real pairs could have
     told = verdict(results(RANDOM, (EXPERTS,)))
-    assert told[-1] == "Next: more sets (distill.sets) or students (evaluate.students): intervals are wide; more pairs (distill.pairs)."
+    assert told[-1] == f"{WIDE[:-1]}; more pairs (distill.pairs)."
 
 
 def test_a_run_without_small_sets():
     told = verdict(results(EXPERTS, (row("full", 70, kind="reference", label="full data"),), test_images=1000,
                            test_captions=5000))
-    assert told == ["No small set in this run; the best from all the data is 70.0 % r_mean (mean recall on test; full data).",
+    assert told == ["No small set in this run; the best from all the data is 70.0 % r_mean (mean recall on test; full "
+                    "data).",
                     "To know what a small set keeps of it, add the presets mdw, random and correspond to run.presets."]
 
 
