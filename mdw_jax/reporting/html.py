@@ -205,16 +205,19 @@ def tiles(numbers: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
-def image(source: str, alternative: str, small: bool = False, lazy: bool = False) -> str:
+def image(source: str, alternative: str, small: bool = False,
+          size: tuple[int, int] | None = None) -> str:
     """An image.
 
     Args:
         source: a data URI.
         alternative: text for those who do not see it.
         small: it has few pixels, and is enlarged without smoothing.
-        lazy: it is decoded when it comes into sight.
+        size: width and height, of an image that is decoded when it comes into sight and whose place is kept until then.
     """
-    how = " class=small" * small + " loading=lazy decoding=async" * lazy
+    how = " class=small" * small
+    if size is not None:
+        how += f" loading=lazy decoding=async width={size[0]} height={size[1]}"
     return f'<img{how} src="{source}" alt="{escape(alternative)}">'
 
 

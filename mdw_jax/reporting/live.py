@@ -47,7 +47,9 @@ def live_page(path: Path, script: str = "", note: str = "") -> str:
     charts = [chart for stage, shown in _CHARTS.items() for chart in _charts_of(stage, shown, curves)]
     since = "since it was begun" if is_in_use(path) else "from its beginning to its last sign of life"
     tiles = html.tiles([(_age(_seconds(path)), since), *_tiles(config, curves)])
-    top = f'<div class="verdict">{html.paragraphs([_sentence(path), *[note] * bool(note)])}</div>\n{tiles}'
+    about = f"Data {config['data']['name']}; presets {', '.join(config['run']['presets'])}." if config else ""
+    sentences = [sentence for sentence in (_sentence(path), note, about) if sentence]
+    top = f'<div class="verdict">{html.paragraphs(sentences)}</div>\n{tiles}'
     drawn = f'<div class="charts">{"".join(charts)}</div>' if charts else "<p>Nothing has three points yet.</p>"
     return html.page(f"{path.resolve().name}: {state(path)}", top, [
         html.Section("Curves so far", "From metrics.csv, which the run appends to; charts begin with the third point.",
@@ -139,7 +141,9 @@ def _sentence(path: Path) -> str:
 def _config(path: Path) -> Mapping | None:
     try:
         config = read_json(path / "config.json")
-        return config if all(isinstance(config[name], dict) for name in ("experts", "distill")) else None
+        texts = [config["data"]["name"], *config["run"]["presets"]]
+        known = all(isinstance(config[name], dict) for name in ("experts", "distill"))
+        return config if known and all(isinstance(text, str) for text in texts) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -40,7 +40,8 @@ def pairs(preset: PresetResults, budget: float) -> str:
 
 def _grid(preset: PresetResults, drawn: Thumbnails, rows: range, lazy: bool = False) -> str:
     kind = "real" if preset.kind == "coreset" else "distilled"
-    return html.figures((html.image(drawn.sources[n], f"{kind} image {n}", drawn.is_small, lazy), preset.captions[n])
+    return html.figures((html.image(drawn.sources[n], f"{kind} image {n}", drawn.is_small, drawn.size if lazy else None),
+                         preset.captions[n])
                         for n in rows)
 
 

@@ -26,11 +26,13 @@ class Thumbnails(NamedTuple):
     Attributes:
         sources: of the first images, as many as fit the budget.
         words: how they are shown: "shown at 64 of 224 pixels, compressed (WebP)".
+        size: width and height of the images before they were made smaller.
         is_small: whether images have so few pixels that they are enlarged without smoothing.
     """
 
     sources: list[str]
     words: str
+    size: tuple[int, int]
     is_small: bool
 
 
@@ -52,7 +54,7 @@ def thumbnails(images: Images, count: int, budget: float) -> Thumbnails:
     shown = min(count, max(int(budget // size), 1))
     sources = [_source(image, target, lossy) for image in _all(images, shown)]
     words = f"shown at {target} of {side} pixels" if target < side else f"shown at their {side} pixels"
-    return Thumbnails(sources, words + ", compressed (WebP)" * lossy, min(sample.shape[1:3]) < 96)
+    return Thumbnails(sources, words + ", compressed (WebP)" * lossy, sample.shape[2:0:-1], min(sample.shape[1:3]) < 96)
 
 
 def _all(images: Images, count: int) -> Iterator[np.ndarray]:

@@ -67,6 +67,7 @@ def test_the_page_of_a_run_that_goes_on_says_how_far_it_is(tmp_path):
     assert reader.text["p"][0].startswith("Stopped at ")  # no process works in it
     with hold_run_directory(folder):
         reader = Reader(live_page(folder))
+    assert reader.text["p"][1] == "Data scenes; presets random, infonce, mdw, full."
     assert reader.text["p"][0].startswith("Running, ") and reader.text["h1"][0].startswith("run: running, ")
     assert reader.text["strong"][1:] == ["4 of 6", "5 of 12"] and "since it was begun" in reader.text["span"]
     assert "epochs of the experts dtcl" in reader.text["span"] and "outer steps of mdw, set 0" in reader.text["span"]
