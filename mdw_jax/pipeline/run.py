@@ -122,7 +122,7 @@ def _write_results(resolved: ConfigDict, prepared: Prepared, runs: list[PresetRu
         return
     run = Run(directory)
     rows_of_table = table(run)
-    notes = "".join(f"\n{note}\n" for note in [*footnotes(run), " ".join(verdict_of(run))])
+    notes = "".join(f"\n{note}\n" for note in [*footnotes(run), "\n".join(verdict_of(run))])
     write_atomically(directory / "table.md", (markdown_table(rows_of_table) + notes).encode())
     print(aligned(rows_of_table))
     print(notes, end="")

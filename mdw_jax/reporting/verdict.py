@@ -97,6 +97,7 @@ def _against(main: Row, other: Row, label: str) -> Comparison:
     by_set = [[sum(scores) / len(scores) for scores in row.scores] for row in (other, main)]
     a, b = by_set if min(map(len, by_set)) > 1 else (other.students, main.students)
     size = other.size / main.size if other.size and main.size else 1.0
+    label += " (selected on test, so optimistic)" * (other.on_test and not main.on_test)
     return Comparison(label, *welch(a, b), size)
 
 

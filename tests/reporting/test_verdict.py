@@ -134,6 +134,8 @@ def test_scores_at_the_level_of_guessing_are_called_that():
 def test_scores_selected_on_test_are_optimistic():
     told = verdict(results(row("mdw", 49, 50, 51, label="MDW", on_test=True)))
     assert told[0].endswith("on purpose; students were selected on test, so this is optimistic.")
+    told = verdict(results(others=(RANDOM, CORRESPOND, LORS._replace(on_test=True), EXPERTS)))
+    assert "and than LoRS (selected on test, so optimistic) by 10.0 points" in told[1]
 
 
 def test_what_distilling_added_to_the_start():
