@@ -119,6 +119,11 @@ def test_a_page_has_every_section_and_needs_nothing_else(tmp_path, capsys):
     assert "://" not in text and {tag for tag, _ in reader.found}.isdisjoint({"script", "iframe", "audio"})
     assert all(image["src"].startswith("data:image/") and image["alt"].strip() for image in reader.attributes("img"))
     assert len(reader.attributes("img")) == 2 * 30 + 8 + 2 + 1 + 12  # all pairs, strips, entries of P, its map, weights
+    folded = [one for one in reader.attributes("details") if one.get("class") == "section"]
+    assert len(folded) == len(SECTIONS) - 2 and not any("open" in one for one in folded)  # all but results and pairs
+    assert {"The other 21 pairs", "Pairs of 1 other set"} <= set(reader.text["summary"])
+    assert sum(image.get("loading") == "lazy" for image in reader.attributes("img")) == 2 * 21
+    assert "MDW: all 30 pairs, shown at their 16 pixels." in reader.text["p"]
     assert f"{NASTY} 3" in reader.text["figcaption"]  # a stranger's caption is text, as it stands
     assert reader.text["strong"][:5] == ["41.0 %", "11.0 %", "51.0 %", "30 pairs", "40%"]
     assert [word for word in reader.text["strong"] if word.startswith("+")] == ["+0.750", "+0.500"]
