@@ -180,9 +180,10 @@ COMMANDS = {
         "mdw export runs/first --config.export.license=cc-by-4.0 --config.export.formats=folder,parquet",
         (*_DISTILL, "export"), trains=False),
     "plan": Command(
-        "estimate what a run would cost, from its config alone: memory, operations, time",
-        "analysis.cost.plan:plan_command", "mdw plan flickr30k --config.plan.device=h200",
-        ("run", "data", "text", "model", "experts", "distill", "plan"), in_run_directory=False, options=(_DATA, _PAIRS)),
+        "say what a run will cost: time, memory, disk and price, stage by stage, here or on N devices of another kind",
+        "analysis.cost.plan:plan_command",
+        "mdw plan flickr30k --config.plan.device=h200 --config.plan.devices=8",
+        (*_RUN, "export", "plan"), in_run_directory=False, options=(_DATA, _PAIRS)),
     "bench": Command(
         "measure how fast a config's computations are on this machine, relative to reference implementations; needs no "
         "data",

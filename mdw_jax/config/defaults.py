@@ -260,13 +260,15 @@ def base() -> ConfigDict:
     c.export.license = ""  # license of the source data, such as cc-by-4.0 or unknown; required, for the dataset cards
     c.export.neighbors = 1  # nearest real training captions to write beside each distilled text
 
-    c.plan = ConfigDict()  # for mdw plan, which opens no data and no weights
-    c.plan.images = 0  # training images
-    c.plan.captions = 0  # training captions
-    c.plan.text_dim = 0  # width of the text features
-    c.plan.device = "h200"  # device to plan for
-    c.plan.utilization = 0.3  # fraction of the device's peak FLOP/s to expect
-    c.plan.compile = True  # compile both steps, to know their peak memory
+    c.plan = ConfigDict()  # for mdw plan, which opens no weights, and no data whose sizes are stated here
+    c.plan.images = 0  # training images; 0: count those of the data set
+    c.plan.captions = 0  # training captions; 0: likewise
+    c.plan.text_dim = 0  # width of the text features; 0: as the text encoder says
+    c.plan.device = "here"  # device to plan for; here: this machine, measured for a second
+    c.plan.devices = 1  # how many of them
+    c.plan.price = 0.0  # price of a device for an hour, in any currency; 0: none is computed
+    c.plan.utilization = 0.3  # fraction of the device's peak FLOP/s to expect; here: not used
+    c.plan.compile = False  # compile the experts' and the outer step, to know their peak memory; takes minutes
     return c
 
 

@@ -1,12 +1,13 @@
 """One preset of a run: its resolved config, its noise draw, and where its experts and its sets lie."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.config import base, resolve
+from mdw_jax.config.noise import UNDRAWN
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.plugins import is_path, source_digest
@@ -110,6 +111,34 @@ def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> PresetRun:
     noise = noise_of(c, prepared)
     filtering = _filter(config, c, prepared, noise) if c.filter.score else None
     return _located(name, spec, c, prepared, noise, filtering)
+
+
+def planned_preset(config: ConfigDict, name: str) -> PresetRun:
+    """A preset before any data are read. Its keys are no real ones, but those of two presets are equal where theirs are.
+
+    Args:
+        config: the run's config, not resolved.
+        name: a preset's name, or `module:function`.
+
+    Raises:
+        UserError: the preset's config is not valid.
+    """
+    spec, c = preset_spec(name), preset_config(config, name)
+    drawn = c.noise.file or (c.noise.rate and c.noise.protocol not in UNDRAWN)
+    noise: Any = _Unread(digest(c.noise.to_dict()) if drawn else "as they come")
+    data: Any = _Unread("data")
+    filtering = _filter(config, c, data, noise) if c.filter.score else None
+    return _located(name, spec, c, data, noise, filtering)
+
+
+class _Unread(NamedTuple):
+    """In place of a noise draw, or of data, that nobody has read: what it is known by."""
+
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        return self.sha256
 
 
 def _located(name: str, spec: PresetSpec, c: ConfigDict, prepared: Prepared, noise: Noise, filtering: Filter | None

@@ -1,5 +1,6 @@
 """Values and tables as text for a terminal."""
 
+import math
 import numbers
 from collections.abc import Mapping, Sequence
 
@@ -76,3 +77,21 @@ def cell_text(value) -> str:
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}"
     return f"{float(value):,.2f}" if value == 0 or abs(float(value)) >= 0.01 else f"{float(value):.2g}"
+
+
+def scaled(number: float, step: int, prefixes: str) -> str:
+    """Three digits and a prefix: (3.21e12, 1000, " KMGT") -> "3.21 T"."""
+    power = min(int(math.log(max(number, 1), step)), len(prefixes) - 1)
+    return f"{number / step ** power:.3g} {prefixes[power].strip()}"
+
+
+def scaled_bytes(number: float) -> str:
+    """Bytes for people: "3.5 GiB"."""
+    return f"{scaled(number, 1024, ' KMGTP')}{'B' if number < 1024 else 'iB'}"
+
+
+def time_in_words(seconds: float) -> str:
+    """A duration with two digits or three, in the largest unit of which there is one: "3.2 h"."""
+    unit, size = next((name, size) for name, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
+                      if seconds >= size or size == 1)
+    return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"

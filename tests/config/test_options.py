@@ -17,7 +17,7 @@ TABLES = {
     "DISTILLATION_LOSSES": "method.losses:DISTILLATION_LOSSES", "STUDENT_OPTIMIZERS": "method.matching:STUDENT_OPTIMIZERS",
     "CORESETS": "method.coresets:CORESETS", "INITS": "method.selection:INITS",
     "FILTER_SCORES": "pipeline.preset_run:SCORER_RECIPES", "WRITERS": "io.metrics:WRITERS",
-    "DEVICES": "analysis.cost.plan:DEVICES",
+    "DEVICES": "analysis.cost.devices:DEVICES",
     "DTYPES": "io.trajectory:DTYPES", "OBJECTIVES": "pipeline.outer_step:OBJECTIVES",
     "SET_OPTIMIZERS": "method.distill:SET_OPTIMIZERS",
     "DECAYS": "method.distill:DECAYS", "EXPORT_FORMATS": "export.formats:FORMATS",

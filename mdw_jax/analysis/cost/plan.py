@@ -1,79 +1,77 @@
-"""`mdw plan`: what a run would cost, without running it: sizes, operations, memory, time. No data are opened."""
+"""`mdw plan`: what a run will cost on N devices, without running it: operations, time, memory, disk, price."""
 
-import math
+import shutil
 import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from mdw_jax.analysis.cost.flops import count_flops
+from mdw_jax.analysis.cost.counts import Counts, counts_of
+from mdw_jax.analysis.cost.devices import DEVICES, Device, host_memory, this_machine
+from mdw_jax.analysis.cost.model_cost import ModelCost, model_cost
 from mdw_jax.analysis.cost.programs import Programs
+from mdw_jax.analysis.cost.times import seconds_of
+from mdw_jax.analysis.cost.unit import Work
+from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.presets import preset_spec
-from mdw_jax.data.registry import image_shape
 from mdw_jax.errors import UserError
 from mdw_jax.models.image.conv import as_on_accelerator
-from mdw_jax.pipeline.preset_run import last_snapshot
-from mdw_jax.reporting.text import markdown_table
+from mdw_jax.reporting.text import markdown_table, scaled, scaled_bytes, time_in_words
+
+HERE = "here"
 
 
-class Device(NamedTuple):
-    """One device, by the data sheets of its maker.
+class PlannedWork(NamedTuple):
+    """One row of a plan: a piece of work and its seconds on all the devices together."""
 
-    Attributes:
-        peak: FLOP/s of dense matrix products in JAX's default precision for float32 there (TF32; bfloat16 passes on a
-            TPU).
-        memory: bytes.
-    """
-
-    peak: float
-    memory: float
+    work: Work
+    seconds: float
 
 
-DEVICES = {
-    "a100": Device(156e12, 80e9), "h100": Device(494e12, 80e9), "h200": Device(494e12, 141e9),
-    "tpu_v4": Device(275e12, 32e9), "tpu_v5e": Device(197e12, 16e9), "tpu_v5p": Device(459e12, 95e9),
-    "tpu_v6e": Device(918e12, 32e9),
-    "cpu": Device(0.1e12, 24e9),  # two cores of a server, measured for this work
-}
-_BYTES = {"float32": 4, "bfloat16": 2}
-
-
-class Cost(NamedTuple):
-    """The cost of one call of a program.
+class Plan(NamedTuple):
+    """What a run will cost.
 
     Attributes:
-        flops: of `count_flops`.
-        memory: peak bytes of the compiled program, None if it was not compiled.
+        rows: the work, stage by stage.
+        counts: sizes of the data.
+        counted: a sentence that says where they are from.
+        device: what is planned for.
+        name: its name.
+        devices: how many.
+        price: of one of them for an hour; 0: none is given.
+        model: costs of the model.
+        sizes: {part of the model: trained parameters}.
+        misfits: what does not fit, in sentences.
     """
 
-    flops: int
-    memory: int | None
+    rows: list[PlannedWork]
+    counts: Counts
+    counted: str
+    device: Device
+    name: str
+    devices: int
+    price: float
+    model: ModelCost
+    sizes: dict[str, int]
+    misfits: list[str]
 
-    def __str__(self):
-        memory = f", {_bytes(self.memory)} of memory at most" if self.memory else ""
-        return f"{_scaled(self.flops, 1000, ' KMGTPEZ')}FLOP{memory}"
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(row.seconds for row in self.rows)
 
-
-def cost_of(function, arguments: tuple, compiled: bool) -> Cost:
-    """The cost of `function(*arguments)`, whose arguments are `jax.ShapeDtypeStruct`s.
-
-    Args:
-        function: any function of arrays.
-        arguments: its arguments.
-        compiled: whether to compile it for its peak memory, which takes minutes for large towers.
-    """
-    flops = count_flops(function, *arguments)
-    if not compiled:
-        return Cost(flops, None)
-    sizes = jax.jit(function).lower(*arguments).compile().memory_analysis()
-    return Cost(flops, sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-                - sizes.alias_size_in_bytes)
+    @property
+    def total_price(self) -> float:
+        """Of all devices for the whole run."""
+        return self.price * self.devices * self.seconds / 3600
 
 
 def plan_command(config: ConfigDict) -> None:
-    """Print the plan of every preset of the run that trains experts.
+    """Print the plan of a run: one table, and what it rests on.
 
     Args:
         config: the run's config, not resolved.
@@ -81,97 +79,162 @@ def plan_command(config: ConfigDict) -> None:
     Raises:
         UserError: as `plan`.
     """
-    for name in config.run.presets:
-        if not preset_spec(name).needs_experts:
-            continue
-        c = preset_config(config, name)
-        sides = "x".join(map(str, image_shape(c.data)[:2]))
-        print(f"{name}: {c.model.tower}, {c.model.mode} mode, {sides} px, M = {c.distill.pairs}, "
-              f"{c.plan.images:,} images with {c.plan.captions:,} captions\n", flush=True)
-        if c.plan.compile:
-            print("mdw: compiling, which takes minutes for large towers; --config.plan.compile=false skips it, and "
-                  "with it the peak memory.", file=sys.stderr)
-        rows = [{"quantity": quantity, "value": value} for quantity, value in plan(c, name).items()]
-        print(markdown_table(rows), flush=True)
+    if config.plan.compile:
+        print("mdw: compiling, which takes minutes for large towers; --config.plan.compile=false estimates the memory by a "
+              "formula.", file=sys.stderr)
+    found = plan(config)
+    print("\n".join(head_lines(config, found)) + "\n")
+    print(markdown_table(table_rows(found)))
+    print("\n".join(note_lines(config, found)), flush=True)
 
 
-def plan(config: ConfigDict, preset: str = "mdw") -> dict[str, str]:
-    """The plan of one preset.
+def plan(config: ConfigDict) -> Plan:
+    """The plan of a run.
 
     Args:
-        config: the resolved config of the preset. `config.plan` states what is not opened: numbers of images and
-            captions, width of the text features; and the device, and the share of its peak to count on.
-        preset: its name, which says whether it distills.
+        config: the run's config, not resolved. `config.plan` may state the sizes of data that are not here.
 
     Returns:
-        {quantity: value with its unit}, in order.
+        The plan; experts, closed forms and filters that presets share are in it once.
 
     Raises:
-        UserError: the device is unknown, or the numbers are not set.
+        UserError: the device is unknown, the config is not valid, or the data cannot be read.
     """
     settings = config.plan
     if settings.device not in DEVICES:
         raise UserError(f"plan.device must be one of {', '.join(DEVICES)}, not '{settings.device}'.")
-    if min(settings.images, settings.captions, settings.text_dim) < 1:
-        raise UserError(f"plan.images ({settings.images}), plan.captions ({settings.captions}) and plan.text_dim "
-                        f"({settings.text_dim}) must be set: mdw plan opens no data; see configs/flickr30k.py.")
-    distills = preset_spec(preset).kind == "distilled"
-    with as_on_accelerator(settings.device != "cpu"):
-        programs = Programs(config)
-        sizes = programs.sizes()
-        expert = cost_of(programs.expert_step, programs.expert_arguments(), settings.compile)
-        outer = cost_of(programs.outer_step, programs.outer_arguments(), settings.compile) if distills else None
-        weights = count_flops(*programs.pixel_weights()) if distills and config.distill.ceo else 0
-    quantities = {f"parameters, {part}": f"{size:,}" for part, size in sizes.items()}
-    if config.model.mode == "projection":
-        quantities["parameters, frozen backbone"] = f"{programs.backbone_size:,}"
-    quantities |= _expert_quantities(config, sum(sizes.values()), expert)
-    if outer:
-        quantities |= _distillation_quantities(config, outer, weights)
-    largest = max(cost.memory or 0 for cost in (expert, outer) if cost)
-    memory = DEVICES[settings.device].memory
-    if largest > memory:
-        quantities["does not fit"] = f"{_bytes(largest)} exceed the {_bytes(memory)} of one {settings.device}"
-    return quantities
+    first = preset_config(config, config.run.presets[0])
+    counts, counted = counts_of(first)
+    model, programs = model_cost(first, counts.text_dim)
+    known = DEVICES[settings.device]
+    device = known or this_machine(programs.tower.features, programs.backbone, programs.image, model.tower)
+    devices = settings.devices
+    if settings.device == HERE and devices > 1:
+        raise UserError("plan.devices counts devices of plan.device, and 'here' is this machine as it is; set plan.device "
+                        f"to one of {', '.join(name for name in DEVICES if name != HERE)}.")
+    work = run_work(config, counts)
+    if settings.compile:
+        work = with_compiled_memory(config, work, counts)
+    rows = [PlannedWork(piece, seconds_of(piece, device, model, devices, settings.utilization)) for piece in merged(work)]
+    return Plan(rows, counts, counted, device, settings.device, devices, settings.price, model, programs.sizes(),
+                misfits(config, work, device))
 
 
-def _expert_quantities(config: ConfigDict, parameters: int, step: Cost) -> dict[str, str]:
-    e = config.experts
-    networks = 2 * e.count
-    steps = config.plan.captions // e.batch
-    epochs = networks * e.epochs + (2 * e.teacher_count * e.teacher_epochs if e.teacher_count else 0)
-    snapshots = last_snapshot(config) + 1
-    pixels = config.plan.images * math.prod(image_shape(config.data))
-    return {
-        "training images in memory, uint8": _bytes(pixels) + (" (streamed)" if config.data.stream else ""),
-        "trajectories on disk": f"{_bytes(networks * snapshots * parameters * _BYTES[e.store_dtype])} ({networks} "
-                                f"networks x {snapshots} snapshots, {e.store_dtype})",
-        f"expert step of {e.batch} pairs": str(step),
-        f"experts, {epochs} network epochs of {steps:,} steps": _time(epochs * steps * step.flops, config.plan)}
+def merged(work: Iterable[Work]) -> list[Work]:
+    """The work with pieces of one stage that read the same as one: "4 x 5 students"."""
+    groups: dict[tuple[str, str], list[Work]] = {}
+    for piece in work:
+        groups.setdefault((piece.stage, piece.what), []).append(piece)
+    return [_sum(pieces) for pieces in groups.values()]
 
 
-def _distillation_quantities(config: ConfigDict, step: Cost, weights: int) -> dict[str, str]:
-    """weights: FLOP of one computation of pixel weights."""
-    d = config.distill
-    flops = d.sets * d.steps * (step.flops + weights / d.ceo_every)
-    return {
-        f"outer step ({d.inner_steps} inner of {min(d.batch, d.pairs)}, {d.trajectories} trajectories, {d.gradient})":
-            str(step),
-        f"distilling {d.sets} set(s), {d.steps} outer steps": _time(flops, config.plan)}
+def _sum(pieces: Sequence[Work]) -> Work:
+    first, presets = pieces[0], tuple(dict.fromkeys(name for piece in pieces for name in piece.presets))
+    if len(pieces) == 1:
+        return first
+    added = {name: sum(getattr(piece, name) for piece in pieces)
+             for name in ("flops", "moved", "host", "host_flops", "programs", "tower_programs", "disk")}
+    largest = {name: max(getattr(piece, name) for piece in pieces) for name in ("device_memory", "host_memory")}
+    return first._replace(what=f"{len(pieces)} x {first.what}", presets=presets, **added, **largest)
 
 
-def _bytes(number: float) -> str:
-    return f"{_scaled(number, 1024, ' KMGTP')}{'B' if number < 1024 else 'iB'}"
+def with_compiled_memory(config: ConfigDict, work: Sequence[Work], counts: Counts) -> list[Work]:
+    """The work with the memory of the compiled experts' step and outer step in place of the formulas'.
+
+    Of the experts one network's step is compiled, and counted as often as the formula counts networks; nothing is run.
+
+    Args:
+        config: the run's config, not resolved.
+        work: all work of the run.
+        counts: sizes of the data.
+    """
+    compiled: dict[tuple[str, str], float] = {}
+    for name in config.run.presets:
+        if not preset_spec(name).needs_experts:
+            continue
+        c = ConfigDict(preset_config(config, name).to_dict())
+        c.plan.images, c.plan.captions, c.plan.text_dim = counts.images, counts.captions, counts.text_dim
+        with as_on_accelerator(c.plan.device not in (HERE, "cpu")):
+            programs = Programs(c.lock())
+            compiled["experts", name] = peak_memory(programs.expert_step, programs.expert_arguments())
+            if preset_spec(name).kind == "distilled" and c.distill.steps:
+                compiled["distillation", name] = peak_memory(programs.outer_step, programs.outer_arguments())
+    return [piece._replace(device_memory=max((compiled.get((piece.stage, name), 0) for name in piece.presets), default=0)
+                           or piece.device_memory) if piece.device_memory else piece for piece in work]
 
 
-def _scaled(number: float, step: int, prefixes: str) -> str:
-    """Three digits and a prefix: 3.21e12 -> "3.21 T"."""
-    power = min(int(math.log(max(number, 1), step)), len(prefixes) - 1)
-    return f"{number / step ** power:.3g} {prefixes[power].strip()}"
+def peak_memory(function, arguments: tuple) -> float:
+    """Bytes of the compiled `function(*arguments)` on its device, whose arguments are `jax.ShapeDtypeStruct`s."""
+    sizes = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    return (sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+            - sizes.alias_size_in_bytes)
 
 
-def _time(flops: float, settings: ConfigDict) -> str:
-    seconds = flops / (DEVICES[settings.device].peak * settings.utilization)
-    unit, size = next((u, s) for u, s in (("days", 86400), ("h", 3600), ("min", 60), ("s", 0.0)) if seconds >= s)
-    return (f"{_scaled(flops, 1000, ' KMGTPEZ')}FLOP, {seconds / (size or 1):.3g} {unit} on one {settings.device} at "
-            f"{settings.utilization:.0%} of its peak")
+def misfits(config: ConfigDict, work: Sequence[Work], device: Device) -> list[str]:
+    """What does not fit, in sentences: into the device's memory, and, of this machine, into its memory and its disk."""
+    settings, found = config.plan, []
+    largest = max(work, key=lambda piece: piece.device_memory)
+    here, on_cpu = settings.device == HERE, jax.default_backend() == "cpu"
+    host = max(piece.host_memory for piece in work)
+    needed = largest.device_memory + (host if here and on_cpu else 0)
+    if needed > device.memory:
+        found.append(f"{largest.stage} need about {scaled_bytes(needed)} of memory, more than the "
+                     f"{scaled_bytes(device.memory)} {'free here' if here else f'of one {settings.device}'}; lower "
+                     "distill.batch, distill.pairs, experts.batch or data.size, or set model.mode=projection.")
+    if here and not on_cpu and host > host_memory():
+        found.append(f"the data need about {scaled_bytes(host)} of the host's memory, more than the "
+                     f"{scaled_bytes(host_memory())} free here; set data.stream=true.")
+    if here and (disk := sum(piece.disk for piece in work)) > (free := free_disk(config.run.dir)):
+        found.append(f"the run writes about {scaled_bytes(disk)}, more than the {scaled_bytes(free)} free where run.dir "
+                     f"('{config.run.dir}') is; choose another, or set experts.store_dtype=bfloat16.")
+    return found
+
+
+def free_disk(directory: str) -> int:
+    """Bytes free where a directory is, or will be."""
+    place = Path(directory).absolute()
+    return shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
+
+
+def head_lines(config: ConfigDict, found: Plan) -> list[str]:
+    """What is planned: data, model, devices."""
+    m, name = config.model, found.name
+    sides = scaled(found.model.pixels, 1000, " KMG")
+    parts = ", ".join(f"{part} {size:,}" for part, size in found.sizes.items())
+    frozen = f", frozen backbone {found.model.backbone:,}" if found.model.projection else ""
+    devices = "this machine, measured just now" if name == HERE else (
+        f"{found.devices} x {name}, at {config.plan.utilization:.0%} of the peak that its maker states")
+    return [f"data:   {found.counted}",
+            f"model:  {m.tower}, {m.mode} mode, {sides} numbers an image, M = {config.distill.pairs}; parameters: "
+            f"{parts}{frozen}",
+            f"device: {devices}"]
+
+
+def table_rows(found: Plan) -> list[dict[str, str]]:
+    """The table: a row for each piece of work, and their sums (of memory the largest)."""
+    rows = [_row(row.work.stage, row.work.what, ", ".join(row.work.presets), row.work, row.seconds) for row in found.rows]
+    total = _sum([*(row.work for row in found.rows), found.rows[0].work._replace(
+        flops=0, moved=0, host=0, host_flops=0, programs=0, tower_programs=0, disk=0)])
+    return [*rows, _row("total", "", "", total, found.seconds)]
+
+
+def _row(stage: str, what: str, presets: str, work: Work, seconds: float) -> dict[str, str]:
+    return {"stage": stage, "what": what, "presets": presets,
+            "operations": f"{scaled(work.flops + work.host_flops, 1000, ' KMGTPEZ')}FLOP", "time": time_in_words(seconds),
+            "device memory": f"about {scaled_bytes(work.device_memory)}" if work.device_memory else "",
+            "host memory": f"about {scaled_bytes(work.host_memory)}" if work.host_memory else "",
+            "disk": scaled_bytes(work.disk) if work.disk else ""}
+
+
+def note_lines(config: ConfigDict, found: Plan) -> list[str]:
+    """Whether it fits, its price, and what the numbers rest on."""
+    lines = [f"Does not fit: {misfit}" for misfit in found.misfits] or ["Fits: " + (
+        "the memory and the disk of this machine." if found.name == HERE else
+        f"the memory of one {found.name}. The machine needs the host memory and the disk of the last row.")]
+    if found.price:
+        hours = found.devices * found.seconds / 3600
+        lines.append(f"Price: {found.total_price:,.2f} ({hours:,.2f} device hours at {found.price:g}).")
+    lines.append("Students train until val is flat: how long that takes is a median of earlier runs, and most of the "
+                 "uncertainty." + (" Compiling is included, as in a first run." if found.name == HERE else
+                                   " No accelerator has been measured: see docs/launch.md."))
+    return lines

@@ -23,39 +23,43 @@ class Programs:
 
     Attributes:
         config: the config.
-        backbone_size: parameters of the image backbone.
+        image: (H, W, C) of an image.
+        tower: the image tower, without weights.
+        backbone: shapes of its parameters.
+        backbone_size: how many these are.
+        params: shapes of what is trained.
     """
 
     def __init__(self, config: ConfigDict):
         self.config = config
-        self._image = image_shape(config.data)
-        self._tower = tower_without_weights(config.model, self._image)
+        self.image = image_shape(config.data)
+        self.tower = tower_without_weights(config.model, self.image)
         key = jax.eval_shape(jax.random.key, 0)
-        self._backbone = jax.eval_shape(self._tower.init, key)
-        self.backbone_size = _size(self._backbone)
-        self._params = jax.eval_shape(self._model(None).init, key)
+        self.backbone = jax.eval_shape(self.tower.init, key)
+        self.backbone_size = _size(self.backbone)
+        self.params = jax.eval_shape(self._model(None).init, key)
         self._recipe, self._method = fields(Recipe, config.experts), method_of(config)
 
     def sizes(self) -> dict[str, int]:
         """Numbers of trained parameters by part of the model."""
-        return {**{f"image {part}": _size(tree) for part, tree in self._params["image"].items()},
-                "text head": _size(self._params["text"])}
+        return {**{f"image {part}": _size(tree) for part, tree in self.params["image"].items()},
+                "text head": _size(self.params["text"])}
 
     def expert_arguments(self) -> tuple:
         """Arguments of `expert_step`: one batch of one network."""
         c, batch = self.config, self.config.experts.batch
         projection = c.model.mode == "projection"
-        images = (c.plan.images, self._tower.width) if projection else (
-            batch if c.data.stream else c.plan.images, *self._image)
+        images = (c.plan.images, self.tower.width) if projection else (
+            batch if c.data.stream else c.plan.images, *self.image)
         rows, weights = _shape((1, batch), jnp.int32), _shape((1, batch))
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
         teacher = None
         if self._recipe.guidance_weight > 0 and self._recipe.division in DIVIDING:
             width = jax.eval_shape(lambda params, texts: self._model(None).embed_text(params["text"], texts),
-                                   self._params, self._texts(1)).shape[1] * self._recipe.peers
+                                   self.params, self._texts(1)).shape[1] * self._recipe.peers
             teacher = (_shape((c.plan.images, width)), _shape((c.plan.captions, width)))
         state = jax.eval_shape(
-            lambda params: make_expert_steps(self._model(None), self._recipe, 0.0).init(params), self._params)
+            lambda params: make_expert_steps(self._model(None), self._recipe, 0.0).init(params), self.params)
         batches = EpochBatches(rows, rows, None, rows, rows, weights, weights)
         return (EpochInputs(state, batches, keys, teacher), _shape(images, jnp.float32 if projection else jnp.uint8),
                 self._texts(c.plan.captions))
@@ -67,8 +71,8 @@ class Programs:
     def outer_arguments(self) -> tuple:
         """Arguments of `outer_step`."""
         d = self.config.distill
-        images, texts = (d.pairs, *stored_shape(self._image, d.image_size)), (d.pairs, self.config.plan.text_dim)
-        frozen = self._backbone if self.config.model.mode == "projection" else None
+        images, texts = (d.pairs, *stored_shape(self.image, d.image_size)), (d.pairs, self.config.plan.text_dim)
+        frozen = self.backbone if self.config.model.mode == "projection" else None
         return frozen, *outer_shapes(self._model(None), self._method, d.trajectories, images, texts)
 
     def outer_step(self, backbone, *arguments):
@@ -85,11 +89,11 @@ class Programs:
                                  learned["correspondence"], alpha=d.alpha, loss=d.loss,
                                  top_k=min(d.ceo_top_k, d.pairs), beta=d.ceo_beta, seen_size=self._method.seen_size)
 
-        return weights, backbone, self._params, state.learned
+        return weights, backbone, self.params, state.learned
 
     def _model(self, backbone) -> DualEncoder:
         m = self.config.model
-        return dual_encoder(self._tower, backbone, self.config.plan.text_dim, mode=m.mode, dim=m.dim,
+        return dual_encoder(self.tower, backbone, self.config.plan.text_dim, mode=m.mode, dim=m.dim,
                             image_head=m.image_head, tau=m.tau, dtype=m.dtype)
 
     def _texts(self, rows: int) -> jax.ShapeDtypeStruct:

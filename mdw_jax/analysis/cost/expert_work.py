@@ -1,0 +1,126 @@
+"""Work of training experts: all generations of networks, and what their teachers do for them."""
+
+import math
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from mdw_jax.analysis.cost.counts import Counts
+from mdw_jax.analysis.cost.model_cost import ModelCost
+from mdw_jax.analysis.cost.unit import Amount, Work, embedding, scoring, student_step
+from mdw_jax.config.options import DIVIDING
+from mdw_jax.method.expert_step import Recipe
+from mdw_jax.method.teachers import epoch_phase
+from mdw_jax.config.sections import fields
+from mdw_jax.pipeline.preset_run import PresetRun, last_snapshot
+
+_CLOSED_FORM_WIDTH = 256  # the largest rank that val chooses, in most cases
+_STATES = 5  # parameters, gradient, two moments, average
+_STORED_BYTES = {"float32": 4, "bfloat16": 2}
+_DECODE = 2.5e-3  # seconds of a core for a JPEG, as in `shared_work`
+
+
+class Generation(NamedTuple):
+    """A generation of networks.
+
+    Attributes:
+        name: "teachers", "experts" or "trajectories".
+        networks: how many.
+        epochs: of each.
+        teacher: width of the embeddings of a finished teacher; 0: they teach each other.
+        keep: snapshots beside the first that are stored of each.
+    """
+
+    name: str
+    networks: int
+    epochs: int
+    teacher: int
+    keep: int
+
+
+def generations(config: ConfigDict, dim: int) -> list[Generation]:
+    """The generations that a config trains, in order (`method.experts.expert_epochs`).
+
+    Args:
+        config: a resolved config.
+        dim: width of the shared space.
+    """
+    e, keep = config.experts, last_snapshot(config)
+    found, teacher = [], _CLOSED_FORM_WIDTH if e.closed_form else 0
+    if e.teacher_count:
+        found.append(Generation("teachers", 2 * e.teacher_count, e.teacher_epochs, teacher, 0))
+        teacher = 2 * e.teacher_count * dim
+    found.append(Generation("experts", 2 * e.count, e.epochs, teacher, 0 if e.trajectory_epochs else keep))
+    if e.trajectory_epochs:
+        found.append(Generation("trajectories", 2 * e.count, e.trajectory_epochs, 2 * e.count * dim, keep))
+    return found
+
+
+def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) -> Work:
+    """The experts of a preset, of all its generations.
+
+    Args:
+        run: the preset.
+        counts: sizes of the data.
+        model: costs of the model.
+        devices: how many train at the same time.
+    """
+    config = run.config
+    e, all_of_them = config.experts, generations(config, model.dim)
+    total = Amount(0, 0)
+    for generation in all_of_them:
+        total += generation_amount(config, generation, counts, model)
+    epochs = sum(g.networks * g.epochs for g in all_of_them)
+    networks, last = all_of_them[-1].networks, all_of_them[-1]
+    snapshots = networks * (last.keep + 1) * _STORED_BYTES[e.store_dtype] + 4 * networks
+    history = networks * last.epochs * counts.captions / 8
+    together = networks / math.gcd(networks, devices)
+    inputs = counts.images * (4 * model.features if model.projection else 0 if config.data.stream else model.pixels)
+    on_device = together * (4 * _STATES * model.parameters + 4 * e.batch * 8 * model.dim + (
+        0 if model.projection else e.batch * model.activations))
+    teacher = 4 * max(g.teacher or model.dim * min(e.peers, g.networks) for g in all_of_them)
+    decoding = epochs * counts.captions * _DECODE if config.data.stream and not model.projection else 0
+    return Work(
+        "experts", f"{e.recipe}: {epochs} epochs of a network, {counts.captions // e.batch:,} steps each",
+        total.flops, "" if model.projection else "gradient", total.moved, host=2e-5 * counts.captions * len(all_of_them)
+        + decoding, programs=6 * len(all_of_them), tower_programs=0 if model.projection else 4,
+        device_memory=inputs + 4 * counts.captions * counts.text_dim + on_device + teacher * (
+            counts.images + counts.captions),
+        host_memory=8 * history + networks * 4 * model.parameters * (last.keep + 2),
+        disk=snapshots * model.parameters + history + 4 * counts.captions)
+
+
+def generation_amount(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost) -> Amount:
+    """Operations of a generation of networks: its steps, what its teachers do, and its scores on val."""
+    e, recipe = config.experts, fields(Recipe, config.experts)
+    batch = min(e.batch, counts.captions)
+    steps = counts.captions // batch
+    width = generation.teacher or model.dim * min(e.peers, max(generation.networks - 1, 1))
+    total = Amount(0, 0)
+    taught = Amount(2 * batch**2 * width, 4 * batch * (width * 4 + 6 * batch))
+    everything = embedding(model, counts.images, counts.captions)
+    for epoch in range(generation.epochs):
+        phase = epoch_phase(recipe, epoch, generation.teacher > 0)
+        step = student_step(model, batch) + (taught if phase.guided else Amount(0, 0))
+        total += (step * steps + scoring(model, counts.val_images, counts.val_captions)) * generation.networks
+        first = epoch == 0
+        if (phase.divided or phase.guided) and (first or not generation.teacher):
+            own = 1 if generation.teacher else generation.networks
+            total += everything * generation.networks  # of the teachers' generation, where it is finished
+            if e.division in DIVIDING:
+                total += Amount(2 * counts.captions * batch * width, 24 * counts.captions * batch) * own
+            if phase.recovering:
+                total += Amount(2 * counts.images * counts.captions * width, 16 * counts.images * counts.captions) * own
+    return total
+
+
+def rate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
+    """Estimating the noise rate: two networks on either half of the pairs (`method.noise_rate`)."""
+    e = run.config.experts
+    batch = min(e.batch, counts.captions)
+    epochs = e.teacher_epochs if e.teacher_count else e.epochs
+    step = student_step(model, batch) * (counts.captions // 2 // batch)
+    total = (step + scoring(model, counts.val_images, counts.val_captions)) * (4 * epochs)
+    return Work("experts", f"noise rate: {4 * epochs} epochs of a network on half of the pairs", total.flops,
+                "" if model.projection else "gradient", total.moved, programs=4,
+                tower_programs=0 if model.projection else 3)

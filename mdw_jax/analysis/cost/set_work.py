@@ -1,0 +1,137 @@
+"""Work of the sets of a preset: their start, the outer steps, candidates on val, and students."""
+
+import dataclasses
+import math
+
+from ml_collections import ConfigDict
+
+from mdw_jax.analysis.cost.counts import Counts
+from mdw_jax.analysis.cost.expert_work import generations
+from mdw_jax.analysis.cost.model_cost import ModelCost
+from mdw_jax.analysis.cost.unit import Amount, Work, embedding, forward, scoring, student_step
+from mdw_jax.config.sections import fields
+from mdw_jax.method.student_schedule import schedule_of
+from mdw_jax.method.students import Protocol
+from mdw_jax.pipeline.candidates import CANDIDATE_STUDENTS
+from mdw_jax.pipeline.prototypes import MOST_PAIRS
+from mdw_jax.pipeline.preset_run import PresetRun
+
+# FLOP of an outer step, in units of a forward pass of a student on a mini-batch, for each inner step. Exact gradients go
+# through the student's gradients (3 passes, once more to remember less, and 5 of second order), detached ones do not.
+INNER_PASSES = {"exact": 10.5, "detached": 9.0}
+# Steps after which val is flat, as medians of configs/studies/flickr8k_128.csv and flickr8k_224.csv: of real pairs, of
+# pairs with P from teachers, of distilled sets.
+_STEPS_REAL, _STEPS_TAUGHT, _STEPS_DISTILLED = 80, 1500, 600
+_BEYOND = 1.7  # steps trained, in units of the best: `evaluate.patience` evaluations, each a fifth later
+_SCALES = 3  # scales of the step sizes that the search tries, where there are several
+_CLUSTERING_BATCHES, _CLUSTERING_BATCH = 60, 4096  # of mini-batch k-means
+_CLEAN = 0.65  # share of the pairs that a division calls clean
+_FORMAT_BYTES = {"safetensors": 4.0, "folder": 1.5, "webdataset": 1.5, "parquet": 1.5}  # per number of an image
+
+
+def prototype_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
+    """Clusters of pairs in the experts' space, and images that are fitted to their means, for every set."""
+    d, sets = run.config.distill, run.config.distill.sets
+    networks = generations(run.config, model.dim)[-1].networks
+    pairs = min(_CLEAN * counts.captions, MOST_PAIRS)
+    embedded = embedding(model, counts.images, counts.captions) * networks
+    clustering = 2 * (pairs + _CLUSTERING_BATCHES * _CLUSTERING_BATCH) * d.pairs * 2 * networks * model.dim
+    fitting = 2 * d.pairs * d.prototype_steps * model.tower
+    return Work("prototypes", f"{sets * d.pairs} images, {d.prototype_steps} steps each", sets * (fitting + embedded.flops),
+                "gradient", sets * embedded.moved, host_flops=sets * clustering, programs=2, tower_programs=3,
+                device_memory=4 * model.backbone + min(25, d.pairs) * model.activations,
+                host_memory=4 * pairs * (2 * networks * model.dim + model.features + counts.text_dim))
+
+
+def outer_work(run: PresetRun, model: ModelCost, devices: int) -> Work:
+    """The outer steps of every set, CEO's weights included."""
+    d = run.config.distill
+    flops = outer_flops(run.config, model)
+    if d.ceo:
+        flops += 3 * d.pairs * model.tower / d.ceo_every
+    steps, batch = d.sets * d.steps, min(d.batch, d.pairs)
+    trajectories = math.ceil(d.trajectories / math.gcd(d.trajectories, devices))
+    unrolled = (d.inner_steps + 6) * 4 * model.parameters
+    image_bytes = 4 * d.pairs * model.pixels
+    batches = 3 * batch * model.activations if not model.projection else d.pairs * model.activations
+    return Work(
+        "distillation", f"{steps} outer steps of {d.inner_steps} inner ones, {d.trajectories} trajectories ({d.gradient})",
+        steps * flops, "gradient", steps * (20 * image_bytes + 12 * d.trajectories * unrolled),
+        programs=4, tower_programs=4 if model.projection else 12,
+        device_memory=5 * image_bytes + trajectories * (unrolled + batches) + 4 * model.backbone)
+
+
+def outer_flops(config: ConfigDict, model: ModelCost) -> float:
+    """FLOP of one outer step, without CEO's weights."""
+    d, batch = config.distill, min(config.distill.batch, config.distill.pairs)
+    tower = 2 * d.pairs * model.tower if model.projection else 0  # features, and their gradient by the pixels
+    if d.objective == "covariance":  # embeds the set for a gradient, and a batch of real pairs; trains the network a step
+        real = config.experts.batch
+        return 3 * d.pairs * model.pair + tower + real * model.pair + student_step(model, real).flops
+    return d.trajectories * d.inner_steps * INNER_PASSES[d.gradient] * forward(model, batch) + tower
+
+
+def candidate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
+    """Scoring candidates on val: at the start, and at every checkpoint."""
+    d = run.config.distill
+    taught = d.correspondence_init == "experts"
+    checkpoints = math.ceil(d.steps / d.checkpoint_every)
+    at_start = len(d.correspondence_tau) if taught else int(d.steps == 0 or d.on_divergence == "keep")
+    later = checkpoints * (2 if taught else 1)
+    total = Amount(0, 0)
+    for _ in range(at_start):
+        total += _students(run.config, _STEPS_TAUGHT, CANDIDATE_STUDENTS, counts, model, None)
+    for number in range(later):
+        searched = number == 0 and not at_start
+        total += _students(run.config, _STEPS_DISTILLED, CANDIDATE_STUDENTS, counts, model, None if searched else 1)
+    return Work("distillation", f"{d.sets * (at_start + later)} candidates on val, {CANDIDATE_STUDENTS} students each",
+                d.sets * total.flops, "" if model.projection else "gradient", d.sets * total.moved, programs=4,
+                tower_programs=0 if model.projection else 3)
+
+
+def student_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
+    """The students of every set of a preset, with hard targets too where they are asked for; the sets' bytes on disk."""
+    c, real = run.config, run.spec.kind == "coreset"
+    best = _STEPS_REAL if real else _STEPS_TAUGHT if not c.distill.steps else _STEPS_DISTILLED
+    total = _students(c, best, c.evaluate.students, counts, model, None)
+    if c.evaluate.hard_targets and not real:
+        total += _students(c, _STEPS_REAL, c.evaluate.students, counts, model, None)
+    total += scoring(model, counts.test_images, counts.test_captions) * c.evaluate.students
+    sets = c.distill.sets
+    return Work("students", f"{sets * c.evaluate.students} students", sets * total.flops,
+                "" if model.projection else "gradient", sets * total.moved, programs=4,
+                tower_programs=0 if model.projection else 3, disk=sets * set_bytes(c, model),
+                device_memory=c.evaluate.students * (16 * model.parameters) + (
+                    0 if model.projection else c.evaluate.batch * model.activations)
+                + 12 * counts.val_images * counts.val_captions)
+
+
+def set_bytes(config: ConfigDict, model: ModelCost) -> float:
+    """Bytes of a set on disk, and of its exports in the formats of the config."""
+    d = config.distill
+    side = (d.image_size / config.data.size) ** 2 if d.image_size else 1.0
+    images, rest = d.pairs * model.pixels * side, 4 * d.pairs * (model.text_dim + d.pairs)
+    exports = sum(_FORMAT_BYTES[name] * images + rest for name in config.export.formats)
+    return 4 * images + rest + exports
+
+
+def coreset_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
+    """Choosing real pairs; random ones cost nothing."""
+    compared = 0 if run.spec.coreset == "random" else 4 * counts.images * run.config.distill.pairs * (
+        model.features + counts.text_dim)
+    return Work("distillation", f"{run.config.distill.sets} sets chosen", host_flops=run.config.distill.sets * compared)
+
+
+def _students(config: ConfigDict, best: int, students: int, counts: Counts, model: ModelCost, scales: int | None) -> Amount:
+    """Students of one set: their steps and their scores on val, at all scales of the step sizes that are tried."""
+    e, pairs = config.evaluate, config.distill.pairs
+    protocol = dataclasses.replace(fields(Protocol, e), students=students)
+    schedule = schedule_of(protocol, pairs, protocol.select_on == "test")
+    if scales is None:
+        several = schedule.searched and len(e.lr_scales) > 1
+        scales = _SCALES if several else 1
+    flat = schedule.searched and e.patience
+    trained = min(schedule.stops[-1], best * _BEYOND) if flat else schedule.stops[-1]
+    scored = sum(stop <= trained for stop in schedule.stops) or 1
+    steps = student_step(model, min(e.batch, pairs)) * trained
+    return (steps + scoring(model, counts.val_images, counts.val_captions) * scored) * (students * scales)

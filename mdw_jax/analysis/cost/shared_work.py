@@ -1,0 +1,65 @@
+"""Work that all presets share: data and frozen features, and closed forms."""
+
+from ml_collections import ConfigDict
+
+from mdw_jax.analysis.cost.counts import Counts
+from mdw_jax.analysis.cost.model_cost import ModelCost
+from mdw_jax.analysis.cost.unit import Work
+from mdw_jax.config.options import GENERATED_READERS
+from mdw_jax.method.closed_form import RANKS, RIDGES
+from mdw_jax.pipeline.closed_form import ROUNDS
+
+# Seconds of one core of the reference machine, measured for this work.
+_START = 8.0  # importing, reading the config, first use of the device
+_DECODE_IMAGE, _DECODE_PIXEL = 2.5e-3, 4.0e-8  # of a JPEG of 500 x 400 pixels, and of each pixel of the result
+_DRAW_PIXEL = 2.0e-6  # of a generated image
+_HASH_CAPTION = 3.0e-5
+_TOKENS = 16  # of a caption, in the buckets that the encoder pads to
+_EIGEN = 12  # FLOP per cube of the width, of an eigendecomposition
+_BATCH = 100  # images in a forward pass (`pipeline.feature_cache`)
+
+
+def feature_work(config: ConfigDict, counts: Counts, model: ModelCost) -> Work:
+    """Reading data, features of captions, and, of a frozen tower, of images; pretraining of a conv net."""
+    m, data = config.model, config.data
+    images, captions = counts.all_images, counts.all_captions
+    generated = data.name in GENERATED_READERS
+    decoding = _DRAW_PIXEL * model.pixels if generated else _DECODE_IMAGE + _DECODE_PIXEL * model.pixels
+    pretraining = m.pretrain_epochs * m.pretrain_images * 3 * model.tower if m.tower == "convnet" else 0
+    host = _START + images * decoding + captions * _HASH_CAPTION
+    if pretraining:
+        host += m.pretrain_images * _DRAW_PIXEL * model.pixels
+    encoding = captions * text_encoder_flops(config, counts) if config.text.encoder == "transformer" else 0
+    features = images * model.tower if model.projection else 0
+    in_memory = 0 if data.stream else images * model.pixels
+    stored = 4 * (captions * counts.text_dim + (images * model.features if model.projection else 0))
+    return Work(
+        "features", f"data, features of {captions:,} captions" + (f" and {images:,} images" if features else ""),
+        flops=pretraining + encoding + features, tower="gradient" if pretraining > features else "forward", host=host,
+        programs=2, tower_programs=(1 if features else 0) + (3 if pretraining else 0),
+        device_memory=4 * model.backbone + _BATCH * model.activations / 3 + stored / 2, host_memory=in_memory + stored,
+        disk=stored + (4 * model.backbone if pretraining else 0))
+
+
+def text_encoder_flops(config: ConfigDict, counts: Counts) -> int:
+    """FLOP of a caption in a transformer of twelve layers of the features' width (six of MiniLM's, 384)."""
+    layers = 12 if counts.text_dim > 384 else 6
+    tokens = min(_TOKENS, config.text.max_tokens)
+    return tokens * layers * (24 * counts.text_dim**2 + 4 * tokens * counts.text_dim)
+
+
+def closed_form_work(counts: Counts, model: ModelCost) -> Work:
+    """Solving for all ridges and ranks, in every round of its own division (`method.closed_form.fit`)."""
+    images, captions, f, d = counts.images, counts.captions, model.features, counts.text_dim
+    rank = min(f, d)
+    moments = 2 * (images * f * f + captions * d * d + images * f * d) + _EIGEN * (f**3 + d**3 + rank**3)
+    val, queries = counts.val_images, counts.val_captions
+    tried = len(RIDGES) * (len(RANKS) + 1) // 2 + len(RANKS) // 2
+    search = tried * (val * queries * rank + (val * f + queries * d) * rank)  # half the ranks on average, twice
+    division = 2 * (images * f + captions * d) * rank
+    rounds = ROUNDS + 1
+    return Work(
+        "closed form", f"{rounds} rounds", moved=rounds * tried * 48 * val * queries,
+        host_flops=rounds * (2 * moments + search + division), host=1e-5 * captions, programs=12,
+        host_memory=8 * (f * f + d * d + f * d) + 4 * rank * (images + captions),
+        disk=4 * (rank * (f + d) + captions))

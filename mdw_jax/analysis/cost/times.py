@@ -1,0 +1,91 @@
+"""Seconds of work on a device, and how long a run takes here."""
+
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from mdw_jax.analysis.cost.counts import Counts
+from mdw_jax.analysis.cost.devices import Device, this_machine
+from mdw_jax.analysis.cost.model_cost import ModelCost, model_cost
+from mdw_jax.analysis.cost.unit import STAGES, Work
+from mdw_jax.analysis.cost.work import run_work
+from mdw_jax.config.overrides import preset_config
+
+# Of the measured rate of large matrix products, what the smaller ones of heads reach, and of the tower's forward pass,
+# what its gradients do. Measured for this work, on the CPU that the probe is for.
+_HEADS_SHARE, _GRADIENT_SHARE = 0.5, 0.7
+_HOST_FLOPS = 3e10  # double precision on one core of the reference machine
+# Seconds of the reference core to trace and compile a program of heads, and for each convolution of a tower in it.
+_COMPILE_PROGRAM, _COMPILE_LAYER = 1.0, 0.06
+
+
+def seconds_of(work: Work, device: Device, model: ModelCost, devices: int = 1, utilization: float = 1.0) -> float:
+    """How long a piece of work takes.
+
+    Args:
+        work: the work.
+        device: what it is done on.
+        model: costs of the model.
+        devices: how many devices share it; the host's part is not shared.
+        utilization: share of the peak FLOP/s to count on, of a device that is not measured.
+    """
+    if device.measured:
+        rate = device.matmul * _HEADS_SHARE
+        if work.tower:
+            rate = (device.tower or rate) * (_GRADIENT_SHARE if work.tower == "gradient" else 1.0)
+    else:
+        rate = device.matmul * utilization
+    on_device = work.flops / rate + work.moved / device.bandwidth
+    compiling = _COMPILE_PROGRAM * work.programs + _COMPILE_LAYER * model.layers * work.tower_programs
+    on_host = (work.host + work.host_flops / _HOST_FLOPS + compiling) / device.host
+    return on_device / devices + on_host
+
+
+def seconds_here(config: ConfigDict, counts: Counts) -> dict[str, float]:
+    """How long `mdw run` takes on this machine from the start, stage by stage: {stage: seconds}.
+
+    Operations are counted, and this machine is measured for about a second; nothing of the run is done, and what a run
+    directory already holds is not looked at. Programs are assumed to be compiled for the first time.
+
+    Args:
+        config: the run's config, not resolved.
+        counts: sizes of the data: `counts_of_pairs` where they are read, `counts_of` where not.
+
+    Raises:
+        UserError: the config is not valid.
+    """
+    first = preset_config(config, config.run.presets[0])
+    model, programs = model_cost(first, counts.text_dim)
+    device = this_machine(programs.tower.features, programs.backbone, programs.image, model.tower)
+    return seconds_by_stage(run_work(config, counts), device, model, devices=len(jax.devices()))
+
+
+def seconds_by_stage(work: Sequence[Work], device: Device, model: ModelCost, devices: int = 1, utilization: float = 1.0
+                     ) -> dict[str, float]:
+    """{stage: seconds} of all stages that there is work for. Args: as in `seconds_of`."""
+    found = {stage: sum(seconds_of(piece, device, model, devices, utilization) for piece in work if piece.stage == stage)
+             for stage in STAGES}
+    return {stage: seconds for stage, seconds in found.items() if seconds}
+
+
+def estimate_in_words(config: ConfigDict, counts: Counts) -> str:
+    """The same in words: "about 6 minutes: features 1, experts 1, prototypes 2, distillation 2, students 1".
+
+    Args: as in `seconds_here`.
+
+    Raises:
+        UserError: as `seconds_here`.
+    """
+    return in_words(seconds_here(config, counts))
+
+
+def in_words(seconds: dict[str, float]) -> str:
+    """{stage: seconds} in the largest unit of which there are two, with the stages that take a twentieth of it all."""
+    total = sum(seconds.values())
+    unit, size = next((name, size) for name, size in (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+                      if total >= 2 * size or size == 1)
+    shown = {stage: value / size for stage, value in seconds.items() if value >= 0.05 * total}
+    digits = 0 if unit == "seconds" or total >= 10 * size else 1
+    parts = ", ".join(f"{stage} {value:.{digits}f}" for stage, value in shown.items())
+    return f"about {total / size:.{0 if total >= 3 * size else 1}f} {unit}: {parts}"

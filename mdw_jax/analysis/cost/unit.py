@@ -1,0 +1,80 @@
+"""One piece of work, and what pieces have in common."""
+
+from typing import NamedTuple
+
+from mdw_jax.analysis.cost.model_cost import ModelCost
+
+# The stages of a run in order, as `mdw plan` and `estimate_in_words` name them.
+STAGES = ("features", "closed form", "experts", "prototypes", "distillation", "students", "report")
+_RANKING_PASSES = 12  # passes over the similarities of a split for its recalls (`method.retrieval.ranks`)
+_OPTIMIZER_PASSES = 12  # passes over the parameters in a step: gradient, optimizer, moving average
+
+
+class Work(NamedTuple):
+    """One piece of work of a run.
+
+    Attributes:
+        stage: one of `STAGES`.
+        what: in words, with its number of networks, sets or steps.
+        flops: operations of matrix products and convolutions.
+        tower: whether most of them are those of the image tower, forward ("forward") or for gradients ("gradient"), or
+            not ("").
+        moved: bytes that all else moves through the device's memory.
+        host: seconds of one core of the host, at the speed of the reference core.
+        host_flops: operations on the host whatever the device is.
+        programs: how many programs without a tower are compiled.
+        tower_programs: how many passes of a tower are in compiled programs: a gradient has three.
+        device_memory: bytes on the device at its peak, by a formula.
+        host_memory: bytes on the host.
+        disk: bytes that it leaves on disk.
+        presets: the presets that need it.
+    """
+
+    stage: str
+    what: str
+    flops: float = 0.0
+    tower: str = ""
+    moved: float = 0.0
+    host: float = 0.0
+    host_flops: float = 0.0
+    programs: int = 0
+    tower_programs: int = 0
+    device_memory: float = 0.0
+    host_memory: float = 0.0
+    disk: float = 0.0
+    presets: tuple[str, ...] = ()
+
+
+class Amount(NamedTuple):
+    """Operations, and bytes moved by what is no product."""
+
+    flops: float
+    moved: float
+
+    def __add__(self, other):
+        return Amount(self.flops + other.flops, self.moved + other.moved)
+
+    def __mul__(self, times: float):
+        return Amount(self.flops * times, self.moved * times)
+
+
+def student_step(model: ModelCost, batch: int) -> Amount:
+    """A step of one network on `batch` pairs: the gradient of a loss of their similarities, and the update."""
+    flops = batch * model.pair * model.step + 3 * 2 * batch**2 * model.dim
+    return Amount(flops, 4 * (_OPTIMIZER_PASSES * model.parameters + _RANKING_PASSES * batch**2))
+
+
+def forward(model: ModelCost, batch: int) -> float:
+    """FLOP of the similarities of `batch` pairs."""
+    return batch * model.pair + 2 * batch**2 * model.dim
+
+
+def embedding(model: ModelCost, images: int, captions: int) -> Amount:
+    """Embedding a split by one network."""
+    return Amount(images * model.image + captions * model.text, 8.0 * model.dim * (images + captions))
+
+
+def scoring(model: ModelCost, images: int, captions: int) -> Amount:
+    """Recalls of one network on a split."""
+    similarities = Amount(2 * images * captions * model.dim, 4 * _RANKING_PASSES * images * captions)
+    return embedding(model, images, captions) + similarities

@@ -1,0 +1,90 @@
+"""The work of a whole run, stage by stage. What presets share counts once."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from mdw_jax.analysis.cost.counts import Counts
+from mdw_jax.analysis.cost.expert_work import expert_work, rate_work
+from mdw_jax.analysis.cost.model_cost import ModelCost, model_cost
+from mdw_jax.analysis.cost.set_work import (
+    candidate_work,
+    coreset_work,
+    outer_work,
+    prototype_work,
+    student_work,
+)
+from mdw_jax.analysis.cost.shared_work import closed_form_work, feature_work
+from mdw_jax.analysis.cost.unit import STAGES, Work
+from mdw_jax.config.options import PROTOTYPES
+from mdw_jax.pipeline.correspondence import TEACHERS_WITH_CLOSED_FORM
+from mdw_jax.pipeline.preset_run import PresetRun, planned_preset
+
+_REPORT_SECONDS, _REPORT_OF_PRESET = 6.0, 1.0  # table, figures and page, on the reference core
+
+
+def run_work(config: ConfigDict, counts: Counts) -> list[Work]:
+    """All work of `mdw run`, in the order of the stages.
+
+    Experts, closed forms and filters that several presets share count once.
+
+    Args:
+        config: the run's config, not resolved.
+        counts: sizes of the data.
+
+    Raises:
+        UserError: the config is not valid.
+    """
+    runs = [planned_preset(config, name) for name in config.run.presets]
+    model, _ = model_cost(runs[0].config, counts.text_dim)
+    found: dict[tuple, Work] = {}
+    add(found, ("features",), feature_work(runs[0].config, counts, model), runs)
+    for run in runs:
+        _add_preset(found, run, counts, model)
+    add(found, ("report",), Work("report", "table, figures, page", host=_REPORT_SECONDS + _REPORT_OF_PRESET * len(runs)),
+        runs)
+    return sorted(found.values(), key=lambda work: STAGES.index(work.stage))
+
+
+def add(found: dict[tuple, Work], key: tuple, work: Work, runs: Sequence[PresetRun]) -> None:
+    """Add a piece of work, or, where it is there already, the presets that need it too."""
+    earlier = found.get(key, work)
+    presets = tuple(dict.fromkeys((*earlier.presets, *(run.name for run in runs))))
+    found[key] = earlier._replace(presets=presets)
+
+
+def _add_preset(found: dict[tuple, Work], run: PresetRun, counts: Counts, model: ModelCost) -> None:
+    """Add the work of one preset."""
+    c, devices = run.config, run.config.plan.devices
+    kept = counts
+    if run.filter:
+        if run.filter.scorer:
+            add(found, ("experts", run.filter.scorer.experts.key),
+                expert_work(run.filter.scorer, counts, model, devices), [run])
+        else:
+            add(found, ("closed form", run.noise.sha256, None), closed_form_work(counts, model), [run])
+        kept = counts._replace(captions=round(counts.captions * (1 - (c.filter.drop or c.noise.rate))))
+    if needs_closed_form(run):
+        add(found, ("closed form", run.noise.sha256, run.filter and run.filter.folder.key),
+            closed_form_work(kept, model), [run])
+    if run.spec.needs_experts:
+        add(found, ("experts", run.experts.key), expert_work(run, kept, model, devices), [run])
+        if (c.noise.estimate or c.noise.protocol == "natural" and not c.noise.file) and run.filter is None:
+            add(found, ("rate", run.experts.key), rate_work(run, kept, model), [run])
+    if run.spec.kind == "coreset":
+        add(found, ("coreset", run.name), coreset_work(run, kept, model), [run])
+    if run.spec.kind == "distilled":
+        if c.distill.init == PROTOTYPES:
+            add(found, ("prototypes", run.name), prototype_work(run, kept, model), [run])
+        if c.distill.steps:
+            add(found, ("outer steps", run.name), outer_work(run, model, devices), [run])
+        add(found, ("candidates", run.name), candidate_work(run, counts, model), [run])
+    if run.spec.has_sets:
+        add(found, ("students", run.name), student_work(run, counts, model), [run])
+
+
+def needs_closed_form(run: PresetRun) -> bool:
+    """Whether the closed form of a preset's pairs is solved."""
+    c, distills = run.config, run.spec.kind == "distilled"
+    teaches = c.distill.correspondence_init == "experts" and c.distill.correspondence_teacher in TEACHERS_WITH_CLOSED_FORM
+    return run.spec.closed_form or (run.spec.needs_experts and c.experts.closed_form) or (distills and teaches)
