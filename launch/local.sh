@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# One run on this machine. Usage: [PROCESSES=N] launch/local.sh configs/quickstart.py [--config.key=value ...]
+# One run on this machine, on all of its devices.
+# Usage: [PROCESSES=N] launch/local.sh quickstart|FILE [--config.key=value ...]
 # One process uses every device that jax sees and is the fastest on one machine; N of them, which find each other by
-# jax.distributed, behave as they would on a cluster. On a machine with GPUs process i gets GPU i.
+# jax.distributed, behave as they would on a cluster. On a machine with GPUs process i gets the i-th GPU.
 # Ctrl-C or SIGTERM stops all of them; the same command then continues where they stopped.
 set -euo pipefail
-config=$1
+config=${1:?name of a config, or a file; see the first lines of this script}
 shift
 processes=${PROCESSES:-1}
 if ((processes == 1)); then
@@ -12,6 +13,7 @@ if ((processes == 1)); then
 fi
 
 port=${PORT:-$((20000 + RANDOM % 20000))}
+IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-}"
 pids=()
 stop_all() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
 signal=
@@ -20,7 +22,7 @@ trap 'signal=130; stop_all' INT
 for ((i = 0; i < processes; i++)); do
     (
         export MDW_COORDINATOR=localhost:$port MDW_PROCESSES=$processes MDW_PROCESS=$i
-        if command -v nvidia-smi >/dev/null; then export CUDA_VISIBLE_DEVICES=$i; fi
+        if command -v nvidia-smi >/dev/null; then export CUDA_VISIBLE_DEVICES="${gpus[i]:-$i}"; fi
         exec mdw run --config "$config" "$@"
     ) &
     pids+=($!)

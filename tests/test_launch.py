@@ -41,12 +41,20 @@ def stub(tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [*sorted(LAUNCH.glob("*.sh")), ROOT / ".ci" / "run"], ids=lambda path: path.name)
 def test_scripts_are_shell(script):
     subprocess.run(["bash", "-n", script], check=True)
     assert os.access(script, os.X_OK)
-    if shutil.which("shellcheck"):
+    if shutil.which("shellcheck"):  # .ci/run installs it, and runs it too
         subprocess.run(["shellcheck", script], check=True)
+
+
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_say_what_is_missing(script, monkeypatch):
+    for name in ("NAME", "ZONE"):
+        monkeypatch.setenv(name, "x")
+    done = subprocess.run([script], capture_output=True, text=True)
+    assert done.returncode and "name of a config, or a file" in done.stderr
 
 
 def test_every_line_of_the_grid_is_a_sweep_that_resolves(tmp_path, capsys, stub, monkeypatch):
@@ -56,6 +64,17 @@ def test_every_line_of_the_grid_is_a_sweep_that_resolves(tmp_path, capsys, stub,
     assert len(commands()) >= 10
     for words in commands():
         assert main([*words, "--dry-run"]) == 0, (words, capsys.readouterr().err)
+
+
+def test_a_stopped_grid_does_not_go_on(stub, tmp_path, monkeypatch):
+    commands = stub("mdw", 'exit "$STATUS"')
+    for status, goes_on in (("130", False), ("85", False), ("2", True)):
+        monkeypatch.setenv("STATUS", status)
+        before = len(commands()) if (tmp_path / "mdw.log").exists() else 0
+        done = subprocess.run([LAUNCH / "grid.sh", CONFIG, tmp_path / "run"], capture_output=True, text=True)
+        lines = (LAUNCH / "grid.sh").read_text().count("\ncells --grid")
+        assert done.returncode == (1 if goes_on else int(status))
+        assert len(commands()) - before == (lines if goes_on else 1)
 
 
 def _resolves(words, capsys):
@@ -123,10 +142,30 @@ def test_slurm_puts_a_stopped_run_back_into_the_queue(stub, monkeypatch, capsys,
         assert requeues() == [["requeue", "17"]]
 
 
+def test_local_processes_take_the_gpus_that_are_given(stub, monkeypatch):
+    stub("nvidia-smi")
+    stub("mdw", 'echo "$MDW_PROCESS $CUDA_VISIBLE_DEVICES" >&2')
+    monkeypatch.setenv("PROCESSES", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    done = subprocess.run([LAUNCH / "local.sh", CONFIG], capture_output=True, text=True)
+    assert sorted(done.stderr.split("\n"))[1:] == ["0 4", "1 6"]
+
+
+def test_slurm_refuses_one_process_for_the_gpus_of_several_nodes(stub, monkeypatch):
+    runs = stub("srun")
+    for nodes, tasks, refused in (("1", "1", False), ("2", "16", False), ("2", "2", True)):
+        for name, value in {"SLURM_NNODES": nodes, "SLURM_NTASKS": tasks, "SLURM_GPUS_ON_NODE": "8"}.items():
+            monkeypatch.setenv(name, value)
+        done = subprocess.run([LAUNCH / "slurm.sh", CONFIG], capture_output=True, text=True)
+        assert done.returncode == (2 if refused else 0) and ("--ntasks-per-node=8" in done.stderr) == refused
+    assert len(runs()) == 2
+
+
 def test_slurm_options():
     text = (LAUNCH / "slurm.sh").read_text()
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", text, re.MULTILINE))
     assert len(options) == text.count("#SBATCH") and "requeue" in options
+    assert (options["nodes"], options["ntasks-per-node"]) == ("1", "1")
     assert options["signal"] == "TERM@120"  # to the processes, not to the script alone (B:), and well before the end
     before_any_command = text[: text.index("set -euo")]
     assert before_any_command.count("#SBATCH") == len(options)  # SLURM reads no further
@@ -176,8 +215,15 @@ def test_a_tpu_slice_is_requested_once_and_runs_the_command(stub, tmp_path, monk
     [create] = [words for words in calls() if words[3] == "create"]
     assert {"--accelerator-type=v4-16", "--node-id=slice", "--spot"} <= set(create)
     assert all("--worker=all" in words for words in calls() if words[3] in ("scp", "ssh"))
+    assert "--runtime-version=tpu-ubuntu2204-base" in create
     install, command = (words[-3].removeprefix("--command=") for words in calls() if words[3] == "ssh")
     subprocess.run(["bash", "-n", "-c", install], check=True)
+    kept = tmp_path / "host" / "mdw" / "runs" / "coco" / "scores.csv"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (tmp_path / "host" / "mdw" / "old.py").touch()
+    subprocess.run(["bash", "-c", install.partition("tar -xzf")[0].rstrip(" &\n")], cwd=tmp_path / "host", check=True)
+    assert kept.exists() and not (tmp_path / "host" / "mdw" / "old.py").exists()  # results outlive another start
     # What the shell of a host makes of it.
     (tmp_path / "env" / "bin").mkdir(parents=True)
     (tmp_path / "mdw").mkdir()
@@ -201,6 +247,9 @@ def test_the_container_file():
     image = lines[0][1]
     assert re.fullmatch(r"python:3\.1[1-9]-slim", image)  # of the public registry: no host in front
     assert json.loads(dict(lines)["ENTRYPOINT"]) == ["mdw"]  # a list: signals reach mdw itself
+    ignored = (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
+    sent = {line[1:] for line in ignored if line.startswith("!")}
+    assert "*" in ignored and {source for name, rest in lines if name == "COPY" for source in rest.split()[:-1]} <= sent
     for name, rest in lines:
         if name == "COPY":
             assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest

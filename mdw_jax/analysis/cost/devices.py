@@ -1,6 +1,8 @@
 """Devices to plan for: what their makers say of them, and what this machine does, measured in about a second."""
 
+import math
 import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,9 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-_PROBE_IMAGES = 16
-_PROBE_SECONDS = 0.3  # each measurement is repeated for so long, and the fastest repetition counts
-# What the constants of seconds were measured on: one core of a server, in Python loops per second (`_python_speed`).
+_PROBE_FLOPS = 2e9  # of a forward pass of the tower, on 1 to 16 images
+_PROBE_PRODUCT = (128, 512, 256)  # a batch of pairs and a layer of a head
+_PROBE_SECONDS = 0.25  # each measurement is repeated for so long
+_SCALING = 0.7  # N cores do N^0.7 times as much as one: the quickstart on two, measured for this work
+# What the constants of seconds were measured on: one core of a server, in Python loops per second of it.
 _REFERENCE_LOOPS = 2.0e7
 
 
@@ -24,6 +28,7 @@ class Device(NamedTuple):
         bandwidth: bytes/s between the device and its memory.
         tower: FLOP/s of a forward pass of the image tower; None: as of matrix products.
         host: how many times as fast the host's one core is as the one that constants were measured on.
+        busy: how many seconds pass in a second of the processor's, because others use the machine.
         measured: whether these are measurements, and no share of them has to be taken.
     """
 
@@ -32,6 +37,7 @@ class Device(NamedTuple):
     bandwidth: float
     tower: float | None = None
     host: float = 1.0
+    busy: float = 1.0
     measured: bool = False
 
 
@@ -46,9 +52,10 @@ DEVICES: dict[str, Device | None] = {
 
 
 def this_machine(features: Callable, params: Any, images: tuple, flops: int) -> Device:
-    """The first device of this process, measured: a matrix product, a copy, a forward pass of the image tower.
+    """The first device of this process, measured for about a second: matrix products, a copy, the image tower, Python.
 
-    Other work on the machine slows the measurements as it will slow the run; the fastest of several counts.
+    On a CPU the seconds of the processor count, so that other work on the machine does not hide what a core can do, and
+    `busy` says how much of a core this process gets beside that work now.
 
     Args:
         features: (params, images (B, H, W, C)) -> features, the tower.
@@ -56,37 +63,45 @@ def this_machine(features: Callable, params: Any, images: tuple, flops: int) -> 
         images: (H, W, C) of an image.
         flops: of the forward pass of one image.
     """
+    on_cpu = jax.default_backend() == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    together = usable_cores() ** _SCALING if on_cpu else 1.0
     filled = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), params)
-    batch = jnp.full((_PROBE_IMAGES, *images), 0.5)
-    square = jnp.ones((1024, 1024))
-    column = jnp.ones(8 * 2**20)
-    matmul = 2 * 1024**3 / _fastest(jax.jit(jnp.matmul), square, square)
-    bandwidth = 2 * column.nbytes / _fastest(jax.jit(lambda x: x + 1), column)
-    tower = _PROBE_IMAGES * flops / _fastest(jax.jit(features), filled, batch)
-    return Device(matmul, _device_memory(), bandwidth, tower, _python_speed(), measured=True)
+    count = max(1, min(16, round(_PROBE_FLOPS / flops)))
+    batch = jnp.full((count, *images), 0.5)
+    left, right, column = jnp.ones(_PROBE_PRODUCT[:2]), jnp.ones(_PROBE_PRODUCT[1:]), jnp.ones(2**20)
+    rates = (2 * math.prod(_PROBE_PRODUCT) / _seconds(clock, jax.jit(jnp.matmul), left, right),
+             2 * column.nbytes / _seconds(clock, jax.jit(lambda x: x * 0.5 + 1), column),
+             count * flops / _seconds(clock, jax.jit(features), filled, batch))
+    loops, busy = _python()
+    matmul, bandwidth, tower = (rate * together for rate in rates)
+    return Device(matmul, _device_memory(), bandwidth, tower, loops / _REFERENCE_LOOPS, busy, measured=True)
 
 
-def _fastest(function: Callable, *arguments) -> float:
-    """Seconds of the fastest of several calls, after one that compiles."""
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _seconds(clock: Callable[[], float], function: Callable, *arguments) -> float:
+    """Median seconds of a call, after one that compiles."""
     jax.block_until_ready(function(*arguments))
     seconds, end = [], time.perf_counter() + _PROBE_SECONDS
-    while not seconds or time.perf_counter() < end:
-        start = time.perf_counter()
+    while len(seconds) < 2 or time.perf_counter() < end:
+        start = clock()
         jax.block_until_ready(function(*arguments))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+        seconds.append(clock() - start)
+    return max(statistics.median(seconds), 1e-7)
 
 
-def _python_speed() -> float:
-    """Loops per second of one core in Python, in units of the machine that constants were measured on."""
-    def loop() -> float:
-        start = time.perf_counter()
-        total = 0
-        for number in range(200_000):
-            total += number
-        return time.perf_counter() - start
-
-    return 200_000 / min(loop() for _ in range(5)) / _REFERENCE_LOOPS
+def _python() -> tuple[float, float]:
+    """Loops per second of one core in Python, and seconds that pass in a second of the processor's."""
+    wall, cpu, loops = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() < wall + _PROBE_SECONDS:
+        for _ in range(100_000):
+            loops += 1
+    wall, cpu = time.perf_counter() - wall, max(time.process_time() - cpu, 1e-3)
+    return loops / cpu, max(1.0, wall / cpu)
 
 
 def _device_memory() -> float:

@@ -12,7 +12,7 @@ from mdw_jax.pipeline.closed_form import ROUNDS
 # Seconds of one core of the reference machine, measured for this work.
 _START = 8.0  # importing, reading the config, first use of the device
 _DECODE_IMAGE, _DECODE_PIXEL = 2.5e-3, 4.0e-8  # of a JPEG of 500 x 400 pixels, and of each pixel of the result
-_DRAW_PIXEL = 2.0e-6  # of a generated image
+_DRAW_PIXEL = 2.6e-7  # of a generated image
 _HASH_CAPTION = 3.0e-5
 _TOKENS = 16  # of a caption, in the buckets that the encoder pads to
 _EIGEN = 12  # FLOP per cube of the width, of an eigendecomposition

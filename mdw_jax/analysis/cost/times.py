@@ -39,7 +39,7 @@ def seconds_of(work: Work, device: Device, model: ModelCost, devices: int = 1, u
     on_device = work.flops / rate + work.moved / device.bandwidth
     compiling = _COMPILE_PROGRAM * work.programs + _COMPILE_LAYER * model.layers * work.tower_programs
     on_host = (work.host + work.host_flops / _HOST_FLOPS + compiling) / device.host
-    return on_device / devices + on_host
+    return (on_device / devices + on_host) * device.busy
 
 
 def seconds_here(config: ConfigDict, counts: Counts) -> dict[str, float]:
