@@ -1,51 +1,224 @@
-import jax
-import pytest
+"""`mdw plan`: its formulas against operations counted in programs, what presets share, own data, memory, disk, price."""
 
-from mdw_jax.analysis.cost.plan import plan
-from mdw_jax.config import base, resolve
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from end_to_end.test_run import tiny
+from forms import N, captions, name, write, write_images
+
+from mdw_jax.analysis.cost import counts as counts_module
+from mdw_jax.analysis.cost.counts import Counts, counts_of
+from mdw_jax.analysis.cost.devices import DEVICES, Device
+from mdw_jax.analysis.cost.expert_work import generations
+from mdw_jax.analysis.cost.flops import count_flops
+from mdw_jax.analysis.cost.model_cost import model_cost, programs_of
+from mdw_jax.analysis.cost.plan import peak_memory, plan, plan_command
+from mdw_jax.analysis.cost.set_work import outer_flops, outer_work
+from mdw_jax.analysis.cost.times import in_words, seconds_by_stage, seconds_of
+from mdw_jax.analysis.cost.unit import student_step
+from mdw_jax.analysis.cost.work import run_work
+from mdw_jax.config import base, frozen_backbone, resolve
+from mdw_jax.config.overrides import preset_config
 from mdw_jax.errors import UserError
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.image.convnet import convnet
+from mdw_jax.models.text.bow import bow_features
+from mdw_jax.pipeline.prepared import prepare
+from mdw_jax.pipeline.preset_run import open_preset, planned_preset
+
+COUNTS = Counts(100, 320, 20, 64, 20, 64, 12)
+KNOWN = Device(1e12, 1e9, 1e11, 1e12, measured=True)
 
 
-def config(**changes):
-    c = base()
+def config(start=base, **changes):
+    c = start()
     c.update_from_flattened_dict({
-        "data.size": 16, "model.patches": (4, 2), "model.widths": (16, 24), "model.mode": "full", "experts.count": 2,
-        "experts.epochs": 3, "experts.batch": 32, "distill.pairs": 8, "distill.inner_steps": 2, "distill.batch": 4,
-        "distill.trajectories": 1, "distill.rank": 2, "plan.images": 100, "plan.captions": 320, "plan.text_dim": 12,
-        "plan.device": "h100"})
+        "data.size": 32, "model.patches": (4, 2), "model.widths": (32, 48), "model.mode": "full", "experts.count": 2,
+        "experts.epochs": 3, "experts.batch": 32, "distill.pairs": 40, "distill.inner_steps": 4, "distill.batch": 20,
+        "distill.trajectories": 2, "distill.rank": 2, "distill.ceo": False, "plan.images": 100, "plan.captions": 320,
+        "plan.text_dim": 12, "plan.device": "h100", "run.presets": ("mdw",)})
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    return resolve(c)
+    return c
 
 
-def test_what_can_be_counted_by_hand():
-    found = plan(config(experts__store_dtype="bfloat16"))
-    model = dual_encoder(convnet((16, 16, 3), (4, 2), (16, 24)), None, 12, mode="full", dim=24)
-    params = model.init(jax.random.key(0))
-    image, text = (sum(leaf.size for leaf in jax.tree.leaves(params[branch])) for branch in ("image", "text"))
-    assert found["parameters, image backbone"] == f"{image:,}" and found["parameters, text head"] == f"{text:,}"
-    # Two experts of two networks each, snapshots 0 to 2, two bytes a number.
-    assert found["trajectories on disk"].startswith(f"{4 * 3 * (image + text) * 2 / 1024:.3g} KiB (4 networks x 3")
-    assert found["training images in memory, uint8"] == "75 KiB"
-    assert "12 network epochs of 10 steps" in " ".join(found)
-    assert all("of memory at most" in value for what, value in found.items() if " step " in what)
+def costs(c):
+    return model_cost(resolve(c), 12)[0], programs_of(resolve(c), 12)
 
 
-def test_projection_mode_counts_a_frozen_backbone_once_an_outer_step():
-    quick = {"model__mode": "projection", "plan__compile": False}
-    few, many = (plan(config(distill__inner_steps=s, **quick)) for s in (2, 4))
-    assert few["parameters, frozen backbone"] == plan(config())["parameters, image backbone"]
-    cost = [float(next(v for k, v in found.items() if k.startswith("outer step")).split()[0]) for found in (few, many)]
-    assert cost[0] < cost[1] < 2 * cost[0]
+@pytest.mark.parametrize("mode", ["projection", "full"])
+@pytest.mark.parametrize("gradient", ["exact", "detached"])
+def test_the_formula_of_the_outer_step_is_what_its_program_counts(mode, gradient):
+    c = config(model__mode=mode, distill__gradient=gradient)
+    model, programs = costs(c)
+    counted = count_flops(programs.outer_step, *programs.outer_arguments())
+    assert sum(outer_flops(resolve(c), model)) == pytest.approx(counted, rel=0.15)
 
 
-def test_a_preset_without_distillation_has_no_outer_step():
-    assert not any("outer" in what for what in plan(config(plan__compile=False), "full"))
+@pytest.mark.parametrize("mode", ["projection", "full"])
+def test_the_formula_of_the_experts_step_is_what_its_program_counts(mode):
+    c = config(model__mode=mode, experts__guidance_weight=0.0)
+    model, programs = costs(c)
+    counted = count_flops(programs.expert_step, *programs.expert_arguments())
+    assert student_step(model, 32).flops == pytest.approx(counted, rel=0.15)
 
 
-@pytest.mark.parametrize("changes, said", [({"plan__device": "abacus"}, "set plan.device to one of a100"),
-                                           ({"plan__images": 0}, "mdw plan opens no data")])
+def test_sizes_of_the_model():
+    model, _ = costs(config())
+    tower = convnet((32, 32, 3), (4, 2), (32, 48))
+    built = dual_encoder(tower, None, 12, mode="full", dim=48)
+    params = built.init(jax.random.key(0))
+    assert model.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert model.tower == count_flops(tower.features, params["image"]["backbone"], jnp.ones((1, 32, 32, 3)))
+    assert (model.dim, model.features, model.pixels, model.projection) == (48, 48, 3072, False)
+
+
+@pytest.mark.parametrize("mode", ["projection", "full"])
+def test_memory_of_the_outer_step_is_about_that_of_the_compiled_one(mode):
+    c = config(model__mode=mode)
+    model, programs = costs(c)
+    [work] = [outer_work(planned_preset(c, "mdw"), model, 1)]
+    compiled = peak_memory(programs.outer_step, programs.outer_arguments())
+    assert 0.4 < work.device_memory / compiled < 2.5
+
+
+def test_generations_are_those_that_experts_train():
+    assert [(g.name, g.networks, g.epochs, g.teacher, g.keep) for g in generations(resolve(config()), 48)] == [
+        ("experts", 4, 3, 0, 2)]
+    c = config(frozen_backbone, experts__trajectory_epochs=2, distill__match_epochs=2)
+    names = [(g.name, g.networks, g.teacher, g.keep) for g in generations(resolve(c), 48)]
+    assert names == [("teachers", 4, 256, 0), ("experts", 4, 4 * 48, 0), ("trajectories", 4, 4 * 48, 2)]
+
+
+def test_what_lies_on_disk_can_be_counted_by_hand():
+    c = config(experts__store_dtype="bfloat16", run__presets=("experts",))
+    model, _ = costs(c)
+    [experts] = [work for work in run_work(c, COUNTS) if work.stage == "experts" and "noise rate" not in work.what]
+    # Two experts of two networks, snapshots 0 to 2 of two bytes a number, and the best in float32; who matched whom.
+    assert experts.disk == 4 * (3 * 2 + 4) * model.parameters + 4 * 3 * 320 / 8 + 4 * 320
+
+
+def test_presets_share_in_a_plan_what_they_share_in_a_run(tmp_path):
+    names = ("random", "vld", "lors", "infonce", "mdw", "correspond", "full", "experts", "filter_vld", "filter_lors",
+             "vld_dtcl", "closed_form", "closed_form_full", "covmatch")
+    c = tiny(tmp_path)
+    prepared = prepare(resolve(c))
+    real, planned = [open_preset(c, prepared, n) for n in names], [planned_preset(c, n) for n in names]
+
+    def groups(runs, key):
+        return [[key(a) == key(b) for b in runs] for a in runs]
+
+    for key in (lambda r: r.experts.key, lambda r: r.noise.sha256, lambda r: r.filter and r.filter.folder.key):
+        assert groups(planned, key) == groups(real, key)
+
+
+def test_shared_experts_and_closed_forms_count_once():
+    c = config(frozen_backbone, model__mode="projection", distill__init="division",
+               run__presets=("random", "vld", "lors", "mdw", "correspond", "filter_vld", "closed_form", "experts"))
+    work = run_work(c, COUNTS)
+    trained = {piece.presets for piece in work if piece.stage == "experts" and "noise rate" not in piece.what}
+    assert trained == {("vld", "lors"), ("mdw", "correspond", "experts"), ("filter_vld",)}
+    forms = [piece.presets for piece in work if piece.stage == "closed form"]
+    assert len(forms) == len({id(f) for f in forms}) and ("mdw", "correspond", "closed_form", "experts") in [
+        tuple(n for n in presets if n not in ("filter_vld", "vld", "lors")) for presets in forms]
+    students = {name for piece in work if piece.stage == "students" for name in piece.presets}
+    assert students == {"random", "vld", "lors", "mdw", "correspond", "filter_vld"}
+    assert [piece.what for piece in work if piece.stage == "distillation" and "outer" in piece.what]
+
+
+def test_natural_noise_is_estimated_and_drawn_noise_is_not():
+    drawn = {"noise__protocol": "image", "noise__rate": 0.4}
+    natural = {"noise__protocol": "natural", "noise__rate": 0.0}
+    found = [["noise rate" in piece.what for piece in run_work(config(**noise), COUNTS)] for noise in (drawn, natural)]
+    assert not any(found[0]) and sum(found[1]) == 1
+
+
+def test_a_table_for_eight_devices_with_a_price(capsys):
+    c = config(plan__devices=8, plan__price=2.0, run__presets=("random", "mdw"))
+    plan_command(c)
+    text = capsys.readouterr().out
+    for stage in ("features", "experts", "distillation", "students", "report", "total"):
+        assert f"| {stage} |" in text
+    assert "8 x h100" in text and "no data are opened" in text and re.search(r"Price: 0\.\d\d \(", text) and "Fits: " in text
+    one, eight = (plan(config(plan__devices=n, plan__price=2.0)) for n in (1, 8))
+    assert eight.seconds < one.seconds and one.total_price == pytest.approx(2.0 * one.seconds / 3600)
+
+
+def test_device_work_is_shared_and_host_work_is_not():
+    model, _ = costs(config())
+    [experts] = [w for w in run_work(config(noise__protocol="image", noise__rate=0.4), COUNTS) if w.stage == "experts"]
+    fast = KNOWN._replace(host=1e9)  # the host takes no time
+    assert seconds_of(experts, fast, model, 4) == pytest.approx(seconds_of(experts, fast, model) / 4, rel=1e-3)
+    slow = KNOWN._replace(matmul=1e30, tower=1e30, bandwidth=1e30)
+    assert seconds_of(experts, slow, model, 4) == pytest.approx(seconds_of(experts, slow, model))
+    assert seconds_of(experts, slow._replace(busy=3.0), model) == pytest.approx(3 * seconds_of(experts, slow, model))
+
+
+def test_what_does_not_fit_is_said(monkeypatch):
+    monkeypatch.setitem(DEVICES, "h100", DEVICES["h100"]._replace(memory=1e6))
+    [misfit] = plan(config()).misfits
+    assert re.search("need about .* MiB of memory, more than the 977 KiB of one h100", misfit)
+
+
+def test_here_is_measured_and_looks_at_memory_and_disk(tmp_path, monkeypatch):
+    found = plan(config(plan__device="here", run__dir=str(tmp_path / "run")))
+    assert found.device.measured and not found.misfits and min(found.device[:4]) > 0
+    monkeypatch.setattr("mdw_jax.analysis.cost.plan.free_disk", lambda directory: 1000)
+    [misfit] = plan(config(plan__device="here", run__dir=str(tmp_path / "run"))).misfits
+    assert "more than the 1e+03 B free" in misfit or "free where run.dir" in misfit
+    assert not (tmp_path / "run").exists()
+
+
+def test_compiled_memory_replaces_the_formulas():
+    small = {"data__size": 16, "model__widths": (8, 12), "run__presets": ("random", "mdw")}
+    rows, compiled = (plan(config(plan__compile=on, **small)).rows for on in (False, True))
+    changed = {a.work.what for a, b in zip(rows, compiled, strict=True) if a.work.device_memory != b.work.device_memory}
+    assert len(changed) == 2 and any("outer steps" in what for what in changed)
+
+
+def test_own_photos_are_counted_without_decoding_them(tmp_path, monkeypatch):
+    images = write_images(tmp_path / "photos")
+    rows = [f"{name(i)},{split},\"{caption}\"" for i, split in enumerate(["train"] * 16 + ["val"] * 4 + ["test"] * 4)
+            for caption in captions(i)[:3]]
+    table = write(tmp_path / "captions.csv", "\n".join(["image,split,caption", *rows]))
+    c = config(data__name="folder", data__annotations=str(table), data__images=str(images), data__size=32,
+               plan__images=0, plan__captions=0, run__dir=str(tmp_path / "run"))
+    monkeypatch.setattr("mdw_jax.data.records.decode_into", lambda *a: pytest.fail("images are decoded"))
+    monkeypatch.setattr("mdw_jax.data.decoding.decode", lambda *a: pytest.fail("images are decoded"), raising=False)
+    found, said = counts_of(preset_config(c, "mdw"))
+    assert found[:6] == (16, 48, 4, 12, 4, 12) and N == 24
+    assert "counted in the data." in said and not (tmp_path / "run").exists()
+
+
+def test_held_out_splits_are_counted_too(tmp_path):
+    images = write_images(tmp_path / "photos")
+    table = write(tmp_path / "captions.csv", "\n".join(["image,caption", *(f"{name(i)},number {i}" for i in range(N))]))
+    c = config(data__name="folder", data__annotations=str(table), data__images=str(images), data__holdout_val=5,
+               data__holdout_test=6, plan__images=0, plan__captions=0, run__dir=str(tmp_path / "run"))
+    found, said = counts_of(preset_config(c, "mdw"))
+    assert found[:6] == (13, 13, 5, 5, 6, 6) and "read once" in said
+
+
+def test_generated_data_are_not_drawn(monkeypatch):
+    monkeypatch.setattr(counts_module, "load_pairs", lambda *a, **k: pytest.fail("data are drawn"))
+    c = config(plan__images=0, plan__captions=0, plan__text_dim=0, data__train=30, text__dim=17)
+    assert counts_of(resolve(c))[0] == (30, 150, 250, 1250, 500, 2500, 17)
+    assert bow_features(["a"], 17).shape == (1, 17)
+
+
+@pytest.mark.parametrize("changes, said", [({"plan__device": "abacus"}, "plan.device"),
+                                           ({"plan__images": 0}, "set both, or neither"),
+                                           ({"plan__device": "here", "plan__devices": 2}, "this machine as it is")])
 def test_user_errors(changes, said):
     with pytest.raises(UserError, match=said):
         plan(config(**changes))
+
+
+def test_an_estimate_in_words():
+    assert in_words({"features": 66, "experts": 54, "students": 240, "report": 4}) == (
+        "about 6 minutes: features 1.1, experts 0.9, students 4.0")
+    assert in_words({"features": 30, "students": 40}) == "about 70 seconds: features 30, students 40"
+    model, _ = costs(config())
+    seconds = seconds_by_stage(run_work(config(), COUNTS), KNOWN, model)
+    assert list(seconds) == ["features", "experts", "distillation", "students", "report"] and min(seconds.values()) > 0

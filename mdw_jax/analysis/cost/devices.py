@@ -15,7 +15,7 @@ _PROBE_PRODUCT = (128, 512, 256)  # a batch of pairs and a layer of a head
 _PROBE_SECONDS = 0.25  # each measurement is repeated for so long
 _SCALING = 0.7  # N cores do N^0.7 times as much as one: the quickstart on two, measured for this work
 # What the constants of seconds were measured on: one core of a server, in Python loops per second of it.
-_REFERENCE_LOOPS = 2.0e7
+_REFERENCE_LOOPS = 2.6e7
 
 
 class Device(NamedTuple):
@@ -96,12 +96,14 @@ def _seconds(clock: Callable[[], float], function: Callable, *arguments) -> floa
 
 def _python() -> tuple[float, float]:
     """Loops per second of one core in Python, and seconds that pass in a second of the processor's."""
-    wall, cpu, loops = time.perf_counter(), time.process_time(), 0
+    wall, cpu, rates = time.perf_counter(), time.process_time(), []
     while time.perf_counter() < wall + _PROBE_SECONDS:
+        start, loops = time.process_time(), 0
         for _ in range(100_000):
             loops += 1
+        rates.append(loops / max(time.process_time() - start, 1e-4))
     wall, cpu = time.perf_counter() - wall, max(time.process_time() - cpu, 1e-3)
-    return loops / cpu, max(1.0, wall / cpu)
+    return statistics.median(rates), max(1.0, wall / cpu)
 
 
 def _device_memory() -> float:

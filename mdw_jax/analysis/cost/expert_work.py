@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.model_cost import ModelCost
-from mdw_jax.analysis.cost.unit import Amount, Work, embedding, scoring, student_step
+from mdw_jax.analysis.cost.unit import Amount, Work, compiled_towers, embedding, on_model, scoring, student_step
 from mdw_jax.config.options import DIVIDING
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.teachers import epoch_phase
@@ -82,8 +82,8 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
     decoding = epochs * counts.captions * _DECODE if config.data.stream and not model.projection else 0
     return Work(
         "experts", f"{e.recipe}: {epochs} epochs of a network, {counts.captions // e.batch:,} steps each",
-        total.flops, "" if model.projection else "gradient", total.moved, host=2e-5 * counts.captions * len(all_of_them)
-        + decoding, programs=6 * len(all_of_them), tower_programs=0 if model.projection else 4,
+        host=2e-5 * counts.captions * len(all_of_them) + decoding, programs=4 * len(all_of_them),
+        tower_programs=compiled_towers(model, 4), **on_model(model, total),
         device_memory=inputs + 4 * counts.captions * counts.text_dim + on_device + teacher * (
             counts.images + counts.captions),
         host_memory=8 * history + networks * 4 * model.parameters * (last.keep + 2),
@@ -121,6 +121,5 @@ def rate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     epochs = e.teacher_epochs if e.teacher_count else e.epochs
     step = student_step(model, batch) * (counts.captions // 2 // batch)
     total = (step + scoring(model, counts.val_images, counts.val_captions)) * (4 * epochs)
-    return Work("experts", f"noise rate: {4 * epochs} epochs of a network on half of the pairs", total.flops,
-                "" if model.projection else "gradient", total.moved, programs=4,
-                tower_programs=0 if model.projection else 3)
+    return Work("experts", f"noise rate: {4 * epochs} epochs of a network on half of the pairs", programs=4,
+                tower_programs=compiled_towers(model, 3), **on_model(model, total))

@@ -2,8 +2,8 @@
 
 import functools
 import json
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,26 +56,49 @@ class ModelCost(NamedTuple):
         return self.image + self.text
 
 
-def model_cost(config: ConfigDict, text_dim: int) -> tuple[ModelCost, Programs]:
-    """The costs of the model of a resolved config, and its programs.
+class TowerShapes(NamedTuple):
+    """The tower without weights, to be measured, and the sizes of what is trained.
+
+    Attributes:
+        features: (params, images (B, H, W, C)) -> features.
+        params: shapes of its parameters.
+        image: (H, W, C) of an image.
+        sizes: {part of the model: trained parameters}.
+    """
+
+    features: Callable
+    params: Any
+    image: tuple[int, ...]
+    sizes: dict[str, int]
+
+
+_MODELS: dict[str, tuple[ModelCost, TowerShapes]] = {}  # presets of one run share their model: it is traced once
+
+
+def model_cost(config: ConfigDict, text_dim: int) -> tuple[ModelCost, TowerShapes]:
+    """The costs of the model of a resolved config, and its tower.
 
     Args:
-        config: the config; presets of one run share its model.
+        config: the config.
         text_dim: width of the text features.
     """
-    section = json.dumps([config.data.to_dict(), config.model.to_dict(), text_dim], default=str, sort_keys=True)
-    if section not in _MODELS:
-        _MODELS[section] = _model_cost(config, text_dim)
-    return _MODELS[section]
+    sections = json.dumps([config.data.to_dict(), config.model.to_dict(), text_dim], default=str, sort_keys=True)
+    if sections not in _MODELS:
+        programs = programs_of(config, text_dim)
+        shapes = TowerShapes(programs.tower.features, programs.backbone, programs.image, programs.sizes())
+        _MODELS[sections] = _model_cost(config, programs), shapes
+    return _MODELS[sections]
 
 
-_MODELS: dict[str, tuple[ModelCost, Programs]] = {}  # a tower is traced once
-
-
-def _model_cost(config: ConfigDict, text_dim: int) -> tuple[ModelCost, Programs]:
+def programs_of(config: ConfigDict, text_dim: int) -> Programs:
+    """The programs of a resolved config whose text features have that width."""
     changed = ConfigDict(config.to_dict())
     changed.plan.text_dim = text_dim
-    programs = Programs(changed.lock())
+    return Programs(changed.lock())
+
+
+def _model_cost(config: ConfigDict, programs: Programs) -> ModelCost:
+    text_dim = programs.config.plan.text_dim
     tower, m = programs.tower, config.model
     image = jax.ShapeDtypeStruct((1, *programs.image), jnp.float32)
     with as_on_accelerator():  # where grouped convolutions are convolutions, and counted; on a CPU they are additions
@@ -89,11 +112,10 @@ def _model_cost(config: ConfigDict, text_dim: int) -> tuple[ModelCost, Programs]
     # A head's first layer needs no gradient by its inputs: two of its three products; the tower's first is little of it.
     first = 2 * dim * (text_dim + (tower.width if projection else 0))
     pair = image_branch + head(text_dim)
-    cost = ModelCost(
+    return ModelCost(
         forward, image_branch, head(text_dim), dim, tower.width, text_dim, sum(programs.sizes().values()),
         programs.backbone_size, projection, layers, activations,
         programs.image[0] * programs.image[1] * programs.image[2], (3 * pair - first) / pair)
-    return cost, programs
 
 
 def _head(inputs: int, dim: int) -> int:

@@ -23,6 +23,7 @@ from mdw_jax.models.image.conv import as_on_accelerator
 from mdw_jax.reporting.text import markdown_table, scaled, scaled_bytes, time_in_words
 
 HERE = "here"
+_ADDED = ("flops", "tower_forward", "tower_gradient", "moved", "host", "host_flops", "programs", "tower_programs", "disk")
 
 
 class PlannedWork(NamedTuple):
@@ -105,9 +106,9 @@ def plan(config: ConfigDict) -> Plan:
         raise UserError(f"plan.device must be one of {', '.join(DEVICES)}, not '{settings.device}'.")
     first = preset_config(config, config.run.presets[0])
     counts, counted = counts_of(first)
-    model, programs = model_cost(first, counts.text_dim)
+    model, tower = model_cost(first, counts.text_dim)
     known = DEVICES[settings.device]
-    device = known or this_machine(programs.tower.features, programs.backbone, programs.image, model.tower)
+    device = known or this_machine(tower.features, tower.params, tower.image, model.tower)
     devices = settings.devices
     if settings.device == HERE and devices > 1:
         raise UserError("plan.devices counts devices of plan.device, and 'here' is this machine as it is; set plan.device "
@@ -116,7 +117,7 @@ def plan(config: ConfigDict) -> Plan:
     if settings.compile:
         work = with_compiled_memory(config, work, counts)
     rows = [PlannedWork(piece, seconds_of(piece, device, model, devices, settings.utilization)) for piece in merged(work)]
-    return Plan(rows, counts, counted, device, settings.device, devices, settings.price, model, programs.sizes(),
+    return Plan(rows, counts, counted, device, settings.device, devices, settings.price, model, tower.sizes,
                 misfits(config, work, device))
 
 
@@ -133,7 +134,7 @@ def _sum(pieces: Sequence[Work]) -> Work:
     if len(pieces) == 1:
         return first
     added = {name: sum(getattr(piece, name) for piece in pieces)
-             for name in ("flops", "moved", "host", "host_flops", "programs", "tower_programs", "disk")}
+             for name in _ADDED}
     largest = {name: max(getattr(piece, name) for piece in pieces) for name in ("device_memory", "host_memory")}
     return first._replace(what=f"{len(pieces)} x {first.what}", presets=presets, **added, **largest)
 
@@ -214,13 +215,13 @@ def table_rows(found: Plan) -> list[dict[str, str]]:
     """The table: a row for each piece of work, and their sums (of memory the largest)."""
     rows = [_row(row.work.stage, row.work.what, ", ".join(row.work.presets), row.work, row.seconds) for row in found.rows]
     total = _sum([*(row.work for row in found.rows), found.rows[0].work._replace(
-        flops=0, moved=0, host=0, host_flops=0, programs=0, tower_programs=0, disk=0)])
+        **dict.fromkeys(_ADDED, 0))])
     return [*rows, _row("total", "", "", total, found.seconds)]
 
 
 def _row(stage: str, what: str, presets: str, work: Work, seconds: float) -> dict[str, str]:
     return {"stage": stage, "what": what, "presets": presets,
-            "operations": f"{scaled(work.flops + work.host_flops, 1000, ' KMGTPEZ')}FLOP", "time": time_in_words(seconds),
+            "operations": f"{scaled(work.operations, 1000, ' KMGTPEZ')}FLOP", "time": time_in_words(seconds),
             "device memory": f"about {scaled_bytes(work.device_memory)}" if work.device_memory else "",
             "host memory": f"about {scaled_bytes(work.host_memory)}" if work.host_memory else "",
             "disk": scaled_bytes(work.disk) if work.disk else ""}

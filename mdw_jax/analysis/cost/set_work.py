@@ -8,7 +8,16 @@ from ml_collections import ConfigDict
 from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.expert_work import generations
 from mdw_jax.analysis.cost.model_cost import ModelCost
-from mdw_jax.analysis.cost.unit import Amount, Work, embedding, forward, scoring, student_step
+from mdw_jax.analysis.cost.unit import (
+    Amount,
+    Work,
+    compiled_towers,
+    embedding,
+    forward,
+    on_model,
+    scoring,
+    student_step,
+)
 from mdw_jax.config.sections import fields
 from mdw_jax.method.student_schedule import schedule_of
 from mdw_jax.method.students import Protocol
@@ -37,8 +46,9 @@ def prototype_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     embedded = embedding(model, counts.images, counts.captions) * networks
     clustering = 2 * (pairs + _CLUSTERING_BATCHES * _CLUSTERING_BATCH) * d.pairs * 2 * networks * model.dim
     fitting = 2 * d.pairs * d.prototype_steps * model.tower
-    return Work("prototypes", f"{sets * d.pairs} images, {d.prototype_steps} steps each", sets * (fitting + embedded.flops),
-                "gradient", sets * embedded.moved, host_flops=sets * clustering, programs=2, tower_programs=3,
+    return Work("prototypes", f"{sets * d.pairs} images, {d.prototype_steps} steps each", sets * embedded.flops,
+                tower_gradient=sets * fitting, moved=sets * embedded.moved, host_flops=sets * clustering, programs=2,
+                tower_programs=3,
                 device_memory=4 * model.backbone + min(25, d.pairs) * model.activations,
                 host_memory=4 * pairs * (2 * networks * model.dim + model.features + counts.text_dim))
 
@@ -46,9 +56,9 @@ def prototype_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
 def outer_work(run: PresetRun, model: ModelCost, devices: int) -> Work:
     """The outer steps of every set, CEO's weights included."""
     d = run.config.distill
-    flops = outer_flops(run.config, model)
+    inner, tower = outer_flops(run.config, model)
     if d.ceo:
-        flops += 3 * d.pairs * model.tower / d.ceo_every
+        tower += 3 * d.pairs * model.tower / d.ceo_every
     steps, batch = d.sets * d.steps, min(d.batch, d.pairs)
     trajectories = math.ceil(d.trajectories / math.gcd(d.trajectories, devices))
     unrolled = (d.inner_steps + 6) * 4 * model.parameters
@@ -56,19 +66,21 @@ def outer_work(run: PresetRun, model: ModelCost, devices: int) -> Work:
     batches = 3 * batch * model.activations if not model.projection else d.pairs * model.activations
     return Work(
         "distillation", f"{steps} outer steps of {d.inner_steps} inner ones, {d.trajectories} trajectories ({d.gradient})",
-        steps * flops, "gradient", steps * (20 * image_bytes + 12 * d.trajectories * unrolled),
-        programs=4, tower_programs=4 if model.projection else 12,
+        steps * inner, tower_gradient=steps * tower, moved=steps * (20 * image_bytes + 12 * d.trajectories * unrolled),
+        programs=10, tower_programs=4 if model.projection else 12,
         device_memory=5 * image_bytes + trajectories * (unrolled + batches) + 4 * model.backbone)
 
 
-def outer_flops(config: ConfigDict, model: ModelCost) -> float:
-    """FLOP of one outer step, without CEO's weights."""
+def outer_flops(config: ConfigDict, model: ModelCost) -> tuple[float, float]:
+    """FLOP of one outer step without CEO's weights: of heads, and of the image tower."""
     d, batch = config.distill, min(config.distill.batch, config.distill.pairs)
     tower = 2 * d.pairs * model.tower if model.projection else 0  # features, and their gradient by the pixels
     if d.objective == "covariance":  # embeds the set for a gradient, and a batch of real pairs; trains the network a step
         real = config.experts.batch
-        return 3 * d.pairs * model.pair + tower + real * model.pair + student_step(model, real).flops
-    return d.trajectories * d.inner_steps * INNER_PASSES[d.gradient] * forward(model, batch) + tower
+        inner = 3 * d.pairs * model.pair + real * model.pair + student_step(model, real).flops
+    else:
+        inner = d.trajectories * d.inner_steps * INNER_PASSES[d.gradient] * forward(model, batch)
+    return (inner, tower) if model.projection else (0.0, inner)
 
 
 def candidate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
@@ -85,8 +97,7 @@ def candidate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
         searched = number == 0 and not at_start
         total += _students(run.config, _STEPS_DISTILLED, CANDIDATE_STUDENTS, counts, model, None if searched else 1)
     return Work("distillation", f"{d.sets * (at_start + later)} candidates on val, {CANDIDATE_STUDENTS} students each",
-                d.sets * total.flops, "" if model.projection else "gradient", d.sets * total.moved, programs=4,
-                tower_programs=0 if model.projection else 3)
+                programs=1, tower_programs=compiled_towers(model, 3), **on_model(model, total * d.sets))
 
 
 def student_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
@@ -98,9 +109,8 @@ def student_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
         total += _students(c, _STEPS_REAL, c.evaluate.students, counts, model, None)
     total += scoring(model, counts.test_images, counts.test_captions) * c.evaluate.students
     sets = c.distill.sets
-    return Work("students", f"{sets * c.evaluate.students} students", sets * total.flops,
-                "" if model.projection else "gradient", sets * total.moved, programs=4,
-                tower_programs=0 if model.projection else 3, disk=sets * set_bytes(c, model),
+    return Work("students", f"{sets * c.evaluate.students} students", programs=3,
+                tower_programs=compiled_towers(model, 3), disk=sets * set_bytes(c, model), **on_model(model, total * sets),
                 device_memory=c.evaluate.students * (16 * model.parameters) + (
                     0 if model.projection else c.evaluate.batch * model.activations)
                 + 12 * counts.val_images * counts.val_captions)

@@ -10,9 +10,9 @@ from mdw_jax.method.closed_form import RANKS, RIDGES
 from mdw_jax.pipeline.closed_form import ROUNDS
 
 # Seconds of one core of the reference machine, measured for this work.
-_START = 8.0  # importing, reading the config, first use of the device
+_START = 12.0  # importing, reading the config, first use of the device
 _DECODE_IMAGE, _DECODE_PIXEL = 2.5e-3, 4.0e-8  # of a JPEG of 500 x 400 pixels, and of each pixel of the result
-_DRAW_PIXEL = 2.6e-7  # of a generated image
+_DRAW_PIXEL = 3.3e-7  # of a generated image
 _HASH_CAPTION = 3.0e-5
 _TOKENS = 16  # of a caption, in the buckets that the encoder pads to
 _EIGEN = 12  # FLOP per cube of the width, of an eigendecomposition
@@ -35,8 +35,7 @@ def feature_work(config: ConfigDict, counts: Counts, model: ModelCost) -> Work:
     stored = 4 * (captions * counts.text_dim + (images * model.features if model.projection else 0))
     return Work(
         "features", f"data, features of {captions:,} captions" + (f" and {images:,} images" if features else ""),
-        flops=pretraining + encoding + features, tower="gradient" if pretraining > features else "forward", host=host,
-        programs=2, tower_programs=(1 if features else 0) + (3 if pretraining else 0),
+        flops=encoding, tower_forward=features, tower_gradient=pretraining, host=host, programs=4, tower_programs=(1 if features else 0) + (3 if pretraining else 0),
         device_memory=4 * model.backbone + _BATCH * model.activations / 3 + stored / 2, host_memory=in_memory + stored,
         disk=stored + (4 * model.backbone if pretraining else 0))
 
@@ -60,6 +59,6 @@ def closed_form_work(counts: Counts, model: ModelCost) -> Work:
     rounds = ROUNDS + 1
     return Work(
         "closed form", f"{rounds} rounds", moved=rounds * tried * 48 * val * queries,
-        host_flops=rounds * (2 * moments + search + division), host=1e-5 * captions, programs=12,
+        host_flops=rounds * (2 * moments + search + division), host=1e-5 * captions, programs=1,
         host_memory=8 * (f * f + d * d + f * d) + 4 * rank * (images + captions),
         disk=4 * (rank * (f + d) + captions))

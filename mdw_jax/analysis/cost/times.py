@@ -12,12 +12,12 @@ from mdw_jax.analysis.cost.unit import STAGES, Work
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config.overrides import preset_config
 
-# Of the measured rate of large matrix products, what the smaller ones of heads reach, and of the tower's forward pass,
-# what its gradients do. Measured for this work, on the CPU that the probe is for.
-_HEADS_SHARE, _GRADIENT_SHARE = 0.5, 0.7
-_HOST_FLOPS = 3e10  # double precision on one core of the reference machine
-# Seconds of the reference core to trace and compile a program of heads, and for each convolution of a tower in it.
-_COMPILE_PROGRAM, _COMPILE_LAYER = 1.0, 0.06
+# Of the measured rate of matrix products, what heads reach beside all else, and of that of the tower's forward pass, what
+# passes with gradients do. Measured for this work, on a CPU.
+_HEADS_SHARE, _GRADIENT_SHARE = 0.85, 0.9
+_HOST_FLOPS = 2.5e10  # double precision on one core of the reference machine
+# Seconds of the reference core to trace and compile a program of heads, and for each layer of a tower in it.
+_COMPILE_PROGRAM, _COMPILE_LAYER = 1.2, 0.04
 
 
 def seconds_of(work: Work, device: Device, model: ModelCost, devices: int = 1, utilization: float = 1.0) -> float:
@@ -30,13 +30,11 @@ def seconds_of(work: Work, device: Device, model: ModelCost, devices: int = 1, u
         devices: how many devices share it; the host's part is not shared.
         utilization: share of the peak FLOP/s to count on, of a device that is not measured.
     """
-    if device.measured:
-        rate = device.matmul * _HEADS_SHARE
-        if work.tower:
-            rate = (device.tower or rate) * (_GRADIENT_SHARE if work.tower == "gradient" else 1.0)
-    else:
-        rate = device.matmul * utilization
-    on_device = work.flops / rate + work.moved / device.bandwidth
+    heads = device.matmul * (_HEADS_SHARE if device.measured else utilization)
+    tower = device.tower or heads
+    gradient = tower * (_GRADIENT_SHARE if device.tower else 1.0)
+    on_device = (work.flops / heads + work.tower_forward / tower + work.tower_gradient / gradient
+                 + work.moved / device.bandwidth)
     compiling = _COMPILE_PROGRAM * work.programs + _COMPILE_LAYER * model.layers * work.tower_programs
     on_host = (work.host + work.host_flops / _HOST_FLOPS + compiling) / device.host
     return (on_device / devices + on_host) * device.busy
@@ -56,8 +54,8 @@ def seconds_here(config: ConfigDict, counts: Counts) -> dict[str, float]:
         UserError: the config is not valid.
     """
     first = preset_config(config, config.run.presets[0])
-    model, programs = model_cost(first, counts.text_dim)
-    device = this_machine(programs.tower.features, programs.backbone, programs.image, model.tower)
+    model, tower = model_cost(first, counts.text_dim)
+    device = this_machine(tower.features, tower.params, tower.image, model.tower)
     return seconds_by_stage(run_work(config, counts), device, model, devices=len(jax.devices()))
 
 

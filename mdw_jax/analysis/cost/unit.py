@@ -16,9 +16,9 @@ class Work(NamedTuple):
     Attributes:
         stage: one of `STAGES`.
         what: in words, with its number of networks, sets or steps.
-        flops: operations of matrix products and convolutions.
-        tower: whether most of them are those of the image tower, forward ("forward") or for gradients ("gradient"), or
-            not ("").
+        flops: operations of matrix products, those of towers aside.
+        tower_forward: operations of forward passes of the image tower alone.
+        tower_gradient: operations of passes of the image tower with gradients.
         moved: bytes that all else moves through the device's memory.
         host: seconds of one core of the host, at the speed of the reference core.
         host_flops: operations on the host whatever the device is.
@@ -33,7 +33,8 @@ class Work(NamedTuple):
     stage: str
     what: str
     flops: float = 0.0
-    tower: str = ""
+    tower_forward: float = 0.0
+    tower_gradient: float = 0.0
     moved: float = 0.0
     host: float = 0.0
     host_flops: float = 0.0
@@ -43,6 +44,11 @@ class Work(NamedTuple):
     host_memory: float = 0.0
     disk: float = 0.0
     presets: tuple[str, ...] = ()
+
+    @property
+    def operations(self) -> float:
+        """All of them, wherever they are done."""
+        return self.flops + self.tower_forward + self.tower_gradient + self.host_flops
 
 
 class Amount(NamedTuple):
@@ -78,3 +84,13 @@ def scoring(model: ModelCost, images: int, captions: int) -> Amount:
     """Recalls of one network on a split."""
     similarities = Amount(2 * images * captions * model.dim, 4 * _RANKING_PASSES * images * captions)
     return embedding(model, images, captions) + similarities
+
+
+def on_model(model: ModelCost, amount: Amount) -> dict[str, float]:
+    """Fields of `Work` for steps of whole networks: of a tower where it is trained, of heads where not."""
+    return {"flops" if model.projection else "tower_gradient": amount.flops, "moved": amount.moved}
+
+
+def compiled_towers(model: ModelCost, passes: int) -> int:
+    """`Work.tower_programs` of a program that trains networks; none where the tower is frozen."""
+    return 0 if model.projection else passes

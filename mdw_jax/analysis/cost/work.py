@@ -20,7 +20,7 @@ from mdw_jax.config.options import PROTOTYPES
 from mdw_jax.pipeline.correspondence import TEACHERS_WITH_CLOSED_FORM
 from mdw_jax.pipeline.preset_run import PresetRun, planned_preset
 
-_REPORT_SECONDS, _REPORT_OF_PRESET = 6.0, 1.0  # table, figures and page, on the reference core
+_REPORT_SECONDS, _REPORT_OF_PRESET = 2.0, 0.1  # table, figures and page, on the reference core
 
 
 def run_work(config: ConfigDict, counts: Counts) -> list[Work]:
