@@ -46,8 +46,8 @@ on_all_hosts "mkdir -p mdw && find mdw -mindepth 1 -maxdepth 1 ! -name runs -exe
     ~/.local/bin/uv venv --quiet --clear --python 3.12 env &&
     ~/.local/bin/uv pip install --quiet --python env ./mdw 'jax[tpu]' && ${SETUP:-true}"
 # MDW_DISTRIBUTED: jax asks the slice who its hosts are. Quoted once more, for the shell of the hosts.
-on_all_hosts "cd mdw && MDW_DISTRIBUTED=1 ../env/bin/mdw run --config $(printf '%q ' "$config" "$@")"
+on_all_hosts "cd mdw && MDW_DISTRIBUTED=1 ../env/bin/mdw run $(printf '%q ' "$config" "$@")"
 
 # On GKE, with xpk, which makes the JobSet itself:
 #   xpk workload create --cluster=CLUSTER --workload=mdw --tpu-type=v5litepod-8 --docker-image=IMAGE --max-restarts=3 \
-#       --command="MDW_DISTRIBUTED=1 MDW_STATUS_WHEN_STOPPED=85 mdw run --config configs/coco.py"
+#       --command="MDW_DISTRIBUTED=1 MDW_STATUS_WHEN_STOPPED=85 mdw run coco"

@@ -10,7 +10,7 @@ failed=0
 export MDW_STATUS_WHEN_STOPPED=85 # so that "stopped" differs from "finished"
 cells() {
     local status=0
-    mdw sweep --config "$config" --config.run.dir="$directory" "${overrides[@]}" --shard "${SHARD:-0/1}" "$@" || status=$?
+    mdw sweep "$config" --config.run.dir="$directory" "${overrides[@]}" --shard "${SHARD:-0/1}" "$@" || status=$?
     case $status in
     0) ;;
     85 | 130) exit "$status" ;; # stopped: the next line would go on

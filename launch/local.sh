@@ -9,7 +9,7 @@ config=${1:?name of a config, or a file; see the first lines of this script}
 shift
 processes=${PROCESSES:-1}
 if ((processes == 1)); then
-    exec mdw run --config "$config" "$@"
+    exec mdw run "$config" "$@"
 fi
 
 port=${PORT:-$((20000 + RANDOM % 20000))}
@@ -23,7 +23,7 @@ for ((i = 0; i < processes; i++)); do
     (
         export MDW_COORDINATOR=localhost:$port MDW_PROCESSES=$processes MDW_PROCESS=$i
         if command -v nvidia-smi >/dev/null; then export CUDA_VISIBLE_DEVICES="${gpus[i]:-$i}"; fi
-        exec mdw run --config "$config" "$@"
+        exec mdw run "$config" "$@"
     ) &
     pids+=($!)
 done

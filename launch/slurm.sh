@@ -27,7 +27,7 @@ fi
 export MDW_DISTRIBUTED=1 MDW_STATUS_WHEN_STOPPED=85 # so that "stopped" differs from "finished"
 trap : TERM                                         # on preemption this script gets it too, and has to outlive srun
 status=0
-srun mdw run --config "$config" "$@" || status=$?
+srun mdw run "$config" "$@" || status=$?
 if ((status == 85)); then
     echo "stopped before the end; back into the queue" >&2
     scontrol requeue "$SLURM_JOB_ID"

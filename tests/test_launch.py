@@ -17,7 +17,7 @@ from mdw_jax.cli import main
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
-CONFIG = str(ROOT / "configs" / "quickstart.py")
+CONFIG = "quickstart"
 
 
 @pytest.fixture
@@ -85,10 +85,10 @@ def _resolves(words, capsys):
 
 def test_one_local_process_is_plain(stub, capsys):
     commands = stub("mdw", "env | grep ^MDW_ >&2; exit 7")
-    done = subprocess.run([LAUNCH / "local.sh", CONFIG, "--config.run.seed=3"], capture_output=True, text=True)
-    assert done.returncode == 7 and done.stderr == ""
-    [words] = commands()
-    assert _resolves(words, capsys)["run"]["seed"] == 3
+    for config in (CONFIG, str(ROOT / "configs" / "quickstart.py")):  # a name, or a file
+        done = subprocess.run([LAUNCH / "local.sh", config, "--config.run.seed=3"], capture_output=True, text=True)
+        assert done.returncode == 7 and done.stderr == ""
+        assert _resolves(commands()[-1], capsys)["run"]["seed"] == 3
 
 
 def test_local_processes_know_of_each_other(stub, monkeypatch, capsys):
@@ -196,8 +196,7 @@ def test_the_job_set_is_one_that_kubernetes_takes(capsys):
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"] and rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
-    words = [word.replace("configs/", f"{ROOT}/configs/") for word in container["args"]]
-    assert "command" not in container and _resolves(words, capsys)["run"]["dir"].startswith("/shared/")
+    assert "command" not in container and _resolves(container["args"], capsys)["run"]["dir"].startswith("/shared/")
 
 
 def test_a_tpu_slice_is_requested_once_and_runs_the_command(stub, tmp_path, monkeypatch, capsys):
@@ -207,7 +206,7 @@ def test_a_tpu_slice_is_requested_once_and_runs_the_command(stub, tmp_path, monk
     for name, value in {"NAME": "slice", "ZONE": "us-central2-b", "TYPE": "v4-16", "MORE": "--spot", "POLL": "0",
                         "TMPDIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    subprocess.run([LAUNCH / "cloud_tpu.sh", "configs/quickstart.py", "--config.run.dir=/shared/my runs"], check=True,
+    subprocess.run([LAUNCH / "cloud_tpu.sh", CONFIG, "--config.run.dir=/shared/my runs"], check=True,
                    capture_output=True)
     assert all(words[:2] == ["compute", "tpus"] and "--zone=us-central2-b" in words for words in calls())
     verbs = [words[3] for words in calls() if words[3] != "describe"]
@@ -233,7 +232,6 @@ def test_a_tpu_slice_is_requested_once_and_runs_the_command(stub, tmp_path, monk
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     output = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     distributed, *words = json.loads(output)
-    words = [word.replace("configs/", f"{ROOT}/configs/") for word in words]
     assert distributed == "1" and _resolves(words, capsys)["run"]["dir"] == "/shared/my runs"
 
 

@@ -311,5 +311,5 @@ def published() -> ConfigDict:
     c.distill.inner_steps, c.distill.batch, c.distill.trajectories = 8, 20, 1
     c.distill.inner_lr_image = c.distill.inner_lr_text = 0.1
     c.distill.augment = "crop_flip"
-    c.plan.text_dim = 768
+    c.plan.text_dim, c.plan.device = 768, "h200"  # the data and the weights need not be there
     return c
