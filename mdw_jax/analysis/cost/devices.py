@@ -1,8 +1,8 @@
 """Devices to plan for: what their makers say of them, and what this machine does, measured in about a second."""
 
+import functools
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdw_jax.analysis.cost.model_cost import TowerShapes
+
 _PROBE_FLOPS = 2e9  # of a forward pass of the tower, on 1 to 16 images
 _PROBE_PRODUCT = (128, 512, 256)  # a batch of pairs and a layer of a head
-_PROBE_SECONDS = 0.25  # each measurement is repeated for so long
+_PROBE_COLUMN = 2**22  # numbers, more than caches next to a core hold
+_PROBE_SECONDS = 0.8  # of all measurements, which take turns
+_LOOPS = 100_000
 _SCALING = 0.7  # N cores do N^0.7 times as much as one: the quickstart on two, measured for this work
 # What the constants of seconds were measured on: one core of a server, in Python loops per second of it.
-_REFERENCE_LOOPS = 2.6e7
+_REFERENCE_LOOPS = 3.05e7
 
 
 class Device(NamedTuple):
@@ -26,7 +30,7 @@ class Device(NamedTuple):
             bfloat16 passes on a TPU) by their makers' data sheets; they reach a share of it (`plan.utilization`).
         memory: bytes.
         bandwidth: bytes/s between the device and its memory.
-        tower: FLOP/s of a forward pass of the image tower; None: as of matrix products.
+        tower: FLOP/s of a forward pass of the image tower; None: not measured.
         host: how many times as fast the host's one core is as the one that constants were measured on.
         busy: how many seconds pass in a second of the processor's, because others use the machine.
         measured: whether these are measurements, and no share of them has to be taken.
@@ -51,59 +55,68 @@ DEVICES: dict[str, Device | None] = {
 }
 
 
-def this_machine(features: Callable, params: Any, images: tuple, flops: int) -> Device:
+def this_machine(tower: TowerShapes | None = None, flops: int = 0) -> Device:
     """The first device of this process, measured for about a second: matrix products, a copy, the image tower, Python.
 
     On a CPU the seconds of the processor count, so that other work on the machine does not hide what a core can do, and
     `busy` says how much of a core this process gets beside that work now.
 
     Args:
-        features: (params, images (B, H, W, C)) -> features, the tower.
-        params: shapes of its parameters; they are filled with small numbers.
-        images: (H, W, C) of an image.
-        flops: of the forward pass of one image.
+        tower: the image tower, whose forward pass is measured with small numbers for weights; None: it is not, as a large
+            one takes seconds to compile.
+        flops: of its forward pass on one image.
     """
     on_cpu = jax.default_backend() == "cpu"
-    clock = time.process_time if on_cpu else time.perf_counter
+    left, right, column = jnp.ones(_PROBE_PRODUCT[:2]), jnp.ones(_PROBE_PRODUCT[1:]), jnp.ones(_PROBE_COLUMN)
+    calls: dict[str, Callable[[], Any]] = {"matmul": functools.partial(jax.jit(jnp.matmul), left, right),
+                                           "copy": functools.partial(jax.jit(lambda x: x * 0.5 + 1), column)}
+    count = max(1, min(16, round(_PROBE_FLOPS / max(flops, 1))))
+    if tower:
+        params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), tower.params)
+        calls["tower"] = functools.partial(jax.jit(tower.features), params, jnp.full((count, *tower.image), 0.5))
+    seconds, busy = _fastest(calls, time.process_time if on_cpu else time.perf_counter)
     together = usable_cores() ** _SCALING if on_cpu else 1.0
-    filled = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), params)
-    count = max(1, min(16, round(_PROBE_FLOPS / flops)))
-    batch = jnp.full((count, *images), 0.5)
-    left, right, column = jnp.ones(_PROBE_PRODUCT[:2]), jnp.ones(_PROBE_PRODUCT[1:]), jnp.ones(2**20)
-    rates = (2 * math.prod(_PROBE_PRODUCT) / _seconds(clock, jax.jit(jnp.matmul), left, right),
-             2 * column.nbytes / _seconds(clock, jax.jit(lambda x: x * 0.5 + 1), column),
-             count * flops / _seconds(clock, jax.jit(features), filled, batch))
-    loops, busy = _python()
-    matmul, bandwidth, tower = (rate * together for rate in rates)
-    return Device(matmul, _device_memory(), bandwidth, tower, loops / _REFERENCE_LOOPS, busy, measured=True)
+    return Device(together * 2 * math.prod(_PROBE_PRODUCT) / seconds["matmul"], _device_memory(),
+                  together * 2 * column.nbytes / seconds["copy"],
+                  together * count * flops / seconds["tower"] if tower else None,
+                  _LOOPS / seconds["python"] / _REFERENCE_LOOPS, busy, measured=True)
+
+
+def _fastest(calls: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> tuple[dict[str, float], float]:
+    """Seconds of the fastest of many calls of each function and of a loop in Python, called in turn: others on the
+    machine make single calls twice as long. And how many seconds pass in one of the processor's."""
+    for call in calls.values():
+        jax.block_until_ready(call())  # compiles
+    timed = {**{name: functools.partial(_timed, call, clock) for name, call in calls.items()},
+             "python": functools.partial(_timed, _loop, time.process_time)}
+    seconds, wall, cpu = dict.fromkeys(timed, math.inf), 0.0, 0.0
+    end, rounds = time.perf_counter() + _PROBE_SECONDS, 0
+    while rounds < 3 or time.perf_counter() < end:
+        rounds += 1
+        for name, call in timed.items():
+            start = time.perf_counter()
+            took = call()
+            seconds[name] = min(seconds[name], max(took, 1e-7))
+            if name == "python":
+                wall, cpu = wall + time.perf_counter() - start, cpu + took
+    return seconds, max(1.0, wall / max(cpu, 1e-6))
+
+
+def _timed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
+    jax.block_until_ready(call())
+    return clock() - start
+
+
+def _loop() -> None:
+    total = 0
+    for number in range(_LOOPS):
+        total += number
 
 
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _seconds(clock: Callable[[], float], function: Callable, *arguments) -> float:
-    """Median seconds of a call, after one that compiles."""
-    jax.block_until_ready(function(*arguments))
-    seconds, end = [], time.perf_counter() + _PROBE_SECONDS
-    while len(seconds) < 2 or time.perf_counter() < end:
-        start = clock()
-        jax.block_until_ready(function(*arguments))
-        seconds.append(clock() - start)
-    return max(statistics.median(seconds), 1e-7)
-
-
-def _python() -> tuple[float, float]:
-    """Loops per second of one core in Python, and seconds that pass in a second of the processor's."""
-    wall, cpu, rates = time.perf_counter(), time.process_time(), []
-    while time.perf_counter() < wall + _PROBE_SECONDS:
-        start, loops = time.process_time(), 0
-        for _ in range(100_000):
-            loops += 1
-        rates.append(loops / max(time.process_time() - start, 1e-4))
-    wall, cpu = time.perf_counter() - wall, max(time.process_time() - cpu, 1e-3)
-    return statistics.median(rates), max(1.0, wall / cpu)
 
 
 def _device_memory() -> float:

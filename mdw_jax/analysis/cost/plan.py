@@ -13,7 +13,7 @@ from mdw_jax.analysis.cost.counts import Counts, counts_of
 from mdw_jax.analysis.cost.devices import DEVICES, Device, host_memory, this_machine
 from mdw_jax.analysis.cost.model_cost import ModelCost, model_cost
 from mdw_jax.analysis.cost.programs import Programs
-from mdw_jax.analysis.cost.times import seconds_of
+from mdw_jax.analysis.cost.times import BUSY, seconds_of
 from mdw_jax.analysis.cost.unit import Work
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config.overrides import preset_config
@@ -108,7 +108,7 @@ def plan(config: ConfigDict) -> Plan:
     counts, counted = counts_of(first)
     model, tower = model_cost(first, counts.text_dim)
     known = DEVICES[settings.device]
-    device = known or this_machine(tower.features, tower.params, tower.image, model.tower)
+    device = known or this_machine(tower, model.tower)
     devices = settings.devices
     if settings.device == HERE and devices > 1:
         raise UserError("plan.devices counts devices of plan.device, and 'here' is this machine as it is; set plan.device "
@@ -203,7 +203,8 @@ def head_lines(config: ConfigDict, found: Plan) -> list[str]:
     sides = scaled(found.model.pixels, 1000, " KMG")
     parts = ", ".join(f"{part} {size:,}" for part, size in found.sizes.items())
     frozen = f", frozen backbone {found.model.backbone:,}" if found.model.projection else ""
-    devices = "this machine, measured just now" if name == HERE else (
+    busy = f"; other work on it makes all {found.device.busy:.1f} times as long" if found.device.busy > BUSY else ""
+    devices = f"this machine, measured just now{busy}" if name == HERE else (
         f"{found.devices} x {name}, at {config.plan.utilization:.0%} of the peak that its maker states")
     return [f"data:   {found.counted}",
             f"model:  {m.tower}, {m.mode} mode, {sides} numbers an image, M = {config.distill.pairs}; parameters: "

@@ -12,9 +12,11 @@ from mdw_jax.analysis.cost.unit import STAGES, Work
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config.overrides import preset_config
 
-# Of the measured rate of matrix products, what heads reach beside all else, and of that of the tower's forward pass, what
-# passes with gradients do. Measured for this work, on a CPU.
-_HEADS_SHARE, _GRADIENT_SHARE = 0.85, 0.9
+# Of the measured rate of matrix products, what heads reach beside all else, and a tower's forward pass where it is not
+# measured itself; and of a tower's forward pass, what passes with gradients do. Measured for this work, on a CPU.
+_HEADS_SHARE, _TOWER_SHARE, _GRADIENT_SHARE = 0.85, 0.45, 0.9
+_MOST_LAYERS = 12  # of a tower that compiles in a second, and is measured before a run
+BUSY = 1.3  # more seconds than so pass in one of the processor's: it is said that others use the machine
 _HOST_FLOPS = 2.5e10  # double precision on one core of the reference machine
 # Seconds of the reference core to trace and compile a program of heads, and for each layer of a tower in it.
 _COMPILE_PROGRAM, _COMPILE_LAYER = 1.2, 0.04
@@ -30,9 +32,11 @@ def seconds_of(work: Work, device: Device, model: ModelCost, devices: int = 1, u
         devices: how many devices share it; the host's part is not shared.
         utilization: share of the peak FLOP/s to count on, of a device that is not measured.
     """
-    heads = device.matmul * (_HEADS_SHARE if device.measured else utilization)
-    tower = device.tower or heads
-    gradient = tower * (_GRADIENT_SHARE if device.tower else 1.0)
+    if device.measured:
+        heads, tower = device.matmul * _HEADS_SHARE, device.tower or device.matmul * _TOWER_SHARE
+        gradient = tower * _GRADIENT_SHARE
+    else:
+        heads = tower = gradient = device.matmul * utilization
     on_device = (work.flops / heads + work.tower_forward / tower + work.tower_gradient / gradient
                  + work.moved / device.bandwidth)
     compiling = _COMPILE_PROGRAM * work.programs + _COMPILE_LAYER * model.layers * work.tower_programs
@@ -53,9 +57,17 @@ def seconds_here(config: ConfigDict, counts: Counts) -> dict[str, float]:
     Raises:
         UserError: the config is not valid.
     """
-    first = preset_config(config, config.run.presets[0])
-    model, tower = model_cost(first, counts.text_dim)
-    device = this_machine(tower.features, tower.params, tower.image, model.tower)
+    return _seconds_on(measured(config, counts), config, counts)
+
+
+def measured(config: ConfigDict, counts: Counts) -> Device:
+    """This machine, and, where it compiles soon, the tower of a config on it. Args and Raises: as in `seconds_here`."""
+    model, tower = model_cost(preset_config(config, config.run.presets[0]), counts.text_dim)
+    return this_machine(tower if model.layers <= _MOST_LAYERS else None, model.tower)
+
+
+def _seconds_on(device: Device, config: ConfigDict, counts: Counts) -> dict[str, float]:
+    model, _ = model_cost(preset_config(config, config.run.presets[0]), counts.text_dim)
     return seconds_by_stage(run_work(config, counts), device, model, devices=len(jax.devices()))
 
 
@@ -75,7 +87,9 @@ def estimate_in_words(config: ConfigDict, counts: Counts) -> str:
     Raises:
         UserError: as `seconds_here`.
     """
-    return in_words(seconds_here(config, counts))
+    device = measured(config, counts)
+    words = in_words(_seconds_on(device, config, counts))
+    return words if device.busy <= BUSY else f"{words} (other work on this machine makes it {device.busy:.1f} times as long)"
 
 
 def in_words(seconds: dict[str, float]) -> str:
