@@ -80,7 +80,8 @@ SCHEDULES = ("constant", "lors", "repblend", "vld")  # method/student_schedule.p
 
 WRITERS = ("tensorboard", "wandb")  # io/metrics.py: WRITERS, beside metrics.csv
 EXPORT_FORMATS = ("safetensors", "folder", "parquet", "webdataset")  # export/formats.py: FORMATS
-DEVICES = ("here", "a100", "h100", "h200", "tpu_v4", "tpu_v5e", "tpu_v5p", "tpu_v6e", "cpu")  # analysis/cost/devices.py: DEVICES
+# analysis/cost/devices.py: DEVICES
+DEVICES = ("here", "a100", "h100", "h200", "tpu_v4", "tpu_v5e", "tpu_v5p", "tpu_v6e", "cpu")
 
 
 class Choice(NamedTuple):

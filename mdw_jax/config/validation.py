@@ -33,7 +33,7 @@ _RANGES = (
         "distill.pairs", "distill.sets", "distill.inner_steps", "distill.batch",
         "distill.trajectories", "distill.match_epochs", "distill.ceo_every", "distill.ceo_top_k",
         "distill.checkpoint_every", "distill.network_steps",
-        "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch")),
+        "evaluate.students", "evaluate.steps", "evaluate.every", "evaluate.batch", "plan.devices")),
     ("be at least 0", lambda x: x >= 0, (
         "data.train", "data.val", "data.test", "data.sample_rate", "data.seconds", "data.mels", "data.frames",
         "data.limit", "data.holdout_val", "data.holdout_test", "data.near_duplicates",
@@ -43,7 +43,8 @@ _RANGES = (
         "experts.recovery_start", "experts.guidance_weight", "distill.lr_images", "distill.lr_texts",
         "distill.lr_correspondence", "distill.lr_inner_lr", "distill.logit_scale", "distill.ceo_beta",
         "distill.image_size", "distill.restarts", "distill.mean_weight", "distill.steps", "distill.prototype_steps",
-        "evaluate.weight_decay", "evaluate.patience", "evaluate.grow")),
+        "evaluate.weight_decay", "evaluate.patience", "evaluate.grow", "plan.images", "plan.captions", "plan.text_dim",
+        "plan.price")),
     ("exceed 0", lambda x: x > 0, (
         "model.tau", "experts.lr", "experts.lr_with_teachers", "experts.lr_infonce", "experts.guidance_tau",
         "experts.trajectory_lr",

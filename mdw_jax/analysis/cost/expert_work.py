@@ -9,9 +9,9 @@ from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.model_cost import ModelCost
 from mdw_jax.analysis.cost.unit import Amount, Work, compiled_towers, embedding, on_model, scoring, student_step
 from mdw_jax.config.options import DIVIDING
+from mdw_jax.config.sections import fields
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.teachers import epoch_phase
-from mdw_jax.config.sections import fields
 from mdw_jax.pipeline.preset_run import PresetRun, last_snapshot
 
 _CLOSED_FORM_WIDTH = 256  # the largest rank that val chooses, in most cases
@@ -97,11 +97,11 @@ def generation_amount(config: ConfigDict, generation: Generation, counts: Counts
     steps = counts.captions // batch
     width = generation.teacher or model.dim * min(e.peers, max(generation.networks - 1, 1))
     total = Amount(0, 0)
-    taught = Amount(2 * batch**2 * width, 4 * batch * (width * 4 + 6 * batch))
+    taught = Amount(2 * batch**2 * width, 4 * batch * (width * 8 + 6 * batch))
     everything = embedding(model, counts.images, counts.captions)
     for epoch in range(generation.epochs):
         phase = epoch_phase(recipe, epoch, generation.teacher > 0)
-        step = student_step(model, batch) + (taught if phase.guided else Amount(0, 0))
+        step = student_step(model, batch, expert=True) + (taught if phase.guided else Amount(0, 0))
         total += (step * steps + scoring(model, counts.val_images, counts.val_captions)) * generation.networks
         first = epoch == 0
         if (phase.divided or phase.guided) and (first or not generation.teacher):
@@ -110,7 +110,7 @@ def generation_amount(config: ConfigDict, generation: Generation, counts: Counts
             if e.division in DIVIDING:
                 total += Amount(2 * counts.captions * batch * width, 24 * counts.captions * batch) * own
             if phase.recovering:
-                total += Amount(2 * counts.images * counts.captions * width, 16 * counts.images * counts.captions) * own
+                total += Amount(2 * counts.images * counts.captions * width, 80 * counts.images * counts.captions) * own
     return total
 
 
@@ -119,7 +119,7 @@ def rate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     e = run.config.experts
     batch = min(e.batch, counts.captions)
     epochs = e.teacher_epochs if e.teacher_count else e.epochs
-    step = student_step(model, batch) * (counts.captions // 2 // batch)
+    step = student_step(model, batch, expert=True) * (counts.captions // 2 // batch)
     total = (step + scoring(model, counts.val_images, counts.val_captions)) * (4 * epochs)
     return Work("experts", f"noise rate: {4 * epochs} epochs of a network on half of the pairs", programs=4,
                 tower_programs=compiled_towers(model, 3), **on_model(model, total))

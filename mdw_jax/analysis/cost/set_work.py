@@ -22,17 +22,19 @@ from mdw_jax.config.sections import fields
 from mdw_jax.method.student_schedule import schedule_of
 from mdw_jax.method.students import Protocol
 from mdw_jax.pipeline.candidates import CANDIDATE_STUDENTS
-from mdw_jax.pipeline.prototypes import MOST_PAIRS
 from mdw_jax.pipeline.preset_run import PresetRun
+from mdw_jax.pipeline.prototypes import MOST_PAIRS
 
 # FLOP of an outer step, in units of a forward pass of a student on a mini-batch, for each inner step. Exact gradients go
 # through the student's gradients (3 passes, once more to remember less, and 5 of second order), detached ones do not.
 INNER_PASSES = {"exact": 10.5, "detached": 9.0}
 # Steps after which val is flat, as medians of configs/studies/flickr8k_128.csv and flickr8k_224.csv: of real pairs, of
-# pairs with P from teachers, of distilled sets.
-_STEPS_REAL, _STEPS_TAUGHT, _STEPS_DISTILLED = 80, 1500, 600
-_BEYOND = 1.7  # steps trained, in units of the best: `evaluate.patience` evaluations, each a fifth later
-_SCALES = 3  # scales of the step sizes that the search tries, where there are several
+# distilled sets, of pairs with P from teachers (for each pair, up to 100 pairs).
+_STEPS_REAL, _STEPS_DISTILLED, _STEPS_TAUGHT_PER_PAIR = 80, 600, 14
+# Steps trained, in units of the best: `evaluate.patience` evaluations, each a fifth later. Where several scales of the step
+# sizes are tried, most are given up as soon as they are behind the best.
+_BEYOND_ONE, _BEYOND_SEVERAL = 1.7, 1.2
+_SCALES = 3  # scales that the search tries, where there are several
 _CLUSTERING_BATCHES, _CLUSTERING_BATCH = 60, 4096  # of mini-batch k-means
 _CLEAN = 0.65  # share of the pairs that a division calls clean
 _FORMAT_BYTES = {"safetensors": 4.0, "folder": 1.5, "webdataset": 1.5, "parquet": 1.5}  # per number of an image
@@ -92,7 +94,7 @@ def candidate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     later = checkpoints * (2 if taught else 1)
     total = Amount(0, 0)
     for _ in range(at_start):
-        total += _students(run.config, _STEPS_TAUGHT, CANDIDATE_STUDENTS, counts, model, None)
+        total += _students(run.config, steps_taught(d.pairs), CANDIDATE_STUDENTS, counts, model, None)
     for number in range(later):
         searched = number == 0 and not at_start
         total += _students(run.config, _STEPS_DISTILLED, CANDIDATE_STUDENTS, counts, model, None if searched else 1)
@@ -100,10 +102,15 @@ def candidate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
                 programs=1, tower_programs=compiled_towers(model, 3), **on_model(model, total * d.sets))
 
 
+def steps_taught(pairs: int) -> int:
+    """Steps until val is flat, of students of so many pairs with P from teachers."""
+    return _STEPS_TAUGHT_PER_PAIR * min(pairs, 100)
+
+
 def student_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     """The students of every set of a preset, with hard targets too where they are asked for; the sets' bytes on disk."""
     c, real = run.config, run.spec.kind == "coreset"
-    best = _STEPS_REAL if real else _STEPS_TAUGHT if not c.distill.steps else _STEPS_DISTILLED
+    best = _STEPS_REAL if real else steps_taught(c.distill.pairs) if not c.distill.steps else _STEPS_DISTILLED
     total = _students(c, best, c.evaluate.students, counts, model, None)
     if c.evaluate.hard_targets and not real:
         total += _students(c, _STEPS_REAL, c.evaluate.students, counts, model, None)
@@ -141,7 +148,7 @@ def _students(config: ConfigDict, best: int, students: int, counts: Counts, mode
         several = schedule.searched and len(e.lr_scales) > 1
         scales = _SCALES if several else 1
     flat = schedule.searched and e.patience
-    trained = min(schedule.stops[-1], best * _BEYOND) if flat else schedule.stops[-1]
+    trained = min(schedule.stops[-1], best * (_BEYOND_ONE if scales == 1 else _BEYOND_SEVERAL)) if flat else schedule.stops[-1]
     scored = sum(stop <= trained for stop in schedule.stops) or 1
     steps = student_step(model, min(e.batch, pairs)) * trained
     return (steps + scoring(model, counts.val_images, counts.val_captions) * scored) * (students * scales)

@@ -7,7 +7,9 @@ from mdw_jax.analysis.cost.model_cost import ModelCost
 # The stages of a run in order, as `mdw plan` and `estimate_in_words` name them.
 STAGES = ("features", "closed form", "experts", "prototypes", "distillation", "students", "report")
 _RANKING_PASSES = 12  # passes over the similarities of a split for its recalls (`method.retrieval.ranks`)
-_OPTIMIZER_PASSES = 12  # passes over the parameters in a step: gradient, optimizer, moving average
+# Passes over the parameters in a step: gradient, momentum and parameters, each written and read; of experts moments and
+# moving averages too.
+_SGD_PASSES, _EXPERT_PASSES = 6, 12
 
 
 class Work(NamedTuple):
@@ -64,10 +66,11 @@ class Amount(NamedTuple):
         return Amount(self.flops * times, self.moved * times)
 
 
-def student_step(model: ModelCost, batch: int) -> Amount:
+def student_step(model: ModelCost, batch: int, expert: bool = False) -> Amount:
     """A step of one network on `batch` pairs: the gradient of a loss of their similarities, and the update."""
+    passes = _EXPERT_PASSES if expert else _SGD_PASSES
     flops = batch * model.pair * model.step + 3 * 2 * batch**2 * model.dim
-    return Amount(flops, 4 * (_OPTIMIZER_PASSES * model.parameters + _RANKING_PASSES * batch**2))
+    return Amount(flops, 4 * (passes * model.parameters + _RANKING_PASSES * batch**2))
 
 
 def forward(model: ModelCost, batch: int) -> float:
