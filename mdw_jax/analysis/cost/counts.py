@@ -93,7 +93,7 @@ def counts_of_data(config: ConfigDict) -> tuple[Counts, str]:
     if "captions_per_image" in taken:
         sizes = [data[split] or taken[split] for split in ("train", "val", "test")]
         per_image = taken["captions_per_image"]
-        counts = Counts(*(number for size in sizes for number in (size, size * per_image)), text_width(config))
+        counts = _counts([(size, size * per_image) for size in sizes], text_width(config))
         return counts, f"{_in_words(counts)}, as {data.name} generates them."
     unseen = ConfigDict(data.to_dict())
     if "stream" in taken and not (data.holdout_val or data.holdout_test):
@@ -114,7 +114,13 @@ def counts_of_pairs(pairs: Pairs, text_dim: int) -> Counts:
         text_dim: width of the text features.
     """
     splits = (pairs.train, pairs.val, pairs.test)
-    return Counts(*(len(part) for split in splits for part in (split.images, split.captions)), text_dim)
+    return _counts([(len(split.images), len(split.captions)) for split in splits], text_dim)
+
+
+def _counts(sizes: Sequence[tuple[int, int]], text_dim: int) -> Counts:
+    """Of (images, captions) of train, val and test."""
+    (images, captions), (val_images, val_captions), (test_images, test_captions) = sizes
+    return Counts(images, captions, val_images, val_captions, test_images, test_captions, text_dim)
 
 
 def text_width(config: ConfigDict) -> int:

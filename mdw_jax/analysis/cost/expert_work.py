@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.model_cost import ModelCost
-from mdw_jax.analysis.cost.unit import Amount, Work, compiled_towers, embedding, on_model, scoring, student_step
+from mdw_jax.analysis.cost.unit import Amount, Work, compiled_towers, embedding, of_networks, scoring, student_step
 from mdw_jax.config.options import DIVIDING
 from mdw_jax.config.sections import fields
 from mdw_jax.method.expert_step import Recipe
@@ -67,7 +67,7 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
     """
     config = run.config
     e, all_of_them = config.experts, generations(config, model.dim)
-    total = Amount(0, 0)
+    total = Amount()
     for generation in all_of_them:
         total += generation_amount(config, generation, counts, model)
     epochs = sum(g.networks * g.epochs for g in all_of_them)
@@ -80,14 +80,15 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
         0 if model.projection else e.batch * model.activations))
     teacher = 4 * max(g.teacher or model.dim * min(e.peers, g.networks) for g in all_of_them)
     decoding = epochs * counts.captions * _DECODE if config.data.stream and not model.projection else 0
-    return Work(
+    work = Work(
         "experts", f"{e.recipe}: {epochs} epochs of a network, {counts.captions // e.batch:,} steps each",
         host=2e-5 * counts.captions * len(all_of_them) + decoding, programs=4 * len(all_of_them),
-        tower_programs=compiled_towers(model, 4), **on_model(model, total),
+        tower_programs=compiled_towers(model, 4),
         device_memory=inputs + 4 * counts.captions * counts.text_dim + on_device + teacher * (
             counts.images + counts.captions),
         host_memory=8 * history + networks * 4 * model.parameters * (last.keep + 2),
         disk=snapshots * model.parameters + history + 4 * counts.captions)
+    return of_networks(work, model, total)
 
 
 def generation_amount(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost) -> Amount:
@@ -96,12 +97,12 @@ def generation_amount(config: ConfigDict, generation: Generation, counts: Counts
     batch = min(e.batch, counts.captions)
     steps = counts.captions // batch
     width = generation.teacher or model.dim * min(e.peers, max(generation.networks - 1, 1))
-    total = Amount(0, 0)
+    total = Amount()
     taught = Amount(2 * batch**2 * width, 4 * batch * (width * 8 + 6 * batch))
     everything = embedding(model, counts.images, counts.captions)
     for epoch in range(generation.epochs):
         phase = epoch_phase(recipe, epoch, generation.teacher > 0)
-        step = student_step(model, batch, expert=True) + (taught if phase.guided else Amount(0, 0))
+        step = student_step(model, batch, expert=True) + (taught if phase.guided else Amount())
         total += (step * steps + scoring(model, counts.val_images, counts.val_captions)) * generation.networks
         first = epoch == 0
         if (phase.divided or phase.guided) and (first or not generation.teacher):
@@ -121,5 +122,6 @@ def rate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     epochs = e.teacher_epochs if e.teacher_count else e.epochs
     step = student_step(model, batch, expert=True) * (counts.captions // 2 // batch)
     total = (step + scoring(model, counts.val_images, counts.val_captions)) * (4 * epochs)
-    return Work("experts", f"noise rate: {4 * epochs} epochs of a network on half of the pairs", programs=4,
-                tower_programs=compiled_towers(model, 3), **on_model(model, total))
+    work = Work("experts", f"noise rate: {4 * epochs} epochs of a network on half of the pairs", programs=4,
+                tower_programs=compiled_towers(model, 3))
+    return of_networks(work, model, total)

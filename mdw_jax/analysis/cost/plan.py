@@ -215,8 +215,7 @@ def head_lines(config: ConfigDict, found: Plan) -> list[str]:
 def table_rows(found: Plan) -> list[dict[str, str]]:
     """The table: a row for each piece of work, and their sums (of memory the largest)."""
     rows = [_row(row.work.stage, row.work.what, ", ".join(row.work.presets), row.work, row.seconds) for row in found.rows]
-    total = _sum([*(row.work for row in found.rows), found.rows[0].work._replace(
-        **dict.fromkeys(_ADDED, 0))])
+    total = _sum([*(row.work for row in found.rows), Work("total", "")])
     return [*rows, _row("total", "", "", total, found.seconds)]
 
 

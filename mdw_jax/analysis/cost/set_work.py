@@ -14,7 +14,7 @@ from mdw_jax.analysis.cost.unit import (
     compiled_towers,
     embedding,
     forward,
-    on_model,
+    of_networks,
     scoring,
     student_step,
 )
@@ -92,14 +92,15 @@ def candidate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     checkpoints = math.ceil(d.steps / d.checkpoint_every)
     at_start = len(d.correspondence_tau) if taught else int(d.steps == 0 or d.on_divergence == "keep")
     later = checkpoints * (2 if taught else 1)
-    total = Amount(0, 0)
+    total = Amount()
     for _ in range(at_start):
         total += _students(run.config, steps_taught(d.pairs), CANDIDATE_STUDENTS, counts, model, None)
     for number in range(later):
         searched = number == 0 and not at_start
         total += _students(run.config, _STEPS_DISTILLED, CANDIDATE_STUDENTS, counts, model, None if searched else 1)
-    return Work("distillation", f"{d.sets * (at_start + later)} candidates on val, {CANDIDATE_STUDENTS} students each",
-                programs=1, tower_programs=compiled_towers(model, 3), **on_model(model, total * d.sets))
+    work = Work("distillation", f"{d.sets * (at_start + later)} candidates on val, {CANDIDATE_STUDENTS} students each",
+                programs=1, tower_programs=compiled_towers(model, 3))
+    return of_networks(work, model, total * d.sets)
 
 
 def steps_taught(pairs: int) -> int:
@@ -116,11 +117,11 @@ def student_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
         total += _students(c, _STEPS_REAL, c.evaluate.students, counts, model, None)
     total += scoring(model, counts.test_images, counts.test_captions) * c.evaluate.students
     sets = c.distill.sets
-    return Work("students", f"{sets * c.evaluate.students} students", programs=3,
-                tower_programs=compiled_towers(model, 3), disk=sets * set_bytes(c, model), **on_model(model, total * sets),
-                device_memory=c.evaluate.students * (16 * model.parameters) + (
-                    0 if model.projection else c.evaluate.batch * model.activations)
-                + 12 * counts.val_images * counts.val_captions)
+    work = Work("students", f"{sets * c.evaluate.students} students", programs=3, tower_programs=compiled_towers(model, 3),
+                device_memory=c.evaluate.students * 16 * model.parameters + 12 * counts.val_images * counts.val_captions + (
+                    0 if model.projection else c.evaluate.batch * model.activations),
+                disk=sets * set_bytes(c, model))
+    return of_networks(work, model, total * sets)
 
 
 def set_bytes(config: ConfigDict, model: ModelCost) -> float:
@@ -148,7 +149,8 @@ def _students(config: ConfigDict, best: int, students: int, counts: Counts, mode
         several = schedule.searched and len(e.lr_scales) > 1
         scales = _SCALES if several else 1
     flat = schedule.searched and e.patience
-    trained = min(schedule.stops[-1], best * (_BEYOND_ONE if scales == 1 else _BEYOND_SEVERAL)) if flat else schedule.stops[-1]
+    beyond = _BEYOND_ONE if scales == 1 else _BEYOND_SEVERAL
+    trained = min(schedule.stops[-1], best * beyond) if flat else schedule.stops[-1]
     scored = sum(stop <= trained for stop in schedule.stops) or 1
     steps = student_step(model, min(e.batch, pairs)) * trained
     return (steps + scoring(model, counts.val_images, counts.val_captions) * scored) * (students * scales)

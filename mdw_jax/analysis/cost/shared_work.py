@@ -35,7 +35,8 @@ def feature_work(config: ConfigDict, counts: Counts, model: ModelCost) -> Work:
     stored = 4 * (captions * counts.text_dim + (images * model.features if model.projection else 0))
     return Work(
         "features", f"data, features of {captions:,} captions" + (f" and {images:,} images" if features else ""),
-        flops=encoding, tower_forward=features, tower_gradient=pretraining, host=host, programs=4, tower_programs=(1 if features else 0) + (3 if pretraining else 0),
+        flops=encoding, tower_forward=features, tower_gradient=pretraining, host=host, programs=4,
+        tower_programs=(1 if features else 0) + (3 if pretraining else 0),
         device_memory=4 * model.backbone + _BATCH * model.activations / 3 + stored / 2, host_memory=in_memory + stored,
         disk=stored + (4 * model.backbone if pretraining else 0))
 

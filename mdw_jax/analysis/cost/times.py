@@ -89,7 +89,9 @@ def estimate_in_words(config: ConfigDict, counts: Counts) -> str:
     """
     device = measured(config, counts)
     words = in_words(_seconds_on(device, config, counts))
-    return words if device.busy <= BUSY else f"{words} (other work on this machine makes it {device.busy:.1f} times as long)"
+    if device.busy <= BUSY:
+        return words
+    return f"{words} (other work on this machine makes it {device.busy:.1f} times as long)"
 
 
 def in_words(seconds: dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """One piece of work, and what pieces have in common."""
 
+import dataclasses
 from typing import NamedTuple
 
 from mdw_jax.analysis.cost.model_cost import ModelCost
@@ -53,16 +54,17 @@ class Work(NamedTuple):
         return self.flops + self.tower_forward + self.tower_gradient + self.host_flops
 
 
-class Amount(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Amount:
     """Operations, and bytes moved by what is no product."""
 
-    flops: float
-    moved: float
+    flops: float = 0.0
+    moved: float = 0.0
 
-    def __add__(self, other):
+    def __add__(self, other: "Amount") -> "Amount":
         return Amount(self.flops + other.flops, self.moved + other.moved)
 
-    def __mul__(self, times: float):
+    def __mul__(self, times: float) -> "Amount":
         return Amount(self.flops * times, self.moved * times)
 
 
@@ -89,9 +91,11 @@ def scoring(model: ModelCost, images: int, captions: int) -> Amount:
     return embedding(model, images, captions) + similarities
 
 
-def on_model(model: ModelCost, amount: Amount) -> dict[str, float]:
-    """Fields of `Work` for steps of whole networks: of a tower where it is trained, of heads where not."""
-    return {"flops" if model.projection else "tower_gradient": amount.flops, "moved": amount.moved}
+def of_networks(work: Work, model: ModelCost, amount: Amount) -> Work:
+    """The work of steps of whole networks: of a tower where it is trained, of heads where not."""
+    if model.projection:
+        return work._replace(flops=amount.flops, moved=amount.moved)
+    return work._replace(tower_gradient=amount.flops, moved=amount.moved)
 
 
 def compiled_towers(model: ModelCost, passes: int) -> int:
