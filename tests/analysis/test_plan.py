@@ -159,7 +159,7 @@ def test_device_work_is_shared_and_host_work_is_not():
 def test_what_does_not_fit_is_said(monkeypatch):
     monkeypatch.setitem(DEVICES, "h100", DEVICES["h100"]._replace(memory=1e6))
     [misfit] = plan(config()).misfits
-    assert re.search("need about .* MiB of memory, more than the 977 KiB of one h100", misfit)
+    assert re.search("about .* MiB of memory are needed, more than the 977 KiB of one h100; ", misfit)
 
 
 def test_here_is_measured_and_looks_at_memory_and_disk(tmp_path, monkeypatch):

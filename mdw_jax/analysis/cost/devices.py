@@ -32,6 +32,8 @@ class Device(NamedTuple):
         bandwidth: bytes/s between the device and its memory.
         tower: FLOP/s of a forward pass of the image tower; None: not measured.
         host: how many times as fast the host's one core is as the one that constants were measured on.
+        cores: cores of the host for each device, which decode images; of machines that are not here, as many as
+            launch/slurm.sh asks for.
         busy: how many seconds pass in a second of the processor's, because others use the machine.
         measured: whether these are measurements, and no share of them has to be taken.
     """
@@ -41,6 +43,7 @@ class Device(NamedTuple):
     bandwidth: float
     tower: float | None = None
     host: float = 1.0
+    cores: float = 8
     busy: float = 1.0
     measured: bool = False
 
@@ -75,11 +78,13 @@ def this_machine(tower: TowerShapes | None = None, flops: int = 0) -> Device:
         params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), tower.params)
         calls["tower"] = functools.partial(jax.jit(tower.features), params, jnp.full((count, *tower.image), 0.5))
     seconds, busy = _fastest(calls, time.process_time if on_cpu else time.perf_counter)
-    together = usable_cores() ** _SCALING if on_cpu else 1.0
+    cores = usable_cores()
+    together = cores ** _SCALING if on_cpu else 1.0
     return Device(together * 2 * math.prod(_PROBE_PRODUCT) / seconds["matmul"], _device_memory(),
                   together * 2 * column.nbytes / seconds["copy"],
                   together * count * flops / seconds["tower"] if tower else None,
-                  _LOOPS / seconds["python"] / _REFERENCE_LOOPS, busy, measured=True)
+                  _LOOPS / seconds["python"] / _REFERENCE_LOOPS,
+                  cores if on_cpu else cores / len(jax.devices()), busy, measured=True)
 
 
 def _fastest(calls: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> tuple[dict[str, float], float]:

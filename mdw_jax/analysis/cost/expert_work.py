@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.model_cost import ModelCost
+from mdw_jax.analysis.cost.shared_work import decode_seconds
 from mdw_jax.analysis.cost.unit import Amount, Work, compiled_towers, embedding, of_networks, scoring, student_step
 from mdw_jax.config.options import DIVIDING
 from mdw_jax.config.sections import fields
@@ -17,7 +18,6 @@ from mdw_jax.pipeline.preset_run import PresetRun, last_snapshot
 _CLOSED_FORM_WIDTH = 256  # the largest rank that val chooses, in most cases
 _STATES = 5  # parameters, gradient, two moments, average
 _STORED_BYTES = {"float32": 4, "bfloat16": 2}
-_DECODE = 2.5e-3  # seconds of a core for a JPEG, as in `shared_work`
 
 
 class Generation(NamedTuple):
@@ -70,25 +70,39 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
     total = Amount()
     for generation in all_of_them:
         total += generation_amount(config, generation, counts, model)
+    last = all_of_them[-1]
+    networks, streamed = last.networks, config.data.stream and not model.projection
     epochs = sum(g.networks * g.epochs for g in all_of_them)
-    networks, last = all_of_them[-1].networks, all_of_them[-1]
     snapshots = networks * (last.keep + 1) * _STORED_BYTES[e.store_dtype] + 4 * networks
     history = networks * last.epochs * counts.captions / 8
-    together = networks / math.gcd(networks, devices)
-    inputs = counts.images * (4 * model.features if model.projection else 0 if config.data.stream else model.pixels)
-    on_device = together * (4 * _STATES * model.parameters + 4 * e.batch * 8 * model.dim + (
-        0 if model.projection else e.batch * model.activations))
-    teacher = 4 * max(g.teacher or model.dim * min(e.peers, g.networks) for g in all_of_them)
-    decoding = epochs * counts.captions * _DECODE if config.data.stream and not model.projection else 0
+    words = ", ".join(f"{g.networks} x {g.epochs} {g.name}" for g in all_of_them)
+    steps = counts.captions // min(e.batch, counts.captions)
     work = Work(
-        "experts", f"{e.recipe}: {epochs} epochs of a network, {counts.captions // e.batch:,} steps each",
-        host=2e-5 * counts.captions * len(all_of_them) + decoding, programs=4 * len(all_of_them),
+        "experts", f"{e.recipe}: {words} (networks x epochs), {steps:,} steps each",
+        host=2e-5 * counts.captions * len(all_of_them),
+        decoding=epochs * counts.captions * decode_seconds(model) if streamed else 0.0, programs=4 * len(all_of_them),
         tower_programs=compiled_towers(model, 4),
-        device_memory=inputs + 4 * counts.captions * counts.text_dim + on_device + teacher * (
-            counts.images + counts.captions),
+        device_memory=max(_generation_memory(config, g, counts, model, devices) for g in all_of_them),
         host_memory=8 * history + networks * 4 * model.parameters * (last.keep + 2),
         disk=snapshots * model.parameters + history + 4 * counts.captions)
     return of_networks(work, model, total)
+
+
+def _generation_memory(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost, devices: int) -> float:
+    """Bytes on one device while a generation trains: the data, the networks that are on it, and their teachers'
+    embeddings of all images and captions."""
+    e, rows = config.experts, counts.images + counts.captions
+    streamed = config.data.stream and not model.projection
+    alone = streamed and devices == 1  # then network after network
+    together = 1 if alone else generation.networks / math.gcd(generation.networks, devices)
+    image = 4 * model.features if model.projection else 0 if streamed else model.pixels
+    batch = min(e.batch, counts.captions)
+    network = 4 * _STATES * model.parameters + 32 * batch * model.dim
+    network += 0 if model.projection else batch * model.activations
+    peers = min(e.peers, max(generation.networks - 1, 1))
+    own = generation.networks + together * peers if e.guidance_weight or e.division == "gmm" else 0  # networks' embeddings
+    width = generation.teacher or own * model.dim
+    return counts.images * image + 4 * counts.captions * counts.text_dim + together * network + 4 * width * rows
 
 
 def generation_amount(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost) -> Amount:
@@ -122,6 +136,6 @@ def rate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     epochs = e.teacher_epochs if e.teacher_count else e.epochs
     step = student_step(model, batch, expert=True) * (counts.captions // 2 // batch)
     total = (step + scoring(model, counts.val_images, counts.val_captions)) * (4 * epochs)
-    work = Work("experts", f"noise rate: {4 * epochs} epochs of a network on half of the pairs", programs=4,
+    work = Work("experts", f"noise rate: 4 x {epochs} (networks x epochs), half of the pairs each", programs=4,
                 tower_programs=compiled_towers(model, 3))
     return of_networks(work, model, total)

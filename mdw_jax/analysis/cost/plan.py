@@ -23,7 +23,14 @@ from mdw_jax.models.image.conv import as_on_accelerator
 from mdw_jax.reporting.text import markdown_table, scaled, scaled_bytes, time_in_words
 
 HERE = "here"
-_ADDED = ("flops", "tower_forward", "tower_gradient", "moved", "host", "host_flops", "programs", "tower_programs", "disk")
+_ADDED = ("flops", "tower_forward", "tower_gradient", "moved", "host", "host_flops", "decoding", "programs",
+          "tower_programs", "disk")
+# What makes a stage smaller.
+_ADVICE = {
+    "experts": "lower experts.batch, experts.count or data.size, set model.mode=projection, or take more devices",
+    "distillation": "lower distill.pairs, distill.batch, distill.trajectories or data.size",
+    "students": "lower evaluate.batch or data.size",
+}
 
 
 class PlannedWork(NamedTuple):
@@ -179,9 +186,9 @@ def misfits(config: ConfigDict, work: Sequence[Work], device: Device) -> list[st
     host = max(piece.host_memory for piece in work)
     needed = largest.device_memory + (host if here and on_cpu else 0)
     if needed > device.memory:
-        found.append(f"{largest.stage} need about {scaled_bytes(needed)} of memory, more than the "
-                     f"{scaled_bytes(device.memory)} {'free here' if here else f'of one {settings.device}'}; lower "
-                     "distill.batch, distill.pairs, experts.batch or data.size, or set model.mode=projection.")
+        found.append(f"{largest.stage}: about {scaled_bytes(needed)} of memory are needed, more than the "
+                     f"{scaled_bytes(device.memory)} {'free here' if here else f'of one {settings.device}'}; "
+                     f"{_ADVICE.get(largest.stage, 'lower data.size')}.")
     if here and not on_cpu and host > host_memory():
         found.append(f"the data need about {scaled_bytes(host)} of the host's memory, more than the "
                      f"{scaled_bytes(host_memory())} free here; set data.stream=true.")

@@ -24,6 +24,7 @@ from mdw_jax.method.students import Protocol
 from mdw_jax.pipeline.candidates import CANDIDATE_STUDENTS
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.prototypes import MOST_PAIRS
+from mdw_jax.reporting.text import plural
 
 # FLOP of an outer step, in units of a forward pass of a student on a mini-batch, for each inner step. Exact gradients go
 # through the student's gradients (3 passes, once more to remember less, and 5 of second order), detached ones do not.
@@ -48,7 +49,7 @@ def prototype_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     embedded = embedding(model, counts.images, counts.captions) * networks
     clustering = 2 * (pairs + _CLUSTERING_BATCHES * _CLUSTERING_BATCH) * d.pairs * 2 * networks * model.dim
     fitting = 2 * d.pairs * d.prototype_steps * model.tower
-    return Work("prototypes", f"{sets * d.pairs} images, {d.prototype_steps} steps each", sets * embedded.flops,
+    return Work("prototypes", f"{plural(sets * d.pairs, 'image')}, {d.prototype_steps} steps each", sets * embedded.flops,
                 tower_gradient=sets * fitting, moved=sets * embedded.moved, host_flops=sets * clustering, programs=2,
                 tower_programs=3,
                 device_memory=4 * model.backbone + min(25, d.pairs) * model.activations,
@@ -67,7 +68,7 @@ def outer_work(run: PresetRun, model: ModelCost, devices: int) -> Work:
     image_bytes = 4 * d.pairs * model.pixels
     batches = 3 * batch * model.activations if not model.projection else d.pairs * model.activations
     return Work(
-        "distillation", f"{steps} outer steps of {d.inner_steps} inner ones, {d.trajectories} trajectories ({d.gradient})",
+        "distillation", f"{steps} outer steps of {d.inner_steps} inner ones, {d.trajectories} at a time ({d.gradient})",
         steps * inner, tower_gradient=steps * tower, moved=steps * (20 * image_bytes + 12 * d.trajectories * unrolled),
         programs=10, tower_programs=4 if model.projection else 12,
         device_memory=5 * image_bytes + trajectories * (unrolled + batches) + 4 * model.backbone)
@@ -98,8 +99,9 @@ def candidate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     for number in range(later):
         searched = number == 0 and not at_start
         total += _students(run.config, _STEPS_DISTILLED, CANDIDATE_STUDENTS, counts, model, None if searched else 1)
-    work = Work("distillation", f"{d.sets * (at_start + later)} candidates on val, {CANDIDATE_STUDENTS} students each",
-                programs=1, tower_programs=compiled_towers(model, 3))
+    candidates = plural(d.sets * (at_start + later), "candidate")
+    work = Work("distillation", f"{candidates} on val, {CANDIDATE_STUDENTS} students each", programs=1,
+                tower_programs=compiled_towers(model, 3))
     return of_networks(work, model, total * d.sets)
 
 
@@ -117,7 +119,8 @@ def student_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
         total += _students(c, _STEPS_REAL, c.evaluate.students, counts, model, None)
     total += scoring(model, counts.test_images, counts.test_captions) * c.evaluate.students
     sets = c.distill.sets
-    work = Work("students", f"{sets * c.evaluate.students} students", programs=3, tower_programs=compiled_towers(model, 3),
+    work = Work("students", plural(sets * c.evaluate.students, "student"), programs=3,
+                tower_programs=compiled_towers(model, 3),
                 device_memory=c.evaluate.students * 16 * model.parameters + 12 * counts.val_images * counts.val_captions + (
                     0 if model.projection else c.evaluate.batch * model.activations),
                 disk=sets * set_bytes(c, model))
@@ -134,10 +137,10 @@ def set_bytes(config: ConfigDict, model: ModelCost) -> float:
 
 
 def coreset_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
-    """Choosing real pairs; random ones cost nothing."""
-    compared = 0 if run.spec.coreset == "random" else 4 * counts.images * run.config.distill.pairs * (
-        model.features + counts.text_dim)
-    return Work("distillation", f"{run.config.distill.sets} sets chosen", host_flops=run.config.distill.sets * compared)
+    """Choosing real pairs, by comparing as many with all."""
+    compared = 4 * counts.images * run.config.distill.pairs * (model.features + counts.text_dim)
+    sets = run.config.distill.sets
+    return Work("distillation", f"{plural(sets, 'set')} chosen by {run.spec.coreset}", host_flops=sets * compared)
 
 
 def _students(config: ConfigDict, best: int, students: int, counts: Counts, model: ModelCost, scales: int | None) -> Amount:

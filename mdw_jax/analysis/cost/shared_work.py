@@ -15,8 +15,9 @@ _DECODE_IMAGE, _DECODE_PIXEL = 2.5e-3, 4.0e-8  # of a JPEG of 500 x 400 pixels, 
 _DRAW_PIXEL = 3.3e-7  # of a generated image
 _HASH_CAPTION = 3.0e-5
 _TOKENS = 16  # of a caption, in the buckets that the encoder pads to
-_EIGEN = 12  # FLOP per cube of the width, of an eigendecomposition
+_EIGEN = 8  # FLOP per cube of the width, of an eigendecomposition
 _BATCH = 100  # images in a forward pass (`pipeline.feature_cache`)
+_KEPT_FORWARD = 1 / 15  # of what a gradient needs, what a forward pass has in memory at a time
 
 
 def feature_work(config: ConfigDict, counts: Counts, model: ModelCost) -> Work:
@@ -24,21 +25,33 @@ def feature_work(config: ConfigDict, counts: Counts, model: ModelCost) -> Work:
     m, data = config.model, config.data
     images, captions = counts.all_images, counts.all_captions
     generated = data.name in GENERATED_READERS
-    decoding = _DRAW_PIXEL * model.pixels if generated else _DECODE_IMAGE + _DECODE_PIXEL * model.pixels
+    decoding = 0.0 if generated else images * decode_seconds(model)
     pretraining = m.pretrain_epochs * m.pretrain_images * 3 * model.tower if m.tower == "convnet" else 0
-    host = _START + images * decoding + captions * _HASH_CAPTION
-    if pretraining:
-        host += m.pretrain_images * _DRAW_PIXEL * model.pixels
+    drawn = (images if generated else 0) + (m.pretrain_images if pretraining else 0)
+    host = _START + drawn * _DRAW_PIXEL * model.pixels + captions * _HASH_CAPTION
     encoding = captions * text_encoder_flops(config, counts) if config.text.encoder == "transformer" else 0
     features = images * model.tower if model.projection else 0
     in_memory = 0 if data.stream else images * model.pixels
     stored = 4 * (captions * counts.text_dim + (images * model.features if model.projection else 0))
     return Work(
         "features", f"data, features of {captions:,} captions" + (f" and {images:,} images" if features else ""),
-        flops=encoding, tower_forward=features, tower_gradient=pretraining, host=host, programs=4,
-        tower_programs=(1 if features else 0) + (3 if pretraining else 0),
-        device_memory=4 * model.backbone + _BATCH * model.activations / 3 + stored / 2, host_memory=in_memory + stored,
+        flops=encoding, tower_forward=features, tower_gradient=pretraining, host=host, decoding=decoding, programs=4,
+        tower_programs=(1 if features else 0) + (3 if pretraining else 0), host_memory=in_memory + stored,
+        device_memory=4 * model.backbone + _BATCH * _KEPT_FORWARD * model.activations + stored / 2,
         disk=stored + (4 * model.backbone if pretraining else 0))
+
+
+def decode_seconds(model: ModelCost) -> float:
+    """Seconds of one core to decode an image and make it as large as the model sees it."""
+    return _DECODE_IMAGE + _DECODE_PIXEL * model.pixels
+
+
+def students_feature_work(counts: Counts, model: ModelCost) -> Work:
+    """Features of val and test by the frozen tower of the students (`evaluate.tower`)."""
+    images = counts.val_images + counts.test_images
+    return Work("students", f"features of {images:,} images by evaluate.tower", tower_forward=images * model.tower,
+                programs=1, tower_programs=1, disk=4 * images * model.features,
+                device_memory=4 * model.backbone + _BATCH * _KEPT_FORWARD * model.activations)
 
 
 def text_encoder_flops(config: ConfigDict, counts: Counts) -> int:
@@ -59,7 +72,7 @@ def closed_form_work(counts: Counts, model: ModelCost) -> Work:
     division = 2 * (images * f + captions * d) * rank
     rounds = ROUNDS + 1
     return Work(
-        "closed form", f"{rounds} rounds", moved=rounds * tried * 48 * val * queries,
+        "closed form", f"solved in {rounds} rounds", moved=rounds * tried * 48 * val * queries,
         host_flops=rounds * (2 * moments + search + division), host=1e-5 * captions, programs=1,
         host_memory=8 * (f * f + d * d + f * d) + 4 * rank * (images + captions),
         disk=4 * (rank * (f + d) + captions))

@@ -17,7 +17,7 @@ from mdw_jax.config.overrides import preset_config
 _HEADS_SHARE, _TOWER_SHARE, _GRADIENT_SHARE = 0.85, 0.45, 0.9
 _MOST_LAYERS = 12  # of a tower that compiles in a second, and is measured before a run
 BUSY = 1.3  # more seconds than so pass in one of the processor's: it is said that others use the machine
-_HOST_FLOPS = 2.5e10  # double precision on one core of the reference machine
+_HOST_FLOPS = 4e10  # double precision on one core of the reference machine
 # Seconds of the reference core to trace and compile a program of heads, and for each layer of a tower in it.
 _COMPILE_PROGRAM, _COMPILE_LAYER = 1.2, 0.04
 
@@ -41,7 +41,10 @@ def seconds_of(work: Work, device: Device, model: ModelCost, devices: int = 1, u
                  + work.moved / device.bandwidth)
     compiling = _COMPILE_PROGRAM * work.programs + _COMPILE_LAYER * model.layers * work.tower_programs
     on_host = (work.host + work.host_flops / _HOST_FLOPS + compiling) / device.host
-    return (on_device / devices + on_host) * device.busy
+    decoding = work.decoding / (device.cores * devices * device.host)
+    if device.measured and jax.default_backend() == "cpu":  # the same cores
+        return (on_device + decoding + on_host) * device.busy
+    return (max(on_device / devices, decoding) + on_host) * device.busy
 
 
 def seconds_here(config: ConfigDict, counts: Counts) -> dict[str, float]:

@@ -25,6 +25,7 @@ class Work(NamedTuple):
         moved: bytes that all else moves through the device's memory.
         host: seconds of one core of the host, at the speed of the reference core.
         host_flops: operations on the host whatever the device is.
+        decoding: seconds of one core for decoding images, which all cores do while the device works.
         programs: how many programs without a tower are compiled.
         tower_programs: how many passes of a tower are in compiled programs: a gradient has three.
         device_memory: bytes on the device at its peak, by a formula.
@@ -41,6 +42,7 @@ class Work(NamedTuple):
     moved: float = 0.0
     host: float = 0.0
     host_flops: float = 0.0
+    decoding: float = 0.0
     programs: int = 0
     tower_programs: int = 0
     device_memory: float = 0.0

@@ -14,7 +14,7 @@ from mdw_jax.analysis.cost.set_work import (
     prototype_work,
     student_work,
 )
-from mdw_jax.analysis.cost.shared_work import closed_form_work, feature_work
+from mdw_jax.analysis.cost.shared_work import closed_form_work, feature_work, students_feature_work
 from mdw_jax.analysis.cost.unit import STAGES, Work
 from mdw_jax.config.options import PROTOTYPES
 from mdw_jax.pipeline.correspondence import TEACHERS_WITH_CLOSED_FORM
@@ -71,7 +71,7 @@ def _add_preset(found: dict[tuple, Work], run: PresetRun, counts: Counts, model:
         add(found, ("experts", run.experts.key), expert_work(run, kept, model, devices), [run])
         if (c.noise.estimate or c.noise.protocol == "natural" and not c.noise.file) and run.filter is None:
             add(found, ("rate", run.experts.key), rate_work(run, kept, model), [run])
-    if run.spec.kind == "coreset":
+    if run.spec.kind == "coreset" and run.spec.coreset != "random":
         add(found, ("coreset", run.name), coreset_work(run, kept, model), [run])
     if run.spec.kind == "distilled":
         if c.distill.init == PROTOTYPES:
@@ -80,7 +80,17 @@ def _add_preset(found: dict[tuple, Work], run: PresetRun, counts: Counts, model:
             add(found, ("outer steps", run.name), outer_work(run, model, devices), [run])
         add(found, ("candidates", run.name), candidate_work(run, counts, model), [run])
     if run.spec.has_sets:
-        add(found, ("students", run.name), student_work(run, counts, model), [run])
+        students = students_model(c, counts) if c.evaluate.tower else model
+        if c.evaluate.tower and students.projection:
+            add(found, ("features of students",), students_feature_work(counts, students), [run])
+        add(found, ("students", run.name), student_work(run, counts, students), [run])
+
+
+def students_model(c: ConfigDict, counts: Counts) -> ModelCost:
+    """The costs of the model whose tower is `evaluate.tower`."""
+    changed = ConfigDict(c.to_dict())
+    changed.model.update({"tower": c.evaluate.tower, "mode": c.evaluate.mode, "weights": c.evaluate.weights})
+    return model_cost(changed, counts.text_dim)[0]
 
 
 def needs_closed_form(run: PresetRun) -> bool:
