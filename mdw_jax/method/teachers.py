@@ -99,10 +99,10 @@ def top_captions(images, texts, k: int) -> np.ndarray:
     Returns:
         (N, k) rows of captions.
     """
-    similarity = jax.jit(lambda rows: rows @ texts.T)
+    similarity = jax.jit(lambda rows, texts: rows @ texts.T)  # an argument: XLA would transpose a constant while compiling
 
     def nearest(rows):
-        values = np.asarray(similarity(rows))
+        values = np.asarray(similarity(rows, texts))
         top = np.argpartition(-values, k - 1, axis=1)[:, :k]  # on a CPU far faster than `jax.lax.top_k`
         return np.take_along_axis(top, np.argsort(-np.take_along_axis(values, top, 1), 1, kind="stable"), 1)
 
