@@ -34,7 +34,7 @@ INNER_PASSES = {"exact": 10.5, "detached": 9.0}
 _STEPS_REAL, _STEPS_DISTILLED, _STEPS_TAUGHT_PER_PAIR = 80, 600, 14
 # Steps trained, in units of the best: `evaluate.patience` evaluations, each a fifth later. Where several scales of the step
 # sizes are tried, most are given up as soon as they are behind the best.
-_BEYOND_ONE, _BEYOND_SEVERAL = 1.7, 1.2
+_BEYOND_ONE, _BEYOND_SEVERAL = 1.7, 1.4
 _SCALES = 3  # scales that the search tries, where there are several
 _CLUSTERING_BATCHES, _CLUSTERING_BATCH = 60, 4096  # of mini-batch k-means
 _CLEAN = 0.65  # share of the pairs that a division calls clean
