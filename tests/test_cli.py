@@ -269,7 +269,7 @@ def test_mistakes_of_a_table(calls, capsys, words, sentence):
 def _stub(monkeypatch, error):
     def stage(config):
         raise error
-    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(run_command=stage))
+    monkeypatch.setitem(sys.modules, "mdw_jax.analysis.cost.announced_run", types.SimpleNamespace(run_command=stage))
 
 
 def test_a_user_error_in_a_stage(file, monkeypatch, capsys):
@@ -452,7 +452,7 @@ def test_features_of_a_refused_command_stay_if_they_took_long(file, monkeypatch,
         raise UserError("there are only 3 training images; lower distill.pairs.")
 
     monkeypatch.setattr("mdw_jax.cli._KEPT_AFTER", 60.0 - seconds)
-    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(run_command=refuse))
+    monkeypatch.setitem(sys.modules, "mdw_jax.analysis.cost.announced_run", types.SimpleNamespace(run_command=refuse))
     _mistake(capsys, "run", f"--config={file()}", "--config.run.dir=run")
     assert Path("run").exists() is stays
 
@@ -462,7 +462,7 @@ def test_what_a_refused_command_wrote_stays(file, monkeypatch, capsys):
         Path(config.run.dir, "features.npz").touch()
         raise UserError("there is no text encoder; set text.path.")
 
-    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(run_command=refuse))
+    monkeypatch.setitem(sys.modules, "mdw_jax.analysis.cost.announced_run", types.SimpleNamespace(run_command=refuse))
     _mistake(capsys, "run", f"--config={file()}", "--config.run.dir=run")
     assert Path("run/features.npz").exists()
 
@@ -473,7 +473,7 @@ def test_logging(file, monkeypatch, capsys):
         logging.getLogger("mdw_jax.pipeline.run").warning("set %d diverged", 3)
         logging.getLogger("elsewhere").info("not of this package")
 
-    monkeypatch.setitem(sys.modules, "mdw_jax.pipeline.run", types.SimpleNamespace(run_command=stage))
+    monkeypatch.setitem(sys.modules, "mdw_jax.analysis.cost.announced_run", types.SimpleNamespace(run_command=stage))
     assert main(["run", f"--config={file()}"]) == 0
     assert capsys.readouterr().err == "mdw: two networks\nmdw: set 3 diverged\n"
     assert main(["run", "--quiet", f"--config={file()}"]) == 0

@@ -90,7 +90,7 @@ def _port(text: str | None) -> int | None:
 
 COMMANDS = {
     "run": Command(
-        "all stages in order: prepare, experts, distill, evaluate", "pipeline.run:run_command",
+        "all stages in order: prepare, experts, distill, evaluate", "analysis.cost.announced_run:run_command",
         "mdw run --data photos/ captions.csv --pairs 50", _RUN, options=(_DATA, _PAIRS),
         details="Without --data, CONFIG is mdw run quickstart, for example. To go on with a run: mdw run runs/first."),
     "inspect": Command(

@@ -14,7 +14,6 @@ from mdw_jax.models.weights.hub import is_installed, is_reachable
 PRESETS = ("random", "correspond", "mdw", "closed_form", "experts")
 _HUB_TOWER = ("nfnet_l0", "timm/nfnet_l0.ra2_in1k")
 _MINILM, _HUB_MINILM = "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"
-_STEPS_OF_AN_EPOCH, _MOST_TIMES = 234, 10  # of Flickr8k's 30,000 captions; most epochs for one of those
 _MOST_PAIRS, _IMAGES_PER_PAIR = 100, 6  # of the distilled set, unless the user says how many
 
 
@@ -58,9 +57,9 @@ def _settings_for(accelerator: bool) -> ConfigDict:
     c.distill.ceo = False  # it brings nothing measurable (docs/results.md)
     c.distill.inner_steps, c.distill.steps = 64, 150
     c.evaluate.lr_scales = (1.0,)  # every search chose it
-    if not accelerator:  # pixels cost most: a third of the steps, at smaller images
+    if not accelerator:  # pixels cost most: a fifth of the steps, at smaller images
         c.data.size = 160
-        c.distill.prototype_steps, c.distill.steps = 60, 50
+        c.distill.prototype_steps, c.distill.steps = 60, 30
         c.distill.correspondence_tau = (0.1,)
         c.evaluate.students = 3
     return c
@@ -71,11 +70,6 @@ def _fit(c: ConfigDict, data: OwnData) -> None:
     c.distill.pairs = max(2, min(_MOST_PAIRS, data.images // _IMAGES_PER_PAIR))
     c.distill.batch = c.distill.pairs
     c.experts.batch = max(2, min(c.experts.batch, data.captions // 4))
-    # As many steps as on the data set that the lengths were chosen on: few pairs are seen more often.
-    times = max(1, min(_MOST_TIMES, round(_STEPS_OF_AN_EPOCH * c.experts.batch / data.captions)))
-    for key in ("epochs", "teacher_epochs", "trajectory_epochs"):
-        c.experts[key] *= times
-    c.distill.match_epochs *= times
     c.experts.recovery_top_k = max(1, min(c.experts.recovery_top_k, data.captions // 4))
     if data.detection.name in LOG_MEL_READERS:
         c.data.size = base().data.size

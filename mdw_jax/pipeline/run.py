@@ -1,11 +1,13 @@
 """The stages of a run, in order, over the presets of its config, and what they print."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.config.stored import AS_GIVEN, CONFIG
+from mdw_jax.data.pairs import Pairs
 from mdw_jax.io.files import read_json, write_atomically, write_csv, write_json
 from mdw_jax.io.scores import METRICS
 from mdw_jax.pipeline import run_notes
@@ -14,6 +16,7 @@ from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.earlier_presets import earlier_presets, earlier_results
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.experts import experts_stage
+from mdw_jax.pipeline.inputs import load_pairs
 from mdw_jax.pipeline.outer_step import compile_in_background
 from mdw_jax.pipeline.prepared import SPLITS, Prepared, prepare
 from mdw_jax.pipeline.preset_run import PresetRun, open_preset, resolve_run
@@ -26,13 +29,14 @@ from mdw_jax.reporting.text import aligned, markdown_table
 from mdw_jax.reporting.verdict import verdict_of
 from mdw_jax.runtime.processes import is_main
 
+Estimate = Callable[[ConfigDict, Pairs], str]
 # Columns of scores.csv. Not read off the rows: the keys of rows that come from a file have another order.
 _COLUMNS = ("preset", "set", "student", "select_on", "lr_scale", "steps", "at_edge", "val_r_mean", *METRICS,
             "hard_r_mean", "bytes")
 
 
-def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[PresetRun]]:
-    """Resolve the config, say what noise is drawn, prepare the data, open the presets, write config and environment.
+def _begin(config: ConfigDict, estimate: Estimate | None = None) -> tuple[ConfigDict, Prepared, list[PresetRun]]:
+    """Resolve the config, say what will be done, prepare the data, open the presets, write config and environment.
 
     The config and all presets are checked before the run directory is made or any data are read.
     """
@@ -40,8 +44,11 @@ def _begin(config: ConfigDict) -> tuple[ConfigDict, Prepared, list[PresetRun]]:
     announce_run(resolved, (Path(config.run.dir) / CONFIG).exists())
     announce_noise(config)
     directory = run_folder(config)
+    pairs = load_pairs(resolved.data, directory / "cache")
+    announce_data(resolved, pairs)
+    if estimate is not None and is_main():
+        print(f"time: {estimate(config, pairs)}", flush=True)
     prepared = prepare(resolved)
-    announce_data(resolved, prepared.pairs)
     runs = [open_preset(config, prepared, name) for name in config.run.presets]
     presets = (*config.run.presets, *earlier_presets(config))
     for name, one in ((AS_GIVEN, config.copy_and_resolve_references()), (CONFIG, resolved)):
@@ -87,14 +94,18 @@ def distill_command(config: ConfigDict) -> None:
             print(f"{run.name:8}  {directory}")
 
 
-def run_command(config: ConfigDict) -> None:
+def run_command(config: ConfigDict, estimate: Estimate | None = None) -> None:
     """Do all stages of every preset, one preset after another; then write the scores, the table and the report.
+
+    Args:
+        config: the run's config, not resolved.
+        estimate: how long that takes, in words, of the config and its data; None: it is not said.
 
     A stage skips what is complete, and makes what it needs of the stages before it: `distill_stage` trains experts that
     are missing, `evaluate_stage` also distills. So an interrupted run goes on where it stopped, and each stage can be
     called alone.
     """
-    resolved, prepared, runs = _begin(config)
+    resolved, prepared, runs = _begin(config, estimate)
     rows = []
     for run in runs:
         if run.spec.needs_experts:

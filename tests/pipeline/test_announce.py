@@ -28,10 +28,11 @@ def said(name, monkeypatch, capsys, config):
     """What a command prints before it loads data."""
     module, command = COMMANDS[name]
 
-    def prepare(config):
+    def prepare(*_):
         raise LoadsDataError
 
     monkeypatch.setattr(module, "prepare", prepare)
+    monkeypatch.setattr(module, "load_pairs", prepare, raising=False)
     with pytest.raises(LoadsDataError):
         command(config)
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("noise")]
