@@ -23,7 +23,7 @@ from mdw_jax.models.image.pretrained import SPECS, pretrained
 from mdw_jax.models.image.spectrogram import spectrogram_tower
 from mdw_jax.models.image.tower import Tower
 from mdw_jax.models.image.vit import vit
-from mdw_jax.models.weights.hub import read_tensors
+from mdw_jax.models.weights.hub import fetch, files_digest, read_tensors, weight_files
 from mdw_jax.models.weights.shipped import SHIPPED, shipped_or_local
 from mdw_jax.runtime.rng import named_key
 
@@ -87,7 +87,9 @@ def _pretrained(name: str, m: ConfigDict, shape, context: BuildContext) -> Tower
     if not m.weights:
         raise UserError(f"the tower '{name}' needs weights; set {context.weights_setting} to a .safetensors file, a "
                         "directory that holds one, or a Hub model's name.")
-    return pretrained(name, shape, read_tensors(m.weights))
+    origin = {"kind": "published", "name": name, "source": m.weights,
+              "sha256": files_digest(weight_files(fetch(m.weights)))}
+    return pretrained(name, shape, read_tensors(m.weights))._replace(layout=origin)
 
 
 TOWERS: dict[str, TowerBuilder] = {

@@ -63,4 +63,5 @@ def convnet(image_shape, patches=(4, 2, 2), widths=(64, 128, 128)) -> Tower:
         return jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))["params"]
 
     return Tower("convnet", init, lambda params, images: module.apply({"params": params}, images), widths[-1],
-                 std=(0.25,) * image_shape[2])
+                 std=(0.25,) * image_shape[2],
+                 layout={"kind": "convnet", "patches": list(patches), "widths": list(widths)})

@@ -25,8 +25,22 @@ def mobilenet(path) -> Tower:
     """
     if not Path(path).is_file():
         raise UserError(f"there are no MobileNet weights at '{path}'; set model.weights to a .q8.npz file.")
-    graph, params, width = _read(Path(path))
+    graph, params = read_mobilenet(path)
+    return mobilenet_of(graph, params, Path(path).name.split(".")[0], f"the graph of '{path}'")
 
+
+def mobilenet_of(graph: dict, params: dict, name: str, what: str) -> Tower:
+    """The backbone of a graph and its weights.
+
+    Args:
+        graph: "input_tensor" and "ops", as `read_mobilenet` returns it: it ends in its average pooling.
+        params: {layer: {"kernel": (kh, kw, C, F), depthwise (kh, kw, 1, C), "bias": (F,)}}.
+        name: of the tower.
+        what: what the graph is called in messages.
+
+    Raises:
+        UserError: the graph cannot be computed with these weights.
+    """
     def feature_map(params, images):
         values = {graph["input_tensor"]: 2 * images - 1}
         for op in graph["ops"]:
@@ -46,12 +60,22 @@ def mobilenet(path) -> Tower:
     try:  # the graph and the shapes come from the file
         jax.eval_shape(feature_map, params, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
     except Exception as error:
-        raise UserError(f"the graph of '{path}' cannot be computed ({' '.join(str(error).split())[:100]}): it is "
-                        "damaged; fetch it again.") from error
-    return Tower(Path(path).name.split(".")[0], lambda key: params, feature_map, width, std=(0.5, 0.5, 0.5))
+        raise UserError(f"{what} cannot be computed ({' '.join(str(error).split())[:100]}): it is damaged; fetch it "
+                        "again.") from error
+    last = next(op["w"] for op in reversed(graph["ops"]) if "w" in op)
+    return Tower(name, lambda key: params, feature_map, params[last]["kernel"].shape[-1], std=(0.5, 0.5, 0.5),
+                 layout={"kind": "mobilenet", "name": name, "input": graph["input_tensor"], "operations": graph["ops"]})
 
 
-def _read(path):
+OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "AVERAGE_POOL_2D")
+
+
+def read_mobilenet(path) -> tuple[dict, dict]:
+    """The graph up to its average pooling, and the weights, of a `.q8.npz` file: see `mobilenet_of`.
+
+    Raises:
+        UserError: it is damaged or of another kind.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             graph = parse_json(str(file["ops_json"]))
@@ -67,11 +91,10 @@ def _read(path):
             }
     except (KeyError, ValueError, OSError, EOFError, StopIteration, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' is not a complete MobileNet .q8.npz file ({error}); fetch it again.") from None
-    unknown = {op["op"] for op in ops} - {"CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "AVERAGE_POOL_2D"}
+    unknown = {op["op"] for op in ops} - set(OPERATIONS)
     if unknown:
         raise UserError(f"'{path}' holds operations that cannot be computed: {', '.join(sorted(unknown))}; give another "
                         "file.")
     if not all(np.isfinite(array).all() for layer in params.values() for array in layer.values()):
         raise UserError(f"'{path}' holds NaN or infinite weights; fetch it again.")
-    last = next(op["w"] for op in reversed(ops) if "w" in op)
-    return {**graph, "ops": ops}, params, params[last]["kernel"].shape[-1]
+    return {**graph, "ops": ops}, params

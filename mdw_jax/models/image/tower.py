@@ -1,6 +1,6 @@
 """`Tower`: the interface of image backbones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -24,6 +24,8 @@ class Tower(NamedTuple):
         pool: (params, feature map) -> (B, width); by default the mean over space.
         grid: feature map, or its gradient -> (B, h, w, F), the spatial positions alone (for Grad-CAM).
         std: of each channel, what it divides images in [0, 1] by once it has subtracted a mean; None: not known.
+        layout: what else is needed to compute it again from its parameters, as JSON can hold it: its "kind" and the
+            settings of that kind (`mdw_jax.export.backbone`); None: it cannot be written down.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Tower(NamedTuple):
     pool: Callable[[Any, Any], Any] = mean_over_space
     grid: Callable[[Any], Any] = lambda feature_map: feature_map
     std: tuple[float, ...] | None = None
+    layout: Mapping[str, Any] | None = None
 
     def features(self, params, images):
         """Pooled features: (B, H, W, C) in [0, 1] -> (B, width)."""

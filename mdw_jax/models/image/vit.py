@@ -80,4 +80,5 @@ def vit(image_shape, patch: int = 16, width: int = 128, depth: int = 4, heads: i
         return jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))["params"]
 
     return Tower("vit", init, lambda params, images: module.apply({"params": params}, images), width,
-                 std=(0.25,) * image_shape[2])
+                 std=(0.25,) * image_shape[2],
+                 layout={"kind": "vit", "patch": patch, "width": width, "depth": depth, "heads": heads})
