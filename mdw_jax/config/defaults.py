@@ -258,6 +258,7 @@ def base() -> ConfigDict:
     c.export = ConfigDict()  # for mdw export
     c.export.formats = ("safetensors", "folder", "webdataset")  # formats to write
     c.export.license = ""  # license of the source data, such as cc-by-4.0 or unknown; required, for the dataset cards
+    c.export.with_test = False  # also hand features of the test split on (not its photos), for train.py to score on
     c.export.neighbors = 1  # nearest real training captions to write beside each distilled text
 
     c.plan = ConfigDict()  # for mdw plan, which opens no weights, and no data whose sizes are stated here

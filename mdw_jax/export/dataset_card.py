@@ -8,6 +8,8 @@ import yaml
 from mdw_jax.config.plugins import is_path
 from mdw_jax.errors import UserError
 from mdw_jax.export.formats import FORMATS
+from mdw_jax.export.student_text import training_descriptions, training_section
+from mdw_jax.export.training import Training
 from mdw_jax.io.distilled_set import BRANCHES, BYTES_PER_NUMBER, TENSORS, DistilledSet, byte_budget
 from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.method.matching import student_optimizer_entry
@@ -84,13 +86,14 @@ def _torch_optimizer(name: str) -> str | None:
         return None
 
 
-def dataset_card(distilled: DistilledSet, card: dict, real: bool) -> str:
+def dataset_card(distilled: DistilledSet, card: dict, real: bool, training: Training | None = None) -> str:
     """The README.md of an export: front matter that the Hugging Face Hub reads, what the set is, how to use it.
 
     Args:
         distilled: the set.
         card: as `export_set` writes it; config, preset, data, noise, log_mel, license, formats and png are read.
         real: whether the pairs are real ones (a coreset).
+        training: how its students are trained; None: the card shows a recipe whose reader brings the model.
 
     Raises:
         UserError: the loss of the set is unknown.
@@ -99,7 +102,9 @@ def dataset_card(distilled: DistilledSet, card: dict, real: bool) -> str:
     data = card.get("data") or card.get("config", {}).get("data", {}).get("name", "unknown data")
     kind = "real pairs, chosen" if real else "synthetic image-text pairs, distilled"
     front = yaml.safe_dump(_front_matter(card, pairs, real), sort_keys=False, allow_unicode=True)
-    student = _student_section(distilled, card) if "safetensors" in card["formats"] else ""
+    student = _student_section(distilled, card) if training is None and "safetensors" in card["formats"] else ""
+    lead = "" if training is None else training_section(training)
+    files = [*(FORMATS[name].description for name in card["formats"]), *(training_descriptions(training))]
     return f"""\
 ---
 {front}---
@@ -108,13 +113,13 @@ def dataset_card(distilled: DistilledSet, card: dict, real: bool) -> str:
 
 {pairs} {kind} from {data} by the preset `{card.get("preset", "unknown")}` of mdw-jax. Retrieval models are trained on
 them in place of all of the data.{_noise(card.get("noise", {}))}
-
+{lead}
 ## Contents
 
 {_bullets(_contents(distilled, card))}
 ## Files
 
-{_bullets(FORMATS[name].description for name in card["formats"])}{student}
+{_bullets(files)}{student}
 ## Limits and license
 
 {_bullets(_limits(card, real))}"""

@@ -6,30 +6,38 @@ In the directory of an export, depending on its formats:
     images/NNNNNN.png              8 bits per channel, with images/metadata.jsonl: what `imagefolder` reads
     data.parquet                   the image, and its pixels and text as float32
     shard-000000.tar               NNNNNN.png, .txt, .json, .text.npy, .correspondence.npy of each pair
+    training.json                  how a student is trained on it, and the score to expect (`export/training.py`), with
+    backbone.safetensors           the frozen image tower,
+    test.safetensors               on request, features of the test split, and
+    train.py                       a PyTorch program that does it (these four beside distilled.safetensors alone)
     README.md                      the dataset card
     card.json                      facts about the set (written last: without it the export is not finished)
 
 No file name is taken from the data.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mdw_jax.errors import UserError
 from mdw_jax.export.dataset_card import dataset_card
 from mdw_jax.export.formats import FORMATS, NearestCaptions, import_pyarrow, is_image_set, png_loss
-from mdw_jax.io.distilled_set import CARD, DistilledSet, byte_budget, save_distilled
+from mdw_jax.export.student_text import about_set
+from mdw_jax.export.training import TRAINING_FILES, Training, training_files
+from mdw_jax.io.distilled_set import CARD, DistilledSet, byte_budget, save_distilled, tensor_file
 from mdw_jax.io.files import write_atomically, write_json
 from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.runtime.processes import is_main
 
-README = "README.md"
+README, TRAIN = "README.md", "train.py"
 _OF_TENSOR_FILE = ("file", "sha256", "shapes", "byte_budget", "seen_size")  # entries of a card that `save_distilled` sets
 
 
 def export_set(path, distilled: DistilledSet, nearest: NearestCaptions, card: dict, *, formats: Sequence[str],
-               license: str, real: bool = False) -> None:
+               license: str, real: bool = False, training: Training | None = None) -> None:
     """Write a set into a directory in place of an earlier export. Files of others stay.
 
     Args:
@@ -40,6 +48,7 @@ def export_set(path, distilled: DistilledSet, nearest: NearestCaptions, card: di
         formats: some of `FORMATS`.
         license: of the data that the set comes from.
         real: whether the pairs are real ones (a coreset).
+        training: how a student is trained on the set; written with the format "safetensors" alone.
 
     Raises:
         UserError: as `check_settings`; or the loss of the set is unknown; or a format needs images, and these are video
@@ -62,7 +71,13 @@ def export_set(path, distilled: DistilledSet, nearest: NearestCaptions, card: di
     for name in formats:
         make_files = FORMATS[name].files
         files |= {} if make_files is None else make_files(distilled, nearest, numbers)
-    files[README] = dataset_card(distilled, card, real).encode()
+    if training is not None and "safetensors" in formats:
+        training = training._replace(record=_without_paths({**training.record, "about": about_set(card)}))
+        files |= training_files(training, hashlib.sha256(tensor_file(distilled)).hexdigest())
+        files[TRAIN] = resources.files("mdw_jax.export").joinpath("templates", TRAIN).read_bytes()
+    else:
+        training = None
+    files[README] = dataset_card(distilled, card, real, training).encode()
     if is_main():
         _remove_export(directory)
     for name, data in files.items():
@@ -93,7 +108,7 @@ def check_settings(formats: Sequence[str], license: str) -> None:
 def _remove_export(directory: Path) -> None:
     """Remove the files of an earlier export, the card first."""
     (directory / CARD).unlink(missing_ok=True)
-    patterns = [README, *(pattern for form in FORMATS.values() for pattern in form.patterns)]
+    patterns = [README, *TRAINING_FILES, TRAIN, *(pattern for form in FORMATS.values() for pattern in form.patterns)]
     for path in [path for pattern in patterns for path in directory.glob(pattern)]:
         path.unlink()
 

@@ -146,6 +146,20 @@ def byte_budget(distilled: DistilledSet) -> dict[str, float]:
     return {**budget, "total": total, "pairs_equivalent": total / pair}
 
 
+def tensor_file(distilled: DistilledSet) -> bytes:
+    """The bytes of a set's tensor file. Step sizes are stored as float32."""
+    # C order: safetensors writes a strided array's memory as if it were contiguous.
+    arrays = {name: _stored(name, np.asarray(value, np.float32, order="C"))
+              for name, value in _named_arrays(distilled).items()}
+    # One metadata entry: safetensors orders several at random, and the same set should be the same file.
+    return save(arrays, metadata={_FORMAT: json.dumps(distilled._settings())})
+
+
+def _named_arrays(distilled: DistilledSet) -> dict[str, np.ndarray]:
+    sizes = {f"step_size.{name}": np.asarray(value) for name, value in distilled.step_sizes.items()}
+    return distilled._arrays() | sizes
+
+
 def save_distilled(path, distilled: DistilledSet, card: dict) -> None:
     """Write a set into the directory `path`, replacing one that is there.
 
@@ -158,15 +172,9 @@ def save_distilled(path, distilled: DistilledSet, card: dict) -> None:
             file), "shapes", "alpha", "loss", "byte_budget" and, where images are stored smaller than models see them,
             "seen_size".
     """
-    directory = Path(path)
-    sizes = {f"step_size.{name}": value for name, value in distilled.step_sizes.items()}
-    # C order: safetensors writes a strided array's memory as if it were contiguous.
-    arrays = {name: _stored(name, np.asarray(value, np.float32, order="C"))
-              for name, value in (distilled._arrays() | sizes).items()}
-    # One metadata entry: safetensors orders several at random, and the same set should be the same file.
-    data = save(arrays, metadata={_FORMAT: json.dumps(distilled._settings())})
+    directory, data = Path(path), tensor_file(distilled)
     card = {**card, "file": TENSORS, "sha256": hashlib.sha256(data).hexdigest(),
-            "shapes": {name: list(array.shape) for name, array in arrays.items()},
+            "shapes": {name: list(array.shape) for name, array in _named_arrays(distilled).items()},
             **distilled._settings(), "byte_budget": byte_budget(distilled)}
     json.dumps(card)  # a card that JSON cannot hold must fail before the old set is touched
     if not is_main():

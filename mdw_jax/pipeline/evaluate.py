@@ -8,7 +8,7 @@ from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
 from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled
-from mdw_jax.io.files import digest, write_json
+from mdw_jax.io.files import digest, read_json, write_json
 from mdw_jax.io.records import complete
 from mdw_jax.io.scores import METRICS
 from mdw_jax.method.students import EvalResult, Protocol, evaluate
@@ -56,7 +56,7 @@ def evaluate_stage(run: PresetRun, prepared: Prepared) -> list[dict]:
                     rows_of_set = [{**row, "hard_r_mean": float(score)}
                                    for row, score in zip(rows_of_set, hard.scores[:, -1], strict=True)]
                 advance(1, r_mean=float(result.scores[:, -1].mean()))
-            record = {"key": key, "rows": rows_of_set}
+            record = {"key": key, "rows": rows_of_set, "evaluate": c.evaluate.to_dict()}
             with contextlib.closing(open_writers(c, directory)) as writer:
                 for row in record["rows"]:
                     writer.write(path.stem, row["student"], {name: row[name] for name in ("val_r_mean", *METRICS)})
@@ -101,6 +101,23 @@ def _student_rows(name: str, index: int, result: EvalResult) -> list[dict]:
              "steps": result.steps, "at_edge": " ".join(result.at_edge), "val_r_mean": float(val[-1]),
              **{metric: float(value) for metric, value in zip(METRICS, test, strict=True)}}
             for n, (val, test) in enumerate(zip(result.val, result.scores, strict=True))]
+
+
+def stored_scores(directory: Path) -> list[dict]:
+    """What students of a set scored, as `evaluate_stage` left it: {"rows", "evaluate"} of each evaluation.
+
+    "evaluate" is the config's section at that time, {} in records of earlier versions. The latest comes last. Damaged
+    records are left out.
+    """
+    found = []
+    for path in sorted(directory.glob("scores-*.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            record = read_json(path)
+        except (OSError, ValueError):
+            continue
+        if isinstance(record.get("rows"), list) and record["rows"]:
+            found.append({"rows": record["rows"], "evaluate": record.get("evaluate") or {}})
+    return found
 
 
 def _check_shapes(directory: Path, distilled: DistilledSet, prepared: Prepared) -> None:

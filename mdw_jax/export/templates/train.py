@@ -1,0 +1,491 @@
+#!/usr/bin/env python3
+"""Train a retrieval model on the distilled set beside this file, in plain PyTorch, and say how well it does.
+
+    pip install torch numpy pillow safetensors
+    python train.py                                                  # train; score on the test split, if it is here
+    python train.py --images photos/ --captions captions.csv         # ... score on photos and captions of yours
+
+Nothing else is needed: distilled.safetensors holds the pairs, backbone.safetensors the frozen image tower, training.json
+how to train on them. The student is written into --out as student.safetensors and student.json, which `mdw search` reads.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+METRICS = [f"{side}@{k}" for side in ("IR", "TR") for k in (1, 5, 10)]  # recall in percent, text -> image first
+
+
+# ---- the image tower --------------------------------------------------------------------------------------------------
+
+
+class ConvNet(nn.Module):
+    """Non-overlapping patches: (B, H, W, C) in [0, 1] -> (B, F), the mean over space."""
+
+    def __init__(self, shape, patches, widths):
+        super().__init__()
+        self.patches, channels = patches, shape[2]
+        for stage, (patch, width) in enumerate(zip(patches, widths)):
+            setattr(self, f"Dense_{2 * stage}", nn.Linear(patch * patch * channels, width))
+            setattr(self, f"Dense_{2 * stage + 1}", nn.Linear(width, width))
+            channels = width
+        self.position = nn.Parameter(torch.randn(shape[0] // patches[0], shape[1] // patches[0], widths[0]))
+        self.width = widths[-1]
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                draw(parameter, 2)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, images):
+        x = (images - 0.5) * 4
+        for stage, p in enumerate(self.patches):
+            b, h, w, c = x.shape
+            x = x.reshape(b, h // p, p, w // p, p, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, p * p * c)
+            x = getattr(self, f"Dense_{2 * stage}")(x)
+            x = F.gelu(x + self.position if stage == 0 else x, approximate="tanh")
+            x = x + F.gelu(getattr(self, f"Dense_{2 * stage + 1}")(x), approximate="tanh")
+        return x.mean((1, 2))
+
+
+class MobileNet(nn.Module):
+    """MobileNet V1 or V2 without normalization layers: (B, H, W, C) in [0, 1] -> (B, F), the mean over space.
+
+    Images of one channel are log-mels, frequency by time: enlarged to 128 pixels, repeated in three channels, and only
+    averaged over time.
+    """
+
+    def __init__(self, shape, layout, tensors):
+        super().__init__()
+        self.operations, self.input, self.one_channel = layout["operations"], layout["input"], shape[2] == 1
+        self.factor = -(-128 // min(shape[:2])) if self.one_channel else 1
+        for operation in self.operations:
+            if "w" in operation:
+                weight = tensors[f"{operation['w']}.weight"]
+                groups = len(weight) if operation["op"] == "DEPTHWISE_CONV_2D" else 1
+                convolution = nn.Conv2d(weight.shape[1] * groups, len(weight), tuple(weight.shape[2:]),
+                                        operation["stride"], groups=groups)
+                setattr(self, operation["w"], convolution)
+        last = [operation["w"] for operation in self.operations if "w" in operation][-1]
+        self.width = getattr(self, last).out_channels
+
+    def forward(self, images):
+        images = images.movedim(-1, 1)
+        if self.one_channel:
+            if self.factor > 1:
+                images = F.interpolate(images, scale_factor=self.factor, mode="bilinear")
+            images = images.repeat(1, 3, 1, 1)
+        values = {self.input: 2 * images - 1}
+        for operation in self.operations:
+            x = values[operation["in"][0]]
+            if operation["op"] == "AVERAGE_POOL_2D":
+                break
+            if operation["op"] == "ADD":
+                y = x + values[operation["in"][1]]
+            else:
+                y = self.convolve(getattr(self, operation["w"]), x)
+                y = y.clamp(0, 6) if operation["act"] == 3 else y.relu() if operation["act"] == 1 else y
+            values[operation["out"]] = y
+        return x.mean(3).transpose(1, 2).flatten(1) if self.one_channel else x.mean((2, 3))
+
+    @staticmethod
+    def convolve(convolution, x):
+        """TensorFlow's SAME padding: the odd pixel goes to the bottom and to the right."""
+        pads = []
+        for size, kernel, stride in zip(x.shape[:1:-1], convolution.kernel_size[::-1], convolution.stride[::-1]):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [total // 2, total - total // 2]
+        return convolution(F.pad(x, pads))
+
+
+def backbone_of(image, tensors):
+    """The image tower of training.json, with its weights; `tensors` without the prefix "backbone."."""
+    tower = image["tower"]
+    if tower["kind"] == "convnet":
+        network = ConvNet(image["shape"], tower["patches"], tower["widths"])
+    elif tower["kind"] == "mobilenet":
+        network = MobileNet(image["shape"], tower, tensors)
+    elif tower["kind"] == "published":
+        sys.exit(f"The image tower of this set is the published {tower['name']} ({tower['source']}, sha256 "
+                 f"{tower['sha256']}), which is not copied here and which this program does not compute; run "
+                 "`mdw train` of mdw-jax instead, which fetches it.")
+    else:
+        sys.exit(f"This program does not compute the image tower '{tower['kind']}'; run `mdw train` of mdw-jax instead.")
+    if tensors:
+        network.load_state_dict(tensors)
+    return network
+
+
+# ---- the student ------------------------------------------------------------------------------------------------------
+
+
+def draw(weight, gain):
+    """A normal distribution cut off at two standard deviations, of variance gain / inputs."""
+    std = math.sqrt(gain / weight.shape[1]) / 0.87962566103423978  # what the cut takes from the deviation
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+class Head(nn.Module):
+    """h = W1 x; LayerNorm(W2 gelu(h) + h)."""
+
+    def __init__(self, inputs, dim):
+        super().__init__()
+        self.projection, self.fc, self.layer_norm = nn.Linear(inputs, dim), nn.Linear(dim, dim), nn.LayerNorm(dim)
+        for layer in (self.projection, self.fc):
+            draw(layer.weight, 1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        h = self.projection(x)
+        return self.layer_norm(self.fc(F.gelu(h)) + h)
+
+
+class Student(nn.Module):
+    """The dual encoder. In mode "projection" the backbone is frozen, and the image branch takes its features."""
+
+    def __init__(self, record, tensors):
+        super().__init__()
+        image = record["image"]
+        self.backbone, self.frozen = backbone_of(image, tensors), image["mode"] == "projection"
+        self.backbone.requires_grad_(not self.frozen)
+        dim = record["dim"] if image["head"] else self.backbone.width
+        self.image_head = Head(self.backbone.width, dim) if image["head"] else None
+        self.text_head = Head(record["text"]["width"], dim)
+
+    @torch.no_grad()
+    def inputs(self, images):
+        """Images (B, H, W, C) in [0, 1] -> what `embed_images` takes: features by the frozen backbone, or the images."""
+        return torch.cat([self.backbone(part) for part in images.split(100)]) if self.frozen else images
+
+    def embed_images(self, inputs):
+        """-> (B, D), unit length."""
+        features = inputs if self.frozen else self.backbone(inputs)
+        return F.normalize(self.image_head(features) if self.image_head else features, dim=-1)
+
+    def embed_texts(self, texts):
+        """Text features (B, d) -> (B, D), unit length."""
+        return F.normalize(self.text_head(texts), dim=-1)
+
+    def branches(self):
+        image = [p for part in (self.backbone, self.image_head) if part for p in part.parameters() if p.requires_grad]
+        return {"image": image, "text": list(self.text_head.parameters())}
+
+
+# ---- training ---------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(target, logits, weight=lambda target, d: 1):
+    """-sum target log softmax(logits), rows and columns averaged."""
+    return sum((-(target(d) * logits.log_softmax(d)).sum(d) * weight(target, d)).mean() for d in (0, 1)) / 2
+
+
+def weighted_bce(match, other, target):
+    terms = -target * (match + 1e-6).log() - (1 - target) * (other + 1e-6).log()
+    return sum((terms * mask).sum() / mask.sum().clamp(min=1) for mask in (target > 0.5, target <= 0.5)) / 2
+
+
+LOSSES = {  # (logits, block of P) -> scalar
+    "probability": lambda s, p: cross_entropy((10 * p).softmax, s),
+    "nce": lambda s, p: cross_entropy(lambda d: p, s),
+    "cwcl": lambda s, p: cross_entropy(lambda d: p, s, lambda target, d: 1 / target(d).sum(d)),
+    "kl": lambda s, p: sum(((10 * p).softmax(d) * ((10 * p).log_softmax(d) - s.log_softmax(d))).mean() for d in (0, 1)) / 2,
+    "bce": F.binary_cross_entropy_with_logits,
+    "mse": lambda s, p: F.mse_loss(s.sigmoid(), p),
+    "wbce": lambda s, p: weighted_bce(s.sigmoid(), (-s).sigmoid(), p),
+    "wbce_published": lambda s, p: weighted_bce(s.sigmoid(), 1 - s.sigmoid(), p),
+}
+
+
+def correspondence(p, rows, alpha):
+    """The block of the correspondence matrix P at rows x rows: how far image i belongs to text j."""
+    if not p:
+        return torch.eye(len(rows), device=rows.device)
+    if "matrix" in p:
+        return p["matrix"][rows][:, rows]
+    left, right = p["left"][rows], p["right"][rows]
+    return torch.diag(p["diag"][rows]) + alpha / left.shape[1] * left @ right.T
+
+
+def train(record, pairs, tensors, device):
+    """One student, trained on the set as its JAX counterpart is: SGD with momentum and weight decay, random batches."""
+    if record["loss"] not in LOSSES:
+        sys.exit(f"The loss of this set, '{record['loss']}', comes from outside mdw-jax: add it to LOSSES in train.py.")
+    student, loss_of = Student(record, tensors).to(device), LOSSES[record["loss"]]
+    inputs, texts = student.inputs(pairs["images"].to(device)), pairs["texts"].to(device)
+    p = {name: tensor.to(device) for name, tensor in pairs["p"].items()}
+    groups = [{"params": parameters, "lr": record["step_sizes"][branch], "size": record["step_sizes"][branch]}
+              for branch, parameters in student.branches().items()]
+    settings = record["optimizer"]
+    optimizer = torch.optim.SGD(groups, momentum=settings["momentum"], weight_decay=settings["weight_decay"])
+    for phase in record["phases"]:
+        for group in optimizer.param_groups:
+            group["lr"] = phase["factor"] * group["size"]
+        for _ in range(phase["steps"]):
+            rows = torch.randperm(len(texts), device=device)[:record["batch"]]
+            logits = student.embed_images(inputs[rows]) @ student.embed_texts(texts[rows]).T / record["tau"]
+            loss = loss_of(logits, correspondence(p, rows, record["alpha"]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    if not math.isfinite(loss.item()):
+        sys.exit("The training diverged: its loss is not finite.")
+    return student.eval()
+
+
+# ---- captions ---------------------------------------------------------------------------------------------------------
+
+
+def murmur3(data, mask=0xFFFFFFFF):
+    """MurmurHash3 (32 bits, seed 0) of bytes, as a signed number."""
+    def scrambled(k):
+        k = k * 0xCC9E2D51 & mask
+        return (k << 15 | k >> 17) * 0x1B873593 & mask
+
+    h, whole = 0, len(data) // 4 * 4
+    for start in range(0, whole, 4):
+        h ^= scrambled(int.from_bytes(data[start:start + 4], "little"))
+        h = ((h << 13 | h >> 19) & mask) * 5 + 0xE6546B64 & mask
+    h ^= scrambled(int.from_bytes(data[whole:], "little")) ^ len(data)
+    h = (h ^ h >> 16) * 0x85EBCA6B & mask
+    h = (h ^ h >> 13) * 0xC2B2AE35 & mask
+    h ^= h >> 16
+    return h - (1 << 32) if h >> 31 else h
+
+
+def bow_features(captions, width, seed, bins=2**14):
+    """Hashed words and pairs of words, damped and projected at random: (K, width), unit length."""
+    numbers = [int.from_bytes(hashlib.sha256(name).digest()[:4], "big") for name in (b"text", b"bow")]
+    projection = np.random.default_rng([seed, *numbers]).standard_normal((bins, width), dtype=np.float32)
+    features = np.empty((len(captions), width), np.float32)
+    for row, caption in enumerate(captions):
+        words, counts = re.findall(r"\b\w+\b", caption.lower()), Counter()
+        for gram in (*words, *map(" ".join, zip(words, words[1:]))):
+            h = murmur3(gram.encode())
+            counts[abs(h) % bins] += 1 if h >= 0 else -1
+        counts = {bin: math.copysign(1 + math.log(abs(n)), n) for bin, n in counts.items() if n}
+        feature = sum(np.float32(n) * projection[bin] for bin, n in counts.items()) if counts else projection[0]
+        features[row] = feature / np.linalg.norm(feature)
+    return features
+
+
+def encode(captions, text):
+    """The text features of captions that the students take."""
+    if text["kind"] != "bow":
+        sys.exit(f"Captions cannot be encoded here: the text features of this set come from {text['source']} "
+                 f"({text['kind']}). Encode them with that model and give the (captions, {text['width']}) array by "
+                 "--caption-features FILE.npy, one row for each caption, in their order.")
+    check = bow_features(["A small red dog, on a beach!"], text["width"], text["seed"])[0]
+    if hashlib.sha256(",".join(f"{value + 0.0:.2f}" for value in check).encode()).hexdigest() != text["check"]:
+        sys.exit("This numpy draws other random numbers than the one the set was made with, so captions cannot be encoded "
+                 "alike; use numpy 1.26 or 2.")
+    return bow_features(captions, text["width"], text["seed"])
+
+
+# ---- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def pixels(path, image):
+    """A photo as (H, W, 3) uint8, as the set's own images were read."""
+    height, width, channels = image["shape"]
+    if channels != 3 or height != width:
+        sys.exit(f"The students take arrays of shape {image['shape']}, and not photos.")
+    with Image.open(path) as file:
+        file.draft(None, (2 * height, 2 * height))
+        photo = ImageOps.exif_transpose(file)
+    if photo.has_transparency_data:
+        photo = photo.convert("RGBA")
+        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
+    photo = photo.convert("RGB")
+    if image["fit"] == "crop":
+        photo = ImageOps.fit(photo, (height, width), Image.Resampling.BICUBIC)
+    elif photo.size != (width, height):
+        photo = photo.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(photo)
+
+
+def read_captions(path, image_column, caption_column):
+    """The (image, caption) rows of a CSV with a header."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        columns = []
+        for asked, known in ((image_column, ("image", "file_name", "filename", "file", "image_name", "path")),
+                             (caption_column, ("caption", "text", "sentence", "description", "comment"))):
+            names = {name.strip().lower(): name for name in table.fieldnames or () if name}
+            found = [names[name] for name in ((asked.lower(),) if asked else known) if name in names]
+            if not found:
+                sys.exit(f"'{path}' has the columns {', '.join(table.fieldnames or ['(none)'])} and none that is called "
+                         f"{asked or ' or '.join(known[:2])}; name them by --image-column and --caption-column.")
+            columns.append(found[0])
+        return [(row[columns[0]].strip(), row[columns[1]].strip()) for row in table if row[columns[0]] and row[columns[1]]]
+
+
+def own_data(arguments, record, student, device):
+    """Photos and captions of the user: inputs (N, ...), text features (K, d), image_of (K,)."""
+    rows = read_captions(arguments.captions, arguments.image_column, arguments.caption_column)
+    names = list(dict.fromkeys(name for name, _ in rows))
+    missing = [name for name in names if not (Path(arguments.images) / name).is_file()]
+    if missing or not names:
+        sys.exit(f"{len(missing)} of {len(names)} images of '{arguments.captions}' are not in '{arguments.images}'"
+                 f"{', the first is ' + missing[0] if missing else ''}.")
+    parts = []
+    for start in range(0, len(names), 100):
+        photos = np.stack([pixels(Path(arguments.images) / name, record["image"]) for name in names[start:start + 100]])
+        parts.append(student.inputs(torch.from_numpy(photos).to(device).float() / 255))
+    if arguments.caption_features:
+        texts = np.load(arguments.caption_features, allow_pickle=False).astype(np.float32)
+        if texts.shape != (len(rows), record["text"]["width"]):
+            sys.exit(f"'{arguments.caption_features}' is of shape {texts.shape}; the captions need "
+                     f"({len(rows)}, {record['text']['width']}).")
+    else:
+        texts = encode([caption for _, caption in rows], record["text"])
+    numbers = {name: number for number, name in enumerate(names)}
+    image_of = torch.tensor([numbers[name] for name, _ in rows])
+    return {"images": torch.cat(parts), "texts": torch.from_numpy(texts), "image_of": image_of}
+
+
+@torch.no_grad()
+def recalls(student, data, device):
+    """{metric: percent}: IR (text -> image) and TR (image -> text, best of its captions) @1, 5, 10, and their mean.
+
+    Ties count against the model.
+    """
+    v = torch.cat([student.embed_images(part.to(device)) for part in data["images"].split(500)])
+    t = torch.cat([student.embed_texts(part.to(device)) for part in data["texts"].split(500)])
+    similarity, image_of = v @ t.T, data["image_of"].to(device).long()
+    own = similarity[image_of, torch.arange(len(t), device=device)]
+    belongs = image_of[None, :] == torch.arange(len(v), device=device)[:, None]
+    best = similarity.masked_fill(~belongs, -math.inf).amax(1, keepdim=True)
+    ranks = ((~(similarity < own)).sum(0) - 1, (~(similarity < best) & ~belongs).sum(1))
+    values = [100 * (rank < k).double().mean().item() for rank in ranks for k in (1, 5, 10)]
+    return {**dict(zip(METRICS, values)), "r_mean": float(np.mean(values))}
+
+
+def report(scores, record, on_test):
+    """Print the scores of the students, beside those that were to be expected."""
+    values = [score["r_mean"] for score in scores]
+    mean, spread = float(np.mean(values)), f" +- {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    print("  ".join(f"{name} {np.mean([score[name] for score in scores]):.2f}" for name in METRICS))
+    print(f"r_mean    {mean:.2f}{spread}  ({len(values)} student{'s' if len(values) > 1 else ''})")
+    expected = record["expected"]
+    if not expected:
+        print("expected  unknown: no student of this set was evaluated before the export")
+        return
+    there, std = expected["mean"]["r_mean"], expected["std"]["r_mean"]
+    printX
+    if not on_test:
+        print("          Your data are others: this number says nothing about them.")
+    if expected["select_on"] == "test":
+        print("          These are each student's best evaluation on test, which is optimistic.")
+    if on_test and expected["t"] is None:
+        print("          The run had one student, so there is no interval.")
+    elif on_test:
+        half = expected["t"] * std * math.sqrt(1 / len(values) + 1 / expected["students"])
+        low, high = there - half, there + half
+        inside = "inside" if low <= mean <= high else "OUTSIDE"
+        print(f"          95 % interval for {len(values)} more: {low:.2f} to {high:.2f}; {mean:.2f} lies {inside}")
+
+
+# ---- files ------------------------------------------------------------------------------------------------------------
+
+
+def checked(entry):
+    """The tensors of a file of this export, float32 but for integers, if its sha256 is the one in training.json."""
+    path = HERE / entry["file"]
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+        sys.exit(f"{path} is missing or is not the file that training.json names (sha256); copy the export again.")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
+
+
+def load_set(record):
+    """The distilled pairs: images (M, H, W, C) as students see them, texts (M, d), parameters of P."""
+    tensors, (height, width, _) = checked(record["set"]), record["image"]["shape"]
+    images = tensors["images"]
+    if images.shape[1:3] != (height, width):  # stored smaller than students see them
+        images = F.interpolate(images.movedim(-1, 1), (height, width), mode="bilinear").movedim(1, -1)
+    prefix = "correspondence."
+    p = {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {"images": images, "texts": tensors["texts"], "p": p}
+
+
+def save(student, record, scores, seed, folder):
+    """student.safetensors and student.json: all that it takes to embed images and captions later."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    (folder / "student.json").unlink(missing_ok=True)
+    save_file(tensors, folder / "student.safetensors")
+    sha256 = hashlib.sha256((folder / "student.safetensors").read_bytes()).hexdigest()
+    image = {name: value for name, value in record["image"].items() if name != "start"}
+    with safe_open(HERE / record["set"]["file"], "np") as file:
+        pairs = file.get_slice("texts").get_shape()[0]
+    about = {"trained_by": "train.py (PyTorch)", "seed": seed, "pairs": pairs, "set_sha256": record["set"]["sha256"],
+             "about_set": record.get("about", {}), "scores": scores, "expected": record["expected"]}
+    (folder / "student.json").write_text(json.dumps({
+        "format": "mdw_jax.student.1", "file": "student.safetensors", "sha256": sha256, "image": image,
+        "text": record["text"], "dim": record["dim"], "tau": record["tau"], "about": about}, indent=2) + "\n")
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", metavar="DIR", help="photos to score on")
+    parser.add_argument("--captions", metavar="FILE.csv", help="their captions: columns image and caption")
+    parser.add_argument("--caption-features", metavar="FILE.npy", help="features of these captions, already encoded")
+    parser.add_argument("--image-column", metavar="NAME", help="the column of the image names, if it is called otherwise")
+    parser.add_argument("--caption-column", metavar="NAME", help="the column of the captions, if it is called otherwise")
+    parser.add_argument("--students", type=int, default=1, metavar="N", help="students to train; the first is kept (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first student (0)")
+    parser.add_argument("--out", type=Path, default=HERE / "student", metavar="DIR", help="where the student goes")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    if bool(options.images) != bool(options.captions):
+        parser.error("--images and --captions belong together")
+    if options.students < 1:
+        parser.error("--students is at least 1")
+    return options
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    record = json.loads((HERE / "training.json").read_text())
+    if record.get("format") != "mdw_jax.training.1":
+        sys.exit(f"training.json is of the format {record.get('format')}, which this program does not know.")
+    pairs = load_set(record)
+    tensors = checked(record["backbone"]) if record["backbone"] else {}
+    tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+    steps = sum(phase["steps"] for phase in record["phases"])
+    print(f"{len(pairs['texts'])} pairs, {steps} steps ({record['chosen']['how']}), on {options.device}")
+    data, scores, first = None, [], None
+    for number in range(options.students):
+        torch.manual_seed(options.seed + number)
+        student = train(record, pairs, tensors, options.device)
+        first = first or student
+        if data is None and options.images:
+            data = own_data(options, record, student, options.device)
+        elif data is None and record["test"]["file"]:
+            data = checked({"file": record["test"]["file"], "sha256": record["test"]["sha256"]})
+        if data is not None:
+            scores.append(recalls(student, data, options.device))
+    save(first, record, scores[0] if scores else None, options.seed, options.out)
+    if scores:
+        report(scores, record, on_test=not options.images)
+    else:
+        print("The test split is not part of this export: give --images DIR and --captions FILE.csv to score the student.")
+    print(f"student   {options.out}")
+
+
+if __name__ == "__main__":
+    main()
