@@ -56,8 +56,8 @@ def expected_text(record: Mapping) -> str:
     """The score to expect, in a sentence."""
     expected, test = record["expected"], record["test"]
     if not expected:
-        return ("**No score is known**: no student of this set was evaluated before the export; the number of steps and the "
-                "scale of the step sizes are guesses.")
+        return ("**No score is known**: no student of this set was evaluated before the export; the number of steps and "
+                "the scale of the step sizes are guesses.")
     split = f"the run's test split ({test['images']} images, {test['captions']} captions)"
     text = (f"Expect r_mean **{expected['mean']['r_mean']:.2f}** +- {expected['std']['r_mean']:.2f} (mean and standard "
             f"deviation of {expected['students']} students of the run) on {split}")

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageOps
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -31,7 +30,12 @@ HERE = Path(__file__).resolve().parent
 METRICS = [f"{side}@{k}" for side in ("IR", "TR") for k in (1, 5, 10)]  # recall in percent, text -> image first
 
 
-# ---- the image tower --------------------------------------------------------------------------------------------------
+def draw(module, gain):
+    """First weights of dense layers: normal, cut off at two standard deviations, of variance gain / inputs; biases 0."""
+    for layer in (layer for layer in module.children() if isinstance(layer, nn.Linear)):
+        std = math.sqrt(gain / layer.in_features) / 0.87962566103423978  # what the cut takes from the deviation
+        nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(layer.bias)
 
 
 class ConvNet(nn.Module):
@@ -46,11 +50,7 @@ class ConvNet(nn.Module):
             channels = width
         self.position = nn.Parameter(torch.randn(shape[0] // patches[0], shape[1] // patches[0], widths[0]))
         self.width = widths[-1]
-        for name, parameter in self.named_parameters():
-            if name.endswith("weight"):
-                draw(parameter, 2)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        draw(self, 2)
 
     def forward(self, images):
         x = (images - 0.5) * 4
@@ -66,8 +66,7 @@ class ConvNet(nn.Module):
 class MobileNet(nn.Module):
     """MobileNet V1 or V2 without normalization layers: (B, H, W, C) in [0, 1] -> (B, F), the mean over space.
 
-    Images of one channel are log-mels, frequency by time: enlarged to 128 pixels, repeated in three channels, and only
-    averaged over time.
+    Log-mels (one channel) are enlarged to 128 pixels and repeated in three channels; their mean is that over time.
     """
 
     def __init__(self, shape, layout, tensors):
@@ -81,8 +80,7 @@ class MobileNet(nn.Module):
                 convolution = nn.Conv2d(weight.shape[1] * groups, len(weight), tuple(weight.shape[2:]),
                                         operation["stride"], groups=groups)
                 setattr(self, operation["w"], convolution)
-        last = [operation["w"] for operation in self.operations if "w" in operation][-1]
-        self.width = getattr(self, last).out_channels
+                self.width = len(weight)
 
     def forward(self, images):
         images = images.movedim(-1, 1)
@@ -120,24 +118,13 @@ def backbone_of(image, tensors):
         network = ConvNet(image["shape"], tower["patches"], tower["widths"])
     elif tower["kind"] == "mobilenet":
         network = MobileNet(image["shape"], tower, tensors)
-    elif tower["kind"] == "published":
-        sys.exit(f"The image tower of this set is the published {tower['name']} ({tower['source']}, sha256 "
-                 f"{tower['sha256']}), which is not copied here and which this program does not compute; run "
-                 "`mdw train` of mdw-jax instead, which fetches it.")
     else:
-        sys.exit(f"This program does not compute the image tower '{tower['kind']}'; run `mdw train` of mdw-jax instead.")
+        named = "".join(f", {name} {tower[name]}" for name in ("name", "source", "sha256") if name in tower)
+        sys.exit(f"This program does not compute the image tower of this set ({tower['kind']}{named}); run `mdw train` of "
+                 "mdw-jax instead.")
     if tensors:
         network.load_state_dict(tensors)
     return network
-
-
-# ---- the student ------------------------------------------------------------------------------------------------------
-
-
-def draw(weight, gain):
-    """A normal distribution cut off at two standard deviations, of variance gain / inputs."""
-    std = math.sqrt(gain / weight.shape[1]) / 0.87962566103423978  # what the cut takes from the deviation
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 class Head(nn.Module):
@@ -146,9 +133,7 @@ class Head(nn.Module):
     def __init__(self, inputs, dim):
         super().__init__()
         self.projection, self.fc, self.layer_norm = nn.Linear(inputs, dim), nn.Linear(dim, dim), nn.LayerNorm(dim)
-        for layer in (self.projection, self.fc):
-            draw(layer.weight, 1)
-            nn.init.zeros_(layer.bias)
+        draw(self, 1)
 
     def forward(self, x):
         h = self.projection(x)
@@ -184,9 +169,6 @@ class Student(nn.Module):
     def branches(self):
         image = [p for part in (self.backbone, self.image_head) if part for p in part.parameters() if p.requires_grad]
         return {"image": image, "text": list(self.text_head.parameters())}
-
-
-# ---- training ---------------------------------------------------------------------------------------------------------
 
 
 def cross_entropy(target, logits, weight=lambda target, d: 1):
@@ -247,9 +229,6 @@ def train(record, pairs, tensors, device):
     return student.eval()
 
 
-# ---- captions ---------------------------------------------------------------------------------------------------------
-
-
 def murmur3(data, mask=0xFFFFFFFF):
     """MurmurHash3 (32 bits, seed 0) of bytes, as a signed number."""
     def scrambled(k):
@@ -296,9 +275,6 @@ def encode(captions, text):
     return bow_features(captions, text["width"], text["seed"])
 
 
-# ---- evaluation -------------------------------------------------------------------------------------------------------
-
-
 def pixels(path, image):
     """A photo as (H, W, 3) uint8, as the set's own images were read."""
     height, width, channels = image["shape"]
@@ -318,38 +294,39 @@ def pixels(path, image):
     return np.asarray(photo)
 
 
-def read_captions(path, image_column, caption_column):
-    """The (image, caption) rows of a CSV with a header."""
+def read_captions(path, asked):
+    """The (image, caption) rows of a CSV with a header; `asked`: "IMAGE,CAPTION", or None to find these columns."""
+    asked = asked.split(",") if asked else (None, None)
+    known = (("image", "file_name", "filename", "file", "image_name"), ("caption", "text", "sentence", "description"))
     with open(path, newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
         columns = []
-        for asked, known in ((image_column, ("image", "file_name", "filename", "file", "image_name", "path")),
-                             (caption_column, ("caption", "text", "sentence", "description", "comment"))):
-            names = {name.strip().lower(): name for name in table.fieldnames or () if name}
-            found = [names[name] for name in ((asked.lower(),) if asked else known) if name in names]
+        names = {name.strip().lower(): name for name in table.fieldnames or () if name}
+        for one, usual in zip(asked, known):
+            found = [names[name] for name in ((one.strip().lower(),) if one else usual) if name in names]
             if not found:
-                sys.exit(f"'{path}' has the columns {', '.join(table.fieldnames or ['(none)'])} and none that is called "
-                         f"{asked or ' or '.join(known[:2])}; name them by --image-column and --caption-column.")
+                sys.exit(f"'{path}' has the columns {', '.join(names) or '(none)'} and none that is called "
+                         f"{one or ' or '.join(usual)}; name them by --columns IMAGE,CAPTION.")
             columns.append(found[0])
         return [(row[columns[0]].strip(), row[columns[1]].strip()) for row in table if row[columns[0]] and row[columns[1]]]
 
 
-def own_data(arguments, record, student, device):
+def own_data(options, record, student):
     """Photos and captions of the user: inputs (N, ...), text features (K, d), image_of (K,)."""
-    rows = read_captions(arguments.captions, arguments.image_column, arguments.caption_column)
+    rows = read_captions(options.captions, options.columns)
     names = list(dict.fromkeys(name for name, _ in rows))
-    missing = [name for name in names if not (Path(arguments.images) / name).is_file()]
+    missing = [name for name in names if not (Path(options.images) / name).is_file()]
     if missing or not names:
-        sys.exit(f"{len(missing)} of {len(names)} images of '{arguments.captions}' are not in '{arguments.images}'"
+        sys.exit(f"{len(missing)} of {len(names)} images of '{options.captions}' are not in '{options.images}'"
                  f"{', the first is ' + missing[0] if missing else ''}.")
     parts = []
     for start in range(0, len(names), 100):
-        photos = np.stack([pixels(Path(arguments.images) / name, record["image"]) for name in names[start:start + 100]])
-        parts.append(student.inputs(torch.from_numpy(photos).to(device).float() / 255))
-    if arguments.caption_features:
-        texts = np.load(arguments.caption_features, allow_pickle=False).astype(np.float32)
+        photos = np.stack([pixels(Path(options.images) / name, record["image"]) for name in names[start:start + 100]])
+        parts.append(student.inputs(torch.from_numpy(photos).to(options.device).float() / 255))
+    if options.caption_features:
+        texts = np.load(options.caption_features, allow_pickle=False).astype(np.float32)
         if texts.shape != (len(rows), record["text"]["width"]):
-            sys.exit(f"'{arguments.caption_features}' is of shape {texts.shape}; the captions need "
+            sys.exit(f"'{options.caption_features}' is of shape {texts.shape}; the captions need "
                      f"({len(rows)}, {record['text']['width']}).")
     else:
         texts = encode([caption for _, caption in rows], record["text"])
@@ -360,10 +337,7 @@ def own_data(arguments, record, student, device):
 
 @torch.no_grad()
 def recalls(student, data, device):
-    """{metric: percent}: IR (text -> image) and TR (image -> text, best of its captions) @1, 5, 10, and their mean.
-
-    Ties count against the model.
-    """
+    """{metric: percent}, and r_mean, their mean. An image's best caption counts; ties count against the model."""
     v = torch.cat([student.embed_images(part.to(device)) for part in data["images"].split(500)])
     t = torch.cat([student.embed_texts(part.to(device)) for part in data["texts"].split(500)])
     similarity, image_of = v @ t.T, data["image_of"].to(device).long()
@@ -386,21 +360,17 @@ def report(scores, record, on_test):
         print("expected  unknown: no student of this set was evaluated before the export")
         return
     there, std = expected["mean"]["r_mean"], expected["std"]["r_mean"]
-    printX
-    if not on_test:
-        print("          Your data are others: this number says nothing about them.")
+    print(f"expected  {there:.2f} +- {std:.2f}  ({expected['students']} students of the run, on its test split of "
+          f"{record['test']['images']} images and {record['test']['captions']} captions)")
     if expected["select_on"] == "test":
         print("          These are each student's best evaluation on test, which is optimistic.")
-    if on_test and expected["t"] is None:
-        print("          The run had one student, so there is no interval.")
-    elif on_test:
+    if not on_test:
+        print("          Your data are others: this score says nothing about them.")
+    elif expected["t"] is not None:
         half = expected["t"] * std * math.sqrt(1 / len(values) + 1 / expected["students"])
         low, high = there - half, there + half
         inside = "inside" if low <= mean <= high else "OUTSIDE"
         print(f"          95 % interval for {len(values)} more: {low:.2f} to {high:.2f}; {mean:.2f} lies {inside}")
-
-
-# ---- files ------------------------------------------------------------------------------------------------------------
 
 
 def checked(entry):
@@ -422,21 +392,19 @@ def load_set(record):
     return {"images": images, "texts": tensors["texts"], "p": p}
 
 
-def save(student, record, scores, seed, folder):
+def save(student, record, scores, options):
     """student.safetensors and student.json: all that it takes to embed images and captions later."""
-    folder.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    (folder / "student.json").unlink(missing_ok=True)
-    save_file(tensors, folder / "student.safetensors")
-    sha256 = hashlib.sha256((folder / "student.safetensors").read_bytes()).hexdigest()
+    (options.out / "student.json").unlink(missing_ok=True)
+    save_file(tensors, options.out / "student.safetensors")
+    sha256 = hashlib.sha256((options.out / "student.safetensors").read_bytes()).hexdigest()
     image = {name: value for name, value in record["image"].items() if name != "start"}
-    with safe_open(HERE / record["set"]["file"], "np") as file:
-        pairs = file.get_slice("texts").get_shape()[0]
-    about = {"trained_by": "train.py (PyTorch)", "seed": seed, "pairs": pairs, "set_sha256": record["set"]["sha256"],
-             "about_set": record.get("about", {}), "scores": scores, "expected": record["expected"]}
-    (folder / "student.json").write_text(json.dumps({
-        "format": "mdw_jax.student.1", "file": "student.safetensors", "sha256": sha256, "image": image,
-        "text": record["text"], "dim": record["dim"], "tau": record["tau"], "about": about}, indent=2) + "\n")
+    about = {"trained_by": "train.py (PyTorch)", "seed": options.seed, "set": {**record.get("about", {}), **record["set"]},
+             "scores": scores, "expected": record["expected"]}
+    description = {"format": "mdw_jax.student.1", "file": "student.safetensors", "sha256": sha256, "image": image,
+                   "text": record["text"], "dim": record["dim"], "tau": record["tau"], "about": about}
+    (options.out / "student.json").write_text(json.dumps(description, indent=2))
 
 
 def parse(arguments):
@@ -444,8 +412,7 @@ def parse(arguments):
     parser.add_argument("--images", metavar="DIR", help="photos to score on")
     parser.add_argument("--captions", metavar="FILE.csv", help="their captions: columns image and caption")
     parser.add_argument("--caption-features", metavar="FILE.npy", help="features of these captions, already encoded")
-    parser.add_argument("--image-column", metavar="NAME", help="the column of the image names, if it is called otherwise")
-    parser.add_argument("--caption-column", metavar="NAME", help="the column of the captions, if it is called otherwise")
+    parser.add_argument("--columns", metavar="IMAGE,CAPTION", help="these columns, if they are called otherwise")
     parser.add_argument("--students", type=int, default=1, metavar="N", help="students to train; the first is kept (1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first student (0)")
     parser.add_argument("--out", type=Path, default=HERE / "student", metavar="DIR", help="where the student goes")
@@ -461,25 +428,20 @@ def parse(arguments):
 def main(arguments=None):
     options = parse(arguments)
     record = json.loads((HERE / "training.json").read_text())
-    if record.get("format") != "mdw_jax.training.1":
-        sys.exit(f"training.json is of the format {record.get('format')}, which this program does not know.")
     pairs = load_set(record)
-    tensors = checked(record["backbone"]) if record["backbone"] else {}
-    tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+    stored = checked(record["backbone"]) if record["backbone"] else {}
+    tensors = {name.removeprefix("backbone."): tensor for name, tensor in stored.items()}
     steps = sum(phase["steps"] for phase in record["phases"])
     print(f"{len(pairs['texts'])} pairs, {steps} steps ({record['chosen']['how']}), on {options.device}")
-    data, scores, first = None, [], None
+    data = checked(record["test"]) if record["test"]["file"] else None
+    if options.images:  # before the training: a wrong path is told at once
+        data = own_data(options, record, Student(record, tensors).to(options.device))
+    students, scores = [], []
     for number in range(options.students):
         torch.manual_seed(options.seed + number)
-        student = train(record, pairs, tensors, options.device)
-        first = first or student
-        if data is None and options.images:
-            data = own_data(options, record, student, options.device)
-        elif data is None and record["test"]["file"]:
-            data = checked({"file": record["test"]["file"], "sha256": record["test"]["sha256"]})
-        if data is not None:
-            scores.append(recalls(student, data, options.device))
-    save(first, record, scores[0] if scores else None, options.seed, options.out)
+        students.append(train(record, pairs, tensors, options.device))
+        scores += [recalls(students[-1], data, options.device)] if data else []
+    save(students[0], record, scores[0] if scores else None, options)
     if scores:
         report(scores, record, on_test=not options.images)
     else:
