@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     data: list[str] = []
     for option in command.options:
         value = getattr(values, option.flag.removeprefix("--").replace("-", "_"))
-        if option.flag == "--data":
+        if option.flag == "--data" and command.sections:
             data = value or []
         elif option.override is None:
             arguments.append(option.parse(option.default if value is None else value))

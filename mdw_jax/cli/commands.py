@@ -178,7 +178,42 @@ COMMANDS = {
         "write the distilled sets for others, with a dataset card: image folder, Parquet, WebDataset",
         "export.command:export_command",
         "mdw export runs/first --config.export.license=cc-by-4.0 --config.export.formats=folder,parquet",
-        (*_DISTILL, "export"), trains=False),
+        (*_RUN, "export"), trains=False,
+        details="With the format safetensors (the default) a directory holds all that training takes: the frozen image "
+                "tower, training.json, and train.py in PyTorch. --config.export.with_test=True adds features of the test "
+                "split."),
+    "train": Command(
+        "train students on an exported set, score them, and write the first", "export.train_command:train_command",
+        "mdw train runs/first/export/mdw-0 --data photos/ captions.csv --out student",
+        operands=Operands("SET", "a directory that mdw export wrote, or a set's directory in a run",
+                          "mdw train takes one set, not {count}; write mdw train DIRECTORY.", 1, 1),
+        options=(
+            Option("--data", "score on these files, in any form that mdw inspect knows (default: the test split of the "
+                   "run, where its features are at hand)", "PATH", (), many=True, path=True),
+            Option("--out", "write the student here (default: student in SET)", "DIR", path=True),
+            Option("--tower", "train another image tower than the set was made for: from scratch, or frozen with "
+                   "--weights; steps and step sizes are chosen on the val split of --data", "NAME"),
+            Option("--weights", "weights of the image tower, where they are not in SET", "SOURCE", path=True),
+            Option("--text", "the text encoder, if SET does not say where it is (a model directory or a Hub name), or a "
+                   "file of text features, a row for each caption number of --data", "SOURCE", path=True),
+            Option("--students", "students to train; their mean is printed (1)", "N", "1"),
+            Option("--seed", "of the first student (default: that of the run)", "N"))),
+    "search": Command(
+        "find photos for a sentence or for a photo, or captions for a photo, by a trained student",
+        "export.search_command:search_command", 'mdw search student --images photos/ "a dog on a beach"',
+        operands=Operands("STUDENT SENTENCE", "a directory that mdw train or train.py wrote; and what to look "
+                          "for, in quotes", 'no student is given; write mdw search STUDENT --images DIR "a dog on a beach".'),
+        options=(
+            Option("--images", "a directory of photos, with all below it, or a photo", "PATH", (), repeated=True,
+                   path=True),
+            Option("--captions", "a text file, a caption on each line, to search instead", "FILE", path=True),
+            Option("--like", "look for what is like this photo, instead of a sentence", "PHOTO", path=True),
+            Option("--top", "how many to print (10)", "K", "10"),
+            Option("--weights", "weights of the student's image tower, if they are not where it says", "SOURCE", path=True),
+            Option("--text", "the student's text encoder, if it is not where it says: a model directory or a Hub name",
+                   "SOURCE", path=True)),
+        details="Embeddings of the photos are kept in STUDENT/cache, by what the files hold: the next search embeds new "
+                "photos only."),
     "plan": Command(
         "say what a run will cost: time, memory, disk and price, stage by stage, here or on N devices of another kind",
         "analysis.cost.plan:plan_command",

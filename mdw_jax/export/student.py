@@ -133,7 +133,7 @@ class Student:
 
         def fill(path, row) -> str | None:
             try:
-                row[...] = fitted(Path(path).read_bytes(), height, self.fit)
+                row[...] = decode(Path(path).read_bytes(), height, self.fit)
             except MemoryError:
                 raise
             except Exception as error:  # damaged files make Pillow raise a dozen kinds
@@ -146,11 +146,6 @@ class Student:
     def __repr__(self) -> str:
         return (f"Student(images {'x'.join(map(str, self.shape))}, {self.model.tower.name}, {self.model.dim} dimensions, "
                 f"sha256 {self.sha256[:12]})")
-
-
-def fitted(data: bytes, size: int, fit: str) -> np.ndarray:
-    """An image file as (size, size, 3) uint8 pixels: squashed to a square, or its middle square cut out."""
-    return decode(data, size) if fit == "squash" else decode(data, size, fit)  # type: ignore[call-arg]
 
 
 def _in_batches(embed: Callable, rows, dim: int) -> np.ndarray:

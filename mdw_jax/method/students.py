@@ -177,15 +177,15 @@ def evaluate(model: DualEncoder, data: StudentData, val: Inputs, test: Inputs | 
         raise UserError(f"evaluate.select_on must be one of {', '.join(SELECT_ON)}, not '{protocol.select_on}'.")
     on_test = protocol.select_on == "test" and test is not None
     schedule = schedule_of(protocol, len(data.texts), on_test)
-    train = functools.partial(_train, model, data, protocol, schedule, seed=seed, count=students or protocol.students)
+    train = functools.partial(trained, model, data, protocol, schedule, seed=seed, count=students or protocol.students)
     if on_test:
         return _chosen_on_test(model, train, val, test)
     best = _chosen_on_val(model, train, val, protocol, schedule)
     return best._replace(scores=best.val if test is None else scores(model, best.params, test))
 
 
-def _train(model: DualEncoder, data: StudentData, protocol: Protocol, schedule: Schedule, scale: float, *, seed: int,
-           count: int) -> Iterator[tuple[int, list]]:
+def trained(model: DualEncoder, data: StudentData, protocol: Protocol, schedule: Schedule, scale: float, *, seed: int,
+            count: int) -> Iterator[tuple[int, list]]:
     """Train `count` fresh students at one scale of the step sizes; yield (steps done, parameters of each) at each stop."""
     start, advance = make_trainer(model, dataclasses.replace(protocol, every=schedule.every), data.loss, data.alpha)
     base = data.step_sizes or {"image": protocol.lr, "text": protocol.lr}

@@ -77,7 +77,12 @@ def student_protocol(run: PresetRun) -> Protocol:
 
 def student_seed(run: PresetRun, index: int) -> int:
     """Seed of the students of set `index`; no expert has the same one."""
-    return int(named_generator(run.config.run.seed, "students", index).integers(2**31))
+    return set_seed(run.config.run.seed, index)
+
+
+def set_seed(seed: int, index: int) -> int:
+    """`student_seed` of a run whose `run.seed` is `seed`."""
+    return int(named_generator(seed, "students", index).integers(2**31))
 
 
 def _expert_rows(run: PresetRun, prepared: Prepared) -> list[dict]:

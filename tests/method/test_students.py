@@ -123,7 +123,7 @@ def scripted(monkeypatch):
         def scores(model, networks, split):
             return np.array([[0.0] * 6 + [script(*network)] for network in networks])
 
-        monkeypatch.setattr(module, "_train", train)
+        monkeypatch.setattr(module, "trained", train)
         monkeypatch.setattr(module, "scores", scores)
         return seen
 
