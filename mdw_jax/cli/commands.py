@@ -202,7 +202,8 @@ COMMANDS = {
         "find photos for a sentence or for a photo, or captions for a photo, by a trained student",
         "export.search_command:search_command", 'mdw search student --images photos/ "a dog on a beach"',
         operands=Operands("STUDENT SENTENCE", "a directory that mdw train or train.py wrote; and what to look "
-                          "for, in quotes", 'no student is given; write mdw search STUDENT --images DIR "a dog on a beach".'),
+                          "for, in quotes",
+                          'no student is given; write mdw search STUDENT --images DIR "a dog on a beach".'),
         options=(
             Option("--images", "a directory of photos, with all below it, or a photo", "PATH", (), repeated=True,
                    path=True),
