@@ -352,7 +352,7 @@ def recalls(student, data, device):
 def report(scores, record, on_test):
     """Print the scores of the students, beside those that were to be expected."""
     values = [score["r_mean"] for score in scores]
-    mean, spread = float(np.mean(values)), f" +- {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    mean, spread = np.mean(values), f" +- {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     print("  ".join(f"{name} {np.mean([score[name] for score in scores]):.2f}" for name in METRICS))
     print(f"r_mean    {mean:.2f}{spread}  ({len(values)} student{'s' if len(values) > 1 else ''})")
     expected = record["expected"]
@@ -369,8 +369,8 @@ def report(scores, record, on_test):
     elif expected["t"] is not None:
         half = expected["t"] * std * math.sqrt(1 / len(values) + 1 / expected["students"])
         low, high = there - half, there + half
-        inside = "inside" if low <= mean <= high else "OUTSIDE"
-        print(f"          95 % interval for {len(values)} more: {low:.2f} to {high:.2f}; {mean:.2f} lies {inside}")
+        print(f"          95 % interval for {len(values)} more: {low:.2f} to {high:.2f}; {mean:.2f} lies "
+              f"{'inside' if low <= mean <= high else 'OUTSIDE'}")
 
 
 def checked(entry):
@@ -418,10 +418,8 @@ def parse(arguments):
     parser.add_argument("--out", type=Path, default=HERE / "student", metavar="DIR", help="where the student goes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
-    if bool(options.images) != bool(options.captions):
-        parser.error("--images and --captions belong together")
-    if options.students < 1:
-        parser.error("--students is at least 1")
+    if bool(options.images) != bool(options.captions) or options.students < 1:
+        parser.error("--images and --captions belong together, and there is at least 1 student")
     return options
 
 
@@ -432,7 +430,7 @@ def main(arguments=None):
     stored = checked(record["backbone"]) if record["backbone"] else {}
     tensors = {name.removeprefix("backbone."): tensor for name, tensor in stored.items()}
     steps = sum(phase["steps"] for phase in record["phases"])
-    print(f"{len(pairs['texts'])} pairs, {steps} steps ({record['chosen']['how']}), on {options.device}")
+    print(f"{len(pairs['texts'])} pairs, {steps} steps ({record['chosen']['how']}), on {options.device}", flush=True)
     data = checked(record["test"]) if record["test"]["file"] else None
     if options.images:  # before the training: a wrong path is told at once
         data = own_data(options, record, Student(record, tensors).to(options.device))
