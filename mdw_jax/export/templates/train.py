@@ -76,11 +76,9 @@ class MobileNet(nn.Module):
         for operation in self.operations:
             if "w" in operation:
                 weight = tensors[f"{operation['w']}.weight"]
-                groups = len(weight) if operation["op"] == "DEPTHWISE_CONV_2D" else 1
-                convolution = nn.Conv2d(weight.shape[1] * groups, len(weight), tuple(weight.shape[2:]),
-                                        operation["stride"], groups=groups)
-                setattr(self, operation["w"], convolution)
-                self.width = len(weight)
+                self.width, groups = len(weight), len(weight) if operation["op"] == "DEPTHWISE_CONV_2D" else 1
+                setattr(self, operation["w"], nn.Conv2d(weight.shape[1] * groups, self.width, tuple(weight.shape[2:]),
+                                                        operation["stride"], groups=groups))
 
     def forward(self, images):
         images = images.movedim(-1, 1)
