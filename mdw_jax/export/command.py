@@ -7,14 +7,12 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config import resolve
 from mdw_jax.config.presets import preset_spec, safe_name
-from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
 from mdw_jax.export.captions import text_layout
 from mdw_jax.export.export_set import check_settings, export_set
 from mdw_jax.export.formats import NearestCaptions
-from mdw_jax.export.training import Training, make_training
+from mdw_jax.export.training import Training, make_training, protocol_of
 from mdw_jax.io.distilled_set import DistilledSet, load_distilled
-from mdw_jax.method.students import Protocol
 from mdw_jax.models.embedding import nearest
 from mdw_jax.pipeline.announce import announce_noise, announce_source
 from mdw_jax.pipeline.distill import distill_stage
@@ -94,9 +92,7 @@ def training_of(preset: PresetRun, prepared: Prepared, distilled: DistilledSet, 
     config, scores = preset.config, stored_scores(stored)
     if prepared.text_tower is not None or prepared.model.tower.layout is None or len(distilled.seen_shape) != 3:
         return None
-    own = [one["evaluate"] for one in scores if one["evaluate"] and not one["evaluate"].get("tower")]
-    settings = ConfigDict({**config.evaluate.to_dict(), **(own[-1] if own else {})})
-    return make_training(distilled, prepared.model, fields(Protocol, settings), scores,
+    return make_training(distilled, prepared.model, protocol_of(config.evaluate, scores), scores,
                          text=text_layout(config.text, prepared.texts.train.shape[1]), seed=student_seed(preset, index),
                          test=prepared.test, fit=config.data.get("fit", "squash"), with_test=config.export.with_test)
 

@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config import base
 from mdw_jax.config.sections import fields
-from mdw_jax.config.stored import read_run_config
+from mdw_jax.config.stored import read_run_config, refuse_stored_functions
 from mdw_jax.errors import UserError
 from mdw_jax.export.backbone import tower_from
 from mdw_jax.export.captions import caption_encoder, text_layout
 from mdw_jax.export.evaluation_data import embeddings_of, evaluation_data, text_features_of
 from mdw_jax.export.student import Student, save_student
 from mdw_jax.export.student_text import about_set
-from mdw_jax.export.training import RECORD, Training, check_training, load_training, make_training
+from mdw_jax.export.training import RECORD, Training, check_training, load_training, make_training, protocol_of
 from mdw_jax.io.distilled_set import CARD, DistilledSet, load_distilled
 from mdw_jax.io.scores import METRICS
 from mdw_jax.method.retrieval import recalls
@@ -101,8 +101,9 @@ def _training(directory: Path, distilled: DistilledSet, card: dict) -> Training:
     config = read_run_config(run)
     for section in ("model", "text", "data", "evaluate"):
         config[section].update(card["config"].get(section, {}))
+    refuse_stored_functions(config, directory, ())
     prepared, scores = prepare(config), stored_scores(directory)
-    training = make_training(distilled, prepared.model, fields(Protocol, config.evaluate), scores,
+    training = make_training(distilled, prepared.model, protocol_of(config.evaluate, scores), scores,
                              text=text_layout(config.text, prepared.texts.train.shape[1]),
                              seed=set_seed(config.run.seed, int(card["set"])), test=prepared.test, fit=config.data.fit,
                              with_test=prepared.model.mode == "projection")

@@ -32,9 +32,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
 from mdw_jax.export.backbone import SELF_CONTAINED, layout_of, named_tensors
 from mdw_jax.io.distilled_set import TENSORS, DistilledSet
@@ -124,7 +126,7 @@ def make_training(distilled: DistilledSet, model: DualEncoder, protocol: Protoco
     stored = model.mode == "projection" or not _is_drawn(model)
     backbone = model.backbone if model.mode == "projection" else model.tower.init(jax.random.key(0))
     tensors = named_tensors(backbone, "backbone") if stored and layout["kind"] in SELF_CONTAINED else {}
-    rows = next((one["rows"] for one in reversed(scores) if not one["evaluate"].get("tower")), None)
+    rows = next((one["rows"] for one in reversed(_with_tower(scores)) if not one["evaluate"].get("tower")), None)
     image = {"shape": list(distilled.seen_shape), "fit": fit, "mode": model.mode, "dtype": model.dtype,
              "head": model.image_head, "tower": layout, "start": "stored" if stored else "drawn"}
     record = {"format": FORMAT, "image": image, "text": text, "dim": model.dim, "tau": model.tau, "head": HEAD,
@@ -156,10 +158,21 @@ def _schedule(distilled: DistilledSet, protocol: Protocol, rows: Sequence[Mappin
             "chosen": {"how": how, "scale": scale, "seed": seed}}
 
 
+def _with_tower(scores: Sequence[dict]) -> list[dict]:
+    """The evaluations whose image tower is known. Earlier versions did not name it; one alone is of the set's own tower."""
+    return [one for one in scores if one["evaluate"] or len(scores) == 1]
+
+
+def protocol_of(evaluate: ConfigDict, scores: Sequence[dict]) -> Protocol:
+    """How students of a set were trained: by the settings of their evaluation, or by a config's where none are known."""
+    own = [one["evaluate"] for one in scores if one["evaluate"] and not one["evaluate"].get("tower")]
+    return fields(Protocol, ConfigDict({**evaluate.to_dict(), **(own[-1] if own else {})}))
+
+
 def _towers(scores: Sequence[dict], layout: Mapping) -> list[dict]:
     """Each image tower that students of a set had, the latest evaluation of each, with its scores."""
     found: dict[tuple, dict] = {}
-    for one in scores:
+    for one in _with_tower(scores):
         settings = one["evaluate"]
         own = not settings.get("tower")
         name = (layout.get("name") or layout["kind"]) if own else settings["tower"]

@@ -25,8 +25,8 @@ from mdw_jax.runtime.may_train import may_train
 
 TINY = {
     "data.size": 16, "data.train": 60, "data.val": 20, "data.test": 30, "text.dim": 64, "model.mode": "projection",
-    "model.patches": (8,), "model.widths": (16,), "model.dim": 8, "distill.pairs": 20, "distill.batch": 10, "noise.rate": 0.0,
-    "noise.protocol": "image", "run.presets": ("random",), "evaluate.steps": 40, "evaluate.students": 3,
+    "model.patches": (8,), "model.widths": (16,), "model.dim": 8, "distill.pairs": 20, "distill.batch": 10,
+    "noise.rate": 0.0, "noise.protocol": "image", "run.presets": ("random",), "evaluate.steps": 40, "evaluate.students": 3,
     "evaluate.batch": 12, "evaluate.lr_scales": (1.0,), "evaluate.grow": 0, "export.license": "unknown",
     "export.formats": ("safetensors",), "export.with_test": True}
 OPTIONS = {"data": (), "out": None, "tower": None, "weights": None, "text": None, "students": "1", "seed": None}
