@@ -21,7 +21,7 @@ The same names are the parts from which a distillation is put together by hand; 
     experts       Recipe, ExpertLoss, train_experts, save_trajectory, open_trajectory, read_snapshot, Trajectory
     distillation  Method, clean_pairs, init_state, schedule, make_outer_step, unroll, matching_loss, correspondence
     evaluation    StudentData, student_data, Protocol, evaluate, scores, METRICS
-    files         DistilledSet, save_distilled, load_distilled, open_run, Run, PresetResults, torch_dataset
+    files         DistilledSet, save_distilled, load_distilled, open_run, Run, PresetResults, torch_dataset, load_student
     settings      base, frozen_backbone, published, resolve, preset_config, fields
     extending     PresetSpec, DistillationLoss, MetricsWriter
     utilities     named_key, named_generator, stack
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mdw_jax.data.readers.karpathy import karpathy
     from mdw_jax.data.synthetic.scenes import scenes
     from mdw_jax.errors import UserError
+    from mdw_jax.export.student import load_student
     from mdw_jax.export.torch_dataset import torch_dataset
     from mdw_jax.io.distilled_set import DistilledSet, load_distilled, save_distilled
     from mdw_jax.io.metrics import MetricsWriter
@@ -98,7 +99,7 @@ _HOMES = {
     "DistilledSet": "io.distilled_set:DistilledSet", "save_distilled": "io.distilled_set:save_distilled",
     "load_distilled": "io.distilled_set:load_distilled", "open_run": "reporting.run_files:open_run",
     "Run": "reporting.run_files:Run", "PresetResults": "reporting.run_files:PresetResults",
-    "torch_dataset": "export.torch_dataset:torch_dataset",
+    "torch_dataset": "export.torch_dataset:torch_dataset", "load_student": "export.student:load_student",
     # settings
     "base": "config:base", "frozen_backbone": "config:frozen_backbone", "published": "config:published",
     "resolve": "config:resolve",
