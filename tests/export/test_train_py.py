@@ -229,6 +229,9 @@ def test_captions_of_a_csv(tmp_path):
     path.write_text("\ufeffFile_Name,Caption,other\na.png,a dog,1\na.png,\"two, dogs\",2\n,x,3\n", encoding="utf-8")
     assert train.read_captions(path, None) == [("a.png", "a dog"), ("a.png", "two, dogs")]
     assert train.read_captions(path, "file_name,other") == [("a.png", "1"), ("a.png", "2")]
+    path.write_text("split,image,caption\ntrain,a,x\nTest,b,y\nval,c,z\n")
+    assert train.read_captions(path, None) == [("b", "y")]  # students are not scored on what they may have seen
+    path.write_text("file_name,caption\na,b\n")
     with pytest.raises(SystemExit, match="none that is called words; name them by --columns"):
         train.read_captions(path, "file_name,words")
 

@@ -127,6 +127,11 @@ def test_data_of_ones_own(run, tmp_path, capsys):
     train = load_program_of(run / "export" / "random-0", monkey_torch())
     train.main(["--images", str(tmp_path / "photos"), "--captions", str(tmp_path / "captions.csv"), "--out",
                 str(tmp_path / "u")])
+    assert "lies inside" in capsys.readouterr().out  # as many images and captions as the run's test split has
+    lines = (tmp_path / "captions.csv").read_text().splitlines()
+    (tmp_path / "few.csv").write_text("\n".join(lines[:20]))
+    train.main(["--images", str(tmp_path / "photos"), "--captions", str(tmp_path / "few.csv"), "--out",
+                str(tmp_path / "u")])
     assert "Your data are others" in capsys.readouterr().out
 
 

@@ -64,10 +64,7 @@ class ConvNet(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """MobileNet V1 or V2 without normalization layers: (B, H, W, C) in [0, 1] -> (B, F), the mean over space.
-
-    Log-mels (one channel) are enlarged to 128 pixels and repeated in three channels; their mean is that over time.
-    """
+    """MobileNet V1 or V2: (B, H, W, C) in [0, 1] -> (B, F), the mean over space; of log-mels, of one channel, over time."""
 
     def __init__(self, shape, layout, tensors):
         super().__init__()
@@ -210,8 +207,7 @@ def train(record, pairs, tensors, device):
     p = {name: tensor.to(device) for name, tensor in pairs["p"].items()}
     groups = [{"params": parameters, "lr": record["step_sizes"][branch], "size": record["step_sizes"][branch]}
               for branch, parameters in student.branches().items()]
-    settings = record["optimizer"]
-    optimizer = torch.optim.SGD(groups, momentum=settings["momentum"], weight_decay=settings["weight_decay"])
+    optimizer = torch.optim.SGD(groups, **{name: record["optimizer"][name] for name in ("momentum", "weight_decay")})
     for phase in record["phases"]:
         for group in optimizer.param_groups:
             group["lr"] = phase["factor"] * group["size"]
@@ -293,7 +289,7 @@ def pixels(path, image):
 
 
 def read_captions(path, asked):
-    """The (image, caption) rows of a CSV with a header; `asked`: "IMAGE,CAPTION", or None to find these columns."""
+    """The (image, caption) rows of a CSV: those of test, if it has splits. asked: "IMAGE,CAPTION", or None to find them."""
     asked = asked.split(",") if asked else (None, None)
     known = (("image", "file_name", "filename", "file", "image_name"), ("caption", "text", "sentence", "description"))
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -306,7 +302,11 @@ def read_captions(path, asked):
                 sys.exit(f"'{path}' has the columns {', '.join(names) or '(none)'} and none that is called "
                          f"{one or ' or '.join(usual)}; name them by --columns IMAGE,CAPTION.")
             columns.append(found[0])
-        return [(row[columns[0]].strip(), row[columns[1]].strip()) for row in table if row[columns[0]] and row[columns[1]]]
+        rows = [row for row in table if row[columns[0]] and row[columns[1]]]
+    test = [row for row in rows if (row.get(names.get("split")) or "").strip().lower() == "test"]
+    if test:
+        print(f"'{path}' has a column split: its {len(test)} rows of test count, of {len(rows)}")
+    return [(row[columns[0]].strip(), row[columns[1]].strip()) for row in test or rows]
 
 
 def own_data(options, record, student):
@@ -347,8 +347,9 @@ def recalls(student, data, device):
     return {**dict(zip(METRICS, values)), "r_mean": float(np.mean(values))}
 
 
-def report(scores, record, on_test):
-    """Print the scores of the students, beside those that were to be expected."""
+def report(scores, record, data):
+    """Print the scores of the students, beside those that were to be expected on the run's test split."""
+    on_test = [len(data["images"]), len(data["texts"])] == [record["test"][name] for name in ("images", "captions")]
     values = [score["r_mean"] for score in scores]
     mean, spread = np.mean(values), f" +- {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     print("  ".join(f"{name} {np.mean([score[name] for score in scores]):.2f}" for name in METRICS))
@@ -363,7 +364,7 @@ def report(scores, record, on_test):
     if expected["select_on"] == "test":
         print("          These are each student's best evaluation on test, which is optimistic.")
     if not on_test:
-        print("          Your data are others: this score says nothing about them.")
+        print("          Your data are others (other numbers of them): this score says nothing about them.")
     elif expected["t"] is not None:
         half = expected["t"] * std * math.sqrt(1 / len(values) + 1 / expected["students"])
         low, high = there - half, there + half
@@ -394,7 +395,6 @@ def save(student, record, scores, options):
     """student.safetensors and student.json: all that it takes to embed images and captions later."""
     options.out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    (options.out / "student.json").unlink(missing_ok=True)
     save_file(tensors, options.out / "student.safetensors")
     sha256 = hashlib.sha256((options.out / "student.safetensors").read_bytes()).hexdigest()
     image = {name: value for name, value in record["image"].items() if name != "start"}
@@ -439,7 +439,7 @@ def main(arguments=None):
         scores += [recalls(students[-1], data, options.device)] if data else []
     save(students[0], record, scores[0] if scores else None, options)
     if scores:
-        report(scores, record, on_test=not options.images)
+        report(scores, record, data)
     else:
         print("The test split is not part of this export: give --images DIR and --captions FILE.csv to score the student.")
     print(f"student   {options.out}")
