@@ -1,5 +1,6 @@
 """What a dataset card says of the students of a set: how to train one, the score to expect, what the set is valid for."""
 
+import textwrap
 from collections.abc import Mapping
 
 from mdw_jax.export.training import Training
@@ -34,8 +35,13 @@ def training_section(training: Training) -> str:
                 if training.test else _OWN_DATA)
     if text["kind"] != "bow" and not training.test:
         evaluate = _OWN_DATA.replace(" captions.csv ", " captions.csv --caption-features captions.npy ")
-    lines = [] if tower["kind"] not in ("published", "vit") else [
-        f"train.py does not compute the image tower `{_tower_name(tower)}` and says so; `mdw train` does."]
+    steps = sum(phase["steps"] for phase in record["phases"])
+    trained = "two heads" if record["image"]["mode"] == "projection" else "two heads and the image tower"
+    how = (f"or, with mdw-jax, `mdw train .` (`--data PATH` scores on a data set of yours) and `mdw search student --images "
+           f'photos/ "a dog on a beach"`. Both train {trained} on the pairs for {steps} steps ({record["chosen"]["how"]}) and '
+           "write the student as `student.safetensors` and `student.json`.")
+    if tower["kind"] in ("published", "vit"):
+        how += f" train.py does not compute the image tower `{_tower_name(tower)}` and says so; `mdw train` does."
     return f"""
 ## Train a model on it
 
@@ -44,12 +50,15 @@ def training_section(training: Training) -> str:
 {evaluate}
 ```
 
-or, with mdw-jax, `mdw train .` (`--data PATH...` scores on a data set of yours) and `mdw search student --images photos/
-"a dog on a beach"`. Both train two heads{'' if record['image']['mode'] == 'projection' else ' and the image tower'} on the
-pairs for {sum(phase['steps'] for phase in record['phases'])} steps ({record['chosen']['how']}) and write the student as
-`student.safetensors` and `student.json`. {expected_text(record)}
-{''.join(f'{line}{chr(10)}' for line in lines)}
+{_wrapped(how)}
+
+{_wrapped(expected_text(record))}
+
 {_valid_for(training)}"""
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def expected_text(record: Mapping) -> str:

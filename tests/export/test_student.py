@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from mdw_jax.config import base
 from mdw_jax.errors import UserError
+from mdw_jax.export.backbone import tower_from
 from mdw_jax.export.captions import caption_encoder, text_layout
 from mdw_jax.export.student import RECORD, WEIGHTS, load_student, save_student
 from mdw_jax.models.dual_encoder import dual_encoder
@@ -153,6 +154,15 @@ def test_towers_from_outside_are_refused_before_anything_is_written(tmp_path):
         save_student(tmp_path / "s", model, model.init(jax.random.key(0)), shape=(SIZE, SIZE, 3), text=text_section(),
                      about={})
     assert not (tmp_path / "s").exists()
+
+
+def test_a_published_tower_is_read_from_files_of_the_same_sha256_alone(tmp_path):
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
+    layout = {"kind": "published", "name": "nfnet_l0", "source": "timm/nowhere", "sha256": "0" * 64}
+    with pytest.raises(UserError, match="have another sha256 .* give the same revision"):
+        tower_from(layout, (32, 32, 3), {}, str(tmp_path / "w.safetensors"))
+    with pytest.raises(UserError, match="layout of the backbone, a published, is damaged"):
+        tower_from({**layout, "name": "os"}, (32, 32, 3), {}, str(tmp_path / "w.safetensors"))
 
 
 def test_the_check_of_hashed_words_tells_another_projection():

@@ -81,7 +81,7 @@ def test_the_record_is_that_of_the_run(run, rows):
     assert set(tensors) == {"backbone.position", *(f"backbone.Dense_{n}.{part}" for n in (0, 1)
                                                    for part in ("weight", "bias"))}
     assert test["images"].shape == (30, 16) and test["texts"].shape == (len(test["image_of"]), 64)
-    readme = (folder / "README.md").read_text()
+    readme = " ".join((folder / "README.md").read_text().split())
     assert "python train.py --students 5" in readme and "mdw train ." in readme
     assert f"Expect r_mean **{record['expected']['mean']['r_mean']:.2f}**" in readme
     assert "| `convnet` (the set was made for it) | frozen, under a trained head | 3 |" in readme
