@@ -9,7 +9,7 @@ In the directory of an export, depending on its formats:
     training.json                  how a student is trained on it, and the score to expect (`export/training.py`), with
     backbone.safetensors           the frozen image tower,
     test.safetensors               on request, features of the test split, and
-    train.py                       a PyTorch program that does it (these four beside distilled.safetensors alone)
+    train.py, captions.py          a PyTorch program that does it (these beside distilled.safetensors alone)
     README.md                      the dataset card
     card.json                      facts about the set (written last: without it the export is not finished)
 
@@ -32,7 +32,7 @@ from mdw_jax.io.files import write_atomically, write_json
 from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.runtime.processes import is_main
 
-README, TRAIN = "README.md", "train.py"
+README, PROGRAMS = "README.md", ("train.py", "captions.py")
 _OF_TENSOR_FILE = ("file", "sha256", "shapes", "byte_budget", "seen_size")  # entries of a card that `save_distilled` sets
 
 
@@ -74,7 +74,7 @@ def export_set(path, distilled: DistilledSet, nearest: NearestCaptions, card: di
     if training is not None and "safetensors" in formats:
         training = training._replace(record=_without_paths({**training.record, "about": about_set(card)}))
         files |= training_files(training, hashlib.sha256(tensor_file(distilled)).hexdigest())
-        files[TRAIN] = resources.files("mdw_jax.export").joinpath("templates", TRAIN).read_bytes()
+        files |= {name: resources.files("mdw_jax.export").joinpath("templates", name).read_bytes() for name in PROGRAMS}
     else:
         training = None
     files[README] = dataset_card(distilled, card, real, training).encode()
@@ -108,7 +108,7 @@ def check_settings(formats: Sequence[str], license: str) -> None:
 def _remove_export(directory: Path) -> None:
     """Remove the files of an earlier export, the card first."""
     (directory / CARD).unlink(missing_ok=True)
-    patterns = [README, *TRAINING_FILES, TRAIN, *(pattern for form in FORMATS.values() for pattern in form.patterns)]
+    patterns = [README, *TRAINING_FILES, *PROGRAMS, *(pattern for form in FORMATS.values() for pattern in form.patterns)]
     for path in [path for pattern in patterns for path in directory.glob(pattern)]:
         path.unlink()
 

@@ -20,7 +20,7 @@ def training_descriptions(training: Training | None) -> list[str]:
     """One line for each of the files that training needs."""
     if training is None:
         return []
-    return ["`train.py`: trains a student on the set in plain PyTorch and scores it",
+    return ["`train.py`, `captions.py`: train a student on the set in plain PyTorch and score it",
             "`training.json`: how: optimizer, step sizes, steps, heads, text encoder, scores to expect",
             *(["`backbone.safetensors`: the image tower's weights"] if training.tensors else []),
             *(["`test.safetensors`: features of the test split's images and captions, and which belong together"]
@@ -34,12 +34,13 @@ def training_section(training: Training) -> str:
     evaluate = ("python train.py --students 5   # trains; scores on the run's test split, whose features are here"
                 if training.test else _OWN_DATA)
     if text["kind"] != "bow" and not training.test:
-        evaluate = _OWN_DATA.replace(" captions.csv ", " captions.csv --caption-features captions.npy ")
+        needs = "--text-model DIR" if text["kind"] == "transformer" else "--caption-features captions.npy"
+        evaluate = _OWN_DATA.replace(" captions.csv ", f" captions.csv {needs} ")
     steps = sum(phase["steps"] for phase in record["phases"])
     trained = "two heads" if record["image"]["mode"] == "projection" else "two heads and the image tower"
-    how = (f"or, with mdw-jax, `mdw train .` (`--data PATH` scores on a data set of yours) and `mdw search student --images "
-           f'photos/ "a dog on a beach"`. Both train {trained} on the pairs for {steps} steps ({record["chosen"]["how"]}) and '
-           "write the student as `student.safetensors` and `student.json`.")
+    how = ("or, with mdw-jax, `mdw train .` (`--data PATH` scores on a data set of yours) and `mdw search student --images "
+           f'photos/ "a dog on a beach"`. Both train {trained} on the pairs for {steps} steps ({record["chosen"]["how"]}) '
+           "and write the student as `student.safetensors` and `student.json`.")
     if tower["kind"] in ("published", "vit"):
         how += f" train.py does not compute the image tower `{_tower_name(tower)}` and says so; `mdw train` does."
     return f"""

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import sys
 import types
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_student import CAPTIONS, IMAGES, SIZE, TEXT, TOWERS, text_section, tiny_mobilenet
+from tiny_models import write_model
 
 torch = pytest.importorskip("torch")
 
 import mdw_jax.export  # noqa: E402
+from mdw_jax.config import base  # noqa: E402
 from mdw_jax.data.decoding import decode  # noqa: E402
 from mdw_jax.export.backbone import named_tensors  # noqa: E402
+from mdw_jax.export.captions import caption_encoder, text_layout  # noqa: E402
 from mdw_jax.export.student import load_student  # noqa: E402
 from mdw_jax.method.correspondence import correspondence  # noqa: E402
 from mdw_jax.method.losses import DISTILLATION_LOSSES  # noqa: E402
@@ -37,11 +41,16 @@ M, DIM, TAU = 6, 8, 0.2
 def load_program(path=PROGRAM):
     spec = importlib.util.spec_from_file_location(f"train_{path.parent.name.replace('-', '_')}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))  # as for a program that is run
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
 train = load_program()
+words = sys.modules["captions"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,6 +71,21 @@ def record_of(tower, mode="projection", **others):
     return {"image": image, "text": text_section(), "dim": DIM, "tau": TAU, "loss": "probability", "alpha": 1.0,
             "batch": M, "step_sizes": {"image": 0.05, "text": 0.2}, "phases": [{"steps": 12, "factor": 1.0}],
             "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}, **others}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_transformer_by_its_own_library(tmp_path, pooling):
+    pytest.importorskip("transformers")
+    write_model(tmp_path, "bert")
+    c = base()
+    c.text.encoder, c.text.path, c.text.pooling, c.text.max_tokens = "transformer", str(tmp_path), pooling, 12
+    layout = text_layout(c.text, 16)
+    captions = ["A dog running .", "two DOGS, the snow", "the man climbs the rock " * 3]
+    ours = words.encode(captions, layout, tmp_path)
+    np.testing.assert_allclose(ours, caption_encoder(layout)(captions), atol=1e-5)
+    (tmp_path / "vocab.txt").write_text("other")
+    with pytest.raises(SystemExit, match="sha256 of its files differs"):
+        words.encode(captions, layout, tmp_path)
 
 
 def as_torch(tensors):
@@ -93,12 +117,12 @@ def test_blocks_of_p(p):
 
 def test_hashed_words():
     captions = [*CAPTIONS, "I", "a a a dog dog", "Ein süßer Hund läuft, läuft", "犬 と 猫", "x" * 500, "don't stop_me 42"]
-    np.testing.assert_allclose(train.bow_features(captions, 48, 3), bow_features(captions, 48, 3), atol=2e-6)
-    np.testing.assert_allclose(train.encode(CAPTIONS, text_section()), bow_features(CAPTIONS, TEXT), atol=2e-6)
+    np.testing.assert_allclose(words.bow_features(captions, 48, 3), bow_features(captions, 48, 3), atol=2e-6)
+    np.testing.assert_allclose(words.encode(CAPTIONS, text_section()), bow_features(CAPTIONS, TEXT), atol=2e-6)
     with pytest.raises(SystemExit, match="draws other random numbers"):
-        train.encode(CAPTIONS, text_section() | {"check": "0"})
+        words.encode(CAPTIONS, text_section() | {"check": "0"})
     with pytest.raises(SystemExit, match="--caption-features"):
-        train.encode(CAPTIONS, {"kind": "transformer", "source": "bert", "width": 3})
+        words.encode(CAPTIONS, {"kind": "transformer", "source": "bert", "width": 3})
 
 
 @pytest.mark.parametrize("name", ["convnet", "mobilenet"])
@@ -227,13 +251,13 @@ def test_photos_are_read_alike(tmp_path, fit, kind):
 def test_captions_of_a_csv(tmp_path):
     path = tmp_path / "c.csv"
     path.write_text("\ufeffFile_Name,Caption,other\na.png,a dog,1\na.png,\"two, dogs\",2\n,x,3\n", encoding="utf-8")
-    assert train.read_captions(path, None) == [("a.png", "a dog"), ("a.png", "two, dogs")]
-    assert train.read_captions(path, "file_name,other") == [("a.png", "1"), ("a.png", "2")]
+    assert words.read_captions(path, None) == [("a.png", "a dog"), ("a.png", "two, dogs")]
+    assert words.read_captions(path, "file_name,other") == [("a.png", "1"), ("a.png", "2")]
     path.write_text("split,image,caption\ntrain,a,x\nTest,b,y\nval,c,z\n")
-    assert train.read_captions(path, None) == [("b", "y")]  # students are not scored on what they may have seen
+    assert words.read_captions(path, None) == [("b", "y")]  # students are not scored on what they may have seen
     path.write_text("file_name,caption\na,b\n")
     with pytest.raises(SystemExit, match="none that is called words; name them by --columns"):
-        train.read_captions(path, "file_name,words")
+        words.read_captions(path, "file_name,words")
 
 
 def test_a_student_of_train_py_is_read_by_this_package(tmp_path):

@@ -14,7 +14,7 @@ from mdw_jax.config import base
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
 from mdw_jax.export.command import export_command
-from mdw_jax.export.export_set import export_set
+from mdw_jax.export.export_set import PROGRAMS, export_set
 from mdw_jax.export.student import load_student
 from mdw_jax.export.train_command import train_command
 from mdw_jax.export.training import TRAINING_FILES, expected_scores, load_training
@@ -188,6 +188,6 @@ def test_an_export_without_evaluation_says_so_and_formats_without_numbers_have_n
     assert record["expected"] is None and test == {} and not (folder / "test.safetensors").exists()
     assert "**No score is known**" in (folder / "README.md").read_text()
     export_command(config_of(tmp_path / "run", **{"export.formats": ("folder",)}))
-    assert not [name for name in (*TRAINING_FILES, "train.py") if (folder / name).exists()]
+    assert not [name for name in (*TRAINING_FILES, *PROGRAMS) if (folder / name).exists()]
     with may_train(False, "mdw export", str(tmp_path / "run")):  # all is there: nothing is trained
         export_command(c)

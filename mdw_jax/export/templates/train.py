@@ -10,18 +10,16 @@ how to train on them. The student is written into --out as student.safetensors a
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import math
-import re
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from captions import encode, read_captions  # beside this file
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -223,52 +221,6 @@ def train(record, pairs, tensors, device):
     return student.eval()
 
 
-def murmur3(data, mask=0xFFFFFFFF):
-    """MurmurHash3 (32 bits, seed 0) of bytes, as a signed number."""
-    def scrambled(k):
-        k = k * 0xCC9E2D51 & mask
-        return (k << 15 | k >> 17) * 0x1B873593 & mask
-
-    h, whole = 0, len(data) // 4 * 4
-    for start in range(0, whole, 4):
-        h ^= scrambled(int.from_bytes(data[start:start + 4], "little"))
-        h = ((h << 13 | h >> 19) & mask) * 5 + 0xE6546B64 & mask
-    h ^= scrambled(int.from_bytes(data[whole:], "little")) ^ len(data)
-    h = (h ^ h >> 16) * 0x85EBCA6B & mask
-    h = (h ^ h >> 13) * 0xC2B2AE35 & mask
-    h ^= h >> 16
-    return h - (1 << 32) if h >> 31 else h
-
-
-def bow_features(captions, width, seed, bins=2**14):
-    """Hashed words and pairs of words, damped and projected at random: (K, width), unit length."""
-    numbers = [int.from_bytes(hashlib.sha256(name).digest()[:4], "big") for name in (b"text", b"bow")]
-    projection = np.random.default_rng([seed, *numbers]).standard_normal((bins, width), dtype=np.float32)
-    features = np.empty((len(captions), width), np.float32)
-    for row, caption in enumerate(captions):
-        words, counts = re.findall(r"\b\w+\b", caption.lower()), Counter()
-        for gram in (*words, *map(" ".join, zip(words, words[1:]))):
-            h = murmur3(gram.encode())
-            counts[abs(h) % bins] += 1 if h >= 0 else -1
-        counts = {bin: math.copysign(1 + math.log(abs(n)), n) for bin, n in counts.items() if n}
-        feature = sum(np.float32(n) * projection[bin] for bin, n in counts.items()) if counts else projection[0]
-        features[row] = feature / np.linalg.norm(feature)
-    return features
-
-
-def encode(captions, text):
-    """The text features of captions that the students take."""
-    if text["kind"] != "bow":
-        sys.exit(f"Captions cannot be encoded here: the text features of this set come from {text['source']} "
-                 f"({text['kind']}). Encode them with that model and give the (captions, {text['width']}) array by "
-                 "--caption-features FILE.npy, one row for each caption, in their order.")
-    check = bow_features(["A small red dog, on a beach!"], text["width"], text["seed"])[0]
-    if hashlib.sha256(",".join(f"{value + 0.0:.2f}" for value in check).encode()).hexdigest() != text["check"]:
-        sys.exit("This numpy draws other random numbers than the one the set was made with, so captions cannot be encoded "
-                 "alike; use numpy 1.26 or 2.")
-    return bow_features(captions, text["width"], text["seed"])
-
-
 def pixels(path, image):
     """A photo as (H, W, 3) uint8, as the set's own images were read."""
     height, width, channels = image["shape"]
@@ -286,27 +238,6 @@ def pixels(path, image):
     elif photo.size != (width, height):
         photo = photo.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(photo)
-
-
-def read_captions(path, asked):
-    """The (image, caption) rows of a CSV: those of test, if it has splits. asked: "IMAGE,CAPTION", or None to find them."""
-    asked = asked.split(",") if asked else (None, None)
-    known = (("image", "file_name", "filename", "file", "image_name"), ("caption", "text", "sentence", "description"))
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        columns = []
-        names = {name.strip().lower(): name for name in table.fieldnames or () if name}
-        for one, usual in zip(asked, known):
-            found = [names[name] for name in ((one.strip().lower(),) if one else usual) if name in names]
-            if not found:
-                sys.exit(f"'{path}' has the columns {', '.join(names) or '(none)'} and none that is called "
-                         f"{one or ' or '.join(usual)}; name them by --columns IMAGE,CAPTION.")
-            columns.append(found[0])
-        rows = [row for row in table if row[columns[0]] and row[columns[1]]]
-    test = [row for row in rows if (row.get(names.get("split")) or "").strip().lower() == "test"]
-    if test:
-        print(f"'{path}' has a column split: its {len(test)} rows of test count, of {len(rows)}")
-    return [(row[columns[0]].strip(), row[columns[1]].strip()) for row in test or rows]
 
 
 def own_data(options, record, student):
@@ -327,7 +258,7 @@ def own_data(options, record, student):
             sys.exit(f"'{options.caption_features}' is of shape {texts.shape}; the captions need "
                      f"({len(rows)}, {record['text']['width']}).")
     else:
-        texts = encode([caption for _, caption in rows], record["text"])
+        texts = encode([caption for _, caption in rows], record["text"], options.text_model)
     numbers = {name: number for number, name in enumerate(names)}
     image_of = torch.tensor([numbers[name] for name, _ in rows])
     return {"images": torch.cat(parts), "texts": torch.from_numpy(texts), "image_of": image_of}
@@ -410,6 +341,7 @@ def parse(arguments):
     parser.add_argument("--images", metavar="DIR", help="photos to score on")
     parser.add_argument("--captions", metavar="FILE.csv", help="their captions: columns image and caption")
     parser.add_argument("--caption-features", metavar="FILE.npy", help="features of these captions, already encoded")
+    parser.add_argument("--text-model", metavar="DIR", help="the text encoder of training.json (needs transformers)")
     parser.add_argument("--columns", metavar="IMAGE,CAPTION", help="these columns, if they are called otherwise")
     parser.add_argument("--students", type=int, default=1, metavar="N", help="students to train; the first is kept (1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first student (0)")
