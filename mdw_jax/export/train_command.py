@@ -74,7 +74,7 @@ def train_command(path: str, data: Sequence[str], out: str | None, tower: str | 
     else:
         all_params, how = _as_recorded(model, distilled, record, number, count), _steps_in_words(record)
     print(f"tower:     {model.tower.name}, {'trained' if model.mode == 'full' else 'frozen, under a trained head'}")
-    print(f"students:  {count}, seed {number}{' (the run has it too)' if number == seed_of_run else ''}; {how}")
+    print(f"students:  {count}, seed {number}{_same_seed(number, seed_of_run, tower)}; {how}")
     scores = [_scores(student_of(params), scored_on, training, features) for params in all_params]
     folder = Path(out) if out else directory / "student"
     about = {"trained_by": "mdw train", "seed": number, "set": {**record.get("about", {}), "sha256": card["sha256"]},
@@ -82,6 +82,10 @@ def train_command(path: str, data: Sequence[str], out: str | None, tower: str | 
     save_student(folder, model, all_params[0], shape=image["shape"], text=record["text"], about=about, fit=image["fit"])
     _report(scores, record, scored_on, tower)
     print(f"student:   {folder}")
+
+
+def _same_seed(number: int, seed_of_run: int, tower: str | None) -> str:
+    return " (so these are the students of the run)" if number == seed_of_run and not tower else ""
 
 
 def _whole(text: str, flag: str, least: int) -> int:

@@ -120,8 +120,11 @@ def stored_scores(directory: Path) -> list[dict]:
             record = read_json(path)
         except (OSError, ValueError):
             continue
-        if isinstance(record.get("rows"), list) and record["rows"]:
-            found.append({"rows": record["rows"], "evaluate": record.get("evaluate") or {}})
+        rows, evaluate = record.get("rows"), record.get("evaluate") or {}
+        needed = (*METRICS, "lr_scale", "steps")
+        if isinstance(rows, list) and rows and isinstance(evaluate, dict) and all(
+                isinstance(row, dict) and all(isinstance(row.get(name), (int, float)) for name in needed) for row in rows):
+            found.append({"rows": rows, "evaluate": evaluate})
     return found
 
 

@@ -93,7 +93,7 @@ def test_mdw_train_repeats_the_students_of_the_run(run, rows, tmp_path, capsys):
     train_set(folder, out=str(tmp_path / "s"), students="3")
     out = capsys.readouterr().out
     mean = np.mean([float(row["r_mean"]) for row in rows])
-    assert f"r_mean:    {mean:.2f}" in out and "lies inside" in out and "the run has it too" in out
+    assert f"r_mean:    {mean:.2f}" in out and "lies inside" in out and "these are the students of the run" in out
     student = load_student(tmp_path / "s")
     assert student.description["scores"]["r_mean"] == pytest.approx(float(rows[0]["r_mean"]), abs=1e-3)
     # The student in the file is the one that was scored.

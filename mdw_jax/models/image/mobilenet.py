@@ -26,7 +26,7 @@ def mobilenet(path) -> Tower:
     if not Path(path).is_file():
         raise UserError(f"there are no MobileNet weights at '{path}'; set model.weights to a .q8.npz file.")
     graph, params = read_mobilenet(path)
-    return mobilenet_of(graph, params, Path(path).name.split(".")[0], f"the graph of '{path}'")
+    return mobilenet_of(graph, params, Path(path).name.removesuffix(".npz").removesuffix(".q8"), f"the graph of '{path}'")
 
 
 def mobilenet_of(graph: dict, params: dict, name: str, what: str) -> Tower:
