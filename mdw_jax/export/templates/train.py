@@ -295,7 +295,8 @@ def report(scores, record, data):
     if expected["select_on"] == "test":
         print("          These are each student's best evaluation on test, which is optimistic.")
     if not on_test:
-        print("          Your data are others (other numbers of them): this score says nothing about them.")
+        print("          Your data are others, by their number: that score says nothing about them. If the set was made\n"
+              "          from some of them, yours is too high: it counts pairs that the set has seen.")
     elif expected["t"] is not None:
         half = expected["t"] * std * math.sqrt(1 / len(values) + 1 / expected["students"])
         low, high = there - half, there + half
