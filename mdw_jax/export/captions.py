@@ -86,7 +86,7 @@ def _bow(captions, *, width: int, seed: int) -> np.ndarray:
 
 def _unknown(captions, *, name: str) -> np.ndarray:
     raise UserError(f"sentences cannot be encoded: the text features came from the file '{name}', which does not say by "
-                    "which encoder; give that encoder with --text-encoder (a model directory, or a name on the Hugging "
+                    "which encoder; give that encoder with --text (a model directory, or a name on the Hugging "
                     "Face Hub).")
 
 
@@ -94,7 +94,7 @@ def _transformer(captions, *, source: str, width: int, sha256: str | None, pooli
     directory = model_directory(source)
     if sha256 is not None and directory_digest(directory) != sha256:
         raise UserError(f"the text encoder '{source}' is not the one that the student was trained with (sha256 differs); "
-                        "give the same model and revision with --text-encoder.")
+                        "give the same model and revision with --text.")
     features = transformer_features(captions, directory, pooling=pooling, max_tokens=max_tokens)
     if features.shape[1] != width:
         raise UserError(f"the text encoder '{source}' gives {features.shape[1]} numbers for a caption, and the student "

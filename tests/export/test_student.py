@@ -107,7 +107,7 @@ def test_precomputed_texts_need_an_encoder(tmp_path):
     saved(tmp_path, text={"kind": "precomputed", "width": TEXT, "source": "features.npz"})
     student = load_student(tmp_path)
     assert student.embed_texts(np.ones((2, TEXT))).shape == (2, DIM)
-    with pytest.raises(UserError, match="sentences cannot be encoded: .*features.npz.*--text-encoder"):
+    with pytest.raises(UserError, match="sentences cannot be encoded: .*features.npz.*--text"):
         student.embed_captions(["a dog"])
 
 
