@@ -74,6 +74,22 @@ def _names(text: str) -> Sequence[str]:
     return [name for name in text.split(",") if name]
 
 
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UserError(f"--below must be a probability above 0 and up to 1, not '{text}'.")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"--top must be a whole number, not '{text}'.")
+    return int(text)
+
+
 _DATA = Option(
     "--data", "your own data, in any form that mdw inspect knows: directories, tables, zips, shards; beside a config, in "
     "place of its data", "PATH", (), many=True, path=True)
@@ -174,6 +190,18 @@ COMMANDS = {
     "certify": Command(
         "bound what noise can cost the experts, beside what it did cost", "analysis.certificate.command:certify_command",
         "mdw certify runs/first --config.certify.rates=0,0.2,0.4 --train", (*_EXPERTS, "certify"), trains=False),
+    "mismatches": Command(
+        "list the training pairs of a run that are probably mismatched, and what would fit better",
+        "analysis.mismatches.command:mismatches_command", "mdw mismatches runs/first --out suspects.csv",
+        operands=Operands("RUN", "a run directory with finished experts (mdw experts, mdw run)",
+                          "mdw mismatches takes one run directory, not {count}; write mdw mismatches RUN.", 1, 1),
+        options=(
+            Option("--out", "write to this file (default: mismatches.csv in the run)", "FILE.csv", path=True),
+            Option("--preset", "whose experts (default: mdw, else the first preset with experts)", "NAME", ""),
+            Option("--below", "list pairs whose probability of belonging together is below P (0.5)", "P", "0.5",
+                   _probability),
+            Option("--top", "list at most the N most suspicious", "N", "0", _count)),
+        details="Trains nothing. Where mismatches were drawn on purpose it also says how many of them the list finds."),
     "export": Command(
         "write the distilled sets for others, with a dataset card: image folder, Parquet, WebDataset",
         "export.command:export_command",

@@ -1,0 +1,221 @@
+"""Suspected mismatches of real data, from experts that are finished: which pairs, and what would fit better.
+
+Nothing is trained. The probability that a pair is clean is the division that the experts were trained by
+(`method/division.py`); the similarity is the mean cosine over the expert networks. What would fit better is the caption
+of largest similarity to the image among all training captions, and the image of largest similarity to the caption. No
+array of images by captions is ever made: similarities are computed in blocks, for the pairs that are listed alone.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdw_jax.data.lazy_images import LazyImages
+from mdw_jax.io.records import stored_array
+from mdw_jax.method.division import divide
+from mdw_jax.models.embedding import embeddings_of_all
+from mdw_jax.pipeline.expert_networks import expert_networks, network_embeddings
+from mdw_jax.pipeline.prepared import Prepared
+from mdw_jax.pipeline.preset_run import read_division
+from mdw_jax.pipeline.reopen import Trained
+from mdw_jax.runtime.progress import progress
+
+_QUERIES, _CANDIDATES = 2048, 16384  # rows of one block of similarities
+
+
+class Judged(NamedTuple):
+    """All K training pairs of a run, as the experts of one preset see them.
+
+    Attributes:
+        preset: whose experts.
+        networks: how many.
+        image_of: (K,) the image that each caption is paired with.
+        clean_probability: (K,) the probability that the pair belongs together.
+        divided_by: "experts": by the division that they were trained by; "similarity": their recipe has none, and
+            `similarity` was divided here in the same way.
+        similarity: (K,) mean cosine of the pair over the networks.
+        images, texts: (N, D) and (K, D) float16 embeddings of the ensemble; dot products are those means.
+        dropped: (K,) bool, a filter had dropped the pair before the experts were trained.
+        true_image_of: (K,) the image that each caption came with, where the noise was drawn; None where nobody knows.
+        rate: "true" and "estimated", as in experts.json.
+    """
+
+    preset: str
+    networks: int
+    image_of: np.ndarray
+    clean_probability: np.ndarray
+    divided_by: str
+    similarity: np.ndarray
+    images: np.ndarray
+    texts: np.ndarray
+    dropped: np.ndarray
+    true_image_of: np.ndarray | None
+    rate: dict
+
+    @property
+    def mismatched(self) -> np.ndarray | None:
+        """(K,) bool, the truth; None where nobody knows."""
+        return None if self.true_image_of is None else self.image_of != self.true_image_of
+
+
+class Suggestions(NamedTuple):
+    """What fits better, for n listed pairs.
+
+    Attributes:
+        caption: (n,) row of the training caption of largest similarity to the image; it may be the given one.
+        caption_similarity: (n,) that similarity.
+        image: (n,) row of the training image of largest similarity to the caption.
+        image_similarity: (n,) that similarity.
+    """
+
+    caption: np.ndarray
+    caption_similarity: np.ndarray
+    image: np.ndarray
+    image_similarity: np.ndarray
+
+
+def judge(trained: Trained, prepared: Prepared) -> Judged:
+    """What the experts of a preset make of every training pair.
+
+    Args:
+        trained: the preset.
+        prepared: its data and model.
+    """
+    run, record = trained
+    image_of = np.asarray(run.noise.image_of)
+    images, texts = _ensemble(trained, prepared)
+    similarity = np.concatenate([np.einsum("kd,kd->k", images[image_of[rows]].astype(np.float32),
+                                           texts[rows].astype(np.float32))
+                                 for rows in np.array_split(np.arange(len(image_of)), -(-len(image_of) // 4096))])
+    probability, divided_by = read_division(run), "experts"
+    dropped = np.zeros(len(image_of), bool)
+    if run.filter is not None:
+        dropped[:] = True
+        dropped[stored_array(run.filter.folder.path / "kept.npy", (None,))] = False
+    if np.ptp(probability[~dropped]) == 0:
+        probability, divided_by = np.where(dropped, 0, _divided(similarity, ~dropped)), "similarity"
+    truth = None if run.noise.mismatched is None else np.asarray(run.noise.true_image_of)
+    return Judged(run.name, record["networks"], image_of, probability.astype(np.float32), divided_by, similarity, images,
+                  texts, dropped, truth, record["rate"])
+
+
+def _divided(similarity: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    probability = np.zeros(len(similarity), np.float32)
+    probability[kept] = divide(-similarity[kept])
+    return probability
+
+
+def _ensemble(trained: Trained, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) and (K, D) float16 embeddings of all networks side by side, divided by the root of their number."""
+    run, record = trained
+    data, count = prepared.train(run.noise), record["networks"]
+    if isinstance(data.images, LazyImages):  # decoded once for all networks
+        pairs = iter(embeddings_of_all(prepared.model, list(expert_networks(run.experts)), data))
+    else:
+        pairs = network_embeddings(run.experts, prepared.model, data)
+    both: list[np.ndarray] = []
+    with progress(f"embeddings of {run.name}", count, "networks") as advance:
+        for n, of_network in enumerate(pairs):
+            for part, rows in enumerate(of_network):
+                rows = np.asarray(rows)
+                if n == 0:
+                    both.append(np.empty((len(rows), count * rows.shape[1]), np.float16))
+                both[part][:, n * rows.shape[1]:(n + 1) * rows.shape[1]] = rows / np.sqrt(count)
+            advance(1)
+    return both[0], both[1]
+
+
+def suspected(judged: Judged, below: float, top: int = 0) -> np.ndarray:
+    """Rows of the pairs whose probability of being clean lies below a threshold, the most suspicious first.
+
+    Args:
+        judged: all pairs.
+        below: the threshold.
+        top: at most so many; 0: all.
+
+    Returns:
+        (n,) rows, by probability, and by similarity where that is equal.
+    """
+    rows = np.flatnonzero(judged.clean_probability < below)
+    order = np.lexsort((judged.similarity[rows], judged.clean_probability[rows]))
+    return rows[order][:top or None]
+
+
+@jax.jit
+def _better(queries, candidates, start, best, values):
+    similarity = queries @ candidates.astype(jnp.float32).T
+    index = similarity.argmax(1)
+    value = jnp.take_along_axis(similarity, index[:, None], 1)[:, 0]
+    return jnp.where(value > values, index + start, best), jnp.maximum(value, values)
+
+
+def best_matches(queries: np.ndarray, candidates: np.ndarray, sizes: tuple[int, int] = (_QUERIES, _CANDIDATES),
+                 advance=lambda n: None) -> tuple[np.ndarray, np.ndarray]:
+    """For each query the candidate of largest dot product, the first of equal ones.
+
+    Args:
+        queries: (n, D).
+        candidates: (m, D).
+        sizes: rows of queries and of candidates in memory at a time.
+        advance: called with the number of queries that are done.
+
+    Returns:
+        (n,) indices and (n,) float32 dot products.
+    """
+    found, values = np.zeros(len(queries), np.int64), np.full(len(queries), -np.inf, np.float32)
+    for begin in range(0, len(queries), sizes[0]):
+        rows = slice(begin, min(begin + sizes[0], len(queries)))
+        block = jnp.asarray(queries[rows], jnp.float32)
+        best, value = jnp.zeros(len(block), jnp.int32), jnp.full(len(block), -jnp.inf, jnp.float32)
+        for start in range(0, len(candidates), sizes[1]):
+            best, value = _better(block, jnp.asarray(candidates[start:start + sizes[1]]), start, best, value)
+        found[rows], values[rows] = np.asarray(best), np.asarray(value)
+        advance(rows.stop - rows.start)
+    return found, values
+
+
+def suggest(judged: Judged, rows: np.ndarray) -> Suggestions:
+    """What fits the image and what fits the caption of listed pairs better than each other, by the experts.
+
+    Args:
+        judged: all pairs.
+        rows: (n,) rows of the listed ones.
+    """
+    images, place = np.unique(judged.image_of[rows], return_inverse=True)  # once for all captions of an image
+    with progress("better matches", len(images) + len(rows), "images and captions") as advance:
+        caption, caption_similarity = best_matches(judged.images[images], judged.texts, advance=advance)
+        image, image_similarity = best_matches(judged.texts[rows], judged.images, advance=advance)
+    return Suggestions(caption[place], caption_similarity[place], image, image_similarity)
+
+
+class Quality(NamedTuple):
+    """How well a list finds the mismatches that were drawn.
+
+    Attributes:
+        precision: the share of the listed pairs that are mismatched; None where none is listed.
+        recall: the share of the mismatched pairs that are listed; None where there is none.
+        true_captions: the share of the listed mismatched pairs whose suggested caption came with the image.
+        true_images: the share of those whose suggested image is the one that the caption came with.
+    """
+
+    precision: float | None
+    recall: float | None
+    true_captions: float | None
+    true_images: float | None
+
+
+def quality(judged: Judged, rows: np.ndarray, suggestions: Suggestions) -> Quality | None:
+    """The quality of a list; None where nobody knows which pairs are mismatched."""
+    truth = judged.true_image_of
+    if truth is None or judged.mismatched is None:
+        return None
+    wrong = judged.mismatched[rows]
+
+    def share(hits: np.ndarray, count: int) -> float | None:
+        return float(hits.sum() / count) if count else None
+
+    return Quality(share(wrong, len(rows)), share(wrong, int(judged.mismatched.sum())),
+                   share((truth[suggestions.caption] == judged.image_of[rows])[wrong], int(wrong.sum())),
+                   share((suggestions.image == truth[rows])[wrong], int(wrong.sum())))

@@ -1,0 +1,59 @@
+"""CSV files that people open in a spreadsheet."""
+
+import contextlib
+import csv
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mdw_jax.errors import UserError
+from mdw_jax.io.files import UNFINISHED_SUFFIX
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def safe_cell(value):
+    """A cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe in front.
+
+    Numbers stay numbers, negative ones too. A spreadsheet would run what a caption says after "=" (CSV injection, OWASP).
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def write_spreadsheet(path, columns: Sequence[str], rows: Iterable[Mapping]) -> int:
+    """Write a CSV for people, row by row and atomically: UTF-8 with a byte order mark, cells by `safe_cell`.
+
+    Excel takes a CSV without the mark for one of the local code page, and breaks what is not ASCII. Readers that want
+    none: encoding "utf-8-sig" of Python; pandas and R skip it by themselves.
+
+    Args:
+        path: the file.
+        columns: the header.
+        rows: {column: value} each; None is an empty cell.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    path, count, temporary = Path(path), 0, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED_SUFFIX)
+        with os.fdopen(handle, "w", encoding="utf-8-sig", errors="replace", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            for row in rows:
+                count += 1
+                writer.writerow({name: safe_cell(row.get(name)) for name in columns})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}' ({error.strerror}); choose another place.") from None
+    finally:
+        if temporary:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+    return count
