@@ -84,6 +84,12 @@ def _probability(text: str) -> float:
     return value
 
 
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 65536):
+        raise UserError(f"--port must be a number up to 65535, not '{text}'.")
+    return int(text)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise UserError(f"--top must be a whole number, not '{text}'.")
@@ -202,6 +208,16 @@ COMMANDS = {
                    _probability),
             Option("--top", "list at most the N most suspicious", "N", "0", _count)),
         details="Trains nothing. Where mismatches were drawn on purpose it also says how many of them the list finds."),
+    "demo": Command(
+        "open a page on this machine: search by sentence or photo, distilled pairs, suspected mismatches",
+        "analysis.demo.command:demo_command", "mdw demo runs/first",
+        operands=Operands("PATH", "a run directory, a distilled set or a student; one of each may be given together",
+                          "mdw demo takes a run directory, a distilled set or a student, one of each at most; write mdw "
+                          "demo RUN.", 1, None),
+        options=(
+            Option("--preset", "whose experts of the run (default: mdw, else the first preset with experts)", "NAME", ""),
+            Option("--port", "of the page on 127.0.0.1 (default: the first free one from 7860 on)", "PORT", "0", _port)),
+        details="Needs the extra demo. Nothing is trained, shared or sent anywhere."),
     "export": Command(
         "write the distilled sets for others, with a dataset card: image folder, Parquet, WebDataset",
         "export.command:export_command",

@@ -6,6 +6,7 @@ of largest similarity to the image among all training captions, and the image of
 array of images by captions is ever made: similarities are computed in blocks, for the pairs that are listed alone.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import jax
@@ -176,15 +177,18 @@ def best_matches(queries: np.ndarray, candidates: np.ndarray, sizes: tuple[int, 
     return found, values
 
 
-def suggest(judged: Judged, rows: np.ndarray) -> Suggestions:
+def suggest(judged: Judged, rows: np.ndarray, quiet: bool = False) -> Suggestions:
     """What fits the image and what fits the caption of listed pairs better than each other, by the experts.
 
     Args:
         judged: all pairs.
         rows: (n,) rows of the listed ones.
+        quiet: show no progress.
     """
     images, place = np.unique(judged.image_of[rows], return_inverse=True)  # once for all captions of an image
-    with progress("better matches", len(images) + len(rows), "images and captions") as advance:
+    shown = contextlib.nullcontext(lambda n: None) if quiet else progress(
+        "better matches", len(images) + len(rows), "images and captions")
+    with shown as advance:
         caption, caption_similarity = best_matches(judged.images[images], judged.texts, advance=advance)
         image, image_similarity = best_matches(judged.texts[rows], judged.images, advance=advance)
     return Suggestions(caption[place], caption_similarity[place], image, image_similarity)
