@@ -10,15 +10,17 @@ from mdw_jax.reporting import figures
 from mdw_jax.reporting.text import printable
 
 STYLE = """
-.mdw-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem .9rem; padding: 0;
-             margin: .25rem 0; list-style: none; }
+.mdw-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.4rem, 1fr)); gap: 1rem .9rem; padding: 0;
+             margin: .75rem 0; list-style: none; }
 .mdw-cards.wide { grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); }
 .mdw-cards li { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 .mdw-cards.wide li { display: grid; grid-template-columns: 7rem 1fr; gap: .8rem; align-items: start; }
 .mdw-cards img { display: block; width: 100%; height: auto; border-radius: 4px; margin: 0 0 .35rem; }
 .mdw-cards img.small { image-rendering: pixelated; }
 .mdw-cards p, .mdw-note { margin: 0 0 .25rem; font-size: .875rem; line-height: 1.35; }
-.mdw-cards p.soft, .mdw-cards b, .mdw-note { color: var(--body-text-color-subdued, #59606a); }
+.mdw-cards p, .mdw-cards b { color: var(--body-text-color); }
+.mdw-cards p.soft, .mdw-cards b, .mdw-note { color: #59606a; }
+.dark .mdw-cards p.soft, .dark .mdw-cards b, .dark .mdw-note { color: #a6aeb8; }
 .mdw-cards b { font-weight: 600; font-size: .78rem; display: block; }
 .mdw-note { max-width: 46rem; }
 """
@@ -32,7 +34,7 @@ class Card(NamedTuple):
 
     Attributes:
         image: (H, W, 3) uint8; None: no image.
-        lines: (heading or "", text) each; plain text.
+        lines: (heading or "", text) each; plain text. Those without a heading are of less weight.
         alternative: what the image shows, for those who do not see it.
     """
 
@@ -58,7 +60,7 @@ def grid(cards: Iterable[Card], wide: bool = False) -> str:
 
 
 def _line(heading: str, text: str) -> str:
-    return f"<p>{f'<b>{safe(heading)}</b>' if heading else ''}{safe(text)}</p>"
+    return f"<p><b>{safe(heading)}</b>{safe(text)}</p>" if heading else f'<p class="soft">{safe(text)}</p>'
 
 
 def _image(card: Card) -> str:

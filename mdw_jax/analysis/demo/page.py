@@ -43,12 +43,12 @@ def build(demo: Demo) -> Any:
                 with gr.Tab("Search"):
                     _search(gr, demo)
             if demo.sets:
-                with gr.Tab("Distilled pairs"):
+                with gr.Tab("Pairs"):
                     _browse(gr, demo)
-                with gr.Tab("Matches (P)"):
+                with gr.Tab("Matches"):
                     _matches(gr, demo)
             if demo.trained is not None:
-                with gr.Tab("Suspected mismatches"):
+                with gr.Tab("Mismatches"):
                     _suspects(gr, demo)
     return page
 
@@ -111,7 +111,8 @@ def _matches(gr: Any, demo: Demo) -> None:
     labels = list(demo.sets)
     with gr.Row():
         label = gr.Dropdown(labels, value=labels[0], label="Distilled set")
-        pair = gr.Slider(0, max(1, len(demo.view(labels[0]).captions) - 1), value=0, step=1, label="Pair")
+        pair = gr.Slider(0, max(1, len(demo.view(labels[0]).captions) - 1), value=0, step=1, label="Pair",
+                         min_width=300)
     shown = gr.HTML()
 
     def show(label, pair):
@@ -132,11 +133,12 @@ def _matches(gr: Any, demo: Demo) -> None:
 def _suspects(gr: Any, demo: Demo) -> None:
     folder = Path(tempfile.mkdtemp(prefix="mdw-demo-"))
     with gr.Row():
-        below = gr.Slider(0.01, 1.0, value=DEFAULT_BELOW, step=0.01, label="Probability of belonging together below")
+        below = gr.Slider(0.01, 1.0, value=DEFAULT_BELOW, step=0.01, label="Probability of belonging together below",
+                          min_width=300)
         page = gr.Number(1, label="Page", precision=0, minimum=1)
     with gr.Row():
-        export = gr.Button("Write these as a CSV")
-        file = gr.File(label="CSV", visible=False)
+        export = gr.Button("Write all of these as a CSV", size="sm", scale=0, min_width=260)
+        file = gr.File(label="CSV", visible=False, height=90)
     shown = gr.HTML()
 
     def show(below, page):

@@ -74,7 +74,8 @@ class Demo:
     @property
     def title(self) -> str:
         """What the page is about."""
-        return ", ".join(f"{kind} {Path(path).resolve().name}" for kind, path in self.paths.items())
+        words = ", ".join(f"{kind} {Path(path).resolve().name}" for kind, path in self.paths.items())
+        return words[:1].upper() + words[1:]
 
     def _trained(self, preset: str) -> Trained | None:
         if self.opened is None:

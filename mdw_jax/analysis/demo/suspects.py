@@ -55,11 +55,16 @@ def _cards(judged: Judged, pairs: Pairs, rows: np.ndarray) -> list[Card]:
         better = ("nothing fits it better" if caption == row else train.captions[caption])
         lines = [(f"given, cosine {judged.similarity[row]:.2f}", train.captions[row]),
                  (f"fits better, cosine {suggestions.caption_similarity[n]:.2f}", better),
-                 ("", f"p {judged.clean_probability[row]:.2g} that image and given caption belong together; {name}")]
+                 ("", f"belong together: p {_small(judged.clean_probability[row])}"), ("", name)]
         if judged.mismatched is not None:
-            lines.append(("", "mismatched on purpose" if judged.mismatched[row] else "not mismatched on purpose"))
+            lines.append(("", "truth: mismatched on purpose" if judged.mismatched[row] else
+                          "truth: not mismatched on purpose"))
         cards.append(Card(rgb[n], lines, name))
     return cards
+
+
+def _small(probability: float) -> str:
+    return f"{probability:.3f}" if probability >= 0.001 else "below 0.001"
 
 
 def export_suspects(judged: Judged, pairs: Pairs, below: float, path) -> tuple[Path, str]:
