@@ -131,12 +131,11 @@ def pair_cards(view: SetView, pairs: Sequence[Pair]) -> list[Card]:
     """Cards of pairs: image, nearest real caption, numbers."""
     cards = []
     for pair in pairs:
-        numbers = [f"P {pair.own:.3f}"] * (pair.own is not None) + [f"cosine {pair.fit:.2f}"] * (pair.fit is not None)
-        if pair.strongest is not None and pair.partner is not None:
-            numbers.append(f"with text {pair.partner}: {pair.strongest:.3f}")
-        cards.append(Card(view.rgb[pair.pair], [(f"pair {pair.pair}", pair.caption), *([("", ", ".join(numbers))] if numbers
-                                                                                         else [])],
-                          f"distilled image {pair.pair}"))
+        numbers = [f"{name} {value:.{digits}f}" for name, value, digits in (
+            ("P", pair.own, 3), (f"with text {pair.partner}:", pair.strongest, 3), ("cosine", pair.fit, 2))
+            if value is not None]
+        lines = [(f"pair {pair.pair}", pair.caption), *([("", ", ".join(numbers))] if numbers else [])]
+        cards.append(Card(view.rgb[pair.pair], lines, f"distilled image {pair.pair}"))
     return cards
 
 

@@ -23,6 +23,7 @@ STYLE = """
 .dark .mdw-cards p.soft, .dark .mdw-cards b, .dark .mdw-note { color: #a6aeb8; }
 .mdw-cards b { font-weight: 600; font-size: .78rem; display: block; }
 .mdw-note { max-width: 46rem; }
+@media (max-width: 30rem) { button[role=tab] { padding-left: .35rem; padding-right: .35rem; } }
 """
 _SIDE = 224  # pixels of the longer side at which images are sent
 # Beyond HTML's own: Gradio fills values into templates of these marks.

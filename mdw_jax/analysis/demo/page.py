@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mdw_jax.analysis.demo.browse import SORTS, all_pairs, in_order, pair_cards, partner_cards
-from mdw_jax.analysis.demo.cards import STYLE, Card, grid, note
+from mdw_jax.analysis.demo.cards import STYLE, Card, grid, note, safe
 from mdw_jax.analysis.demo.source import Demo
 from mdw_jax.analysis.demo.suspects import export_suspects, suspect_page
 from mdw_jax.analysis.mismatches.words import DEFAULT_BELOW
@@ -37,7 +37,7 @@ def build(demo: Demo) -> Any:
     """The page as a `gradio.Blocks`."""
     gr = import_gradio()
     with gr.Blocks(title=f"mdw: {demo.title}", analytics_enabled=False, fill_width=False) as page:
-        gr.HTML(f"<h1>{grid_title(demo)}</h1>{''.join(note(line) for line in demo.notes)}")
+        gr.HTML(f"<h1>{safe(demo.title)}</h1>{''.join(note(line) for line in demo.notes)}")
         with gr.Tabs():
             if demo.places:
                 with gr.Tab("Search"):
@@ -51,13 +51,6 @@ def build(demo: Demo) -> Any:
                 with gr.Tab("Mismatches"):
                     _suspects(gr, demo)
     return page
-
-
-def grid_title(demo: Demo) -> str:
-    """The heading, escaped."""
-    from mdw_jax.analysis.demo.cards import safe
-
-    return safe(demo.title)
 
 
 def _search(gr: Any, demo: Demo) -> None:

@@ -188,5 +188,6 @@ class Demo:
         image = row if what == "image" else int(image_of[row])
         caption = int(np.flatnonzero(image_of == image)[0]) if what == "image" else row
         rgb = figures.to_rgb(train.images[np.array([image])], pairs.log_mel is not None)[0]
-        return Card(rgb, [(f"cosine {cosine}", train.captions[caption]), ("", image_name(train, image))],
+        return Card(rgb, [(f"cosine {cosine}, given caption", train.captions[caption]),
+                          ("", image_name(train, image))],
                     image_name(train, image))
