@@ -84,6 +84,12 @@ def _probability(text: str) -> float:
     return value
 
 
+def _way(text: str) -> str:
+    if text not in ("division", "similarity"):
+        raise UserError(f"--by must be division or similarity, not '{text}'.")
+    return text
+
+
 def _port(text: str) -> int:
     if not (text.isdecimal() and int(text) < 65536):
         raise UserError(f"--port must be a number up to 65535, not '{text}'.")
@@ -204,6 +210,8 @@ COMMANDS = {
         options=(
             Option("--out", "write to this file (default: mismatches.csv in the run)", "FILE.csv", path=True),
             Option("--preset", "whose experts (default: mdw, else the first preset with experts)", "NAME", ""),
+            Option("--by", "what the probability comes from: division, by which the experts were trained (default), or "
+                   "similarity, which also looks at neighbors", "WAY", "division", _way),
             Option("--below", "list pairs whose probability of belonging together is below P (0.5)", "P", "0.5",
                    _probability),
             Option("--top", "list at most the N most suspicious", "N", "0", _count)),

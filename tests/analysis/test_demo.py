@@ -260,8 +260,8 @@ def test_the_page_over_http(folder, tmp_path):
         pairs = _post(address, "pairs", ["correspond, set 0", "caption", True, 1])
         assert pairs.count("<li>") == 10
         assert "(its own)" in _post(address, "matches", ["correspond, set 0", 3])
-        assert "fits better" in _post(address, "suspects", [0.9, 1])
-        file = _post(address, "export", [0.9])
+        assert "fits better" in _post(address, "suspects", [0.9, "division", 1])
+        file = _post(address, "export", [0.9, "similarity"])
         with urllib.request.urlopen(file["value"]["url"] if "value" in file else file["url"], timeout=60) as response:
             assert response.read().startswith("\ufeffrank,image,caption".encode())
     finally:

@@ -9,7 +9,7 @@ from tiny_config import tiny_config
 
 from mdw_jax.analysis.mismatches import find, words
 from mdw_jax.analysis.mismatches.command import mismatches_command
-from mdw_jax.analysis.mismatches.find import best_matches, judge, quality, suggest, suspected
+from mdw_jax.analysis.mismatches.find import best_matches, judge, local_similarity, quality, suggest, suspected
 from mdw_jax.analysis.mismatches.rows import COLUMNS
 from mdw_jax.cli import main
 from mdw_jax.errors import UserError
@@ -19,6 +19,7 @@ from mdw_jax.pipeline.expert_networks import network_embeddings
 from mdw_jax.pipeline.preset_run import read_division
 from mdw_jax.pipeline.reopen import reopen, trained_preset
 from mdw_jax.pipeline.run import experts_command
+from mdw_jax.runtime.rng import named_generator
 
 TINY = {
     "run.presets": ("random", "vld", "mdw", "filter_vld"), "data.size": 16, "data.train": 60, "data.val": 30,
@@ -93,10 +94,36 @@ def test_the_order_and_the_limits_of_a_list(judged):
 
 def test_experts_that_do_not_divide(opened):
     judged = judge(trained_preset(opened, "vld"), opened.prepared)
-    assert judged.divided_by == "similarity" and np.ptp(judged.clean_probability) > 0
-    order = np.argsort(judged.similarity)
+    assert judged.divided_by.startswith("similarity, ") and np.ptp(judged.clean_probability) > 0
+    order = np.argsort(local_similarity(judged.images, judged.texts, judged.image_of, judged.similarity))
     assert judged.clean_probability[order[:10]].mean() < judged.clean_probability[order[-10:]].mean()
     assert "made here" in words.threshold_in_words(judged, 0.5, 3, 0)
+
+
+def test_experts_that_found_nothing_to_divide(opened, monkeypatch):
+    """All ones are what the experts say, and no reason to divide in their place."""
+    monkeypatch.setattr(find, "read_division", lambda run: np.ones(len(run.noise.image_of), np.float32))
+    judged = judge(trained_preset(opened), opened.prepared)
+    assert judged.divided_by == "nobody" and not len(suspected(judged, 0.999))
+    assert "counted alike, the pairs served them best" in words.nothing_listed(judged, 0.5)
+    asked = judge(trained_preset(opened), opened.prepared, "similarity")
+    assert asked.divided_by == "similarity" and len(suspected(asked, 0.5))
+
+
+@pytest.mark.parametrize("sample, neighbors", [(2000, 3), (9, 2), (4, 10)])
+def test_local_similarity_by_hand(sample, neighbors):
+    generator = np.random.default_rng(1)
+    images, texts = (rows / np.linalg.norm(rows, axis=1, keepdims=True)
+                     for rows in (generator.standard_normal((9, 4)), generator.standard_normal((15, 4))))
+    image_of = generator.integers(0, 9, 15)
+    cosine = images @ texts.T
+    similarity = cosine[image_of, np.arange(15)]
+    got = local_similarity(images, texts, image_of, similarity, sample=sample, neighbors=neighbors)
+    draws = named_generator(0, "mismatches", "local")
+    captions, pictures = draws.permutation(15)[:sample], draws.permutation(9)[:sample]
+    of_image = np.sort(cosine[:, captions], 1)[:, -neighbors:].mean(1)
+    of_text = np.sort(cosine[pictures], 0)[-neighbors:].mean(0)
+    np.testing.assert_allclose(got, similarity - (of_image[image_of] + of_text) / 2, atol=1e-5)
 
 
 def test_pairs_that_a_filter_dropped(opened):
@@ -126,13 +153,13 @@ def test_the_command(folder, nothing_trains, capsys, tmp_path):
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS and len(rows) == 5 and {row["truth"] for row in rows} <= {"matched", "mismatched"}
     assert set(folder.rglob("*")) == before
-    mismatches_command(str(folder), None, "vld", 0.5, 3)
+    mismatches_command(str(folder), None, "vld", "division", 0.5, 3)
     assert (folder / "mismatches.csv").exists()
 
 
 def test_nothing_is_listed(folder, nothing_trains, capsys, monkeypatch):
     monkeypatch.setattr(find, "read_division", lambda run: np.linspace(0.6, 1, len(run.noise.image_of)))
-    mismatches_command(str(folder), str(folder / "none.csv"), "", 0.5, 0)
+    mismatches_command(str(folder), str(folder / "none.csv"), "", "division", 0.5, 0)
     out = capsys.readouterr().out
     assert "No pair has a probability below 0.5" in out and "does not show that all pairs are right" in out
     assert not (folder / "none.csv").exists()
@@ -168,7 +195,8 @@ def test_mistakes(folder, opened, tmp_path, capsys):
     with pytest.raises(UserError, match="not a run folder"):
         reopen(tmp_path)
     for flags, said in ((["--below", "0"], "--below must be"), (["--below", "x"], "--below must be"),
-                        (["--top", "-1"], "--top must be"), (["--top", "all"], "--top must be")):
+                        (["--top", "-1"], "--top must be"), (["--by", "eye"], "--by must be"),
+                        (["--top", "all"], "--top must be")):
         assert main(["mismatches", str(folder), *flags]) == 2
         assert said in capsys.readouterr().err
 
@@ -181,4 +209,4 @@ def test_no_finished_experts(folder, tmp_path):
         stored["experts"]["epochs"] = 7
         write_json(other / name, stored)
     with pytest.raises(UserError, match="no finished experts.*mdw experts"):
-        mismatches_command(str(other), None, "", 0.5, 0)
+        mismatches_command(str(other), None, "", "division", 0.5, 0)

@@ -128,23 +128,24 @@ def _suspects(gr: Any, demo: Demo) -> None:
     with gr.Row():
         below = gr.Slider(0.01, 1.0, value=DEFAULT_BELOW, step=0.01, label="Probability of belonging together below",
                           min_width=300)
+        by = gr.Dropdown(["division", "similarity"], value="division", label="The probability is by")
         page = gr.Number(1, label="Page", precision=0, minimum=1)
     with gr.Row():
         export = gr.Button("Write all of these as a CSV", size="sm", scale=0, min_width=260)
         file = gr.File(label="CSV", visible=False, height=90)
     shown = gr.HTML()
 
-    def show(below, page):
-        got = suspect_page(demo.judged, demo.opened.prepared.pairs, float(below), int(page or 1))
+    def show(below, by, page):
+        got = suspect_page(demo.judged_by(by), demo.opened.prepared.pairs, float(below), int(page or 1))
         return note(f"Page {min(max(1, int(page or 1)), max(1, got.pages))} of {got.pages}. {got.summary}") + grid(
             got.cards, wide=True)
 
-    def write(below):
-        path, said = export_suspects(demo.judged, demo.opened.prepared.pairs, float(below), folder / "mismatches.csv")
+    def write(below, by):
+        path, said = export_suspects(demo.judged_by(by), demo.opened.prepared.pairs, float(below), folder / "mismatches.csv")
         return gr.File(value=str(path), visible=True, label=said)
 
-    export.click(write, below, file, api_name="export")
-    _on_change(_shown(show), [below, page], shown, "suspects")
+    export.click(write, [below, by], file, api_name="export")
+    _on_change(_shown(show), [below, by, page], shown, "suspects")
 
 
 def _on_change(function: Callable, inputs: list, output: Any, name: str) -> None:

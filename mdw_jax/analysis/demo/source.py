@@ -9,7 +9,7 @@ import numpy as np
 from mdw_jax.analysis.demo.browse import SetView, sets_of_run
 from mdw_jax.analysis.demo.cards import Card
 from mdw_jax.analysis.demo.query import Encoder, encoder_of_experts, encoder_of_student, nearest_hits
-from mdw_jax.analysis.mismatches.find import Judged, judge
+from mdw_jax.analysis.mismatches.find import Judged, judge, judged_by
 from mdw_jax.analysis.mismatches.rows import image_name
 from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
@@ -103,6 +103,13 @@ class Demo:
     def judged(self) -> Judged | None:
         """All training pairs as the experts see them; None without experts."""
         return judge(self.trained, self.opened.prepared) if self.trained and self.opened else None
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - one for the life of the page
+    def judged_by(self, way: str) -> Judged:
+        """The training pairs with the probability by "division" or "similarity". Raises UserError without experts."""
+        if self.judged is None or self.trained is None:
+            raise UserError(" ".join(self.notes))
+        return judged_by(self.judged, self.trained.run, way)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - one for the life of the page
     def view(self, label: str) -> SetView:

@@ -15,13 +15,14 @@ NAME = "mismatches.csv"
 _SHOWN = 10  # of the list, in the terminal
 
 
-def mismatches_command(directory: str, out: str | None, preset: str, below: float, top: int) -> None:
+def mismatches_command(directory: str, out: str | None, preset: str, by: str, below: float, top: int) -> None:
     """Write the list of suspected mismatches and print what it is.
 
     Args:
         directory: a run directory with finished experts.
         out: the CSV; None: mismatches.csv in the run directory.
         preset: whose experts; "": see `trained_preset`.
+        by: "division" or "similarity": see `judge`.
         below: list pairs whose probability of belonging together is below it.
         top: at most so many; 0: all.
 
@@ -31,7 +32,7 @@ def mismatches_command(directory: str, out: str | None, preset: str, below: floa
     opened = reopen(directory)
     announce_source(opened.prepared.pairs)
     trained, train = trained_preset(opened, preset), opened.prepared.pairs.train
-    judged = judge(trained, opened.prepared)
+    judged = judge(trained, opened.prepared, by)
     print(f"{len(judged.image_of):,} training pairs of {len(train.images):,} images, judged by {judged.networks} expert "
           f"networks of the preset {judged.preset}.")
     rows = suspected(judged, below, top)
@@ -42,7 +43,7 @@ def mismatches_command(directory: str, out: str | None, preset: str, below: floa
     print(rate_in_words(judged, len(rows)))
     suggestions = suggest(judged, rows)
     found = quality(judged, rows, suggestions)
-    if found is not None:
+    if found is not None and found.recall is not None:
         print(quality_in_words(found))
     path = Path(out) if out else Path(directory) / NAME
     count = write_spreadsheet(path, COLUMNS, csv_rows(judged, train, rows, suggestions))

@@ -7,6 +7,7 @@ array of images by captions is ever made: similarities are computed in blocks, f
 """
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import jax
@@ -19,9 +20,10 @@ from mdw_jax.method.division import divide
 from mdw_jax.models.embedding import embeddings_of_all
 from mdw_jax.pipeline.expert_networks import expert_networks, network_embeddings
 from mdw_jax.pipeline.prepared import Prepared
-from mdw_jax.pipeline.preset_run import read_division
+from mdw_jax.pipeline.preset_run import PresetRun, read_division
 from mdw_jax.pipeline.reopen import Trained
 from mdw_jax.runtime.progress import progress
+from mdw_jax.runtime.rng import named_generator
 
 _QUERIES, _CANDIDATES = 2048, 16384  # rows of one block of similarities
 
@@ -34,8 +36,7 @@ class Judged(NamedTuple):
         networks: how many.
         image_of: (K,) the image that each caption is paired with.
         clean_probability: (K,) the probability that the pair belongs together.
-        divided_by: "experts": by the division that they were trained by; "similarity": their recipe has none, and
-            `similarity` was divided here in the same way.
+        divided_by: what the probability is: a key of `words.SOURCES`.
         similarity: (K,) mean cosine of the pair over the networks.
         images, texts: (N, D) and (K, D) float16 embeddings of the ensemble; dot products are those means.
         dropped: (K,) bool, a filter had dropped the pair before the experts were trained.
@@ -77,12 +78,14 @@ class Suggestions(NamedTuple):
     image_similarity: np.ndarray
 
 
-def judge(trained: Trained, prepared: Prepared) -> Judged:
+def judge(trained: Trained, prepared: Prepared, by: str = "division") -> Judged:
     """What the experts of a preset make of every training pair.
 
     Args:
         trained: the preset.
         prepared: its data and model.
+        by: "division": the probability is the division that the experts were trained by; "similarity": it is made here
+            from `local_similarity`, as it is for recipes that do not divide, whatever is asked for.
     """
     run, record = trained
     image_of = np.asarray(run.noise.image_of)
@@ -90,22 +93,63 @@ def judge(trained: Trained, prepared: Prepared) -> Judged:
     similarity = np.concatenate([np.einsum("kd,kd->k", images[image_of[rows]].astype(np.float32),
                                            texts[rows].astype(np.float32))
                                  for rows in np.array_split(np.arange(len(image_of)), -(-len(image_of) // 4096))])
-    probability, divided_by = read_division(run), "experts"
     dropped = np.zeros(len(image_of), bool)
     if run.filter is not None:
         dropped[:] = True
         dropped[stored_array(run.filter.folder.path / "kept.npy", (None,))] = False
-    if np.ptp(probability[~dropped]) == 0:
-        probability, divided_by = np.where(dropped, 0, _divided(similarity, ~dropped)), "similarity"
     truth = None if run.noise.mismatched is None else np.asarray(run.noise.true_image_of)
-    return Judged(run.name, record["networks"], image_of, probability.astype(np.float32), divided_by, similarity, images,
-                  texts, dropped, truth, record["rate"])
+    judged = Judged(run.name, record["networks"], image_of, read_division(run), "experts", similarity, images, texts, dropped,
+                    truth, record["rate"])
+    return judged_by(judged, run, by)
 
 
-def _divided(similarity: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    probability = np.zeros(len(similarity), np.float32)
-    probability[kept] = divide(-similarity[kept])
-    return probability
+def judged_by(judged: Judged, run: PresetRun, by: str) -> Judged:
+    """The same pairs with the probability that `by` names; see `judge`."""
+    probability, divided_by, kept = read_division(run), "experts", ~judged.dropped
+    if by == "similarity" or run.config.experts.division != "gmm":
+        divided_by = "similarity" if by == "similarity" else "similarity, for want of a division"
+        local = local_similarity(judged.images, judged.texts, judged.image_of, judged.similarity)
+        probability = np.zeros(len(local), np.float32)
+        probability[kept] = divide(-local[kept])
+    elif (probability[kept] == 1).all():
+        divided_by = "nobody"
+    return judged._replace(clean_probability=probability.astype(np.float32), divided_by=divided_by)
+
+
+def local_similarity(images, texts, image_of, similarity, *, sample: int = 2000, neighbors: int = 10) -> np.ndarray:
+    """The cosine of each pair, less half of what is usual among the nearest neighbors of its image and of its caption.
+
+    Cross-domain similarity local scaling (CSLS; Conneau et al. 2018, Word translation without parallel data): a caption
+    that is near to every image says little. The neighbors come from a sample of the other side, so that time grows
+    linearly.
+
+    Args:
+        images, texts: (N, D) and (K, D) embeddings.
+        image_of: (K,) the image that each caption is paired with.
+        similarity: (K,) cosine of each pair.
+        sample: captions, and images, among which neighbors are looked for.
+        neighbors: how many; the mean over them is what is usual.
+
+    Returns:
+        (K,) float32.
+    """
+    generator = named_generator(0, "mismatches", "local")
+    of_images, of_texts = (
+        _level(rows, others[np.sort(generator.permutation(len(others))[:sample])], neighbors)
+        for rows, others in ((images, texts), (texts, images)))
+    return (similarity - (of_images[image_of] + of_texts) / 2).astype(np.float32)
+
+
+def _level(rows: np.ndarray, others: np.ndarray, neighbors: int) -> np.ndarray:
+    """(n,) mean dot product of each row with the nearest ones of the others."""
+    others, neighbors = jnp.asarray(others, jnp.float32), min(neighbors, len(others))
+    blocks = (jnp.asarray(rows[start:start + _QUERIES], jnp.float32) for start in range(0, len(rows), _QUERIES))
+    return np.concatenate([np.asarray(_nearest_mean(block, others, neighbors)) for block in blocks])
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _nearest_mean(rows, others, neighbors: int):
+    return jax.lax.top_k(rows @ others.T, neighbors)[0].mean(1)
 
 
 def _ensemble(trained: Trained, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,13 @@
 from mdw_jax.analysis.mismatches.find import Judged, Quality
 from mdw_jax.reporting.noise_text import estimate_in_words
 
+SOURCES = {  # what a probability is, by `Judged.divided_by`
+    "experts": "by the division that the experts were trained by",
+    "nobody": "by the division that the experts were trained by, which is none: counted alike, the pairs served them best",
+    "similarity": "by a division of the experts' similarities (each less what is usual among its neighbors)",
+    "similarity, for want of a division": "by a division of the experts' similarities (each less what is usual among its "
+                                          "neighbors), which was made here because their recipe has none that it found",
+}
 DEFAULT_BELOW = 0.5  # where the experts find a mismatch likelier than a match
 
 
@@ -11,11 +18,8 @@ def threshold_in_words(judged: Judged, below: float, listed: int, top: int) -> s
     pairs = len(judged.clean_probability)
     suspected = int((judged.clean_probability < below).sum())
     why = "which is where a mismatch is the likelier of the two" if below == DEFAULT_BELOW else "as you set it"
-    source = {"experts": "by the division that the experts were trained by",
-              "similarity": "by a division of their similarities, which was made here because these experts were trained "
-                            "without one"}[judged.divided_by]
-    text = (f"Listed are pairs whose probability of belonging together is below {below:g} ({why}), {source}: "
-            f"{suspected:,} of {pairs:,}, {suspected / pairs:.1%}.")
+    text = (f"Listed are pairs whose probability of belonging together is below {below:g} ({why}), "
+            f"{SOURCES[judged.divided_by]}: {suspected:,} of {pairs:,}, {suspected / pairs:.1%}.")
     if judged.dropped.any():
         text += f" {int(judged.dropped.sum()):,} of them have the probability 0, because the preset's filter dropped them."
     if top:
@@ -29,16 +33,16 @@ def rate_in_words(judged: Judged, listed: int) -> str:
     pairs, true, estimate = len(judged.clean_probability), judged.rate["true"], judged.rate["estimated"]
     if judged.true_image_of is not None:
         if not true:
-            return ("No mismatches were drawn in these pairs. Whether the data had some of their own, nobody knows: what "
-                    "is listed fits least by the experts, and no more is known of it.")
+            return ("No mismatches were drawn in these pairs. Whether the data had some of their own, nobody knows"
+                    f"{': what is listed fits least by the experts, and no more is known of it' if listed else ''}.")
         return (f"{true:.1%} of the pairs were mismatched on purpose, {round(true * pairs):,} of them; mismatches that the "
                 "data had before count as matched.")
     words = estimate_in_words(estimate)
     if not words:
         why = ("was not estimated (the experts of a preset with a filter, or noise.estimate is off)" if estimate is None
                else "could not be estimated from so few pairs")
-        return (f"The share of mismatched pairs {why}: nobody knows how many there are, or whether there is any. The list "
-                "says which pairs fit least, not that they are wrong.")
+        return (f"The share of mismatched pairs {why}: nobody knows how many there are, or whether there is any."
+                f"{' The list says which pairs fit least, not that they are wrong.' if listed else ''}")
     low, high = estimate["low"] * pairs, estimate["high"] * pairs
     text = (f"Estimated are {words} mismatched pairs ({estimate['confidence']:.0%} interval), about "
             f"{estimate['eta'] * pairs:,.0f}")
@@ -55,8 +59,8 @@ def rate_in_words(judged: Judged, listed: int) -> str:
 def nothing_listed(judged: Judged, below: float) -> str:
     """What an empty list means."""
     return (f"No pair has a probability below {below:g} (the lowest is {judged.clean_probability.min():.3f}): the experts "
-            "suspect none at this threshold. That does not show that all pairs are right; --below with a larger number "
-            "lists those that fit least.")
+            f"suspect none at this threshold, {SOURCES[judged.divided_by]}. That does not show that all pairs are right; "
+            "--below with a larger number, or --by similarity, lists those that fit least.")
 
 
 def quality_in_words(found: Quality) -> str:
