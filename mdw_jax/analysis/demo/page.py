@@ -141,7 +141,8 @@ def _suspects(gr: Any, demo: Demo) -> None:
             got.cards, wide=True)
 
     def write(below, by):
-        path, said = export_suspects(demo.judged_by(by), demo.opened.prepared.pairs, float(below), folder / "mismatches.csv")
+        pairs = demo.opened.prepared.pairs
+        path, said = export_suspects(demo.judged_by(by), pairs, float(below), folder / "mismatches.csv")
         return gr.File(value=str(path), visible=True, label=said)
 
     export.click(write, [below, by], file, api_name="export")

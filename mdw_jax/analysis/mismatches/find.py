@@ -98,8 +98,8 @@ def judge(trained: Trained, prepared: Prepared, by: str = "division") -> Judged:
         dropped[:] = True
         dropped[stored_array(run.filter.folder.path / "kept.npy", (None,))] = False
     truth = None if run.noise.mismatched is None else np.asarray(run.noise.true_image_of)
-    judged = Judged(run.name, record["networks"], image_of, read_division(run), "experts", similarity, images, texts, dropped,
-                    truth, record["rate"])
+    judged = Judged(run.name, record["networks"], image_of, read_division(run), "experts", similarity, images, texts,
+                    dropped, truth, record["rate"])
     return judged_by(judged, run, by)
 
 
