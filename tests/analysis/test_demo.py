@@ -181,6 +181,8 @@ class Student:
     shape, fit = (16, 16, 3), "squash"
 
     def embed_images(self, images):
+        if isinstance(images, list):  # of files
+            images = np.stack([np.asarray(Image.open(path)) for path in images])
         assert images.dtype == np.uint8 and images.shape[1:] == self.shape
         return images.reshape(len(images), -1).astype(np.float32)
 
@@ -195,6 +197,19 @@ def test_a_student_sees_distilled_pixels_as_bytes():
     encoder = encoder_of_student(Student())
     seen = encoder.pixels(np.full((2, 16, 16, 3), 0.5, np.float32))
     assert (seen == 128).all() and encoder.sentences(["a"])[0].shape == (1, 768)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(encoder.photo(png(pixels))[0], pixels.reshape(-1))
+
+
+def test_sentences_are_compared_with_a_photo(demo):
+    train, judged = demo.opened.prepared.pairs.train, demo.judged
+    sentences = [train.captions[row] for row in (4, 11, 30)]
+    ranked, said = demo.compare(png(np.asarray(train.images[2])), "\n\n".join(sentences))
+    cosines = judged.texts[[4, 11, 30]].astype(np.float32) @ judged.images[2].astype(np.float32)
+    assert said == "" and [sentence for sentence, _ in ranked] == [sentences[n] for n in np.argsort(-cosines)]
+    np.testing.assert_allclose([cosine for _, cosine in ranked], np.sort(cosines)[::-1], atol=2e-3)
+    with pytest.raises(UserError, match="one a line"):
+        demo.compare(b"", " \n")
 
 
 def test_suspects_page_by_page(demo, tmp_path):

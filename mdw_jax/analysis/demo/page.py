@@ -42,6 +42,9 @@ def build(demo: Demo) -> Any:
             if demo.places:
                 with gr.Tab("Search"):
                     _search(gr, demo)
+            if demo.encoder is not None:
+                with gr.Tab("Compare"):
+                    _compare(gr, demo)
             if demo.sets:
                 with gr.Tab("Pairs"):
                     _browse(gr, demo)
@@ -70,6 +73,22 @@ def _search(gr: Any, demo: Demo) -> None:
     ask.click(by_sentence, [place, sentence], found, api_name="search")
     sentence.submit(by_sentence, [place, sentence], found, api_name=False)
     photo.change(by_photo, [place, photo], found, api_name="search_by_photo")
+
+
+def _compare(gr: Any, demo: Demo) -> None:
+    with gr.Row():
+        photo = gr.Image(label="Photo", type="filepath", sources=["upload", "clipboard"], height=220)
+        sentences = gr.Textbox(label="Sentences, one a line", lines=6, placeholder="a dog on a beach\na city at night")
+    ask = gr.Button("Which fits best?", variant="primary")
+    shown = gr.HTML()
+
+    def show(path, sentences):
+        if not path:
+            return note("Choose a photo first.")
+        ranked, said = demo.compare(Path(path).read_bytes(), sentences)
+        return note(said) + grid([Card(None, [(f"cosine {cosine:.2f}", sentence)]) for sentence, cosine in ranked])
+
+    ask.click(_shown(show), [photo, sentences], shown, api_name="compare")
 
 
 def _result(cards: list[Card], said: str, how: str) -> str:

@@ -1,7 +1,9 @@
 """What encodes sentences and photos, and what is nearest to them."""
 
 import functools
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -94,9 +96,13 @@ def encoder_of_student(student: Any) -> Encoder:
         return student.embed_captions(asked), ""
 
     def photo(data: bytes) -> np.ndarray:
-        from mdw_jax.export.student import fitted
-
-        return student.embed_images(_decoded(data, lambda data: fitted(data, student.shape[0], student.fit))[None])
+        with tempfile.TemporaryDirectory() as folder:  # a student reads files
+            path = Path(folder) / "photo"
+            path.write_bytes(data)
+            try:
+                return student.embed_images([str(path)])
+            except UserError as error:
+                raise UserError(f"{str(error).replace(str(path), 'the photo')}") from None
 
     def pixels(images: np.ndarray) -> np.ndarray:
         return student.embed_images(np.round(255 * np.clip(images, 0, 1)).astype(np.uint8))

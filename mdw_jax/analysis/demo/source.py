@@ -70,6 +70,9 @@ class Demo:
         if not self.sets:
             self.notes.append("There is no distilled set here.")
         self.encoder: Encoder | None = self._encoder()
+        if self.encoder is not None and not self.places:
+            self.notes.append("Nothing is here to look through: give a distilled set or a run too (mdw demo STUDENT SET), or "
+                              "search your photos with mdw search.")
 
     @property
     def title(self) -> str:
@@ -165,6 +168,26 @@ class Demo:
     def by_photo(self, place: str, data: bytes) -> tuple[list[Card], str]:
         """Captions that describe a photo best, with their images. Raises UserError where it cannot be read."""
         return self._found(place, self._encoding.photo(data), "caption"), ""
+
+    def compare(self, data: bytes, sentences: str) -> tuple[list[tuple[str, float]], str]:
+        """How well each sentence fits a photo.
+
+        Args:
+            data: an image file.
+            sentences: one a line.
+
+        Returns:
+            (sentence, cosine) each, the best first, and what must be known of the sentences.
+
+        Raises:
+            UserError: there is no sentence, or something cannot be read.
+        """
+        lines = [line.strip() for line in sentences.splitlines() if line.strip()]
+        if not lines:
+            raise UserError("write some sentences first, one a line.")
+        features, said = self._encoding.sentences(lines)
+        hits = nearest_hits(self._encoding.photo(data), features, len(lines))
+        return [(lines[hit.row], hit.cosine) for hit in hits], said
 
     @property
     def _encoding(self) -> Encoder:
