@@ -90,14 +90,8 @@ def _way(text: str) -> str:
     return text
 
 
-def _port(text: str) -> int:
-    if not (text.isdecimal() and int(text) < 65536):
-        raise UserError(f"--port must be a number up to 65535, not '{text}'.")
-    return int(text)
-
-
 def _count(text: str) -> int:
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdigit()):
         raise UserError(f"--top must be a whole number, not '{text}'.")
     return int(text)
 
@@ -224,7 +218,7 @@ COMMANDS = {
                           "demo RUN.", 1, None),
         options=(
             Option("--preset", "whose experts of the run (default: mdw, else the first preset with experts)", "NAME", ""),
-            Option("--port", "of the page on 127.0.0.1 (default: the first free one from 7860 on)", "PORT", "0", _port)),
+            Option("--port", "of the page on 127.0.0.1 (default: the first free one from 7860 on)", "PORT", None, _port)),
         details="Needs the extra demo. Nothing is trained, shared or sent anywhere."),
     "export": Command(
         "write the distilled sets for others, with a dataset card: image folder, Parquet, WebDataset",

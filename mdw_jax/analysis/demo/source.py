@@ -71,8 +71,8 @@ class Demo:
             self.notes.append("There is no distilled set here.")
         self.encoder: Encoder | None = self._encoder()
         if self.encoder is not None and not self.places:
-            self.notes.append("Nothing is here to look through: give a distilled set or a run too (mdw demo STUDENT SET), or "
-                              "search your photos with mdw search.")
+            self.notes.append("Nothing is here to look through: give a distilled set or a run too (mdw demo STUDENT SET), "
+                              "or search your photos with mdw search.")
 
     @property
     def title(self) -> str:
