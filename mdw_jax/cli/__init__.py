@@ -115,10 +115,11 @@ def _config(call: Invocation) -> ConfigDict:
     """The config of a command line, with its data where they are the user's own."""
     if not call.data:
         return load_config(call.config, call.overrides)
-    from mdw_jax.pipeline.own_data import own_config  # here, because it imports the readers
+    from mdw_jax.pipeline.own_data import own_config, refuse_other_data  # here, because it imports the readers
 
     config = own_config(call.data, None if call.config is None else load_config(call.config))
     override(config, call.overrides)
+    refuse_other_data(config)
     return config.lock()
 
 

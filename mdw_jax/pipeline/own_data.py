@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config.defaults import base, frozen_backbone
 from mdw_jax.config.options import LOG_MEL_READERS
+from mdw_jax.config.stored import CONFIG, read_run_config
 from mdw_jax.data.own import OwnData, own_data
+from mdw_jax.errors import UserError
 from mdw_jax.models.weights.hub import is_installed, is_reachable
 
 PRESETS = ("random", "correspond", "mdw", "closed_form", "experts")
@@ -42,6 +44,18 @@ def own_config(paths: Sequence[str], config: ConfigDict | None = None) -> Config
         c.run.dir = str(Path("runs") / _run_name(paths))
         _fit(c, data)
     return c
+
+
+def refuse_other_data(config: ConfigDict) -> None:
+    """Raises UserError where the run folder of a config holds a run of other data."""
+    folder = Path(config.run.dir)
+    if not (folder / CONFIG).is_file():
+        return
+    stored = read_run_config(folder).data.to_dict()
+    if differing := [key for key, value in config.data.to_dict().items() if stored[key] != value]:
+        key = differing[0]
+        raise UserError(f"'{folder}' holds a run of other data (data.{key} is {stored[key]!r} there and {config.data[key]!r} "
+                        "here); give another folder, as in --config.run.dir=runs/second.")
 
 
 def _settings_for(accelerator: bool) -> ConfigDict:
