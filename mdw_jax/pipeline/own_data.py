@@ -54,8 +54,8 @@ def refuse_other_data(config: ConfigDict) -> None:
     stored = read_run_config(folder).data.to_dict()
     if differing := [key for key, value in config.data.to_dict().items() if stored[key] != value]:
         key = differing[0]
-        raise UserError(f"'{folder}' holds a run of other data (data.{key} is {stored[key]!r} there and {config.data[key]!r} "
-                        "here); give another folder, as in --config.run.dir=runs/second.")
+        raise UserError(f"'{folder}' holds a run of other data (data.{key} is {stored[key]!r} there and "
+                        f"{config.data[key]!r} here); give another folder, as in --config.run.dir=runs/second.")
 
 
 def _settings_for(accelerator: bool) -> ConfigDict:
