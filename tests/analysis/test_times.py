@@ -26,6 +26,7 @@ RUNS = {
     "Flickr8k, 224 px, 600 images a split": ("flickr8k.py", {
         "model.weights": "mobilenet_v2", "distill.pairs": 50, "distill.batch": 50, "data.limit": 600,
         "run.presets": ("random", "correspond", "closed_form")}, Counts(600, 3000, 600, 3000, 600, 3000, 384), 639),
+    "tones, whose run no constant was fitted on": ("tones.py", {}, Counts(2000, 6000, 250, 750, 500, 1500, 384), 390),
 }
 
 
