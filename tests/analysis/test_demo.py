@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -256,7 +258,8 @@ def test_the_page_over_http(folder, tmp_path):
     log = tmp_path / "log"
     with open(log, "w") as out:
         process = subprocess.Popen([sys.executable, "-m", "mdw_jax", "demo", str(folder)], stdout=out,
-                                   stderr=subprocess.STDOUT)
+                                   stderr=subprocess.STDOUT,
+                                   env={**os.environ, "TMPDIR": str(tmp_path)})
     try:
         for _ in range(240):
             if "page: " in log.read_text() or process.poll() is not None:
@@ -280,5 +283,6 @@ def test_the_page_over_http(folder, tmp_path):
         with urllib.request.urlopen(file["value"]["url"] if "value" in file else file["url"], timeout=60) as response:
             assert response.read().startswith("\ufeffrank,image,caption".encode())
     finally:
-        process.terminate()
-        process.wait(30)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert not list(tmp_path.glob("mdw-demo-*"))

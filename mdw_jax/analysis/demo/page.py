@@ -34,8 +34,10 @@ def import_gradio() -> Any:
 
 
 def build(demo: Demo) -> Any:
-    """The page as a `gradio.Blocks`."""
+    """The page as a `gradio.Blocks`. What is uploaded to it and written by it is removed when the process ends."""
     gr = import_gradio()
+    temporary = tempfile.TemporaryDirectory(prefix="mdw-demo-")
+    os.environ["GRADIO_TEMP_DIR"] = temporary.name
     with gr.Blocks(title=f"mdw: {demo.title}", analytics_enabled=False, fill_width=False) as page:
         gr.HTML(f"<h1>{safe(demo.title)}</h1>{''.join(note(line) for line in demo.notes)}")
         with gr.Tabs():
@@ -52,7 +54,8 @@ def build(demo: Demo) -> Any:
                     _matches(gr, demo)
             if demo.trained is not None:
                 with gr.Tab("Mismatches"):
-                    _suspects(gr, demo)
+                    _suspects(gr, demo, Path(temporary.name))
+    page.temporary = temporary  # it lives as long as the page
     return page
 
 
@@ -142,8 +145,7 @@ def _matches(gr: Any, demo: Demo) -> None:
     _on_change(_shown(show), [label, pair], shown, "matches")
 
 
-def _suspects(gr: Any, demo: Demo) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="mdw-demo-"))
+def _suspects(gr: Any, demo: Demo, folder: Path) -> None:
     with gr.Row():
         below = gr.Slider(0.01, 1.0, value=DEFAULT_BELOW, step=0.01, label="Probability of belonging together below",
                           min_width=300)
