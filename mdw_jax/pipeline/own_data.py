@@ -70,7 +70,7 @@ def _settings_for(accelerator: bool) -> ConfigDict:
         c.text.encoder, c.text.path = "transformer", _MINILM if is_installed(_MINILM) else _HUB_MINILM
     c.distill.ceo = False  # it brings nothing measurable (docs/results.md)
     c.distill.inner_steps, c.distill.steps = 64, 150
-    c.evaluate.lr_scales = (1.0,)  # every search chose it
+    c.evaluate.lr_scales = (1.0,)  # every search on Flickr8k chose it (docs/results.md)
     if not accelerator:  # pixels cost most: a fifth of the steps, at smaller images
         c.data.size = 160
         c.distill.prototype_steps, c.distill.steps = 60, 30

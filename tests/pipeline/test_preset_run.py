@@ -99,7 +99,7 @@ def test_sets_are_told_apart_by_what_makes_them_and_not_by_what_scores_them(tmp_
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"run__presets": ("random", "nothing")}, "there is no preset 'nothing'"),
-    ({"distill__pairs": 3}, "distill.batch"),
+    ({"distill__pairs": 0}, "distill.pairs must be at least 1"),
     ({"run__presets": ("mdw",), "run__preset_overrides": ("mdw:distill.nothing=1",)}, "run.preset_overrides")])
 def test_a_config_that_is_refused_leaves_no_directory_and_reads_no_data(tmp_path, monkeypatch, changes, message):
     monkeypatch.setattr(run, "prepare", lambda config: pytest.fail("data were read"))
