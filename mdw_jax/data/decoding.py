@@ -81,9 +81,9 @@ class Decoder(NamedTuple):
     settings: str = ""
 
 
-def rgb(size: int, fit: str = "squash") -> Decoder:
+def rgb(size: int, fit: str = "crop") -> Decoder:
     """The decoder of image files as (size, size, 3): see `decode`. Contents are told apart by whole images."""
-    return Decoder((size, size, 3), partial(decode, size=size, fit=fit), partial(decode, size=_CHECK_SIZE),
+    return Decoder((size, size, 3), partial(decode, size=size, fit=fit), partial(decode, size=_CHECK_SIZE, fit="squash"),
                    settings="" if fit == "squash" else fit)
 
 
@@ -104,7 +104,7 @@ def threads() -> int:
     return min(16, cores)
 
 
-def decode(data: bytes, size: int, fit: str = "squash") -> np.ndarray:
+def decode(data: bytes, size: int, fit: str = "crop") -> np.ndarray:
     """Decode an image file and resize it to a square by bicubic interpolation.
 
     An image that has this size already is left as it is. A JPEG of at least `2 * DRAFT * size` a side is decoded at

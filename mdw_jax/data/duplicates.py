@@ -55,7 +55,7 @@ def perceptual_hashes(images: Sequence[Encoded], pool: ThreadPoolExecutor, size:
 
 def _hash(image: Encoded, phash, size: int) -> int | None:
     try:
-        pixels = decode(image.read(), size)
+        pixels = decode(image.read(), size, "squash")
     except MemoryError:
         raise
     except Exception:  # broken images are reported where they are used

@@ -71,6 +71,6 @@ def test_own_photos_to_a_student_in_pytorch(tmp_path, monkeypatch):
     run = lambda *words: subprocess.run([sys.executable, *words], cwd=tmp_path, check=True, capture_output=True,
                                         text=True).stdout
     run("-m", "mdw_jax", "run", "--data", "photos/", "captions.csv", "--pairs", "30")
-    run("-m", "mdw_jax", "export", "runs/photos", "--config.export.license=cc0-1.0")
-    said = run("runs/photos/export/mdw-0/train.py", "--images", "photos", "--captions", "captions.csv")
-    assert re.search(r"r_mean", said)
+    run("-m", "mdw_jax", "export", "runs/photos", "--config.export.license=cc0-1.0", "--config.export.with_test=True")
+    said = run("runs/photos/export/mdw-0/train.py", "--students", "5")
+    assert re.search(r"r_mean.*inside", said, re.DOTALL) and "outside" not in said

@@ -155,9 +155,7 @@ def photo_pixels(data: bytes, config: ConfigDict, shape: Sequence[int]) -> np.nd
     """
     if tuple(shape) != (config.data.size, config.data.size, 3):
         raise UserError(f"the images of this run are of shape {tuple(shape)}; a photo cannot be compared with them.")
-    fit = getattr(config.data, "fit", "") or "squash"
-    return _decoded(data, lambda data: decode(data, config.data.size) if fit == "squash" else
-                    decode(data, config.data.size, fit))
+    return _decoded(data, lambda data: decode(data, config.data.size, config.data.fit))
 
 
 def _decoded(data: bytes, decoded: Callable[[bytes], np.ndarray]) -> np.ndarray:

@@ -139,7 +139,7 @@ def esc50(source, *, train_split="1,2", val_split="3", test_split="5", captions_
         raise UserError(f"data.{held[0]} is set, and the splits of esc50 are its folds, which keep clips of one recording "
                         "together; set data.val_split and data.test_split.")
     if not (source / "meta" / "esc50.csv").is_file():
-        if unused := [key for key in common if key not in ("size", "check", "on_error", "max_skipped")]:
+        if unused := [key for key in common if key not in ("size", "fit", "check", "on_error", "max_skipped")]:
             raise UserError(f"data.{unused[0]} is set, and the log-mels in '{source}' were computed beforehand; leave it "
                             "out, or give the directory of ESC-50 with its audio files.")
         return _stored_log_mels(source, folds, captions_per_image, seed)
