@@ -14,18 +14,20 @@ import pytest
 from miniature import encoded, photo
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
+from mdw_jax.data import decoding
 from mdw_jax.data.decoding import (
     FORMATS,
     Decoder,
     Encoded,
     checksum,
     content_digests,
-    decode,
     reason,
     rgb,
     validate_images,
 )
 from mdw_jax.data.lazy_images import LazyImages
+
+decode = partial(decoding.decode, fit="squash")  # whole images
 
 # By EXIF orientation, how the stored pixels follow from the upright ones (0th row and column: EXIF 2.3, 4.6.4).
 HELD = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],

@@ -104,12 +104,13 @@ def test_filepath_is_the_sub_folder(tmp_path, files):
         np.testing.assert_array_equal(karpathy(annotations, source, size=8).val.images, [_pixels(1), _pixels(6)])
 
 
-def test_images_are_squashed_not_cropped(tmp_path, files):
+@pytest.mark.parametrize(("fit", "box"), [("crop", (14, 0, 26, 12)), ("squash", (0, 0, 40, 12))])
+def test_images_become_square(tmp_path, files, fit, box):
     wide = _pixels(0, 12, 40)
     files["0.png"] = _png(wide)
     files["2.png"] = _png(np.array(Image.fromarray(_pixels(2)).convert("L")))  # grey becomes RGB
-    train = karpathy(*_write(tmp_path, _document(), files), size=8).train.images
-    want = np.array(Image.fromarray(wide).resize((8, 8), Image.Resampling.BICUBIC))
+    train = karpathy(*_write(tmp_path, _document(), files), size=8, fit=fit).train.images
+    want = np.array(Image.fromarray(wide).resize((8, 8), Image.Resampling.BICUBIC, box))
     np.testing.assert_array_equal(train[0], want)
     assert train.shape == (4, 8, 8, 3) and np.ptp(train[1].astype(int), axis=-1).max() == 0
 
