@@ -18,6 +18,7 @@ from mdw_jax.errors import UserError
 
 _PARSERS: dict[type, flags.ArgumentParser] = {
     bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser()}
+_LARGEST = 2**63  # of whole numbers: none of more digits means anything, and some do not fit into a float
 
 
 def load_config(path: str | None, overrides: Iterable[tuple[str, str | None]] = ()) -> ConfigDict:
@@ -135,6 +136,8 @@ def has_type_of(default, value) -> bool:
     """Whether a value has the type of the default: whole numbers also count as numbers, lists also as tuples."""
     if isinstance(default, tuple):
         return type(value) in (tuple, list) and all(has_type_of(default[0], item) for item in value if default)
+    if type(value) is int and abs(value) > _LARGEST:
+        return False
     return type(value) in ((float, int) if isinstance(default, float) else (type(default),))
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from mdw_jax.data.detect import Detection, detect
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.registry import load, settings_of
+from mdw_jax.errors import UserError
 
 HELD_OUT = 0.1  # share of the images for each split that the source does not have
 _MOST_PIXELS = 2 * 10**9  # bytes of decoded training images; beyond, they are decoded when they are needed
@@ -40,6 +41,8 @@ def own_data(paths: Sequence[str], size: int) -> OwnData:
     Raises:
         UserError: see `detect` and the readers.
     """
+    if empty := [path for path in paths if not str(path).strip()]:
+        raise UserError(f"--data is given an empty path ('{empty[0]}'); name the directory or the files of a data set.")
     detection = detect([str(Path(path).expanduser().resolve()) for path in paths])
     allowed = settings_of(detection.name)
     tolerant = {"on_error": "skip"} if "on_error" in allowed else {}

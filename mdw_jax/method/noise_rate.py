@@ -28,6 +28,8 @@ from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_of_all
 from mdw_jax.runtime.rng import named_generator
 
+FEWEST_PAIRS = 500  # of a fold; networks of fewer are weak, which would count as mismatches
+LEAST_SEPARATION = 0.55  # of the pairs from random ones
 _THRESHOLDS = 99  # quantiles of the null losses that are candidates for the start of the tail
 
 
@@ -135,14 +137,15 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
         checkpointer: where to resume from and to keep states.
 
     Returns:
-        The estimate; `UNKNOWN` where a fold is smaller than two batches.
+        The estimate; `UNKNOWN` where a fold is smaller than two batches or `FEWEST_PAIRS`, or where networks do not tell
+        its pairs from random ones: nearly all are mismatched then, or the networks are too weak to know.
     """
     image_of = np.asarray(train.image_of)
     fold = named_generator(seed, "rate").permutation(image_of.max() + 1)[image_of] % 2
     observed, null, judged = [], [], []
     for side in (0, 1):
         learn, judge = np.flatnonzero(fold != side), np.flatnonzero(fold == side)
-        if min(len(learn), len(judge)) < 2 * recipe.batch:
+        if min(len(learn), len(judge)) < max(2 * recipe.batch, FEWEST_PAIRS):
             return UNKNOWN
         networks = _train_fold(f"rate {side}", model, Inputs(train.images, train.texts[learn], image_of[learn]), val,
                                recipe, seed, checkpointer)
@@ -151,7 +154,20 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
             losses += all_pair_losses([ensemble], model.tau, image_of[judge], recipe.batch, seed=seed,
                                       epoch=f"rate {side}", mismatch=mismatch)
         judged.append(image_of[judge])
-    return estimate_rate(*map(np.concatenate, (observed, null, judged)), seed=seed)
+    observed, null, judged = map(np.concatenate, (observed, null, judged))
+    return estimate_rate(observed, null, judged, seed=seed) if separation(observed, null) >= LEAST_SEPARATION else UNKNOWN
+
+
+def separation(observed, null) -> float:
+    """The chance that a pair of the data has a smaller loss than a mismatched one: 0.5 of networks that see no difference.
+
+    Args:
+        observed: (K,) losses of the pairs as given.
+        null: (K',) losses of mismatched pairs.
+    """
+    null = np.sort(null)
+    below, not_above = np.searchsorted(null, observed, "left"), np.searchsorted(null, observed, "right")
+    return float(1 - (below + not_above).mean() / (2 * len(null)))
 
 
 def _train_fold(name: str, model: DualEncoder, fold: Inputs, val: Inputs, recipe: Recipe, seed: int,

@@ -1,7 +1,7 @@
 """Presets that an earlier command scored in the same run folder: their rows stay, though a later one names fewer."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -11,49 +11,80 @@ from mdw_jax.config.stored import CONFIG, read_run_config, refuse_stored_functio
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json
 from mdw_jax.io.scores import METRICS, SCORES, read_scores
+from mdw_jax.pipeline.prepared import Prepared
+from mdw_jax.pipeline.preset_run import noise_of
 from mdw_jax.reporting.run_files import SUMMARY
 
 
-def earlier_presets(config: ConfigDict) -> tuple[str, ...]:
-    """The presets scored in `run.dir` that this config does not name, and would not change.
+class EarlierPresets(NamedTuple):
+    """What an earlier command left of presets that this one does not name.
+
+    Attributes:
+        names: the presets.
+        rows: their rows of scores.csv.
+        summaries: their entries of report.json.
+    """
+
+    names: tuple[str, ...] = ()
+    rows: tuple[dict, ...] = ()
+    summaries: tuple[dict, ...] = ()
+
+
+def earlier_presets(config: ConfigDict, prepared: Prepared) -> EarlierPresets:
+    """The presets scored in `run.dir` that a config does not name, whose scores would be the same today.
+
+    That is: the stored scores are those of the stored config, of the same data, features and model, and a preset has the
+    same settings and the same noise draw.
 
     Args:
         config: the run's config, not resolved.
-
-    Returns:
-        Their names; none where the folder holds no finished run, or one of other settings.
+        prepared: its data and model.
     """
     directory = Path(config.run.dir)
     try:
-        scored = [entry["name"] for entry in read_json(directory / SUMMARY)["presets"]]
+        summary = read_json(directory / SUMMARY)
+        scored = [entry["name"] for entry in summary["presets"]]
+        resolved = read_json(directory / CONFIG)
+        resolved["run"]["presets"] = scored  # a later command that was interrupted may have named others
+        if summary["config"] != config_digest(resolved) or summary["key"] != prepared.key:
+            return EarlierPresets()
         stored = read_run_config(directory)
         refuse_stored_functions(stored, directory / CONFIG, ())
-        return tuple(name for name in scored if name not in config.run.presets and _same(stored, config, name))
+        kept = [entry for entry in summary["presets"] if entry["name"] not in config.run.presets
+                and _same(stored, config, entry, prepared)]
+        names = tuple(entry["name"] for entry in kept)
+        rows = [row for row in read_scores(directory / SCORES, numbers=METRICS) if row["preset"] in names] if names else []
+        return EarlierPresets(names, tuple(rows), tuple(kept))
     except (UserError, OSError, ValueError, KeyError, TypeError):
-        return ()  # no run, or a damaged one: nothing that could be kept
+        return EarlierPresets()  # no run, or a damaged one: nothing that could be kept
 
 
-def earlier_results(directory: Path, names: Sequence[str]) -> tuple[list[dict], list[dict]]:
-    """What an earlier command left of presets.
-
-    Args:
-        directory: the run folder, whose scores.csv and report.json are still those of before.
-        names: the presets.
-
-    Returns:
-        Their rows of scores.csv, and their entries of report.json.
-    """
-    if not names:
-        return [], []
-    rows = [row for row in read_scores(directory / SCORES, numbers=METRICS) if row["preset"] in names]
-    return rows, [entry for entry in read_json(directory / SUMMARY)["presets"] if entry["name"] in names]
-
-
-def _same(stored: ConfigDict, config: ConfigDict, name: str) -> bool:
-    """Whether a preset has the same settings in both configs."""
+def _same(stored: ConfigDict, config: ConfigDict, entry: dict, prepared: Prepared) -> bool:
+    """Whether a preset has the same settings in both configs, and the noise that its entry of report.json names."""
     digests = set()
     for one in (stored, config):
-        settings = preset_config(one, name).to_dict()
+        settings = preset_config(one, entry["name"]).to_dict()
         digests.add(config_digest({section: values for section, values in settings.items() if section != "run"}
                                   | {"seed": {"seed": settings["run"]["seed"]}}))
-    return len(digests) == 1
+    return len(digests) == 1 and noise_of(preset_config(config, entry["name"]), prepared).sha256 == entry["noise"]["sha256"]
+
+
+def keep_other_scores(directory: Path, resolved: ConfigDict, key: str) -> None:
+    """Rename the scores of other settings or data that are about to be replaced, as `scores-<8 hex digits>.csv`; say so.
+
+    Args:
+        directory: the run folder.
+        resolved: the config of the scores to come.
+        key: of their data and model, `Prepared.key`.
+    """
+    scores, settings = directory / SCORES, resolved.to_dict()
+    try:
+        summary = read_json(directory / SUMMARY)
+        settings["run"]["presets"] = [entry["name"] for entry in summary["presets"]]
+        before, same = summary["config"], summary["config"] == config_digest(settings) and summary["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there are none, or nobody knows of what
+    if scores.is_file() and not same:
+        kept = scores.with_name(f"scores-{before[:8]}.csv")
+        scores.rename(kept)
+        print(f"kept:   {kept} (the scores of other settings or data, which were {scores.name})")

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.config.stored import AS_GIVEN, CONFIG
 from mdw_jax.data.pairs import Pairs
-from mdw_jax.io.files import read_json, write_atomically, write_csv, write_json
-from mdw_jax.io.scores import METRICS
+from mdw_jax.io.files import write_atomically, write_csv, write_json
+from mdw_jax.io.scores import METRICS, SCORES
 from mdw_jax.pipeline import run_notes
 from mdw_jax.pipeline.announce import announce_data, announce_noise, announce_run
 from mdw_jax.pipeline.distill import distill_stage
-from mdw_jax.pipeline.earlier_presets import earlier_presets, earlier_results
+from mdw_jax.pipeline.earlier_presets import EarlierPresets, earlier_presets, keep_other_scores
 from mdw_jax.pipeline.evaluate import evaluate_stage
 from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.inputs import load_pairs
@@ -27,6 +28,7 @@ from mdw_jax.reporting.run_report import write_report
 from mdw_jax.reporting.run_table import footnotes, table
 from mdw_jax.reporting.text import aligned, markdown_table
 from mdw_jax.reporting.verdict import verdict_of
+from mdw_jax.runtime.may_train import training_allowed
 from mdw_jax.runtime.processes import is_main
 
 Estimate = Callable[[ConfigDict, Pairs], str]
@@ -35,10 +37,29 @@ _COLUMNS = ("preset", "set", "student", "select_on", "lr_scale", "steps", "at_ed
             "hard_r_mean", "bytes")
 
 
-def _begin(config: ConfigDict, estimate: Estimate | None = None) -> tuple[ConfigDict, Prepared, list[PresetRun]]:
+class _Begun(NamedTuple):
+    """A run that begins.
+
+    Attributes:
+        config: as given, and with the earlier presets.
+        resolved: the same, resolved.
+        prepared: its data.
+        runs: its presets.
+        earlier: presets that an earlier command scored, whose rows stay.
+    """
+
+    config: ConfigDict
+    resolved: ConfigDict
+    prepared: Prepared
+    runs: list[PresetRun]
+    earlier: EarlierPresets
+
+
+def _begin(config: ConfigDict, estimate: Estimate | None = None) -> _Begun:
     """Resolve the config, say what will be done, prepare the data, open the presets, write config and environment.
 
-    The config and all presets are checked before the run directory is made or any data are read.
+    The config and all presets are checked before the run directory is made or any data are read. A command that may not
+    train writes nothing here: it may still be refused, and the folder is to stay as it was.
     """
     resolved = resolve_run(config)
     announce_run(resolved, (Path(config.run.dir) / CONFIG).exists())
@@ -50,16 +71,26 @@ def _begin(config: ConfigDict, estimate: Estimate | None = None) -> tuple[Config
         print(f"time: {estimate(config, pairs)}", flush=True)
     prepared = prepare(resolved)
     runs = [open_preset(config, prepared, name) for name in config.run.presets]
-    presets = (*config.run.presets, *earlier_presets(config))
-    for name, one in ((AS_GIVEN, config.copy_and_resolve_references()), (CONFIG, resolved)):
-        write_json(directory / name, {**one.to_dict(), "run": {**one.run.to_dict(), "presets": presets}})
+    earlier = earlier_presets(config, prepared)
+    whole, whole_resolved = config.copy_and_resolve_references().unlock(), ConfigDict(resolved.to_dict())
+    for one in (whole, whole_resolved):
+        one.run.presets = (*config.run.presets, *earlier.names)
+    begun = _Begun(whole, whole_resolved, prepared, runs, earlier)
+    if training_allowed():
+        _write_config(begun)
+    return begun
+
+
+def _write_config(begun: _Begun) -> None:
+    directory = Path(begun.config.run.dir)
+    write_json(directory / AS_GIVEN, begun.config.to_dict())
+    write_json(directory / CONFIG, begun.resolved.to_dict())
     write_json(directory / "environment.json", environment())
-    return resolved, prepared, runs
 
 
 def prepare_command(config: ConfigDict) -> None:
     """Prepare the data, the noise draws and the frozen features."""
-    _, prepared, runs = _begin(config)
+    _, _, prepared, runs, _ = _begin(config)
     for split in SPLITS:
         data = getattr(prepared.pairs, split)
         print(f"{split:5}  {len(data.images)} images, {len(data.captions)} captions")
@@ -71,7 +102,7 @@ def prepare_command(config: ConfigDict) -> None:
 
 def experts_command(config: ConfigDict) -> None:
     """Train the experts of every preset that needs them."""
-    _, prepared, runs = _begin(config)
+    _, _, prepared, runs, _ = _begin(config)
     for run in runs:
         if run.spec.needs_experts:
             record = experts_stage(run, prepared)
@@ -88,7 +119,7 @@ def _rates(rate: dict) -> str:
 
 def distill_command(config: ConfigDict) -> None:
     """Distill or choose the sets of every preset that has any."""
-    _, prepared, runs = _begin(config)
+    _, _, prepared, runs, _ = _begin(config)
     for run in runs:
         for directory in distill_stage(run, prepared):
             print(f"{run.name:8}  {directory}")
@@ -105,15 +136,15 @@ def run_command(config: ConfigDict, estimate: Estimate | None = None) -> None:
     are missing, `evaluate_stage` also distills. So an interrupted run goes on where it stopped, and each stage can be
     called alone.
     """
-    resolved, prepared, runs = _begin(config, estimate)
-    rows = []
-    for run in runs:
+    begun, rows = _begin(config, estimate), []
+    prepared = begun.prepared
+    for run in begun.runs:
         if run.spec.needs_experts:
             with compile_in_background(run, prepared):
                 experts_stage(run, prepared)
         distill_stage(run, prepared)
         rows += evaluate_stage(run, prepared)
-    _write_results(resolved, prepared, runs, rows)
+    _write_results(begun, rows)
 
 
 def evaluate_command(config: ConfigDict) -> None:
@@ -121,14 +152,14 @@ def evaluate_command(config: ConfigDict) -> None:
     run_command(config)
 
 
-def _write_results(resolved: ConfigDict, prepared: Prepared, runs: list[PresetRun], rows: list[dict]) -> None:
+def _write_results(begun: _Begun, rows: list[dict]) -> None:
     """Write scores.csv with one row per student, report.json, the table and the report; print the table."""
-    directory = Path(resolved.run.dir)
-    presets = read_json(directory / CONFIG)["run"]["presets"]
-    kept_rows, kept_summaries = earlier_results(directory, [name for name in presets if name not in resolved.run.presets])
-    rows = [*rows, *kept_rows]
-    write_csv(directory / "scores.csv", [name for name in _COLUMNS if any(name in row for row in rows)], rows)
-    run_notes.write_run_summary(directory, prepared, runs, kept_summaries)
+    directory, rows = Path(begun.config.run.dir), [*rows, *begun.earlier.rows]
+    if is_main():
+        keep_other_scores(directory, begun.resolved, begun.prepared.key)
+    _write_config(begun)
+    write_csv(directory / SCORES, [name for name in _COLUMNS if any(name in row for row in rows)], rows)
+    run_notes.write_run_summary(directory, begun.prepared, begun.runs, begun.earlier.summaries)
     if not is_main():  # other processes must not read what the first may not have written yet
         return
     run = Run(directory)
@@ -137,9 +168,9 @@ def _write_results(resolved: ConfigDict, prepared: Prepared, runs: list[PresetRu
     write_atomically(directory / "table.md", (markdown_table(rows_of_table) + notes).encode())
     print(aligned(rows_of_table))
     print(notes, end="")
-    print(f"\nscores: {directory / 'scores.csv'}")
+    print(f"\nscores: {directory / SCORES}")
     write_report([run], directory / "index.html")
-    run_notes.write_audio_files(directory, prepared, runs)
+    run_notes.write_audio_files(directory, begun.prepared, begun.runs)
     print(f"page:   {directory / 'index.html'}")
 
 

@@ -34,7 +34,7 @@ def write_run_summary(directory: Path, prepared: Prepared, runs: Sequence[Preset
     train, estimates = prepared.pairs.train, noise_estimates(runs)
     write_json(directory / SUMMARY, {
         "config": config_digest(read_json(directory / CONFIG)), "data": prepared.pairs.name,
-        "fingerprint": prepared.fingerprint,
+        "fingerprint": prepared.fingerprint, "key": prepared.key,
         "images": len(train.images), "captions": len(train.captions), "skipped": dict(prepared.pairs.skipped),
         "source_notes": source_notes(prepared.pairs),
         "splits": {name: {"images": len(split.images), "captions": len(split.captions)}

@@ -25,6 +25,11 @@ def may_train(allowed: bool, command: str, directory: str) -> Iterator[None]:
         _REFUSAL.reset(token)
 
 
+def training_allowed() -> bool:
+    """Whether the running command may train."""
+    return _REFUSAL.get() is None
+
+
 def require_training(what: str) -> None:
     """Raise UserError where the running command may not make what is missing. what: "the experts of mdw are"."""
     if (refusal := _REFUSAL.get()) is not None:

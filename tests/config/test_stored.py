@@ -51,6 +51,7 @@ def test_a_setting_that_an_older_file_lacks_has_its_default(folder):
 @pytest.mark.parametrize(("change", "says"), [
     ({"data": {"nmae": "x"}}, "sets config.data.nmae, which this version does not have"),
     ({"distill": {"pairs": "many"}}, "config.distill.pairs must be a whole number, not 'many'"),
+    ({"experts": {"lr": 10**400}}, "config.experts.lr must be a number, not 1000"),
     ({"distill": 3}, "sets config.distill, which this version does not have"),
     ([], "cannot be read ("),
 ])

@@ -9,6 +9,7 @@ from PIL import Image
 from mdw_jax.data.decoding import decode
 from mdw_jax.data.own import own_data
 from mdw_jax.data.registry import load
+from mdw_jax.errors import UserError
 
 
 def _photo(path, seed, size=(24, 16)):
@@ -71,3 +72,9 @@ def test_streamed_images_know_how_they_were_fitted(photos):
     prints = {fit: load(data.detection.name, **data.settings, size=8, stream=True, fit=fit).fingerprint
               for fit in ("crop", "squash")}
     assert prints["crop"] != prints["squash"]
+
+
+def test_an_empty_path_is_not_the_current_directory(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    with pytest.raises(UserError, match="--data is given an empty path"):
+        own_data([""], 8)

@@ -19,7 +19,8 @@ from mdw_jax.errors import UserError
 from mdw_jax.export.command import export_command
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
-from mdw_jax.pipeline import distill_loop
+from mdw_jax.method import noise_rate
+from mdw_jax.pipeline import distill_loop, run
 from mdw_jax.pipeline.run import STAGES
 from mdw_jax.reporting.run_list import described
 from mdw_jax.runtime.may_train import may_train
@@ -171,7 +172,10 @@ def test_coresets_are_real_pairs_and_repblend_runs(tmp_path):
         assert len(images) == 8 and images <= real, preset
 
 
-def test_fewer_presets_keep_the_rows_of_the_others(finished, tmp_path):
+def test_fewer_presets_keep_the_rows_of_the_others(finished, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     before = sorted((folder / "scores.csv").read_text().splitlines())
@@ -179,8 +183,31 @@ def test_fewer_presets_keep_the_rows_of_the_others(finished, tmp_path):
     assert sorted((folder / "scores.csv").read_text().splitlines()) == before
     assert set(mdw_jax.open_run(folder)) == set(TINY["run.presets"])
     assert set(load_config(str(folder)).run.presets) == set(TINY["run.presets"])  # so the folder's run has them all
+    with pytest.raises(KeyboardInterrupt):  # interrupted: the scores are still those of before
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "evaluate_stage", interrupt)
+            STAGES["run"](tiny(folder, run__presets=("mdw",), distill__pairs=6))
     STAGES["run"](tiny(folder, run__presets=("random",), distill__pairs=6))  # other settings: another table
     assert list(mdw_jax.open_run(folder)) == ["random"]
+    [kept] = folder.glob("scores-*.csv")
+    assert sorted(kept.read_text().splitlines()) == before
+
+
+def test_rows_of_other_data_do_not_stay(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    STAGES["run"](tiny(folder, run__presets=("random",), noise__seed=1))
+    assert list(mdw_jax.open_run(folder)) == ["random"]
+    summary = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps(summary | {"key": "of data that changed in their files"}))
+    STAGES["run"](tiny(folder, run__presets=("experts",), noise__seed=1))
+    assert list(mdw_jax.open_run(folder)) == ["experts"]
+
+
+def results(folder):
+    """{file: its bytes} of a run folder, without locks, features and noise draws."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"
+            and path.relative_to(folder).parts[0] not in ("cache", "noise")}
 
 
 def test_a_command_that_trains_nothing_refuses_and_leaves_the_run_as_it_was(finished, tmp_path):
@@ -188,13 +215,13 @@ def test_a_command_that_trains_nothing_refuses_and_leaves_the_run_as_it_was(fini
     shutil.copytree(finished, folder)
     with may_train(False, "mdw export", str(folder)):
         STAGES["evaluate"](tiny(folder))  # all is there
-        before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+        before = results(folder)
         for changes, missing in (({"distill__lr_images": 1.0}, "set 0 of the preset infonce is"),
                                  ({"experts__lr": 0.1}, "the experts of the preset mdw are"),
                                  ({"distill__pairs": 6}, "set 0 of the preset random is")):
             with pytest.raises(UserError, match=f"{missing} not in .* mdw export trains nothing by itself"):
                 STAGES["evaluate"](tiny(folder, **changes))
-    assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == before
+    assert {path for path, data in results(folder).items() if data != before.get(path)} == set()
     STAGES["evaluate"](tiny(folder))
 
 
@@ -224,7 +251,9 @@ def test_projection_mode_with_a_pretrained_tower(tmp_path):
 
 
 @pytest.mark.slow
-def test_natural_noise_is_estimated_and_everything_else_goes_on(tmp_path, capsys):
+def test_natural_noise_is_estimated_and_everything_else_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(noise_rate, "FEWEST_PAIRS", 2)  # so that this data set tells anything
+    monkeypatch.setattr(noise_rate, "LEAST_SEPARATION", 0.0)
     natural = {"noise__protocol": "natural", "noise__rate": 0.0, "data__train": 80}
     STAGES["run"](tiny(tmp_path, run__presets=("mdw",), **natural))
     [record] = (json.loads(path.read_text()) for path in tmp_path.glob("experts/*/experts.json"))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mdw_jax.method.noise_rate import estimate_rate
+from mdw_jax.method.noise_rate import estimate_rate, separation
 
 
 def losses(eta, size, seed=0, per_image=5, apart=3.0, null=1):
@@ -52,3 +52,11 @@ def test_the_estimate_is_not_the_least_of_many_noisy_ratios(eta):
 
 def test_one_image_gives_no_estimate():
     assert estimate_rate([1.0, 2.0], [1.0, 2.0], [7, 7])[:3] == (0.0, 0.0, 1.0)
+
+
+def test_separation_is_the_chance_that_a_random_pair_is_worse():
+    generator = np.random.default_rng(0)
+    null = generator.normal(2, 1, 20_000)
+    assert separation(null, null) == 0.5
+    assert abs(separation(generator.normal(0, 1, 20_000), null) - 0.9214) < 0.01  # Phi(2 / sqrt 2)
+    assert separation([0.0, 1.0], [1.0, 2.0]) == 0.875  # ties count half

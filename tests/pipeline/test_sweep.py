@@ -98,8 +98,8 @@ def test_a_reference_follows_an_axis(tmp_path):
 
 
 def test_an_impossible_cell_stops_the_sweep_before_it_starts(tmp_path):
-    with pytest.raises(UserError, match=r"cell 2 of 2 \(preset=random distill.pairs=3\) .*distill.batch \(4\) exceeds"):
-        sweep_command(tiny(tmp_path / "run"), {"distill.pairs": (8, 3), "preset": ("random",)})
+    with pytest.raises(UserError, match=r"cell 2 of 2 \(preset=random distill.pairs=0\) .*distill.pairs must be"):
+        sweep_command(tiny(tmp_path / "run"), {"distill.pairs": (8, 0), "preset": ("random",)})
     assert not (tmp_path / "run").exists()
 
 
