@@ -107,7 +107,10 @@ def _tolerance(pairs: Pairs) -> dict:
 def _print_config(paths: Sequence[str], detection: Detection, settings: dict) -> None:
     """The lines of a config that reads this data set, and the same as flags."""
     lines = {"name": detection.name, **settings}
-    print(f"\nto use it: mdw run --data {' '.join(map(shlex.quote, paths))}")
+    tolerance = f" --config.data.max_skipped={settings['max_skipped']}" if "max_skipped" in settings else ""
+    if tolerance:
+        print("\nMore than 5 % cannot be used: check the paths above first. If that is right, data.max_skipped allows it.")
+    print(f"\nto use it: mdw run --data {' '.join(map(shlex.quote, paths))}{tolerance}")
     print("or in a config of your own, for mdw run FILE.py (images are cut to squares of c.data.size):")
     print("    from mdw_jax.config import base\n\n\n    def get_config():\n        c = base()")
     for key, value in lines.items():

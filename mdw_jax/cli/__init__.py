@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Interrupted as stop:
             print("mdw: stopped; the same command goes on where it stopped.", file=sys.stderr)
             return exit_status(stop.number)
+        except BrokenPipeError:  # the reader of the output, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is said at exit
+            return 128 + signal.SIGPIPE
         except KeyboardInterrupt:
             print("mdw: interrupted; the same command goes on where it stopped.", file=sys.stderr)
             return 130

@@ -1,6 +1,7 @@
 """Arguments: the argparse parsers of all commands, and what is read off a command line."""
 
 import argparse
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -74,6 +75,10 @@ def _config_of(name: str, words: list[str], config_file: str | None) -> str | No
         raise UserError(f"one command at a time: '{words[0]}' follows '{name}'.")
     if len(words) + (config_file is not None) > 1:
         other = words[1] if len(words) > 1 else config_file
+        own = any(option.flag == "--data" for option in COMMANDS[name].options)
+        if own and all(os.path.exists(word) and not word.endswith((".py", ".json")) for word in words):
+            raise UserError(f"mdw {name} takes one config, and '{words[0]}' is none; for your own data write mdw {name} "
+                            f"--data {' '.join(words)}.")
         raise UserError(f"mdw {name} takes one config, not both '{words[0]}' and '{other}'; keep one.")
     return words[0] if words else config_file
 

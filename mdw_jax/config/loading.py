@@ -79,6 +79,9 @@ def _read_python(path: str, defaults: dict[str, Any]) -> ConfigDict:
     """The config of a Python file."""
     if not Path(path).exists() and not Path(path).suffix:
         names = shipped_configs()
+        if "/" in path:
+            raise UserError(f"there is no run folder or config file '{path}'; check the path (mdw runs lists those below "
+                            "runs/).")
         raise UserError(f"there is no run folder, config file or config '{path}'"
                         f"{did_you_mean(path, names) or '; configs are ' + ', '.join(names) + '.'}")
     config = _read_file(path)

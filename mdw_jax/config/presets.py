@@ -216,7 +216,7 @@ PRESETS: dict[str, PresetSpec] = {
                                   overrides_by_pairs=_REPBLEND_BY_PAIRS),
     # These distill nothing: they score what training on all pairs, or solving from them, reaches. "As they came": without
     # drawn noise, whatever noise the data have of their own, so that no label calls pairs clean that nobody has checked.
-    "experts": PresetSpec(label="the experts themselves (ceiling)", kind="reference"),
+    "experts": PresetSpec(label="the experts themselves", kind="reference"),
     "full": PresetSpec(_INFONCE | _UNDRAWN, "full data as it came", kind="reference"),
     "closed_form": PresetSpec(label="closed form on the training pairs", kind="reference", needs_experts=False,
                               closed_form=True),

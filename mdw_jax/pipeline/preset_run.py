@@ -15,6 +15,7 @@ from mdw_jax.config.presets import PresetSpec, preset_spec, safe_name
 from mdw_jax.config.validation import check_starts
 from mdw_jax.data import noise as noise_files
 from mdw_jax.data.noise import Noise
+from mdw_jax.data.pairs import Pairs
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
 from mdw_jax.io.records import stored_array
@@ -107,7 +108,7 @@ def open_preset(config: ConfigDict, prepared: Prepared, name: str) -> PresetRun:
     spec, c = preset_spec(name), preset_config(config, name)
     check_augmentations(c, prepared.pairs.train.images.shape[1:])
     _require_square_images(c, prepared.pairs.train.images.shape[1:])
-    _require_enough_data(c, prepared, spec)
+    check_enough_data(c, prepared.pairs, spec)
     noise = noise_of(c, prepared)
     filtering = _filter(config, c, prepared, noise) if c.filter.score else None
     return _located(name, spec, c, prepared, noise, filtering)
@@ -229,9 +230,18 @@ def _require_square_images(c: ConfigDict, shape: tuple[int, ...]) -> None:
                         f"set are of shape {shape}; leave it at 0.")
 
 
-def _require_enough_data(c: ConfigDict, prepared: Prepared, spec: PresetSpec) -> None:
-    """Raises UserError, before anything is trained, where the data are too few for the preset."""
-    train = prepared.pairs.train
+def check_enough_data(c: ConfigDict, pairs: Pairs, spec: PresetSpec) -> None:
+    """Check, before anything is computed, that there are data enough for a preset.
+
+    Args:
+        c: its resolved config.
+        pairs: the data.
+        spec: the preset.
+
+    Raises:
+        UserError: there are not.
+    """
+    train = pairs.train
     images, captions = len(train.images), len(train.captions)
     if spec.has_sets and c.distill.pairs > images:
         raise UserError(f"distill.pairs is {c.distill.pairs} but there are only {images} training images; lower it.")

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from mdw_jax.config.overrides import preset_config
+from mdw_jax.config.presets import preset_spec
 from mdw_jax.config.stored import AS_GIVEN, CONFIG
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.io.files import write_atomically, write_csv, write_json
@@ -20,7 +22,7 @@ from mdw_jax.pipeline.experts import experts_stage
 from mdw_jax.pipeline.inputs import load_pairs
 from mdw_jax.pipeline.outer_step import compile_in_background
 from mdw_jax.pipeline.prepared import SPLITS, Prepared, prepare
-from mdw_jax.pipeline.preset_run import PresetRun, open_preset, resolve_run
+from mdw_jax.pipeline.preset_run import PresetRun, check_enough_data, open_preset, resolve_run
 from mdw_jax.pipeline.run_folder import environment, run_folder
 from mdw_jax.reporting.noise_text import estimate_in_words
 from mdw_jax.reporting.run_files import Run
@@ -69,6 +71,8 @@ def _begin(config: ConfigDict, estimate: Estimate | None = None) -> _Begun:
     announce_data(resolved, pairs)
     if estimate is not None and is_main():
         print(f"time: {estimate(config, pairs)}", flush=True)
+    for name in config.run.presets:
+        check_enough_data(preset_config(config, name), pairs, preset_spec(name))
     prepared = prepare(resolved)
     runs = [open_preset(config, prepared, name) for name in config.run.presets]
     earlier = earlier_presets(config, prepared)
@@ -172,6 +176,8 @@ def _write_results(begun: _Begun, rows: list[dict]) -> None:
     write_report([run], directory / "index.html")
     run_notes.write_audio_files(directory, begun.prepared, begun.runs)
     print(f"page:   {directory / 'index.html'}")
+    if begun.resolved.noise.protocol == "natural":
+        print(f"next:   mdw mismatches {directory} (suspected mismatches); mdw export {directory} (the set, with train.py)")
 
 
 STAGES = {"prepare": prepare_command, "experts": experts_command, "distill": distill_command,

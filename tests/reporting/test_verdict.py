@@ -219,7 +219,7 @@ def test_the_verdict_of_a_folder_stands_on_top_of_the_page_without_jax(tmp_path)
     assert told[0] == ("MDW: 41.0 % r_mean (mean recall on test; ±2.5, 95 % over 3 students of one set) with 12 pairs "
                        "(10.1 kB) instead of 1,000, 40% of them mismatched on purpose.")
     assert told[1] == "Beyond chance it is better than random pairs by 30.0 points [27.7, 32.3]."
-    assert told[2] == "The set keeps 80% of the best from all the data (the experts themselves (ceiling), 51.0 %)."
+    assert told[2] == "The set keeps 80% of the best from all the data (the experts themselves, 51.0 %)."
     text, reader = page_of(folder)
     assert all(sentence in " ".join(reader.text["p"]) for sentence in told)
     assert text.index("Beyond chance") < text.index("<section")

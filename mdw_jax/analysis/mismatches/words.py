@@ -51,6 +51,8 @@ def rate_in_words(judged: Judged, listed: int) -> str:
     if listed > high:
         return (f"{text}: by that at most {high / listed:.0%} of the list can be mismatched; the others fit badly and are "
                 f"right. --top {max(1, round(estimate['eta'] * pairs))} keeps as many as are estimated.")
+    if listed < low and judged.divided_by == "nobody":
+        return f"{text}: --by similarity --top {max(1, round(estimate['eta'] * pairs))} lists as many."
     if listed < low:
         return f"{text}: at least {low - listed:,.0f} are not listed; raise --below (or --top) for more of them."
     return f"{text}, which agrees with the length of the list."
@@ -58,6 +60,9 @@ def rate_in_words(judged: Judged, listed: int) -> str:
 
 def nothing_listed(judged: Judged, below: float) -> str:
     """What an empty list means."""
+    if judged.divided_by == "nobody":
+        return ("Nothing is listed: the experts divided these pairs into no two groups (counted alike, they served them best), so "
+                "there are no probabilities. --by similarity ranks the pairs by how badly image and caption fit.")
     return (f"No pair has a probability below {below:g} (the lowest is {judged.clean_probability.min():.3f}): the experts "
             f"suspect none at this threshold, {SOURCES[judged.divided_by]}. That does not show that all pairs are right; "
             "--below with a larger number, or --by similarity, lists those that fit least.")
