@@ -153,6 +153,10 @@ def test_the_command(folder, nothing_trains, capsys, tmp_path):
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS and len(rows) == 5 and {row["truth"] for row in rows} <= {"matched", "mismatched"}
     assert set(folder.rglob("*")) == before
+    (tmp_path / "captions.csv").write_text("image,caption\n")
+    assert main(["mismatches", str(folder), "--out", str(tmp_path / "captions.csv")]) == 2
+    assert "would be overwritten; choose another place" in capsys.readouterr().err
+    assert (tmp_path / "captions.csv").read_text() == "image,caption\n"
     mismatches_command(str(folder), None, "vld", "division", 0.5, 3)
     assert (folder / "mismatches.csv").exists()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from mdw_jax.analysis.mismatches.find import judge, quality, suggest, suspected
 from mdw_jax.analysis.mismatches.rows import COLUMNS, csv_rows, terminal_rows
 from mdw_jax.analysis.mismatches.words import nothing_listed, quality_in_words, rate_in_words, threshold_in_words
-from mdw_jax.io.spreadsheet import write_spreadsheet
+from mdw_jax.io.spreadsheet import refuse_other, write_spreadsheet
 from mdw_jax.pipeline.announce import announce_source
 from mdw_jax.pipeline.reopen import reopen, trained_preset
 from mdw_jax.reporting.text import aligned
@@ -27,8 +27,11 @@ def mismatches_command(directory: str, out: str | None, preset: str, by: str, be
         top: at most so many; 0: all.
 
     Raises:
-        UserError: the directory is no run, holds no finished experts, or the CSV cannot be written.
+        UserError: the directory is no run, holds no finished experts, or the CSV cannot be written, or
+            would replace a file that is no such list.
     """
+    path = Path(out) if out else Path(directory) / NAME
+    refuse_other(path, COLUMNS)  # before anything is computed
     opened = reopen(directory)
     announce_source(opened.prepared.pairs)
     trained, train = trained_preset(opened, preset), opened.prepared.pairs.train
@@ -45,7 +48,6 @@ def mismatches_command(directory: str, out: str | None, preset: str, by: str, be
     found = quality(judged, rows, suggestions)
     if found is not None and found.recall is not None:
         print(quality_in_words(found))
-    path = Path(out) if out else Path(directory) / NAME
     count = write_spreadsheet(path, COLUMNS, csv_rows(judged, train, rows, suggestions))
     print(f"\n{aligned(terminal_rows(list(itertools.islice(csv_rows(judged, train, rows, suggestions), _SHOWN))))}\n")
     print(f"list: {path} ({count:,} rows; UTF-8 with a byte order mark, text that begins like a formula has an apostrophe)")
