@@ -20,6 +20,7 @@ from mdw_jax.reporting.text import plural
 
 _NEEDED = ("preset", "set", "student", "select_on")
 _COUNTS = ("set", "student", "steps", "bytes")  # columns of scores.csv that hold whole numbers
+_ROUNDING = 1e-4  # of float32, by which a mean of recalls may be above 100 %
 _TEXTS = ("preset", "select_on", "at_edge")
 __all__ = ["DIVISION_EDGES", "SUMMARY", "PresetResults", "Run", "open_run", "open_runs"]
 
@@ -250,7 +251,9 @@ def _check_directory(path: Path) -> None:
 
 
 def _typed(row: dict) -> dict:
-    """A row of scores.csv with its numbers as numbers. Raises ValueError for cells that are none."""
+    """A row of scores.csv with its numbers as numbers. Raises ValueError for cells that are none, and impossible scores."""
+    if not all(0 <= row[name] <= 100 + _ROUNDING for name in METRICS):
+        raise ValueError("a score is not between 0 and 100 %")
     return {name: cell if name in _TEXTS or isinstance(cell, float) else None if cell == "" else
             int(cell) if name in _COUNTS else float(cell) for name, cell in row.items()}
 

@@ -17,6 +17,7 @@ from mdw_jax.reporting.verdict_results import Results, Row, guessing, results_of
 NEAR_GUESSING = 1.5  # a score of at most so many times that of guessing is called one
 SAME_SIZE = 0.05  # sizes that differ by at most this share are called equal
 MUCH_KEPT = 0.8  # from here on, nothing is said about more pairs
+SHARP = 0.05  # half an interval of a difference, in points, up to which it is printed as 0: more data narrow nothing
 WIDE = 2.0  # half an interval of a mean, in points, beyond which more sets or students are advised
 FEW_VAL_IMAGES = 100
 LARGE_SIDE = 64  # of stored images, from which smaller ones are advised: they buy pairs for the same bytes
@@ -38,6 +39,11 @@ class Comparison(NamedTuple):
     low: float
     high: float
     size: float
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval; nan where there is none."""
+        return (self.high - self.low) / 2
 
     @property
     def finding(self) -> str:
@@ -124,6 +130,9 @@ def _interval(row: Row) -> str:
     if half is None:
         return "one student, so no interval"
     over = f"{len(row.scores)} sets" if len(row.scores) > 1 else f"{len(row.students)} students of one set"
+    low, high = row.mean - half, row.mean + half
+    if low < 0 or high > 100:  # a recall is never beyond these ends
+        return f"{max(low, 0):.1f} to {min(high, 100):.1f}, 95 % over {over}"
     return f"±{half:.1f}, 95 % over {over}"
 
 
@@ -192,11 +201,17 @@ def _gained(results: Results) -> str:
     references = [row for row in results.others if row.kind == "reference"]
     if references:
         top = max(references, key=lambda row: row.mean)
-        kept = results.main.mean / top.mean if top.mean else math.inf
-        verb = "reaches" if kept >= 1 else "keeps"
-        parts.append(f"the set {verb} {kept:.0%} of the best from all the data ({top.label}, {top.mean:.1f} %)")
+        parts.append(f"{_kept(results.main, top)} the best from all the data ({top.label}, {top.mean:.1f} %)")
     text = "; ".join(parts)
     return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _kept(main: Row, top: Row) -> str:
+    """How much of the best reference the set keeps, in words that go on with "the best"; there is no share of 0."""
+    if not top.mean:
+        return "no share can be given of"
+    kept = main.mean / top.mean
+    return f"the set {'reaches' if kept >= 1 else 'keeps'} {kept:.0%} of"
 
 
 def _start_and_best(results: Results):
@@ -258,7 +273,7 @@ def _settings(results: Results, found: Sequence[Comparison]) -> list[str]:
         keys = {"steps": "evaluate.steps", "lr_scale": "evaluate.lr_scales"}
         advice.append(f"a wider {_and(keys.get(name, name) for name in sorted(main.at_edge))}: the best lies at the end "
                       "of what was allowed")
-    if any(one.finding in ("none", "unknown") for one in found) or _is_wide(main):
+    if any(one.finding == "unknown" or one.finding == "none" and one.half > SHARP for one in found) or _is_wide(main):
         advice.append("more sets (distill.sets) or students (evaluate.students): intervals are wide")
     elif len(main.scores) == 1:
         advice.append("more sets (distill.sets=3): students of one set do not tell how much another differs")

@@ -342,6 +342,12 @@ def test_files_are_read_as_utf_8_whatever_the_locale(tmp_path):
         "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
+def edit_score(run, text):
+    """Put `text` in place of the last score of the first row."""
+    header, row, *others = (run / "scores.csv").read_text().splitlines()
+    (run / "scores.csv").write_text("\n".join([header, ",".join([*row.split(",")[:-1], text]), *others]))
+
+
 @pytest.mark.parametrize(("spoil", "words"), [
     (lambda run: shutil.rmtree(run), "there is no run directory"),
     (lambda run: (run / "config.json").unlink(), "no config.json"),
@@ -350,6 +356,8 @@ def test_files_are_read_as_utf_8_whatever_the_locale(tmp_path):
     (lambda run: (run / "report.json").write_text("{}"), "do not fit together"),
     (lambda run: (run / "report.json").write_text('{"presets": []}'), "do not fit together"),
     (lambda run: (run / "scores.csv").write_text("preset,set\nmdw,0\n"), "do not fit together"),
+    (lambda run: edit_score(run, "-0.5"), "do not fit together or are damaged; run mdw evaluate again"),
+    (lambda run: edit_score(run, "100.01"), "do not fit together or are damaged; run mdw evaluate again"),
     (lambda run: (run / "scores.csv").write_text(",".join(["preset", "set", "select_on", *METRICS])),
      "do not fit together"),
     (lambda run: (run / "config.json").write_text(json.dumps(resolve(base()).to_dict())), "are of another config"),

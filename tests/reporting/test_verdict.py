@@ -246,3 +246,22 @@ def test_natural_noise_of_a_folder(tmp_path):
     assert "an estimated 12.5% [10.0%, 15.0%] of them mismatched" in verdict_of(Run(folder))[0]
     change_report(folder, lambda presets: [one["noise"].update(estimated=None) for one in presets])
     assert "an unknown share of them mismatched" in verdict_of(Run(folder))[0]
+
+
+def test_there_is_no_share_of_a_reference_at_zero():
+    told = verdict(results(others=(RANDOM, row("experts", 0, 0, 0, label="the experts", kind="reference"))))
+    assert "No share can be given of the best from all the data (the experts, 0.0 %)." in told
+    assert "inf" not in " ".join(told)
+
+
+def test_equal_scores_do_not_ask_for_narrower_intervals():
+    same = (row("random", 50, 50, 50, label="random pairs", kind="coreset"), CORRESPOND, LORS, EXPERTS)
+    told = verdict(results(row("mdw", 50, 50, 50, label="MDW"), same))
+    assert "no difference that this run can tell from random pairs (+0.0 points [+0.0, +0.0])" in told[1]
+    assert told[-1] == "Next: more sets (distill.sets=3): students of one set do not tell how much another differs."
+
+
+def test_intervals_of_recalls_end_at_0_and_100():
+    for scores, words in (((0, 1, 2), "0.0 to 3.5"), ((98, 99, 100), "96.5 to 100.0"), ((49, 50, 51), "±2.5")):
+        told = verdict(results(row("mdw", *scores, label="MDW")))
+        assert f"; {words}, 95 % over 3 students of one set)" in told[0]
