@@ -192,7 +192,7 @@ COMMANDS = {
     "fairness": Command(
         "measure the shares and the recalls of groups in the data and in the distilled sets",
         "analysis.fairness.command:fairness_command",
-        "mdw fairness runs/first --config.fairness.attributes=words:color", (*_RUN, "fairness"), trains=False),
+        "mdw fairness runs/first --config.fairness.neighbors=5", (*_RUN, "fairness"), trains=False),
     "certify": Command(
         "bound what noise can cost the experts, beside what it did cost", "analysis.certificate.command:certify_command",
         "mdw certify runs/first --config.certify.rates=0,0.2,0.4 --train", (*_EXPERTS, "certify"), trains=False),
