@@ -33,7 +33,8 @@ def tiny(**changes):
     c.update_from_flattened_dict({
         "data.size": 8, "model.patches": (2, 2), "model.widths": (10, 12), "model.dim": 8, "text.dim": 10,
         "experts.batch": 16, "experts.epochs": 2, "experts.recovery_start": 1, "distill.pairs": 8,
-        "distill.inner_steps": 3, "distill.batch": 4, "distill.trajectories": 2, "distill.rank": 2, "distill.alpha": 0.7})
+        "distill.inner_steps": 3, "distill.batch": 4, "distill.trajectories": 2, "distill.rank": 2, "distill.alpha": 0.7,
+        "distill.correspondence_init": "identity", "distill.correspondence": "lowrank"})
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     case = make_case(preset_config(c, "mdw"))
     p = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), case.learned["correspondence"])
