@@ -94,7 +94,8 @@ def training_of(preset: PresetRun, prepared: Prepared, distilled: DistilledSet, 
         return None
     return make_training(distilled, prepared.model, protocol_of(config.evaluate, scores), scores,
                          text=text_layout(config.text, prepared.texts.train.shape[1]), seed=student_seed(preset, index),
-                         test=prepared.test, fit=config.data.get("fit", "squash"), with_test=config.export.with_test)
+                         test=prepared.test, captions=prepared.pairs.test.captions, fit=config.data.get("fit", "squash"),
+                         with_test=config.export.with_test)
 
 
 def nearest_captions_of(texts, prepared: Prepared, count: int) -> NearestCaptions:

@@ -9,7 +9,8 @@ In the directory of an export, depending on its formats:
     training.json                  how a student is trained on it, and the score to expect (`export/training.py`), with
     backbone.safetensors           the frozen image tower,
     test.safetensors               on request, features of the test split, and
-    train.py, captions.py          a PyTorch program that does it (these beside distilled.safetensors alone)
+    train.py                       a PyTorch program that does it, with captions.py, checks.py and photos.py (these beside
+                                   distilled.safetensors alone)
     README.md                      the dataset card
     card.json                      facts about the set (written last: without it the export is not finished)
 
@@ -32,7 +33,7 @@ from mdw_jax.io.files import write_atomically, write_json
 from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.runtime.processes import is_main
 
-README, PROGRAMS = "README.md", ("train.py", "captions.py")
+README, PROGRAMS = "README.md", ("train.py", "captions.py", "checks.py", "photos.py")
 _OF_TENSOR_FILE = ("file", "sha256", "shapes", "byte_budget", "seen_size")  # entries of a card that `save_distilled` sets
 
 

@@ -20,7 +20,7 @@ def training_descriptions(training: Training | None) -> list[str]:
     """One line for each of the files that training needs."""
     if training is None:
         return []
-    return ["`train.py`, `captions.py`: train a student on the set in plain PyTorch and score it",
+    return ["`train.py`, `captions.py`, `checks.py`, `photos.py`: train a student on the set in plain PyTorch and score it",
             "`training.json`: how: optimizer, step sizes, steps, heads, text encoder, scores to expect",
             *(["`backbone.safetensors`: the image tower's weights"] if training.tensors else []),
             *(["`test.safetensors`: features of the test split's images and captions, and which belong together"]
@@ -73,7 +73,7 @@ def expected_text(record: Mapping) -> str:
             f"deviation of {expected['students']} students of the run) on {split}")
     if expected["interval_of_one"]:
         low, high = expected["interval_of_one"]
-        text += f"; one more student falls between {low:.2f} and {high:.2f} with 95 % probability"
+        text += f"; one more student falls between {max(low, 0):.2f} and {min(high, 100):.2f} with 95 % probability"
     if expected["select_on"] == "test":
         text += ". It is each student's best evaluation on test, which is optimistic"
     return f"{text}. r_mean is the mean of recall at 1, 5 and 10 in both directions, in percent."

@@ -15,12 +15,15 @@ from mdw_jax.config.stored import read_run_config, refuse_stored_functions
 from mdw_jax.errors import UserError
 from mdw_jax.export.backbone import tower_from
 from mdw_jax.export.captions import caption_encoder, text_layout
-from mdw_jax.export.evaluation_data import embeddings_of, evaluation_data, text_features_of
+from mdw_jax.export.evaluation_data import EvaluationData, embeddings_of, evaluation_data, text_features_of
 from mdw_jax.export.student import Student, save_student
 from mdw_jax.export.student_text import about_set
+from mdw_jax.export.templates.checks import SEEDS, captions_digest
 from mdw_jax.export.training import RECORD, Training, check_training, load_training, make_training, protocol_of
 from mdw_jax.io.distilled_set import CARD, DistilledSet, load_distilled
 from mdw_jax.io.scores import METRICS
+from mdw_jax.method.correspondence import correspondence
+from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.retrieval import recalls
 from mdw_jax.method.student_schedule import Schedule
 from mdw_jax.method.students import Protocol, StudentData, evaluate, trained
@@ -49,13 +52,14 @@ def train_command(path: str, data: Sequence[str], out: str | None, tower: str | 
         seed: of the first; None: that of the run's students.
 
     Raises:
-        UserError: there is no such set, or something that is asked for cannot be had.
+        UserError: there is no such set, something that is asked for cannot be had, or the training diverged.
     """
-    count, directory = _whole(students, "--students", 1), Path(path)
+    count, directory = _whole(students, "--students", 1, 10**4), Path(path)
     if tower and not data:
         raise UserError("steps and step sizes of another tower are chosen on val; give a data set by --data PATH.")
     distilled, card = load_distilled(directory)
     training = _training(directory, distilled, card)
+    check_training(training.record, distilled.texts.shape, directory)
     record = training.record
     image, seed_of_run = record["image"], record["chosen"]["seed"]
     features = text if text and Path(text).is_file() else None
@@ -73,6 +77,7 @@ def train_command(path: str, data: Sequence[str], out: str | None, tower: str | 
         all_params, how = _searched(model, distilled, record, (scored_on.val, texts), number, count)
     else:
         all_params, how = _as_recorded(model, distilled, record, number, count), _steps_in_words(record)
+    _refuse_diverged(model, distilled, all_params, record)
     print(f"tower:     {model.tower.name}, {'trained' if model.mode == 'full' else 'frozen, under a trained head'}")
     print(f"students:  {count}, seed {number}{_same_seed(number, seed_of_run, tower)}; {how}")
     scores = [_scores(student_of(params), scored_on, training, features) for params in all_params]
@@ -88,9 +93,9 @@ def _same_seed(number: int, seed_of_run: int, tower: str | None) -> str:
     return " (so these are the students of the run)" if number == seed_of_run and not tower else ""
 
 
-def _whole(text: str, flag: str, least: int) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < least:
-        raise UserError(f"{flag} must be a whole number of at least {least}, not '{text}'.")
+def _whole(text: str, flag: str, least: int, most: int = SEEDS - 1) -> int:
+    if not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
+        raise UserError(f"{flag} must be a whole number of at least {least} and at most {most}, not '{text}'.")
     return int(text)
 
 
@@ -109,10 +114,10 @@ def _training(directory: Path, distilled: DistilledSet, card: dict) -> Training:
     prepared, scores = prepare(config), stored_scores(directory)
     training = make_training(distilled, prepared.model, protocol_of(config.evaluate, scores), scores,
                              text=text_layout(config.text, prepared.texts.train.shape[1]),
-                             seed=set_seed(config.run.seed, int(card["set"])), test=prepared.test, fit=config.data.fit,
+                             seed=set_seed(config.run.seed, int(card["set"])), test=prepared.test,
+                             captions=prepared.pairs.test.captions, fit=config.data.fit,
                              with_test=prepared.model.mode == "projection")
     training.record["about"] = about_set({**card, "data": prepared.pairs.name})
-    check_training(training.record)
     return training
 
 
@@ -185,6 +190,17 @@ def _searched(model: DualEncoder, distilled: DistilledSet, record: dict, val: tu
     return result.params, f"{result.steps} steps at scale {result.lr_scale:g}, chosen on val{edge}"
 
 
+def _refuse_diverged(model: DualEncoder, distilled: DistilledSet, all_params: list, record: dict) -> None:
+    """Raises UserError where the weights of a student, or its loss on the first pairs of the set, are not finite."""
+    data, rows = student_data(model, distilled), np.arange(min(record["batch"], len(distilled.texts)))
+    p = correspondence(data.correspondence, rows, data.alpha)
+    for number, params in enumerate(all_params):
+        loss = distillation_loss(data.loss)(model.logits(params, data.inputs[rows], data.texts[rows]), p)
+        if not all(bool(jnp.isfinite(leaf).all()) for leaf in (loss, *jax.tree.leaves(params))):
+            raise UserError(f"the training diverged: weights or the loss of student {number} are not finite numbers, and "
+                            f"nothing was written; export or copy the set again, or give another --seed.")
+
+
 def _steps_in_words(record: dict) -> str:
     return f"{sum(phase['steps'] for phase in record['phases'])} steps at scale {record['chosen']['scale']:g} " \
            f"({record['chosen']['how']})"
@@ -204,6 +220,12 @@ def _scores(student: Student, scored_on, training: Training, text_features: str 
     return dict(zip(METRICS, map(float, np.asarray(values)), strict=True))
 
 
+def _is_test_split(scored_on: EvaluationData, record: dict) -> bool:
+    """Whether the captions that were scored on are those of the run's test split; False where their digest is unknown."""
+    captions = [caption for split in scored_on.test for caption in split.captions]
+    return captions_digest(captions) == record.get("test_captions_sha256")
+
+
 def _report(scores: Sequence[dict | None], record: dict, scored_on, tower: str | None) -> None:
     """Print the scores, beside those that were to be expected."""
     found = [score for score in scores if score is not None]
@@ -216,14 +238,15 @@ def _report(scores: Sequence[dict | None], record: dict, scored_on, tower: str |
     values = [score["r_mean"] for score in found]
     print(f"r_mean:    {mean_text(values)}")
     expected = record["expected"]
-    if tower or scored_on is not None or not expected:
+    if tower or not expected or (scored_on is not None and not _is_test_split(scored_on, record)):
         print("expected:  nothing was measured for this tower and these data." if expected else
               "expected:  unknown: no student of this set was evaluated before.")
         return
     mean, std = expected["mean"]["r_mean"], expected["std"]["r_mean"]
-    print(f"expected:  {mean:.2f} +- {std:.2f} ({expected['students']} students of the run)")
+    same = "" if scored_on is None else "; your captions are those of its test split"
+    print(f"expected:  {mean:.2f} +- {std:.2f} ({expected['students']} students of the run{same})")
     if expected["t"] is not None:
         half = expected["t"] * std * math.sqrt(1 / len(values) + 1 / expected["students"])
         inside = "inside" if abs(np.mean(values) - mean) <= half + 1e-9 else "OUTSIDE"
-        print(f"           95 % interval for {len(values)} more: {mean - half:.2f} to {mean + half:.2f}; "
+        print(f"           95 % interval for {len(values)} more: {max(mean - half, 0):.2f} to {min(mean + half, 100):.2f}; "
               f"{np.mean(values):.2f} lies {inside}")

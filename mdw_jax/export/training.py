@@ -21,6 +21,8 @@ training.json:
     expected           scores of the run's students on its test split (`expected_scores`); null where there are none
     towers             the same for each image tower that students of the run had
     test               file (or null), images and captions of the test split
+    test_captions_sha256  sha256 of the captions of the test split (`templates/checks.py`), by which others can tell that
+                       they score on the same; files of earlier versions have none
 """
 
 import hashlib
@@ -28,7 +30,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -39,6 +41,7 @@ from safetensors.numpy import load, save
 from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
 from mdw_jax.export.backbone import SELF_CONTAINED, layout_of, named_tensors
+from mdw_jax.export.templates.checks import InputError, captions_digest, check_files, check_record, check_texts
 from mdw_jax.io.distilled_set import TENSORS, DistilledSet
 from mdw_jax.io.files import read_json
 from mdw_jax.io.scores import METRICS
@@ -99,7 +102,8 @@ def expected_scores(rows: Sequence[Mapping]) -> dict:
 
 
 def make_training(distilled: DistilledSet, model: DualEncoder, protocol: Protocol, scores: Sequence[dict], *,
-                  text: dict, seed: int, test: Inputs, fit: str = "squash", with_test: bool = False) -> Training:
+                  text: dict, seed: int, test: Inputs, captions: Sequence[str], fit: str = "squash",
+                  with_test: bool = False) -> Training:
     """How the students of a set were trained.
 
     Args:
@@ -110,6 +114,7 @@ def make_training(distilled: DistilledSet, model: DualEncoder, protocol: Protoco
         text: the text encoder (`export.captions.text_layout`).
         seed: of the run's students.
         test: the test split.
+        captions: of the test split.
         fit: how a photo becomes a square.
         with_test: write the test split's features too.
 
@@ -133,7 +138,8 @@ def make_training(distilled: DistilledSet, model: DualEncoder, protocol: Protoco
               "loss": distilled.loss, "alpha": float(distilled.alpha),
               **_schedule(distilled, protocol, rows, seed), "expected": expected_scores(rows) if rows else None,
               "towers": _towers(scores, layout),
-              "test": {"file": None, "images": len(test.images), "captions": len(test.texts)}}
+              "test": {"file": None, "images": len(test.images), "captions": len(test.texts)},
+              "test_captions_sha256": captions_digest(captions)}
     features = ({name: np.asarray(getattr(test, name), kind) for name, kind in
                  (("images", np.float32), ("texts", np.float32), ("image_of", np.int32))} if with_test else {})
     return Training(record, tensors, features)
@@ -219,34 +225,39 @@ def load_training(path) -> Training:
                         "mdw-jax exported it; export the set again.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{RECORD} in '{directory}' cannot be read ({error}); export or copy the set again.") from None
+    if not isinstance(record, dict):
+        raise _damaged(directory, InputError("it is no JSON object"))
     if record.get("format") != FORMAT:
         raise UserError(f"{RECORD} in '{directory}' is of the format {record.get('format')!r}, not {FORMAT}; export the "
                         "set again with this version.")
     try:
-        check_training(record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{RECORD} in '{directory}' is damaged ({error!r}); export or copy the set again.") from None
+        check_record(record)
+        check_files(record)
+    except InputError as error:
+        raise _damaged(directory, error) from None
     return Training(record, _tensors(directory, record["backbone"]), _tensors(directory, record["test"]))
 
 
-def check_training(record: Mapping) -> None:
-    """Raises ValueError, KeyError or TypeError where a part of a training.json that training needs is none."""
-    numbers: dict[str, Any] = {
-        "tau": record["tau"], "alpha": record["alpha"], **record["step_sizes"], **{
-            name: record["optimizer"][name] for name in ("momentum", "weight_decay")},
-        **{f"factor {n}": phase["factor"] for n, phase in enumerate(record["phases"])}}
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{name} is {value!r}")
-    counts = {"dim": record["dim"], "batch": record["batch"], **{
-        f"steps {n}": phase["steps"] for n, phase in enumerate(record["phases"])}}
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**7:
-            raise ValueError(f"{name} is {value!r}")
-    if set(record["step_sizes"]) != {"image", "text"} or record["optimizer"]["name"] != "sgd" or not record["phases"]:
-        raise ValueError("step_sizes, optimizer or phases")
-    if record["image"]["start"] not in ("stored", "drawn") or not isinstance(record["loss"], str):
-        raise ValueError("image.start or loss")
+def check_training(record: Mapping, shape: Sequence[int], where) -> None:
+    """Check how a student is trained (`export/templates/checks.py`, which train.py uses too).
+
+    Args:
+        record: the contents of training.json.
+        shape: (M, d) of the texts of the set.
+        where: its directory, for the message.
+
+    Raises:
+        UserError: a key is missing, or holds what training cannot be done with; names the key.
+    """
+    try:
+        check_record(record)
+        check_texts(record, shape)
+    except InputError as error:
+        raise _damaged(where, error) from None
+
+
+def _damaged(where, error: InputError) -> UserError:
+    return UserError(f"{RECORD} in '{where}' cannot be used: {error}; export or copy the set again.")
 
 
 def _tensors(directory: Path, entry) -> dict[str, np.ndarray]:

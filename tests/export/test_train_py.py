@@ -1,5 +1,6 @@
 """train.py of an export computes what this package computes: every piece beside its JAX counterpart."""
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -50,7 +51,7 @@ def load_program(path=PROGRAM):
 
 
 train = load_program()
-words = sys.modules["captions"]
+words, checks, photos = (sys.modules[name] for name in ("captions", "checks", "photos"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,7 +85,7 @@ def test_a_transformer_by_its_own_library(tmp_path, pooling):
     ours = words.encode(captions, layout, tmp_path)
     np.testing.assert_allclose(ours, caption_encoder(layout)(captions), atol=1e-5)
     (tmp_path / "vocab.txt").write_text("other")
-    with pytest.raises(SystemExit, match="sha256 of its files differs"):
+    with pytest.raises(words.InputError, match="sha256 of its files differs"):
         words.encode(captions, layout, tmp_path)
 
 
@@ -119,9 +120,9 @@ def test_hashed_words():
     captions = [*CAPTIONS, "I", "a a a dog dog", "Ein süßer Hund läuft, läuft", "犬 と 猫", "x" * 500, "don't stop_me 42"]
     np.testing.assert_allclose(words.bow_features(captions, 48, 3), bow_features(captions, 48, 3), atol=2e-6)
     np.testing.assert_allclose(words.encode(CAPTIONS, text_section()), bow_features(CAPTIONS, TEXT), atol=2e-6)
-    with pytest.raises(SystemExit, match="draws other random numbers"):
+    with pytest.raises(words.InputError, match="draws other random numbers"):
         words.encode(CAPTIONS, text_section() | {"check": "0"})
-    with pytest.raises(SystemExit, match="--caption-features"):
+    with pytest.raises(words.InputError, match="--caption-features"):
         words.encode(CAPTIONS, {"kind": "transformer", "source": "bert", "width": 3})
 
 
@@ -159,7 +160,7 @@ def test_log_mels():
 
 def test_towers_that_are_not_computed_are_named():
     layout = {"kind": "published", "name": "nfnet_l0", "source": "timm/nfnet_l0", "sha256": "ab"}
-    with pytest.raises(SystemExit, match="published, name nfnet_l0, source timm/nfnet_l0, sha256 ab.*mdw train"):
+    with pytest.raises(words.InputError, match="published, name nfnet_l0, source timm/nfnet_l0, sha256 ab.*mdw train"):
         train.backbone_of({"shape": [8, 8, 3], "tower": layout}, {})
 
 
@@ -233,19 +234,25 @@ def test_recalls_with_ties():
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop"])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "turned", "transparent", "palette", "gray", "same"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "turned", "transparent", "palette", "gray", "same", "gray16",
+                                  "clear16"])
 def test_photos_are_read_alike(tmp_path, fit, kind):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 4), np.uint8).repeat(20, 0).repeat(20, 1)
     image, out, options = Image.fromarray(pixels, "RGBA"), io.BytesIO(), {}
+    wide = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)  # 16 bits
     if kind == "turned":
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = 6
     image = {"transparent": image, "palette": image.convert("RGB").quantize(16), "gray": image.convert("L"),
-             "same": image.convert("RGB").resize((32, 32))}.get(kind, image.convert("RGB"))
+             "gray16": wide, "clear16": wide, "same": image.convert("RGB").resize((32, 32))}.get(kind, image.convert("RGB"))
+    if kind == "clear16":
+        options["transparency"] = int(pixels[0, 0, 0]) * 257
     image.save(out, "JPEG" if kind in ("JPEG", "turned") else "PNG", **options)
     (tmp_path / "photo").write_bytes(out.getvalue())
-    found = train.pixels(tmp_path / "photo", {"shape": [32, 32, 3], "fit": fit})
-    np.testing.assert_allclose(found.astype(int), decode(out.getvalue(), 32, fit).astype(int), atol=1)
+    found = photos.pixels(tmp_path / "photo", {"shape": [32, 32, 3], "fit": fit})
+    np.testing.assert_array_equal(found, decode(out.getvalue(), 32, fit))
+    if kind == "gray16":
+        assert 100 < found.mean() < 156  # neither cut off at white nor black
 
 
 def test_captions_of_a_csv(tmp_path):
@@ -256,7 +263,7 @@ def test_captions_of_a_csv(tmp_path):
     path.write_text("split,image,caption\ntrain,a,x\nTest,b,y\nval,c,z\n")
     assert words.read_captions(path, None) == [("b", "y")]  # students are not scored on what they may have seen
     path.write_text("file_name,caption\na,b\n")
-    with pytest.raises(SystemExit, match="none that is called words; name them by --columns"):
+    with pytest.raises(words.InputError, match="none that is called words; name them by --columns"):
         words.read_captions(path, "file_name,words")
 
 
@@ -275,3 +282,65 @@ def test_a_student_of_train_py_is_read_by_this_package(tmp_path):
     np.testing.assert_allclose(ours[1], read.embed_captions(CAPTIONS), atol=1e-5)
     assert read.description["seed"] == 5 and read.description["set"] == {"preset": "mdw", "sha256": "ab"}
     assert "start" not in json.loads((tmp_path / "s" / "student.json").read_text())["image"]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, r"There is no file '.*'; give the CSV"), (b"image,caption\n", "has no row with an image and a caption"),
+    (b"", r"has the columns \(none\)"), ("image,caption\na.png,süß\n".encode("latin-1"), "is not UTF-8 .* save it as"),
+    (b"image,caption\na.png," + b"x" * 200_000, "is no CSV that can be read"), (".", "cannot be read")])
+def test_captions_that_cannot_be_read_are_one_sentence(tmp_path, content, message):
+    path = tmp_path / "c.csv"
+    if content == ".":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(words.InputError, match=message):
+        words.read_captions(path, None)
+
+
+def test_rows_with_too_many_cells(tmp_path):
+    (tmp_path / "c.csv").write_text("image,caption\na.png,a dog,test,more\nb.png\n")
+    assert words.read_captions(tmp_path / "c.csv", None) == [("a.png", "a dog")]
+
+
+def test_broken_photos_are_counted(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
+    (tmp_path / "worse.png").write_bytes(b"%!PS")
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tiff")
+    names, image = ["good.png", "bad.png", "worse.png", "float.tiff"], {"shape": [8, 8, 3], "fit": "crop"}
+    with pytest.raises(words.InputError, match=r"3 images in '.*' cannot be read, the first is bad.png \("):
+        photos.photos_of(tmp_path, names, image)
+    assert photos.photos_of(tmp_path, names[:1], image).shape == (1, 8, 8, 3)
+
+
+def test_a_diverged_student_is_refused():
+    record = record_of(TOWERS["convnet"](), step_sizes={"image": 1e30, "text": 1e30})
+    pairs = {"images": torch.from_numpy(IMAGES[:M]).float() / 255, "texts": torch.from_numpy(normal(M, TEXT))[
+        :len(IMAGES[:M])], "p": {}}
+    with pytest.raises(words.InputError, match="The training diverged: .* nothing was written"):
+        train.train(record | {"batch": len(pairs["texts"])}, pairs, {}, "cpu")
+
+
+@pytest.mark.parametrize(("mean", "spread", "interval"), [(1.0, 2.0, "0.00 to "), (99.0, 2.0, "to 100.00;")])
+def test_intervals_end_at_0_and_100(capsys, mean, spread, interval):
+    record = {"test": {"images": 3, "captions": 5}, "expected": {
+        "mean": {"r_mean": mean}, "std": {"r_mean": spread}, "students": 3, "select_on": "val", "t": 4.3}}
+    score = dict.fromkeys((*train.METRICS, "r_mean"), mean)
+    train.report([score], record, {"images": range(3), "texts": range(5)})
+    out = capsys.readouterr().out
+    assert interval in out and "lies inside" in out and "Your data" not in out  # they are those of the export
+
+
+def test_own_data_are_known_by_their_captions(capsys):
+    expected = {"mean": {"r_mean": 9.0}, "std": {"r_mean": 1.0}, "students": 3, "select_on": "val", "t": 4.3}
+    record = {"test": {"images": 1, "captions": 2}, "expected": expected}
+    score, data = dict.fromkeys((*train.METRICS, "r_mean"), 9.0), {"images": range(1), "texts": range(2)}
+    same, other = (checks.captions_digest(captions) for captions in ((" b", "a"), ("a", "c")))
+    assert same == hashlib.sha256(b"a\nb").hexdigest()
+    for known, mine, told in ((same, same, "by the sha256 of their captions"), (same, other, "Your data are others, by"),
+                              (None, other, "by their number alone: this export is of a version")):
+        digest = {"test_captions_sha256": known} if known else {}
+        train.report([score], record | digest, data | {"captions_sha256": mine})
+        out = capsys.readouterr().out
+        assert told in out and ("lies inside" in out) == ("others" not in told)

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,16 +125,20 @@ def test_data_of_ones_own(run, tmp_path, capsys):
     with open(run / "scores.csv", newline="") as file:
         wanted = float(next(csv.DictReader(file))["r_mean"])
     assert load_student(tmp_path / "s").description["scores"]["r_mean"] == pytest.approx(wanted, abs=0.3)
-    assert "nothing was measured for this tower and these data" in out
+    assert "your captions are those of its test split" in out and "lies inside" in out
     train = load_program_of(run / "export" / "random-0", monkey_torch())
     train.main(["--images", str(tmp_path / "photos"), "--captions", str(tmp_path / "captions.csv"), "--out",
                 str(tmp_path / "u")])
-    assert "lies inside" in capsys.readouterr().out  # as many images and captions as the run's test split has
+    out = capsys.readouterr().out
+    assert "Your data are that test split, by the sha256 of their captions" in out and "lies inside" in out
     lines = (tmp_path / "captions.csv").read_text().splitlines()
     (tmp_path / "few.csv").write_text("\n".join(lines[:20]))
     train.main(["--images", str(tmp_path / "photos"), "--captions", str(tmp_path / "few.csv"), "--out",
                 str(tmp_path / "u")])
-    assert "Your data are others" in capsys.readouterr().out
+    assert "Your data are others, by the sha256 of their captions" in capsys.readouterr().out
+    train_set(run / "export" / "random-0", data=[str(tmp_path / "photos"), str(tmp_path / "few.csv")],
+              out=str(tmp_path / "s"))
+    assert "nothing was measured for this tower and these data" in capsys.readouterr().out
 
 
 def monkey_torch():
@@ -166,8 +172,8 @@ def test_exports_of_earlier_versions_and_damaged_ones(run, tmp_path):
         train_set(tmp_path / "old")
     folder = shutil.copytree(run / "export" / "random-0", tmp_path / "copy")
     record = json.loads((folder / "training.json").read_text())
-    for change, message in (({"format": "x"}, "is of the format 'x'"), ({"tau": "0"}, "is damaged"),
-                            ({"phases": [{"steps": 10**9, "factor": 1}]}, "is damaged"),
+    for change, message in (({"format": "x"}, "is of the format 'x'"), ({"tau": "0"}, "cannot be used: tau is '0'"),
+                            ({"phases": [{"steps": 10**9, "factor": 1}]}, r"cannot be used: phases\[0\] is"),
                             ({"backbone": {"file": "../../x", "sha256": ""}}, "cannot be used"),
                             ({"set": {"file": "distilled.safetensors", "sha256": "0"}}, "of another set")):
         (folder / "training.json").write_text(json.dumps(record | change))
@@ -191,3 +197,85 @@ def test_an_export_without_evaluation_says_so_and_formats_without_numbers_have_n
     assert not [name for name in (*TRAINING_FILES, *PROGRAMS) if (folder / name).exists()]
     with may_train(False, "mdw export", str(tmp_path / "run")):  # all is there: nothing is trained
         export_command(c)
+
+
+def changed(record, key, value):
+    """A record with another value at "section.name"; ... removes it."""
+    record = json.loads(json.dumps(record))
+    *sections, last = key.split(".")
+    section = record
+    for name in sections:
+        section = section[name]
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value
+    return record
+
+
+DAMAGE = [
+    ("tau", 0.0), ("tau", -1), ("tau", True), ("tau", float("nan")), ("tau", float("inf")), ("optimizer.momentum", 2.0),
+    ("optimizer.momentum", 1.0), ("optimizer.weight_decay", -0.1), ("step_sizes.image", 1e30), ("step_sizes.text", 0),
+    ("step_sizes.image", 1e6), ("step_sizes.text", "0.1"), ("phases", []), ("phases", [{"steps": 0, "factor": 1.0}]),
+    ("phases", [{"steps": 10**7 + 1, "factor": 1.0}]), ("phases", [{"steps": 5, "factor": 0.5}]), ("phases", [7]),
+    ("phases", [{"steps": 10**7, "factor": 1.0}, {"steps": 1, "factor": 0.1}]), ("batch", 0), ("batch", 1.0),
+    ("chosen.seed", -1), ("chosen.seed", 1 << 63), ("chosen.seed", 1.5), ("chosen", ...), ("chosen.how", ...),
+    ("chosen.scale", 0.0), ("image.shape", [16, 16]), ("image.shape", [16, 4097, 3]), ("image.shape", [16, 16, 0]),
+    ("image.fit", "stretch"), ("image.fit", ["crop"]), ("image.dtype", "float16"), ("image.head", "yes"),
+    ("image.head", 1), ("image.mode", None), ("image", None), ("text.width", 63), ("text.kind", "words"),
+    ("text.seed", -1), ("head", "W1"), ("expected", ...), ("expected", 3), ("expected.mean.IR@1", 101.0),
+    ("expected.students", 0), ("expected.interval_of_one", [1]), ("test.images", "30"), ("set", {}),
+    ("backbone.sha256", 5), ("test_captions_sha256", "0"), ("dim", 0), ("alpha", -1.0), ("loss", 4)]
+
+
+@pytest.mark.parametrize(("key", "value"), DAMAGE, ids=str)
+def test_a_record_that_cannot_be_trained_by_names_its_key(run, tmp_path, monkeypatch, key, value):
+    """`mdw train` and train.py say the same sentence."""
+    folder = shutil.copytree(run / "export" / "random-0", tmp_path / "copy")
+    record = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps(changed(record, key, value)))
+    with pytest.raises(UserError, match=rf"training.json in '.*copy' cannot be used: {key}[ .\[].*export or copy") as ours:
+        train_set(folder, out=str(tmp_path / "s"))
+    program = load_program_of(run / "export" / "random-0", monkey_torch())
+    monkeypatch.setattr(program, "HERE", folder)
+    with pytest.raises(program.InputError) as theirs:
+        program.load_set(program.read_record())
+    assert str(theirs.value) == str(ours.value) and not (tmp_path / "s").exists()
+
+
+def test_earlier_exports_have_no_digest_of_captions_and_are_trained_on(run, tmp_path):
+    folder = shutil.copytree(run / "export" / "random-0", tmp_path / "copy")
+    record = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps(changed(record, "test_captions_sha256", ...)))
+    assert "test_captions_sha256" not in load_training(folder).record
+
+
+def test_a_diverged_training_writes_nothing(run, tmp_path, monkeypatch):
+    folder = shutil.copytree(run / "export" / "random-0", tmp_path / "copy")
+    record = json.loads((folder / "training.json").read_text())
+    for key, value in (("step_sizes.image", 9e5), ("step_sizes.text", 9e5), ("optimizer.weight_decay", 9e5)):
+        record = changed(record, key, value)
+    (folder / "training.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="the training diverged: .* nothing was written"):
+        train_set(folder, out=str(tmp_path / "s"))
+    program = load_program_of(run / "export" / "random-0", monkey_torch())
+    monkeypatch.setattr(program, "HERE", folder)
+    with pytest.raises(program.InputError, match="The training diverged"):
+        program.main(["--out", str(tmp_path / "s")])
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("options", [["--images", "none", "--captions", "none.csv"], ["--seed", "-1"],
+                                     ["--device", "nothing"]])
+def test_train_py_ends_with_2_and_a_sentence(run, tmp_path, options):
+    monkey_torch()
+    done = subprocess.run([sys.executable, str(run / "export" / "random-0" / "train.py"), *options], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "There is no file 'none.csv'" in done.stderr or f"{options[0]} must be a whole" in done.stderr or (
+        "--device nothing cannot be used" in done.stderr)
+
+
+def test_seeds_end_at_63_bits(run):
+    with pytest.raises(UserError, match=f"--seed must be a whole number of at least 0 and at most {(1 << 63) - 1}"):
+        train_set(run / "export" / "random-0", seed=str(1 << 63))

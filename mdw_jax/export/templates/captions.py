@@ -4,11 +4,11 @@ import csv
 import hashlib
 import math
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from checks import InputError  # beside this file
 
 MODEL_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
                "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt")
@@ -18,21 +18,39 @@ def read_captions(path, asked):
     """The (image, caption) rows of a CSV: those of test, if it has splits. asked: "IMAGE,CAPTION", or None to find them."""
     asked = asked.split(",") if asked else (None, None)
     known = (("image", "file_name", "filename", "file", "image_name"), ("caption", "text", "sentence", "description"))
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        columns = []
-        names = {name.strip().lower(): name for name in table.fieldnames or () if name}
-        for one, usual in zip(asked, known):
-            found = [names[name] for name in ((one.strip().lower(),) if one else usual) if name in names]
-            if not found:
-                sys.exit(f"'{path}' has the columns {', '.join(names) or '(none)'} and none that is called "
-                         f"{one or ' or '.join(usual)}; name them by --columns IMAGE,CAPTION.")
-            columns.append(found[0])
-        rows = [row for row in table if row[columns[0]] and row[columns[1]]]
-    test = [row for row in rows if (row.get(names.get("split")) or "").strip().lower() == "test"]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = table_of(path, file, asked, known)
+    except FileNotFoundError:
+        raise InputError(f"There is no file '{path}'; give the CSV of the captions by --captions FILE.csv.") from None
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror}); give the CSV of the captions by --captions FILE.csv."
+                         ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is not UTF-8 ({error.reason} at byte {error.start}); save it as a CSV in UTF-8."
+                         ) from None
+    except csv.Error as error:
+        raise InputError(f"'{path}' is no CSV that can be read ({error}); save it as a CSV in UTF-8.") from None
+    if not rows:
+        raise InputError(f"'{path}' has no row with an image and a caption; give a CSV with one row for each caption.")
+    test = [row for row in rows if row[2] == "test"]
     if test:
         print(f"'{path}' has a column split: its {len(test)} rows of test count, of {len(rows)}")
-    return [(row[columns[0]].strip(), row[columns[1]].strip()) for row in test or rows]
+    return [row[:2] for row in test or rows]
+
+
+def table_of(path, file, asked, known):
+    """The rows (image, caption, split) of an open CSV that have both; asked and known: names of the two columns."""
+    table, columns = csv.DictReader(file), []
+    names = {name.strip().lower(): name for name in table.fieldnames or () if name}
+    for one, usual in zip(asked, known):
+        found = [names[name] for name in ((one.strip().lower(),) if one else usual) if name in names]
+        if not found:
+            raise InputError(f"'{path}' has the columns {', '.join(names) or '(none)'} and none that is called "
+                             f"{one or ' or '.join(usual)}; name them by --columns IMAGE,CAPTION.")
+        columns.append(found[0])
+    cells = ([(row[name] or "").strip() if name else "" for name in (*columns, names.get("split"))] for row in table)
+    return [(image, caption, split.lower()) for image, caption, split in cells if image and caption]
 
 
 def encode(captions, text, model=None):
@@ -41,13 +59,13 @@ def encode(captions, text, model=None):
         return transformer_features(captions, text, Path(model))
     if text["kind"] != "bow":
         named = "; or give that model's directory by --text-model" if text["kind"] == "transformer" else ""
-        sys.exit(f"Captions cannot be encoded here: the text features of this set come from {text['source']} "
-                 f"({text['kind']}). Encode them with that model and give the (captions, {text['width']}) array by "
-                 f"--caption-features FILE.npy, one row for each caption, in their order{named}.")
+        raise InputError(f"Captions cannot be encoded here: the text features of this set come from {text['source']} "
+                         f"({text['kind']}). Encode them with that model and give the (captions, {text['width']}) array by "
+                         f"--caption-features FILE.npy, one row for each caption, in their order{named}.")
     check = bow_features(["A small red dog, on a beach!"], text["width"], text["seed"])[0]
     if hashlib.sha256(",".join(f"{value + 0.0:.2f}" for value in check).encode()).hexdigest() != text["check"]:
-        sys.exit("This numpy draws other random numbers than the one the set was made with, so captions cannot be encoded "
-                 "alike; use numpy 1.26 or 2.")
+        raise InputError("This numpy draws other random numbers than the one the set was made with, so captions cannot be "
+                         "encoded alike; use numpy 1.26 or 2.")
     return bow_features(captions, text["width"], text["seed"])
 
 
@@ -87,14 +105,16 @@ def bow_features(captions, width, seed, bins=2**14):
 def transformer_features(captions, text, directory, batch=64):
     """Features by a BERT or DistilBERT of the Hugging Face library, scaled to unit length."""
     if directory_digest(directory) != text["sha256"]:
-        sys.exit(f"'{directory}' is not the text encoder of this set ({text['source']}): the sha256 of its files differs.")
+        raise InputError(f"'{directory}' is not the text encoder of this set ({text['source']}): the sha256 of its files "
+                         "differs.")
     if text["pooling"] not in ("mean", "cls"):
-        sys.exit(f"Features of pooling '{text['pooling']}' are not computed here; give them by --caption-features.")
+        raise InputError(f"Features of pooling '{text['pooling']}' are not computed here; give them by --caption-features.")
     try:
         import torch
         from transformers import AutoModel, AutoTokenizer
     except ImportError:
-        sys.exit("Encoding captions with this set's text encoder needs transformers: pip install transformers.")
+        raise InputError("Encoding captions with this set's text encoder needs transformers: pip install transformers."
+                         ) from None
     tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModel.from_pretrained(directory).eval()
     parts = []
     for start in range(0, len(captions), batch):

@@ -20,12 +20,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from captions import encode, read_captions  # beside this file
-from PIL import Image, ImageOps
+from checks import METRICS as ALL_METRICS
+from checks import SEEDS, InputError, captions_digest, check_files, check_record, check_texts, is_whole
+from photos import photos_of
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-METRICS = [f"{side}@{k}" for side in ("IR", "TR") for k in (1, 5, 10)]  # recall in percent, text -> image first
+METRICS = ALL_METRICS[:-1]  # recall in percent, text -> image first; without r_mean
 
 
 def draw(module, gain):
@@ -113,8 +116,8 @@ def backbone_of(image, tensors):
         network = MobileNet(image["shape"], tower, tensors)
     else:
         named = "".join(f", {name} {tower[name]}" for name in ("name", "source", "sha256") if name in tower)
-        sys.exit(f"This program does not compute the image tower of this set ({tower['kind']}{named}); run `mdw train` of "
-                 "mdw-jax instead.")
+        raise InputError(f"This program does not compute the image tower of this set ({tower['kind']}{named}); run "
+                         "`mdw train` of mdw-jax instead.")
     if tensors:
         network.load_state_dict(tensors)
     return network
@@ -199,7 +202,8 @@ def correspondence(p, rows, alpha):
 def train(record, pairs, tensors, device):
     """One student, trained on the set as its JAX counterpart is: SGD with momentum and weight decay, random batches."""
     if record["loss"] not in LOSSES:
-        sys.exit(f"The loss of this set, '{record['loss']}', comes from outside mdw-jax: add it to LOSSES in train.py.")
+        raise InputError(f"The loss of this set, '{record['loss']}', comes from outside mdw-jax: add it to LOSSES in "
+                         "train.py.")
     student, loss_of = Student(record, tensors).to(device), LOSSES[record["loss"]]
     inputs, texts = student.inputs(pairs["images"].to(device)), pairs["texts"].to(device)
     p = {name: tensor.to(device) for name, tensor in pairs["p"].items()}
@@ -216,52 +220,40 @@ def train(record, pairs, tensors, device):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    if not math.isfinite(loss.item()):
-        sys.exit("The training diverged: its loss is not finite.")
+    if not all(part.isfinite().all() for part in (loss, *student.parameters())):
+        raise InputError("The training diverged: weights or the loss of a student are not finite numbers, and nothing was "
+                         "written; export or copy the set again, or give another --seed.")
     return student.eval()
 
 
-def pixels(path, image):
-    """A photo as (H, W, 3) uint8, as the set's own images were read."""
-    height, width, channels = image["shape"]
-    if channels != 3 or height != width:
-        sys.exit(f"The students take arrays of shape {image['shape']}, and not photos.")
-    with Image.open(path) as file:
-        file.draft(None, (2 * height, 2 * height))
-        photo = ImageOps.exif_transpose(file)
-    if photo.has_transparency_data:
-        photo = photo.convert("RGBA")
-        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
-    photo = photo.convert("RGB")
-    if image["fit"] == "crop":
-        photo = ImageOps.fit(photo, (height, width), Image.Resampling.BICUBIC)
-    elif photo.size != (width, height):
-        photo = photo.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(photo)
-
-
 def own_data(options, record, student):
-    """Photos and captions of the user: inputs (N, ...), text features (K, d), image_of (K,)."""
+    """Photos and captions of the user: inputs (N, ...), text features (K, d), image_of (K,); sha256 of the captions."""
     rows = read_captions(options.captions, options.columns)
+    captions, width = [caption for _, caption in rows], record["text"]["width"]
     names = list(dict.fromkeys(name for name, _ in rows))
     missing = [name for name in names if not (Path(options.images) / name).is_file()]
-    if missing or not names:
-        sys.exit(f"{len(missing)} of {len(names)} images of '{options.captions}' are not in '{options.images}'"
-                 f"{', the first is ' + missing[0] if missing else ''}.")
+    if missing:
+        raise InputError(f"{len(missing)} of {len(names)} images of '{options.captions}' are not in '{options.images}', "
+                         f"the first is {missing[0]}.")
+    if options.caption_features:
+        try:
+            texts = np.load(options.caption_features, allow_pickle=False).astype(np.float32)
+        except (OSError, ValueError, EOFError, AttributeError) as error:
+            raise InputError(f"'{options.caption_features}' is no array of numbers that can be read ({error}); write it by "
+                             "numpy.save.") from None
+        if texts.shape != (len(rows), width) or not np.isfinite(texts).all():
+            raise InputError(f"'{options.caption_features}' is of shape {texts.shape}; the captions need finite numbers of "
+                             f"shape ({len(rows)}, {width}).")
+    else:
+        texts = encode(captions, record["text"], options.text_model)
     parts = []
     for start in range(0, len(names), 100):
-        photos = np.stack([pixels(Path(options.images) / name, record["image"]) for name in names[start:start + 100]])
+        photos = photos_of(options.images, names[start:start + 100], record["image"])
         parts.append(student.inputs(torch.from_numpy(photos).to(options.device).float() / 255))
-    if options.caption_features:
-        texts = np.load(options.caption_features, allow_pickle=False).astype(np.float32)
-        if texts.shape != (len(rows), record["text"]["width"]):
-            sys.exit(f"'{options.caption_features}' is of shape {texts.shape}; the captions need "
-                     f"({len(rows)}, {record['text']['width']}).")
-    else:
-        texts = encode([caption for _, caption in rows], record["text"], options.text_model)
     numbers = {name: number for number, name in enumerate(names)}
     image_of = torch.tensor([numbers[name] for name, _ in rows])
-    return {"images": torch.cat(parts), "texts": torch.from_numpy(texts), "image_of": image_of}
+    return {"images": torch.cat(parts), "texts": torch.from_numpy(texts), "image_of": image_of,
+            "captions_sha256": captions_digest(captions)}
 
 
 @torch.no_grad()
@@ -278,9 +270,20 @@ def recalls(student, data, device):
     return {**dict(zip(METRICS, values)), "r_mean": float(np.mean(values))}
 
 
+def is_test_split(record, data):
+    """Whether data are the run's test split, and how that is known."""
+    known = record.get("test_captions_sha256")
+    if "captions_sha256" not in data:
+        return True, ""  # its features are part of this export
+    if known:
+        return data["captions_sha256"] == known, "by the sha256 of their captions"
+    same = [len(data["images"]), len(data["texts"])] == [record["test"][name] for name in ("images", "captions")]
+    return same, "by their number alone: this export is of a version that wrote no sha256 of its test captions"
+
+
 def report(scores, record, data):
     """Print the scores of the students, beside those that were to be expected on the run's test split."""
-    on_test = [len(data["images"]), len(data["texts"])] == [record["test"][name] for name in ("images", "captions")]
+    on_test, how = is_test_split(record, data)
     values = [score["r_mean"] for score in scores]
     mean, spread = np.mean(values), f" +- {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     print("  ".join(f"{name} {np.mean([score[name] for score in scores]):.2f}" for name in METRICS))
@@ -295,26 +298,55 @@ def report(scores, record, data):
     if expected["select_on"] == "test":
         print("          These are each student's best evaluation on test, which is optimistic.")
     if not on_test:
-        print("          Your data are others, by their number: that score says nothing about them. If the set was made\n"
-              "          from some of them, yours is too high: it counts pairs that the set has seen.")
-    elif expected["t"] is not None:
+        print(f"          Your data are others, {how}: that score says nothing about them. If the set\n"
+              "          was made from some of them, yours is too high: it counts pairs that the set has seen.")
+        return
+    if how:
+        print(f"          Your data are that test split, {how}.")
+    if expected["t"] is not None:
         half = expected["t"] * std * math.sqrt(1 / len(values) + 1 / expected["students"])
         low, high = there - half, there + half
-        print(f"          95 % interval for {len(values)} more: {low:.2f} to {high:.2f}; {mean:.2f} lies "
+        print(f"          95 % interval for {len(values)} more: {max(low, 0):.2f} to {min(high, 100):.2f}; {mean:.2f} lies "
               f"{'inside' if low <= mean <= high else 'OUTSIDE'}")
 
 
 def checked(entry):
     """The tensors of a file of this export, float32 but for integers, if its sha256 is the one in training.json."""
-    path = HERE / entry["file"]
+    path = HERE / Path(entry["file"]).name
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-        sys.exit(f"{path} is missing or is not the file that training.json names (sha256); copy the export again.")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
+        raise InputError(f"{path} is missing or is not the file that training.json names (sha256); copy the export "
+                         "again.")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} cannot be read ({error}); copy the export again.") from None
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def read_record():
+    """What training.json says, checked."""
+    path = HERE / "training.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"training.json in '{HERE}' cannot be read ({error}); export or copy the set again.") from None
+    with_directory(check_record, record)
+    with_directory(check_files, record)
+    return record
+
+
+def with_directory(check, *what):
+    """Run a check of training.json; its complaint with the directory."""
+    try:
+        check(*what)
+    except InputError as error:
+        raise InputError(f"training.json in '{HERE}' cannot be used: {error}; export or copy the set again.") from None
 
 
 def load_set(record):
     """The distilled pairs: images (M, H, W, C) as students see them, texts (M, d), parameters of P."""
     tensors, (height, width, _) = checked(record["set"]), record["image"]["shape"]
+    with_directory(check_texts, record, tensors["texts"].shape)
     images = tensors["images"]
     if images.shape[1:3] != (height, width):  # stored smaller than students see them
         images = F.interpolate(images.movedim(-1, 1), (height, width), mode="bilinear").movedim(1, -1)
@@ -351,12 +383,18 @@ def parse(arguments):
     options = parser.parse_args(arguments)
     if bool(options.images) != bool(options.captions) or options.students < 1:
         parser.error("--images and --captions belong together, and there is at least 1 student")
+    if not is_whole(options.seed, 0, SEEDS - options.students):
+        parser.error(f"--seed must be a whole number of at least 0 and at most {SEEDS - 1}")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # how torch says that it was built without CUDA
+        parser.error(f"--device {options.device} cannot be used ({str(error).splitlines()[0]})")
     return options
 
 
 def main(arguments=None):
     options = parse(arguments)
-    record = json.loads((HERE / "training.json").read_text())
+    record = read_record()
     pairs = load_set(record)
     stored = checked(record["backbone"]) if record["backbone"] else {}
     tensors = {name.removeprefix("backbone."): tensor for name, tensor in stored.items()}
@@ -370,7 +408,11 @@ def main(arguments=None):
         torch.manual_seed(options.seed + number)
         students.append(train(record, pairs, tensors, options.device))
         scores += [recalls(students[-1], data, options.device)] if data else []
-    save(students[0], record, scores[0] if scores else None, options)
+    try:
+        save(students[0], record, scores[0] if scores else None, options)
+    except OSError as error:
+        raise InputError(f"The student cannot be written into '{options.out}' ({error.strerror}); give another --out."
+                         ) from None
     if scores:
         report(scores, record, data)
     else:
@@ -379,4 +421,8 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
