@@ -61,8 +61,9 @@ def rate_in_words(judged: Judged, listed: int) -> str:
 def nothing_listed(judged: Judged, below: float) -> str:
     """What an empty list means."""
     if judged.divided_by == "nobody":
-        return ("Nothing is listed: the experts divided these pairs into no two groups (counted alike, they served them "
-                "best), so there are no probabilities. --by similarity ranks the pairs by how badly image and caption fit.")
+        return ("Nothing is listed: the experts divided these pairs into no two groups (counted alike, the pairs served "
+                "them best), so there are no probabilities. --by similarity ranks the pairs by how badly image "
+                "and caption fit.")
     return (f"No pair has a probability below {below:g} (the lowest is {judged.clean_probability.min():.3f}): the experts "
             f"suspect none at this threshold, {SOURCES[judged.divided_by]}. That does not show that all pairs are right; "
             "--below with a larger number, or --by similarity, lists those that fit least.")
