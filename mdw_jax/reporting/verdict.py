@@ -18,6 +18,7 @@ NEAR_GUESSING = 1.5  # a score of at most so many times that of guessing is call
 SAME_SIZE = 0.05  # sizes that differ by at most this share are called equal
 MUCH_KEPT = 0.8  # from here on, nothing is said about more pairs
 SHARP = 0.05  # half an interval of a difference, in points, up to which it is printed as 0: more data narrow nothing
+NOISY = 0.05  # share of mismatched pairs from which those of val and test matter
 WIDE = 2.0  # half an interval of a mean, in points, beyond which more sets or students are advised
 FEW_VAL_IMAGES = 100
 LARGE_SIDE = 64  # of stored images, from which smaller ones are advised: they buy pairs for the same bytes
@@ -230,6 +231,8 @@ def _limits(results: Results, found: Sequence[Comparison]) -> str:
         parts.append(f"bytes are not equal: {sizes} as {results.main.label}")
     if results.noise["rate"] is None and _is_uninformative(results.noise.get("estimated")):
         parts.append("the estimate of the noise does not tell how many pairs are mismatched")
+    elif results.noise["rate"] is None and (results.noise.get("estimated") or {"low": 0})["low"] >= NOISY:
+        parts.append("val and test are as they came too: pairs that are mismatched there make all scores here too low")
     text = "; ".join(parts)
     return text[:1].upper() + text[1:] + "." if text else ""
 
@@ -251,7 +254,8 @@ def _missing(results: Results) -> str:
     kinds = {row.kind for row in results.others}
     wanted = {"random": "coreset" not in kinds and main.name != "random",
               "correspond": bool(main.learned and main.needs_experts and "correspond" not in names),
-              "lors": main.learned and not any(row.learned for row in results.others),
+              # A question of a study, which those who bring data of their own do not ask.
+              "lors": main.learned and results.noise["rate"] is not None and not any(row.learned for row in results.others),
               "experts": "reference" not in kinds}
     told = {"random": "random pairs", "correspond": "real pairs with P from the experts", "lors": "a published method"}
     missing = [name for name, holds in wanted.items() if holds]

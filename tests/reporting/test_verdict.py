@@ -265,3 +265,15 @@ def test_intervals_of_recalls_end_at_0_and_100():
     for scores, words in (((0, 1, 2), "0.0 to 3.5"), ((98, 99, 100), "96.5 to 100.0"), ((49, 50, 51), "±2.5")):
         told = verdict(results(row("mdw", *scores, label="MDW")))
         assert f"; {words}, 95 % over 3 students of one set)" in told[0]
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.24, True), (0.01, False)])
+def test_scores_on_test_pairs_that_are_mismatched_themselves_are_too_low(low, said):
+    estimated = {"eta": low + 0.05, "low": low, "high": low + 0.1, "confidence": 0.95}
+    sentence = "Val and test are as they came too: pairs that are mismatched there make all scores here too low."
+    assert (sentence in verdict(results(noise=NATURAL | {"estimated": estimated}))) is said
+
+
+def test_a_published_method_is_advised_in_studies_alone():
+    told = {name: " ".join(verdict(results(noise=noise))) for name, noise in (("drawn", DRAWN), ("natural", NATURAL))}
+    assert ("lors" in told["drawn"], "lors" in told["natural"]) == (True, False)
