@@ -62,7 +62,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         elif value is not None:
             overrides.append((option.override, value))
     if command.needs_file and command.sections and config is None and not data:
-        own = f" For your own data: mdw {name} --data PATH." if "--data" in [one.flag for one in command.options] else ""
+        own = f" For your own data: mdw {name} --data PATH." if command.takes_data else ""
         raise UserError(f"no config given; write mdw {name} CONFIG, where CONFIG is a run folder, a name that mdw config "
                         f"--list shows, or a config file.{own}")
     return Invocation(name, command, config, data, getattr(values, "train", False), overrides, arguments,
@@ -75,8 +75,8 @@ def _config_of(name: str, words: list[str], config_file: str | None) -> str | No
         raise UserError(f"one command at a time: '{words[0]}' follows '{name}'.")
     if len(words) + (config_file is not None) > 1:
         other = words[1] if len(words) > 1 else config_file
-        own = any(option.flag == "--data" for option in COMMANDS[name].options)
-        if own and all(os.path.exists(word) and not word.endswith((".py", ".json")) for word in words):
+        if COMMANDS[name].takes_data and all(
+                os.path.exists(word) and not word.endswith((".py", ".json")) for word in words):
             raise UserError(f"mdw {name} takes one config, and '{words[0]}' is none; for your own data write mdw {name} "
                             f"--data {' '.join(words)}.")
         raise UserError(f"mdw {name} takes one config, not both '{words[0]}' and '{other}'; keep one.")

@@ -64,6 +64,11 @@ class Command(NamedTuple):
     options: tuple[Option, ...] = ()
     details: str = ""
 
+    @property
+    def takes_data(self) -> bool:
+        """Whether it has --data beside a config."""
+        return bool(self.sections) and any(option.flag == "--data" for option in self.options)
+
     def load(self) -> Callable[..., None]:
         """The function, whose module is imported only now: most of them import jax."""
         module, _, name = self.function.partition(":")

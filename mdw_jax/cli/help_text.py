@@ -32,8 +32,8 @@ def usage(name: str | None) -> str:
         else:
             parts += [f"[{operands.metavar}]"] * (operands.most - operands.least)
     if command.sections:
-        own = any(option.flag == "--data" for option in command.options)
-        parts += ["CONFIG" if command.needs_file and not own else "[CONFIG]", "[--config.SECTION.KEY=VALUE ...]"]
+        parts += ["CONFIG" if command.needs_file and not command.takes_data else "[CONFIG]",
+                  "[--config.SECTION.KEY=VALUE ...]"]
         parts += [] if command.trains else ["[--train]"]
     for option in command.options:
         value = "" if option.metavar is None else f" {option.metavar}{' ...' if option.many else ''}"

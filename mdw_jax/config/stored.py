@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config.defaults import base
 from mdw_jax.config.loading import has_type_of, type_in_words
-from mdw_jax.config.options import CHOICES
+from mdw_jax.config.plugin_values import plugin_values
 from mdw_jax.config.plugins import is_path
 from mdw_jax.config.sections import flat, refuse_sweep
 from mdw_jax.errors import UserError
@@ -71,13 +71,16 @@ def refuse_stored_functions(config: ConfigDict, source: Path, overridden: Collec
     Raises:
         UserError: it names one.
     """
-    values = {key: value for key, value in flat(config).items()
-              if key not in overridden and (key == "run.preset_overrides" or (key in CHOICES and CHOICES[key].plugin))}
-    for key, value in values.items():
-        for item in value if isinstance(value, tuple) else (value,):
-            name = item.partition("=")[2] if key == "run.preset_overrides" else item
-            preset = item.rpartition("=")[0].rpartition(":")[0] if key == "run.preset_overrides" else ""
-            if is_path(name) or is_path(preset):
-                raise UserError(f"'{source}' names {item} for config.{key}, which is not part of mdw-jax, and what a run "
-                                f"folder names is never imported; if you trust it, add --config.{key}="
-                                f"{','.join(value) if isinstance(value, tuple) else value}.")
+    in_overrides = tuple(entry for entry in config.run.preset_overrides if _names_function(entry))
+    for key, names in {**plugin_values(config), "run.preset_overrides": in_overrides}.items():
+        if names and key not in overridden:
+            value = flat(config)[key]
+            raise UserError(f"'{source}' names {names[0]} for config.{key}, which is not part of mdw-jax, and what a run "
+                            f"folder names is never imported; if you trust it, add --config.{key}="
+                            f"{','.join(value) if isinstance(value, tuple) else value}.")
+
+
+def _names_function(entry: str) -> bool:
+    """Whether the preset, or the value, of an entry `preset:key=value` is `module:function`."""
+    left, _, value = entry.partition("=")
+    return is_path(value) or is_path(left.rpartition(":")[0])
