@@ -41,9 +41,7 @@ def own_data(paths: Sequence[str], size: int) -> OwnData:
     Raises:
         UserError: see `detect` and the readers.
     """
-    if empty := [path for path in paths if not str(path).strip()]:
-        raise UserError(f"--data is given an empty path ('{empty[0]}'); name the directory or the files of a data set.")
-    detection = detect([str(Path(path).expanduser().resolve()) for path in paths])
+    detection = detect_own(paths)
     allowed = settings_of(detection.name)
     tolerant = {"on_error": "skip"} if "on_error" in allowed else {}
     settings, pairs = hold_out_missing(detection, tolerant | ({"max_skipped": 1.0} if tolerant else {}))
@@ -52,6 +50,13 @@ def own_data(paths: Sequence[str], size: int) -> OwnData:
         settings["stream"] = True
     held_out = tuple(split for split in ("val", "test") if f"holdout_{split}" in settings)
     return OwnData(detection, settings | tolerant, held_out, images, len(pairs.train.captions))
+
+
+def detect_own(paths: Sequence[str]) -> Detection:
+    """`detect` of the paths of --data, made absolute. Raises UserError as `detect`, and for an empty path."""
+    if empty := [path for path in paths if not str(path).strip()]:
+        raise UserError(f"--data is given an empty path ('{empty[0]}'); name the directory or the files of a data set.")
+    return detect([str(Path(path).expanduser().resolve()) for path in paths])
 
 
 def hold_out_missing(detection: Detection, tolerant: dict) -> tuple[dict[str, object], Pairs]:

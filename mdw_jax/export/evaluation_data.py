@@ -1,13 +1,11 @@
 """A data set of the user's to score students on, in any form that `mdw inspect` knows."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mdw_jax.data.detect import detect
-from mdw_jax.data.own import hold_out_missing
+from mdw_jax.data.own import detect_own, hold_out_missing
 from mdw_jax.data.pairs import Split
 from mdw_jax.data.problems import in_words
 from mdw_jax.data.registry import load, settings_of
@@ -46,7 +44,7 @@ def evaluation_data(paths: Sequence[str], shape: Sequence[int], fit: str, with_v
     Raises:
         UserError: see `detect` and the readers; or the images have another shape.
     """
-    detection = detect([str(Path(path).expanduser().resolve()) for path in paths])
+    detection = detect_own(paths)
     allowed = settings_of(detection.name)
     tolerant = {"on_error": "skip", "max_skipped": 1.0} if "on_error" in allowed else {}
     settings, _ = hold_out_missing(detection, tolerant)

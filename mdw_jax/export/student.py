@@ -31,7 +31,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from mdw_jax.config.options import MODES
+from mdw_jax.config.options import DTYPES, FITS, MODES
 from mdw_jax.data.decoding import decode, reason, threads
 from mdw_jax.errors import UserError
 from mdw_jax.export.backbone import SELF_CONTAINED, layout_of, named_tensors, params_from, tower_from
@@ -43,7 +43,6 @@ from mdw_jax.runtime.mesh import jitted
 
 WEIGHTS, RECORD = "student.safetensors", "student.json"
 FORMAT = "mdw_jax.student.1"
-FITS = ("squash", "crop")
 _BATCH = 64  # images, or captions, embedded at a time
 
 
@@ -280,7 +279,7 @@ def _checked_image(image) -> dict:
     shape = image["shape"]
     if not isinstance(shape, list) or len(shape) != 3 or not all(_is_whole(side) for side in shape):
         raise ValueError(f"images of shape {shape!r}")
-    for name, choices in (("fit", FITS), ("mode", MODES), ("dtype", ("float32", "bfloat16")), ("head", (True, False))):
+    for name, choices in (("fit", FITS), ("mode", MODES), ("dtype", DTYPES), ("head", (True, False))):
         if image[name] not in choices:
             raise ValueError(f"{name} {image[name]!r}")
     if not isinstance(image["tower"], dict):

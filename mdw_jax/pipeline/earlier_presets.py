@@ -61,12 +61,9 @@ def earlier_presets(config: ConfigDict, prepared: Prepared) -> EarlierPresets:
 
 def _same(stored: ConfigDict, config: ConfigDict, entry: dict, prepared: Prepared) -> bool:
     """Whether a preset has the same settings in both configs, and the noise that its entry of report.json names."""
-    digests = set()
-    for one in (stored, config):
-        settings = preset_config(one, entry["name"]).to_dict()
-        digests.add(config_digest({section: values for section, values in settings.items() if section != "run"}
-                                  | {"seed": {"seed": settings["run"]["seed"]}}))
-    return len(digests) == 1 and noise_of(preset_config(config, entry["name"]), prepared).sha256 == entry["noise"]["sha256"]
+    before, now = preset_config(stored, entry["name"]), preset_config(config, entry["name"])
+    digests = [config_digest({**one.to_dict(), "run": {"seed": one.run.seed}}) for one in (before, now)]
+    return digests[0] == digests[1] and noise_of(now, prepared).sha256 == entry["noise"]["sha256"]
 
 
 def keep_other_scores(directory: Path, resolved: ConfigDict, key: str) -> None:
