@@ -1,6 +1,5 @@
 """How many images and captions a run has, without decoding any of them."""
 
-import json
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.registry import settings_of
 from mdw_jax.errors import UserError
+from mdw_jax.models.weights.hub import PACKAGED, fetch, is_installed, read_json
 from mdw_jax.pipeline.inputs import load_pairs
 
 # Val and test of a data set of which only the training split is stated: those of Karpathy's splits of Flickr.
@@ -130,11 +130,11 @@ def text_width(config: ConfigDict) -> int:
         return config.plan.text_dim
     if text.encoder == "bow":
         return text.dim
-    path = Path(text.path)
+    path = fetch(text.path) if text.path in PACKAGED and is_installed(text.path) else Path(text.path)
     if text.encoder == "precomputed" and path.is_file():
         return _stored_shape(path)[-1]
     if (path / "config.json").is_file():
-        settings = json.loads((path / "config.json").read_text())
+        settings = read_json(path / "config.json")
         return int(settings.get("hidden_size") or settings.get("dim") or _BERT_WIDTH)
     return _BERT_WIDTH
 
