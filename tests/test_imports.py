@@ -44,3 +44,9 @@ def test_imports_go_down_and_files_are_short(path):
 def test_few_modules_at_the_top():
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_MODULES_AT_THE_TOP
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= set(PACKAGES)
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports test files of directories without ``__init__.py`` by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
