@@ -58,6 +58,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         if option.flag == "--data" and command.sections:
             data = value or []
         elif option.override is None:
+            config = option.config if config is None and value is not None and option.config else config
             arguments.append(option.parse(option.default if value is None else value))
         elif value is not None:
             overrides.append((option.override, value))

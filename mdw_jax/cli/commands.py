@@ -42,6 +42,7 @@ class Option(NamedTuple):
     repeated: bool = False
     many: bool = False  # whether several values may follow it
     override: str | None = None  # the config key that it sets; the function gets no argument then
+    config: str | None = None  # the config where it is given and none is
     path: bool = False  # for shell completion
 
 
@@ -99,6 +100,13 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise UserError(f"--top must be a whole number, not '{text}'.")
     return int(text)
+
+
+def _sizes(text: str) -> Sequence[int]:
+    sizes = [part.replace("_", "") for part in _names(text)] if text else []
+    if not all(part.isascii() and part.isdigit() and int(part) for part in sizes):
+        raise UserError(f"--scale is one whole number or several with commas, not '{text}'.")
+    return [int(part) for part in sizes]
 
 
 _DATA = Option(
@@ -275,7 +283,9 @@ COMMANDS = {
         "measure how fast a config's computations are on this machine, relative to reference implementations; needs no "
         "data",
         "analysis.benchmark.command:bench_command", "mdw bench flickr8k --config.run.dir=runs/bench",
-        ("run", "data", "text", "model", "experts", "distill", "evaluate", "plan"), in_run_directory=False),
+        ("run", "data", "text", "model", "experts", "distill", "evaluate", "plan"), in_run_directory=False,
+        options=(Option("--scale", "instead: whole runs on so many made pairs, as in 50000,200000, each stage in a process of "
+                        "its own: seconds, memory, how they grow; CONFIG may be left out", "N", (), _sizes, config="scale"),)),
     "weights": Command(
         "download a model of the Hugging Face Hub, or read a local one, and print what is in it",
         "cli.builtin:weights_command", "mdw weights timm/nfnet_l0.ra2_in1k",

@@ -9,7 +9,7 @@ compared first: where they differ, there is no ratio.
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from mdw_jax.analysis.benchmark.outer_step import outer_step
 from mdw_jax.analysis.benchmark.rows import COLUMNS, PEAK, Measured, value_row
 from mdw_jax.analysis.benchmark.timing import threads
 from mdw_jax.analysis.benchmark.torch_problem import find_reference
+from mdw_jax.analysis.scale.command import scale_command
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.data.registry import image_shape
 from mdw_jax.io.files import write_csv
@@ -31,16 +32,20 @@ from mdw_jax.reporting.text import markdown_table
 from mdw_jax.runtime.progress import progress
 
 
-def bench_command(config: ConfigDict, repeats: int = 5) -> None:
+def bench_command(config: ConfigDict, sizes: Sequence[int] = (), repeats: int = 5) -> None:
     """Measure a config, as the preset `mdw` resolves it; print a table and write `<run.dir>/bench.csv`.
 
     Args:
         config: the run's config, not resolved.
+        sizes: numbers of made pairs on which whole runs are measured instead (`analysis.scale.command`).
         repeats: how often each computation is timed, after a call that does not count.
 
     Raises:
         UserError: the config is not valid, or trains its text encoder.
     """
+    if sizes:
+        scale_command(config, sizes)
+        return
     c = preset_config(config, "mdw")
     folder, about = run_folder(c), machine()
     rows, remarks = bench(c, folder, repeats)
