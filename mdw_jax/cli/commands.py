@@ -102,11 +102,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _sizes(text: str) -> Sequence[int]:
-    sizes = [part.replace("_", "") for part in _names(text)] if text else []
-    if not all(part.isascii() and part.isdigit() and int(part) for part in sizes):
-        raise UserError(f"--scale is one whole number or several with commas, not '{text}'.")
-    return [int(part) for part in sizes]
+def _counts(flag: str) -> Callable[[str], Sequence[int]]:
+    def parse(text: str) -> Sequence[int]:
+        counts = [part.replace("_", "") for part in _names(text)] if text else []
+        if text and not counts or not all(part.isascii() and part.isdigit() and int(part) for part in counts):
+            raise UserError(f"{flag} is one whole number above 0, or several with commas, not '{text}'.")
+        return [int(part) for part in counts]
+
+    return parse
 
 
 _DATA = Option(
@@ -284,8 +287,12 @@ COMMANDS = {
         "data",
         "analysis.benchmark.command:bench_command", "mdw bench flickr8k --config.run.dir=runs/bench",
         ("run", "data", "text", "model", "experts", "distill", "evaluate", "plan"), in_run_directory=False,
-        options=(Option("--scale", "instead: whole runs on so many made pairs, as in 50000,200000, each stage in a process of "
-                        "its own: seconds, memory, how they grow; CONFIG may be left out", "N", (), _sizes, config="scale"),)),
+        options=(
+            Option("--scale", "instead: whole runs on so many made pairs, as in 50000,200000, each stage in a process of "
+                   "its own: seconds, memory, how they grow; CONFIG may be left out", "N", (), _counts("--scale"),
+                   config="scale"),
+            Option("--devices", "instead: what the compiled steps do and send on each of so many virtual devices, as in "
+                   "1,2,4,8, with N times the work on N", "N", (), _counts("--devices")))),
     "weights": Command(
         "download a model of the Hugging Face Hub, or read a local one, and print what is in it",
         "cli.builtin:weights_command", "mdw weights timm/nfnet_l0.ra2_in1k",

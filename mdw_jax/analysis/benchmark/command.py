@@ -24,27 +24,32 @@ from mdw_jax.analysis.benchmark.rows import COLUMNS, PEAK, Measured, value_row
 from mdw_jax.analysis.benchmark.timing import threads
 from mdw_jax.analysis.benchmark.torch_problem import find_reference
 from mdw_jax.analysis.scale.command import scale_command
+from mdw_jax.analysis.scale.devices import devices_command
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.data.registry import image_shape
+from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_csv
 from mdw_jax.pipeline.run_folder import run_folder
 from mdw_jax.reporting.text import markdown_table
 from mdw_jax.runtime.progress import progress
 
 
-def bench_command(config: ConfigDict, sizes: Sequence[int] = (), repeats: int = 5) -> None:
+def bench_command(config: ConfigDict, sizes: Sequence[int] = (), devices: Sequence[int] = (), repeats: int = 5) -> None:
     """Measure a config, as the preset `mdw` resolves it; print a table and write `<run.dir>/bench.csv`.
 
     Args:
         config: the run's config, not resolved.
         sizes: numbers of made pairs on which whole runs are measured instead (`analysis.scale.command`).
+        devices: numbers of virtual devices for which steps are compiled instead (`analysis.scale.devices`).
         repeats: how often each computation is timed, after a call that does not count.
 
     Raises:
-        UserError: the config is not valid, or trains its text encoder.
+        UserError: both are given, the config is not valid, or trains its text encoder.
     """
-    if sizes:
-        scale_command(config, sizes)
+    if sizes and devices:
+        raise UserError("--scale and --devices are two measurements; give one of them.")
+    if sizes or devices:
+        scale_command(config, sizes) if sizes else devices_command(config, devices)
         return
     c = preset_config(config, "mdw")
     folder, about = run_folder(c), machine()
