@@ -7,6 +7,7 @@ ones. Programs are compiled and not run.
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def _outer_step(case: Case, devices: int):
     images, texts = (jnp.copy(case.learned[name]) for name in ("images", "texts"))
     state = init_state(jax.random.key(0), case.method, images, texts)
     weights = jnp.ones((*images.shape[:3], 1))
-    step = make_outer_step(case.model, case.method)
+    step: Any = make_outer_step(case.model, case.method)
     return step.lower(state, case.starts, case.targets, weights, jax.random.key(0)).compile()
 
 
@@ -76,7 +77,8 @@ def _steps_of_networks(case: Case, networks: int):
     shared = shard(mesh, PartitionSpec(), (jnp.asarray(problem.images), jnp.asarray(problem.texts)))
     with jax.set_mesh(mesh):
         stacked = shard(mesh, PartitionSpec(REPLICA), stack([inputs] * networks))
-        return vmapped_jit(steps.epoch, 3).lower(stacked, *shared, None).compile()
+        epoch: Any = vmapped_jit(steps.epoch, 3)
+        return epoch.lower(stacked, *shared, None).compile()
 
 
 def main(config: str, devices: str, out: str) -> None:
