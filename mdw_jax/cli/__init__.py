@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.cli.arguments import Invocation, command_name, parse
 from mdw_jax.cli.commands import COMMANDS
+from mdw_jax.cli.terminal import terminal_safe_output
 from mdw_jax.config import resolve
 from mdw_jax.config.loading import load_config, override
 from mdw_jax.config.overrides import preset_config
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         `preemption.exit_status` says.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    with _logging_to_stderr(logging.WARNING if "--quiet" in argv else logging.INFO):
+    with terminal_safe_output(), _logging_to_stderr(logging.WARNING if "--quiet" in argv else logging.INFO):
         try:
             _dispatch(argv)
             return 0
@@ -140,7 +141,7 @@ def _working_in(directory: str, shared: bool) -> Iterator[None]:
 
     shared: other processes that share may work in the directory too.
     """
-    from mdw_jax.io.locks import hold_run_directory  # here, because many commands do without it
+    from mdw_jax.io.run_lock import hold_run_directory  # here, because many commands do without it
 
     processes.join()
     with contextlib.ExitStack() as stack:
@@ -195,6 +196,8 @@ def _machine_error(error: Exception) -> str | None:
     if not isinstance(error, (OSError, MemoryError, RuntimeError, ValueError)):
         return None
     text = str(error)
+    if isinstance(error, ValueError) and text == "embedded null byte":  # what Python says of any path with one
+        return "a path of the config, or of the data, holds a null byte, which no file name can; correct it."
     if isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text):
         return (f"there is not enough memory{f' ({text.splitlines()[0][:120]})' if text else ''}; lower what is too "
                 "large (data.size, data.limit, experts.batch, distill.pairs), or set data.stream.")

@@ -6,16 +6,17 @@ import hashlib
 import io
 import json
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from mdw_jax.runtime.processes import is_main
 
-UNFINISHED_SUFFIX = ".part"  # of temporary names, so that what a killed process left can be recognized and removed
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.mdw-part", re.DOTALL)  # the names that `replacing` makes
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 1 << 28, 64  # what this package writes stays far below both
 _JSON_NAMES: dict[type, str] = {dict: "an object", list: "an array", str: "a string"}
 
@@ -30,21 +31,45 @@ def write_atomically(path, data: bytes) -> Path:
     if not is_main():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED_SUFFIX)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # the system does not name the file when a disk is full
+    except OSError as error:
+        error.filename = str(path)  # the system does not name the file when a disk is full
         raise
     _sync_directory(path.parent)
     return path
+
+
+@contextlib.contextmanager
+def replacing(path, mode: str = "wb", **options) -> Iterator[IO]:
+    """A file under a temporary name beside `path`, which takes its place when the block ends without an error.
+
+    Args:
+        path: a file, or none yet; its directory exists. Permissions follow the umask.
+        mode, **options: as `open` takes them.
+
+    Raises:
+        OSError: it cannot be made, or not be put into its place; what was at `path` is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.mdw-part")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), mode, **options) as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what killed processes left of `replacing` in a directory and below it; links are not followed."""
+    for place, _, names in os.walk(directory):
+        for name in filter(_UNFINISHED.fullmatch, names):
+            Path(place, name).unlink(missing_ok=True)
 
 
 def _sync_directory(directory: Path) -> None:

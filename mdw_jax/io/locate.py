@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.locks import is_run_lock
+from mdw_jax.io.run_lock import is_run_lock
 
 _OF_A_RUN = ("environment.json", "scores.csv", "cache", "noise", "filter", "experts", "distilled")  # beside config.json
 _MAX_CHARACTERS = 100  # of a path that is too long, in a message

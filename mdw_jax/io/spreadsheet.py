@@ -1,16 +1,13 @@
 """CSV files that people open in a spreadsheet."""
 
 import codecs
-import contextlib
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import UNFINISHED_SUFFIX
+from mdw_jax.io.files import replacing
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -64,23 +61,16 @@ def write_spreadsheet(path, columns: Sequence[str], rows: Iterable[Mapping]) -> 
     Raises:
         UserError: it cannot be written there, or a file with another header is there (`refuse_other`).
     """
-    path, count, temporary = Path(path), 0, ""
+    path, count = Path(path), 0
     refuse_other(path, columns)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED_SUFFIX)
-        with os.fdopen(handle, "w", encoding="utf-8-sig", errors="replace", newline="") as file:
+        with replacing(path, "w", encoding="utf-8-sig", errors="replace", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             for row in rows:
                 count += 1
                 writer.writerow({name: safe_cell(row.get(name)) for name in columns})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write '{path}' ({error.strerror}); choose another place.") from None
-    finally:
-        if temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
     return count

@@ -15,7 +15,8 @@ from mdw_jax.config.sections import config_digest, differences, flat, refuse_swe
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json
 from mdw_jax.io.locate import refuse_unusable_path
-from mdw_jax.io.locks import is_locked, is_run_lock
+from mdw_jax.io.locks import is_locked
+from mdw_jax.io.run_lock import is_run_lock
 from mdw_jax.io.scores import SCORES, OlderVersionError, read_scores
 from mdw_jax.reporting.noise_text import estimate_in_words
 from mdw_jax.reporting.preset_info import preset_info, read_summary

@@ -102,9 +102,10 @@ class _Bar(contextlib.AbstractContextManager):
 
     def __init__(self, stage: str, total: int, unit: str, stream: TextIO):
         self.unit = unit
+        console = Console(file=getattr(stream, "unfiltered", stream))  # the bar moves the cursor: `cli.terminal`
         self.bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                             TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-                            TextColumn("{task.fields[metrics]}"), console=Console(file=stream))
+                            TextColumn("{task.fields[metrics]}"), console=console)
         self.task = self.bar.add_task(stage, total=total, rate="", metrics="")
 
     def __enter__(self) -> "_Bar":

@@ -15,7 +15,7 @@ from scipy.stats import ttest_ind
 from mdw_jax.cli import main
 from mdw_jax.config import base, resolve
 from mdw_jax.config.sections import config_digest
-from mdw_jax.io.locks import hold_run_directory
+from mdw_jax.io.run_lock import hold_run_directory
 from mdw_jax.reporting.run_list import described, run_directories, state
 from mdw_jax.reporting.stats import welch
 

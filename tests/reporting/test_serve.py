@@ -15,7 +15,7 @@ from test_run_report import make_run
 from mdw_jax import cli
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
-from mdw_jax.io.locks import hold_run_directory
+from mdw_jax.io.run_lock import hold_run_directory
 from mdw_jax.reporting.live import live_page, read_curves
 from mdw_jax.reporting.run_report import report_command
 from mdw_jax.reporting.serve import HOST, LivePage, make_server

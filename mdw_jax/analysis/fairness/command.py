@@ -18,6 +18,7 @@ from mdw_jax.analysis.fairness.representation import representation_rows
 from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_csv
+from mdw_jax.io.spreadsheet import safe_cell
 from mdw_jax.pipeline.announce import announce_noise, announce_source
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.preset_run import open_preset
@@ -65,7 +66,8 @@ def fairness_command(config: ConfigDict) -> None:
     references = [preset.name for preset in presets if preset.spec.kind == "reference"]
     reference = next((name for name in ("full", "experts", *references) if name in sums), None)
     rows += recall_rows(attributes, sums, reference, settings.resamples, seed)
-    write_csv(folder / "fairness.csv", list(COLUMNS), rows)
+    safe_rows = [{name: safe_cell(cell) for name, cell in row.items()} for row in rows]  # groups are words of the data
+    write_csv(folder / "fairness.csv", list(COLUMNS), safe_rows)
     figure = folder / "figures" / "fairness.png"
     draw_shares(attributes, rows, figure)
     print(report(rows, reference, other_attributes))
