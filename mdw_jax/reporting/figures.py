@@ -159,11 +159,15 @@ def data_uri(image, side: int = 112, photo: bool = True) -> str:
 
 
 def png_uri(path) -> str:
-    """A PNG file as a data URI. Raises UserError if it cannot be read."""
+    """A PNG file as a data URI. Raises UserError if it cannot be read, or is none."""
     try:
-        return f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
-    except OSError as error:
-        raise UserError(f"the figure '{path}' cannot be read ({error.strerror}); draw it again.") from None
+        data = Path(path).read_bytes()
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"the figure '{path}' cannot be read ({getattr(error, 'strerror', None) or 'it is no PNG file'}); "
+                        "draw it again.") from None
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def _middle_frames(images: np.ndarray) -> np.ndarray:

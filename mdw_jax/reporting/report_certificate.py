@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_csv
+from mdw_jax.io.contained import inside
 from mdw_jax.reporting import figures, html
 from mdw_jax.reporting.report_charts import distinct_experts
 from mdw_jax.reporting.run_files import Run
@@ -21,7 +22,7 @@ def certificate(run: Run) -> str:
 
 def _measurements(run: Run, path: Path) -> str:
     own, others = _tables(path)
-    figure = run.path / "figures" / "certificate.png"
+    figure = inside(run.path, "figures/certificate.png")
     image = ""
     if figure.exists():
         words = "Bounds and measurements by noise rate, and the share of memorized pairs by epoch"

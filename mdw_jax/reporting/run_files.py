@@ -9,6 +9,7 @@ import numpy as np
 from mdw_jax.config.sections import config_digest, refuse_sweep
 from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
+from mdw_jax.io.contained import all_inside, inside
 from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled, load_for_display, read_captions
 from mdw_jax.io.files import read_json, read_json_lines
 from mdw_jax.io.locate import refuse_unusable_path, wrong_level
@@ -59,17 +60,18 @@ class PresetResults:
 
     @property
     def set_directories(self) -> list[Path]:
-        """The directories of its distilled sets."""
-        return [self.run_directory / place for place in self.metadata["sets"]]
+        """The directories of its distilled sets. Raises UserError where one, or a file of one, lies outside the run."""
+        return [all_inside(self.run_directory, place) for place in self.metadata["sets"]]
 
     @property
     def trajectory_directories(self) -> list[Path]:
         """The directories of its experts' trajectories, one for each network; [] for a preset without experts."""
         if "experts" not in self.metadata:
             return []
-        directory = self.run_directory / self.metadata["experts"]
+        directory = all_inside(self.run_directory, self.metadata["experts"])
         networks = _json(directory / "experts.json", run_schema.EXPERTS_SCHEMA)["networks"]
-        return [directory / f"net_{n:02d}" for n in range(networks)]
+        return [all_inside(self.run_directory, directory.relative_to(self.run_directory) / f"net_{n:02d}")
+                for n in range(networks)]
 
     @cached_property
     def set(self) -> tuple[DistilledSet, dict]:
@@ -131,7 +133,7 @@ class PresetResults:
         """The record of its experts, with their log; None if it has none."""
         if "experts" not in self.metadata:
             return None
-        directory = self.run_directory / self.metadata["experts"]
+        directory = all_inside(self.run_directory, self.metadata["experts"])
         return {**_json(directory / "experts.json", run_schema.EXPERTS_SCHEMA),
                 "log": _lines(directory / "log.jsonl", run_schema.LOG_SCHEMA)}
 
@@ -239,6 +241,8 @@ def _check_directory(path: Path) -> None:
     names = ("config.json", "environment.json", SCORES, SUMMARY)
     missing = [name for name in names if not (path / name).exists()]
     if not missing:
+        for name in (*names, "metrics.csv", "certificate.csv"):
+            inside(path, name)
         return
     if not path.exists():
         raise UserError(f"there is no run directory '{path}'; check the path.")
