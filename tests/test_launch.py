@@ -14,6 +14,9 @@ import pytest
 import yaml
 
 from mdw_jax.cli import main
+from mdw_jax.cli.arguments import parse
+from mdw_jax.config.loading import load_config
+from mdw_jax.config.overrides import preset_config
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
@@ -54,7 +57,7 @@ def test_scripts_say_what_is_missing(script, monkeypatch):
     for name in ("NAME", "ZONE"):
         monkeypatch.setenv(name, "x")
     done = subprocess.run([script], capture_output=True, text=True)
-    assert done.returncode and "name of a config, or a file" in done.stderr
+    assert done.returncode and re.search("name of a config, or a file|directory of the results", done.stderr)
 
 
 def test_every_line_of_the_grid_is_a_sweep_that_resolves(tmp_path, capsys, stub, monkeypatch):
@@ -64,6 +67,33 @@ def test_every_line_of_the_grid_is_a_sweep_that_resolves(tmp_path, capsys, stub,
     assert len(commands()) >= 10
     for words in commands():
         assert main([*words, "--dry-run"]) == 0, (words, capsys.readouterr().err)
+
+
+def test_every_line_of_the_gpu_check_resolves(tmp_path, capsys, stub, monkeypatch):
+    commands = stub("mdw")
+    stub("python", 'cat > /dev/null; echo "devices: stub"')
+    monkeypatch.setenv("FLICKR8K", str(tmp_path / "flickr8k"))
+    subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out"], check=True, capture_output=True)
+    benches = [words for words in commands() if words[0] == "bench"]
+    sweeps = [words for words in commands() if words[0] == "sweep"]
+    assert len(benches) == 5 and len(sweeps) == 9
+    for words in benches:
+        preset_config(parse(words).config and load_config(parse(words).config, parse(words).overrides), "mdw")
+    for words in sweeps:
+        assert main([*words, "--dry-run"]) == 0, (words, capsys.readouterr().err)
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert summary.count("status 0") == 14 and "left out" not in summary
+
+
+def test_the_gpu_check_says_that_there_is_no_gpu_and_what_it_leaves_out(tmp_path, stub, monkeypatch):
+    stub("mdw")
+    stub("python", "cat > /dev/null; echo 'no GPU here' >&2; exit 1")
+    done = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 2 and "no GPU here" in done.stderr and not (tmp_path / "mdw.log").exists()
+    stub("python", "cat > /dev/null")
+    subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out", "0"], check=True, capture_output=True)
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert summary.count("left out, no time") == 5 and "FLICKR8K is not set" in summary
 
 
 def test_a_stopped_grid_does_not_go_on(stub, tmp_path, monkeypatch):

@@ -22,8 +22,8 @@ def inside(folder, place="") -> Path:
     except (OSError, RuntimeError, ValueError):  # a circle of links, a null byte
         contained = False
     if not contained:
-        raise UserError(f"'{path}' leads out of '{folder}', and what a run folder names elsewhere is not read; copy it into "
-                        "the folder if you trust it.")
+        raise UserError(f"'{path}' leads out of '{folder}', and nothing outside of a run folder is read for it; copy it "
+                        "there if you trust it.")
     return path
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import read_csv
 from mdw_jax.io.contained import inside
+from mdw_jax.io.files import read_csv
 from mdw_jax.reporting import figures, html
 from mdw_jax.reporting.report_charts import distinct_experts
 from mdw_jax.reporting.run_files import Run

@@ -3,7 +3,7 @@
 Everything runs in this process on random tensors of the config's shapes (no data are opened), without augmentation and
 mixing. Programs that are compared take turns, so that other work on the machine slows both, and medians are reported.
 References: a loop that runs the frozen backbone inside every inner step (`projection` mode), and a PyTorch
-implementation of the same computation (`torch_reference.py`; CPU only, and only if torch is installed). Outputs are
+implementation of the same computation (`torch_reference.py`; on CPUs and GPUs, if torch is installed). Outputs are
 compared first: where they differ, there is no ratio.
 """
 

@@ -81,9 +81,11 @@ def expert_step(case: Case, reference, repeats: int) -> Measured:
             remarks.append(f"the PyTorch reference has no {missing}: no ratio for expert steps.")
         else:
             torch_program = _torch_program(case, reference, problem)
+            params, average, losses = torch_program.run()
+            on_host = reference.to_host(params), reference.to_host(average), losses.cpu()
             run = lambda begin: _run(epoch, inputs, shared, begin)
             matches, remark = outputs_match(
-                "expert steps", TORCH, run(problem.params), _changes(problem.params, *torch_program.run()),
+                "expert steps", TORCH, run(problem.params), _changes(problem.params, *on_host),
                 difference(run(problem.params), run(rounded_differently(problem.params)))[0])
             remarks.append(remark)
             if matches:
@@ -111,9 +113,9 @@ def _torch_program(case: Case, reference, problem: ExpertProblem) -> Program:
             "text_rows": batches.captions, "clean": batches.clean, "tolerant": batches.tolerant}
     if problem.teacher:
         data |= {"teacher_images": problem.teacher[0], "teacher_texts": problem.teacher[1]}
-    return Program(functools.partial(
+    return Program(reference.finished(functools.partial(
         reference.expert_steps, reference.to_torch(flatten(problem.params)), reference.to_torch(data),
-        dataclasses.asdict(problem.recipe), torch_settings(case, reference, "exact")))
+        dataclasses.asdict(problem.recipe), torch_settings(case, reference, "exact"))))
 
 
 def _run(epoch, inputs: EpochInputs, shared: tuple, begin) -> dict:

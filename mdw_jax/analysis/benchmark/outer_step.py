@@ -114,9 +114,10 @@ def _references(case: Case, method: Method, reference) -> Iterator[tuple[str, Pr
     if reference:
         problem, settings = torch_problem(case, reference), torch_settings(case, reference, method.gradient)
         tensors = reference.Problem(*map(reference.to_torch, problem))
-        run = functools.partial(reference.outer_gradient, tensors, settings)
+        run = reference.finished(functools.partial(reference.outer_gradient, tensors, settings))
         loss, gradients = run()
-        yield TORCH, Program(run, memory=torch_memory(reference, problem, settings)), {"loss": loss, **gradients}
+        memory = reference.gpu_memory(run) or torch_memory(reference, problem, settings)
+        yield TORCH, Program(run, memory=memory), reference.to_host({"loss": loss, **gradients})
 
 
 def _outputs(loss, gradients) -> dict:

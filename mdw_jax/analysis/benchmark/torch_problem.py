@@ -24,10 +24,12 @@ def find_reference(config: ConfigDict):
     """
     if importlib.util.find_spec("torch") is None:
         return None, "no comparison with PyTorch: it is not installed (pip install torch)."
-    if jax.default_backend() != "cpu":
-        return None, "no comparison with PyTorch: the reference runs on CPUs only."
     from mdw_jax.analysis.benchmark import torch_reference
 
+    if jax.default_backend() == "gpu" and torch_reference.torch.cuda.is_available():
+        torch_reference.use_gpu()
+    elif jax.default_backend() != "cpu":
+        return None, "no comparison with PyTorch: the installed one does not compute on this device."
     if config.model.tower not in torch_reference.TOWERS:
         return None, f"no comparison with PyTorch: the reference has no tower '{config.model.tower}'."
     torch_reference.torch.set_num_threads(threads())

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdw_jax.export.torch_tensors import correspondence, subtree, to_torch
+from mdw_jax.export import torch_tensors
+from mdw_jax.export.torch_tensors import correspondence, subtree
 
 DISTILLATION_LOSSES = ("nce", "wbce", "probability")
 EXPERT_LOSSES = ("infonce", "gce")
@@ -61,6 +62,46 @@ class Problem(NamedTuple):
     targets: dict[str, Any]
     backbone: dict[str, Any]
     batches: dict[str, Any]
+
+
+# ---- the device ------------------------------------------------------------------------------------------------------
+
+
+def use_gpu() -> None:
+    """Compute on the first GPU from now on, products in TF32 as JAX does there."""
+    torch.set_default_device("cuda")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+
+def to_torch(arrays) -> dict[str, torch.Tensor]:
+    """`torch_tensors.to_torch`, on the device in use."""
+    return {name: x.to(torch.get_default_device()) for name, x in torch_tensors.to_torch(arrays).items()}
+
+
+def finished(run):
+    """A function that calls `run`, waits for the device, and returns what it returned."""
+    def call():
+        results = run()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return results
+
+    return call
+
+
+def to_host(tree: dict) -> dict:
+    """Tensors by name, where numpy finds them."""
+    return {name: x.cpu() for name, x in tree.items()}
+
+
+def gpu_memory(run) -> int | None:
+    """Bytes of the GPU that a call of `run` needs beyond what is there before; None where the GPU is not in use."""
+    if not torch.cuda.is_initialized():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    finished(run)()
+    return torch.cuda.max_memory_allocated() - before
 
 
 # ---- towers ----------------------------------------------------------------------------------------------------------
