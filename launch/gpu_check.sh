@@ -37,8 +37,8 @@ bench projection flickr8k "${mobile[@]}" --config.distill.pairs=100
 bench full flickr8k "${mobile[@]}" --config.model.mode=full --config.distill.pairs=100 --config.distill.batch=20 \
     --config.distill.inner_steps=8 --config.distill.trajectories=1 --config.distill.inner_lr_image=0.001 \
     --config.distill.inner_lr_text=0.001
-bench nfnet_float32 flickr30k --config.model.mode=projection
-bench nfnet_bfloat16 flickr30k --config.model.mode=projection --config.model.dtype=bfloat16
+bench nfnet_float32 flickr30k --config.model.mode=projection --config.experts.augment=none
+bench nfnet_bfloat16 flickr30k --config.model.mode=projection --config.experts.augment=none --config.model.dtype=bfloat16
 bench nfnet_full_bfloat16 flickr30k --config.model.dtype=bfloat16
 if [[ -n ${FLICKR8K:-} ]]; then
     flickr=(--config.data.annotations="$FLICKR8K/dataset_flickr8k.json.gz" --config.data.images="$FLICKR8K/*.zip"
