@@ -51,6 +51,11 @@ class Rate(NamedTuple):
     delta: float
 
 
+# Of val under natural noise: what is estimated, or given, is the rate of the training pairs, and val has its own. It may
+# be clean. (With the rate of noisy training pairs, the bound of clean val pairs would be far below their risk.)
+UNKNOWN_RATE = Rate("unknown", 0.5, 0.0, 1.0, 0.0)
+
+
 class Case(NamedTuple):
     """One set of experts and everything measured of it.
 
@@ -209,8 +214,9 @@ def measure_case(names: str, preset: PresetRun, prepared: Prepared, settings: Co
     snapshots = lambda epoch: (read_snapshot(trajectory, epoch) for trajectory in trajectories)
     by_epoch = [measure_losses(sample, prepared, snapshots(epoch), losses) for epoch in range(record["snapshots"])]
     memory = memorization(sample, by_epoch)
-    uppers = {(rate.source, loss): _upper(by_epoch[-1].val, n, loss, rate, sample.val["shuffled_risk"][0], batch,
-                                          prepared.model.tau, settings.confidence)
+    drawn = noise.true_rate is not None  # then val is mismatched at the rate of the training pairs, on purpose
+    uppers = {(rate.source, loss): _upper(by_epoch[-1].val, n, loss, rate if drawn else UNKNOWN_RATE,
+                                          sample.val["shuffled_risk"][0], batch, prepared.model.tau, settings.confidence)
               for rate in rates for n, loss in enumerate(losses) if certificate.has_certificate(loss[0])}
     peers = [read_snapshot(trajectory, len(by_epoch) - 1) for trajectory in trajectories[:max(recipe.peers, 1)]]
     tracks = _tracks(preset, recipe, rates, prepared, peers, generator("recovered"), settings.pairs)

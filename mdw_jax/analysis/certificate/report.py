@@ -14,7 +14,8 @@ LIMITS = (
     "memorized mismatched pairs are outside of it, at every epoch at which they have. The upper bound of the clean risk "
     "is not affected: its pairs were held out.",
     "Natural noise. Wrong captions of the web are not random ones: they are half right, or wrong for some kinds of "
-    "images more than for others. Then Proposition 1 fails, and everything else with it. A given eta is not checked.",
+    "images more than for others. Then Proposition 1 fails, and everything else with it. A given eta is not checked, and "
+    "the interval of an estimated one holds about as often as it says.",
     "Training. Proposition 3 compares minimizers of the expected loss. It leaves out that fewer right pairs are left to "
     "learn from, that training stops early, recovery's pseudo-captions beyond their own rate, and guidance, whose loss "
     "is no expert loss. The excess measured contains all of these and may exceed the bound without refuting it.",
@@ -24,8 +25,8 @@ LIMITS = (
     "training batch two captions of one image make each other's row ambiguous, which Propositions 1 to 3 ignore.",
     "Candidates. A clean risk is measured among B - 1 fixed candidates of this data set: not among thousands, not on "
     "another distribution, and it is a loss, not a recall.",
-    "Estimated eta. The interval of a bootstrap holds about as often as it says. The estimate is too high for weak "
-    "networks, and the upper bound is then too low. The bound that needs no eta is safe, and looser.",
+    "Natural noise again. What is given or estimated is the rate of the training pairs; that of val is unknown, and may "
+    "be 0. The upper bound of the clean risk therefore holds there for any rate of val, and is that of its pairs as given.",
     "Choices. Confidence is for one row at a time and for networks that were not chosen by val. Several rows hold "
     "together only with their failure probabilities added up. Distilled sets and their students are not certified.",
     "Other losses. A loss that does not state its bounds has no certificate: its risks are measured, nothing is bounded.",
@@ -47,8 +48,8 @@ def report(cases: Sequence[Case], rows: Sequence[dict], confidence: float) -> st
              "Tracks at the end of training, the share of their weight on mismatched pairs, and Proposition 3 at it:\n",
              _track_table(rows)]
     if any(row["measure"] == "excess" for row in rows):
-        parts += ["Clean risk above that of experts trained on clean pairs, or of the best of the run:\n",
-                  _excess_table(rows)]
+        parts += ["Clean risk above that of experts trained on clean pairs, or of the best of the run, beside Proposition "
+                  "3 (finite-batch form), which is about minimizers of the expected loss:\n", _excess_table(rows)]
     parts += ["Mean loss by epoch (0: before training). Mismatched pairs count as memorized where memory exceeds "
               f"{MEMORIZED_ERRORS:g} standard errors:\n", _memory_table(rows), *summary_lines(cases),
               "\nWhat the certificate does not promise:\n", *(f"* {line}" for line in LIMITS)]
@@ -120,7 +121,7 @@ def _track_table(rows: Sequence[dict]) -> str:
 def _excess_table(rows: Sequence[dict]) -> str:
     return markdown_table([{
         "preset": row["preset"], "eta": f"{row['eta']:.0%}", "loss": row["loss"], "excess": _interval(row),
-        "bound": _number(row["bound"]), "with memorization": _number(row["bound_memory"]),
+        "bound of a minimizer": _number(row["bound"]), "with memorization": _number(row["bound_memory"]),
         "within bound": _within_bound(row), "reference": row["reference"]}
         for row in rows if row["measure"] == "excess"])
 
@@ -189,8 +190,8 @@ def _bounds_lines(recipe: str, loss: tuple, cases: Sequence[Case], run: Sequence
     excess = [row for case in cases if (row := excess_row(case, run, loss)) is not None]
     if excess:
         where = _where([row["eta"] for row in excess], [row["value"] <= row["bound"] for row in excess])
-        lines.append(f"{head} the excess measured was within Proposition 3 {where} (reference: "
-                     f"{excess[0]['reference']}).")
+        lines.append(f"{head} the excess measured was within Proposition 3 {where} (reference: {excess[0]['reference']}); "
+                     "where it was not, these networks are not the minimizers that it is about.")
     return lines
 
 
@@ -209,7 +210,10 @@ def _within_bound(row: dict) -> str:
         return certificate.NO_CERTIFICATE
     if row["value"] <= row["bound"]:
         return "yes"
-    return "no" if row["low"] > row["bound"] else "within its error"
+    if row["low"] <= row["bound"]:
+        return "within its error"
+    times = f"{row['value'] / row['bound']:.1f} times it: " if row["bound"] > 0 else ""
+    return f"no, {times}no minimizers"
 
 
 def _percent(value: float) -> str:

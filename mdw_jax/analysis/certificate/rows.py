@@ -8,7 +8,7 @@ import numpy as np
 from mdw_jax.analysis.certificate import estimate
 from mdw_jax.analysis.certificate.case import Case, Rate
 from mdw_jax.method import certificate
-from mdw_jax.method.losses import debiased, expert_loss
+from mdw_jax.method.losses import expert_loss
 
 COLUMNS = ("preset", "recipe", "eta", "source", "eta_low", "eta_high", "epoch", "track", "loss", "measure", "value",
            "low", "high", "bound", "bound_memory", "trivial", "count", "reference")
@@ -26,7 +26,8 @@ excess_bound_large_n, excess_bound_finite_batch   the bound of Proposition 3
 informative_large_n, informative_finite_batch     the noise rate up to which it is informative
 certificate       "no certificate for this loss", in place of all bounds
 clean_risk        mean loss on val as truly paired; noisy_risk: as mismatched; shuffled_risk: at random partners
-upper_bound       upper confidence bound of the clean risk at this noise rate; noisy_upper_bound: one without a rate
+upper_bound       upper confidence bound of the clean risk at this noise rate; under natural noise at any rate, for that of
+                  val is unknown; noisy_upper_bound: of the risk on the pairs as given
 informative_upper the noise rate up to which that bound would be below `trivial` for a network this good
 excess            clean risk above that of the reference
 residual          share of a track's weight on mismatched pairs (track "all": of all together)
@@ -61,11 +62,11 @@ def trivial_loss(loss: tuple, batch: int, tau: float) -> float:
     return float(expert_loss(*loss)(np.zeros((batch, batch), np.float32))[0, 0])
 
 
-def excess_bound(loss: tuple, case: Case, eta: float) -> float | None:
-    """The large-N bound of Proposition 3 for a case; None for a loss without a certificate."""
+def excess_bound(loss: tuple, case: Case, eta: float, form: str = "large_n") -> float | None:
+    """The bound of Proposition 3 for a case; None for a loss without a certificate. form: one of `certificate.FORMS`."""
     if not certificate.has_certificate(loss[0]):
         return None
-    return certificate.excess_risk_bound(loss[0], case.batch, eta, loss[1], case.tau)
+    return certificate.excess_risk_bound(loss[0], case.batch, eta, loss[1], case.tau, form)
 
 
 def all_rows(cases: Sequence[Case]) -> list[dict]:
@@ -118,9 +119,8 @@ def _risk_rows(case: Case, rate: Rate, n: int, loss: tuple) -> list[dict]:
     upper = case.uppers.get((rate.source, loss))
     if upper is None:
         return rows
-    # The risk where it is known, else its estimate.
-    risk = (risks["clean_risk"].mean() if "clean_risk" in risks else
-            debiased(upper.noisy, upper.shuffled, min(rate.eta, 0.999)))
+    # Under natural noise the risk on the pairs as given: at least the clean one, for a network better than chance.
+    risk = risks["clean_risk"].mean() if "clean_risk" in risks else upper.noisy
     informative = estimate.largest_informative_rate(risk, trivial, upper.noisy_up - upper.noisy,
                                                     upper.shuffled - upper.shuffled_down)
     return [*rows,
@@ -223,7 +223,7 @@ def excess_row(case: Case, cases: Sequence[Case], loss: tuple) -> dict | None:
     rate = case.rates[0]
     difference = (case.risks["clean_risk"][case.losses.index(loss)]
                   - reference.risks["clean_risk"][reference.losses.index(loss)])
-    bound = excess_bound(loss, case, rate.high)
+    bound = excess_bound(loss, case, rate.high, "finite_batch")  # that which holds for data sets of every size
     gap = case.memory[-1].gap if case.memory else 0.0
     return {**_rate_columns(case, rate), "epoch": case.epoch, "loss": label(loss), "measure": "excess",
             **_interval(difference.mean(), difference.std() / math.sqrt(len(difference))), "bound": bound,
