@@ -11,7 +11,8 @@ if CHEAP not in os.environ.get("XLA_FLAGS", ""):  # a worker has it from the pro
     os.environ["XLA_FLAGS"] = f"{CHEAP} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), *(str(HERE / package) for package in ("method", "runtime"))]  # what several of them share
+# What several of them share.
+sys.path[:0] = [str(HERE), *(str(HERE / package) for package in ("method", "runtime", "reporting"))]
 
 # What jax keeps of every program makes a full collection long, and there is little to collect.
 gc.set_threshold(100_000, 50, 50)

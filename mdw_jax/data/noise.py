@@ -13,8 +13,6 @@ the requested one (by 1/N at most, on average).
 import dataclasses
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,13 +22,12 @@ from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.data.structured_noise import swap_similar
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest, parse_json, write_array, write_arrays
+from mdw_jax.io.numpy_files import numpy_file
 from mdw_jax.runtime.rng import named_generator
 
 FORMAT = "mdw-noise-1"
 # What random streams and digests call a protocol that was renamed since: earlier draws keep their numbers.
 _STREAM_NAMES = {"near_duplicate": "similar"}
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, SyntaxError,
-              zlib.error, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +148,13 @@ def load(path, pairs: Pairs | None = None) -> Noise:
         UserError: the file is missing, damaged or no noise file, or belongs to another data set.
     """
     try:
-        with np.load(io.BytesIO(_bytes(path)), allow_pickle=False) as file:
+        with numpy_file(io.BytesIO(_bytes(path))) as file:
             meta = parse_json(str(file["meta"]))
             noise = Noise(meta["protocol"], meta["rate"], meta["seed"], meta["fingerprint"], file["image_of"],
                           file["true_image_of"])
-        intact = meta["format"] == FORMAT and meta["sha256"] == noise.sha256
-    except UNREADABLE as error:
-        raise UserError(f"'{path}' is not a noise file or is damaged ({_reason(error)}); draw it again.") from error
+            intact = meta["format"] == FORMAT and meta["sha256"] == noise.sha256
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' is not a noise file or is damaged ({error}); draw it again.") from error
     if not intact:
         raise UserError(f"'{path}' is damaged: its contents do not match its sha256; draw it again.")
     if pairs is not None and (fingerprint := pairs.fingerprint) != noise.fingerprint:
@@ -179,9 +176,10 @@ def read_index(path, pairs: Pairs) -> Noise:
         UserError: a wrong length, indices out of range, or an image left with no caption.
     """
     try:
-        index = np.load(io.BytesIO(_bytes(path)), allow_pickle=False)
-    except UNREADABLE as error:
-        raise UserError(f"'{path}' is not a readable .npy index file ({_reason(error)}); give the index file of this "
+        with numpy_file(io.BytesIO(_bytes(path))) as index:
+            pass
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' is not a readable .npy index file ({error}); give the index file of this "
                         "data set.") from error
     if not isinstance(index, np.ndarray) or index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
         kind = f"{index.dtype} {index.shape}" if isinstance(index, np.ndarray) else "an .npz"
@@ -236,8 +234,3 @@ def _bytes(path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read '{path}' ({error.strerror}); check the path.") from error
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).split(". If you trust")[0]  # without numpy's advice to unpickle the file
-    return f"{type(error).__name__}: {text}".splitlines()[0]

@@ -12,6 +12,7 @@ import numpy as np
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json, read_json_lines, write_atomically
+from mdw_jax.io.numpy_files import numpy_file
 from mdw_jax.runtime.processes import broadcast_from_main
 
 
@@ -58,9 +59,11 @@ def stored_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
         UserError: it is missing, damaged or of another shape.
     """
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError, MemoryError) as error:
-        raise UserError(f"'{path}' cannot be read ({type(error).__name__}); delete the directory '{path.parent}' and "
+        with numpy_file(path) as array:
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is an archive")
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}); delete the directory '{path.parent}' and "
                         "run again.") from error
     if len(shape) != array.ndim or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
         raise UserError(f"'{path}' is of shape {array.shape} and belongs to other data; delete the directory "

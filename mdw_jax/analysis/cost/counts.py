@@ -4,6 +4,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.registry import settings_of
 from mdw_jax.errors import UserError
+from mdw_jax.io.numpy_files import numpy_file
 from mdw_jax.models.weights.hub import PACKAGED, fetch, is_installed, read_json
 from mdw_jax.pipeline.inputs import load_pairs
 
@@ -143,14 +145,15 @@ def _stored_shape(path: Path) -> Sequence[int]:
     """The shape of the features in a .npy or .npz file, from its header alone."""
     try:
         if path.suffix != ".npz":
-            return np.load(path, mmap_mode="r", allow_pickle=False).shape
+            with numpy_file(path, mmap_mode="r") as array:
+                return array.shape
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in ("features_q.npy", "features.npy") if name in archive.namelist())
             with archive.open(name) as file:
                 version = np.lib.format.read_magic(file)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 return read(file)[0]
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile):
+    except (OSError, ValueError, StopIteration, SyntaxError, TokenError, zipfile.BadZipFile):
         raise UserError(f"'{path}' cannot be read as text features; mdw prepare says more, or set plan.text_dim.") from None
 
 

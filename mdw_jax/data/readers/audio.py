@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import io
 import math
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mdw_jax.data.readers.folder import folder
 from mdw_jax.data.records import Record, build, names
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json
+from mdw_jax.io.numpy_files import numpy_file
 from mdw_jax.runtime.rng import named_generator
 
 CLOTHO = tuple(f"caption_{number}" for number in range(1, 6))
@@ -165,7 +165,7 @@ def _esc50_table(source: Path) -> list[tuple[str, int, str]]:
 def _stored_log_mels(source: Path, folds: dict, per_image: int, seed: int) -> Pairs:
     """`esc50` of log-mels computed beforehand."""
     try:
-        with np.load(source / "esc50_logmel.npz", allow_pickle=False) as file:
+        with numpy_file(source / "esc50_logmel.npz") as file:
             images, fold, target, clip = (file[name] for name in ("logmel", "fold", "target", "clip"))
         classes = read_json(source / "esc50_labels.json")["classes"]
         category = np.array(classes)[target]
@@ -174,7 +174,7 @@ def _stored_log_mels(source: Path, folds: dict, per_image: int, seed: int) -> Pa
     except FileNotFoundError as error:
         raise UserError(f"'{source}' holds neither meta/esc50.csv nor {Path(error.filename).name}; set data.source to "
                         "the directory of ESC-50.") from None
-    except (KeyError, ValueError, IndexError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, IndexError, TypeError, OSError) as error:
         raise UserError(f"the log-mels in '{source}' are damaged ({error!r}); fetch them again.") from None
     splits: dict[str, Any] = {}
     first, captions_of = 0, _captions(fold.tolist(), category.tolist(), per_image, seed)

@@ -4,7 +4,6 @@ Weights are `.q8.npz` files: per layer `convNN` in execution order a uint8 `kern
 (kernel = (kernel_q - zero) * scale), a float32 `bias`, and `ops_json`, the graph of operations.
 """
 
-import zipfile
 from pathlib import Path
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import parse_json
+from mdw_jax.io.numpy_files import numpy_file
 from mdw_jax.models.image.conv import conv, depthwise_conv
 from mdw_jax.models.image.tower import Tower
 
@@ -77,7 +77,7 @@ def read_mobilenet(path) -> tuple[dict, dict]:
         UserError: it is damaged or of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with numpy_file(path) as file:
             graph = parse_json(str(file["ops_json"]))
             ops = graph["ops"][: next(i for i, op in enumerate(graph["ops"]) if op["op"] == "AVERAGE_POOL_2D") + 1]
             read = lambda name: file[name].astype(np.float32)
@@ -89,7 +89,7 @@ def read_mobilenet(path) -> tuple[dict, dict]:
                 for op in ops
                 if "w" in op
             }
-    except (KeyError, ValueError, OSError, EOFError, StopIteration, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, StopIteration) as error:
         raise UserError(f"'{path}' is not a complete MobileNet .q8.npz file ({error}); fetch it again.") from None
     unknown = {op["op"] for op in ops} - set(OPERATIONS)
     if unknown:
