@@ -1,5 +1,6 @@
 import gc
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -26,3 +27,36 @@ def compilation_cache(tmp_path_factory, worker_id):
     base = tmp_path_factory.getbasetemp()
     jax.config.update("jax_compilation_cache_dir", str((base if worker_id == "master" else base.parent) / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+# ---- what is skipped -------------------------------------------------------------------------------------------------
+
+_MISSING = re.compile(r"could not import '([\w.]+)'|extra|is not installed")
+
+
+def _must_run(report) -> bool:
+    """Whether a test was skipped for want of a package that MDW_TEST_PACKAGES, as .ci/run sets it, says is here."""
+    packages = os.environ.get("MDW_TEST_PACKAGES", "").split()
+    reason = str(report.longrepr[2]) if report.skipped and isinstance(report.longrepr, tuple) else ""
+    found = _MISSING.search(reason)
+    return bool(packages and found and (found[1] is None or found[1].partition(".")[0] in packages))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A skipped test fails where the package that it lacks should be here."""
+    report = yield
+    if _must_run(report):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} was skipped, and its package should be installed: {report.longrepr[2]}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """The same for a module that skips itself."""
+    report = yield
+    if _must_run(report):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} was skipped, and its package should be installed: {report.longrepr[2]}"
+    return report
