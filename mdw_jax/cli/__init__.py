@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,6 +24,7 @@ from mdw_jax.cli.terminal import terminal_safe_output
 from mdw_jax.config import resolve
 from mdw_jax.config.loading import load_config, override
 from mdw_jax.config.overrides import preset_config
+from mdw_jax.config.sections import flat
 from mdw_jax.errors import UserError
 from mdw_jax.runtime import processes
 from mdw_jax.runtime.may_train import may_train
@@ -51,22 +53,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             _dispatch(argv)
             return 0
         except Interrupted as stop:
+            processes.stopped(stop.number)
             print("mdw: stopped; the same command goes on where it stopped.", file=sys.stderr)
             return exit_status(stop.number)
         except BrokenPipeError:  # the reader of the output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is said at exit
+            processes.fail("nobody reads its output any more.", 128 + signal.SIGPIPE)
             return 128 + signal.SIGPIPE
         except KeyboardInterrupt:
+            processes.stopped(signal.SIGINT)
             print("mdw: interrupted; the same command goes on where it stopped.", file=sys.stderr)
             return 130
         except Exception as error:
-            sentence = str(error) if isinstance(error, UserError) else _machine_error(error)
-            if sentence is None:
-                raise
-            if "--debug" in argv:
-                traceback.print_exc()
+            return _failed(error, "--debug" in argv)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    """Says what went wrong, in all processes of the run: the exit status. A bug is raised again if there is one process."""
+    sentence = str(error) if isinstance(error, UserError) else _machine_error(error)
+
+    def say() -> None:
+        if sentence is None or debug:
+            traceback.print_exception(error)
+        if sentence is not None:
             print(f"mdw: {sentence}", file=sys.stderr)
-            return 2
+
+    if sentence is not None:
+        processes.fail(sentence, 2, last=say)
+        return 2
+    first_line = (str(error).splitlines() or [""])[0]
+    processes.fail(f"{type(error).__name__}: {first_line}; its own output has the traceback.", 1, certain=False,
+                   last=say if processes.several_processes() else lambda: None)
+    raise error
 
 
 def use_compilation_cache() -> None:
@@ -101,7 +119,13 @@ def _dispatch(argv: list[str]) -> None:
     if not command.sections:
         command.load()(*call.arguments)
         return
+    with_others = command.in_run_directory and not call.dry_run
+    if with_others:
+        processes.join(facts={"command": {"mdw": call.name, "--train": call.train,
+                                          "its arguments": re.sub(r" at 0x\w+", "", str(call.arguments))}})
     config = _config(call)
+    if with_others:
+        processes.agree({"config": flat(config)})
     if command.checked:
         _check(config)
     if command.compiles:
@@ -109,7 +133,7 @@ def _dispatch(argv: list[str]) -> None:
     function = command.load()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_refusal_leaves_nothing(config.run.dir))
-        if command.in_run_directory and not call.dry_run:
+        if with_others:
             stack.enter_context(_working_in(config.run.dir, call.sharded))
         # Unresolved: a preset may name another recipe, which must not be filled in on top of this config's.
         stack.enter_context(may_train(command.trains or call.train, f"mdw {call.name}", config.run.dir))
@@ -137,13 +161,12 @@ def _check(config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def _working_in(directory: str, shared: bool) -> Iterator[None]:
-    """Joins the other processes of the run, keeps all others out of its directory, and lets signals stop it safely.
+    """Keeps other runs out of the directory, and lets signals stop this one safely.
 
     shared: other processes that share may work in the directory too.
     """
     from mdw_jax.io.run_lock import hold_run_directory  # here, because many commands do without it
 
-    processes.join()
     with contextlib.ExitStack() as stack:
         if processes.is_main():
             stack.enter_context(hold_run_directory(directory, shared))

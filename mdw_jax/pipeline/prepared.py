@@ -24,6 +24,8 @@ from mdw_jax.models.text.encoder import load_text_encoder
 from mdw_jax.models.text.features import TextFeatures, text_features
 from mdw_jax.pipeline.feature_cache import image_features
 from mdw_jax.pipeline.inputs import load_pairs
+from mdw_jax.runtime.agreement import Facts
+from mdw_jax.runtime.processes import agree, several_processes
 
 SPLITS = ("train", "val", "test")
 
@@ -79,6 +81,7 @@ def prepare(config: ConfigDict) -> Prepared:
     cache = Path(config.run.dir) / "cache"
     pairs = load_pairs(config.data, cache)
     fingerprint, text = pairs.fingerprint, config.text
+    agree(_data_facts(pairs, fingerprint))
     texts = text_features(pairs, text.encoder, cache_dir=cache, dim=text.dim, seed=text.seed, path=text.path or None,
                           pooling=text.pooling, max_tokens=text.max_tokens)
     captions, text_tower = _trained_text(text, pairs, texts) if text.train else (texts, None)
@@ -94,7 +97,22 @@ def prepare(config: ConfigDict) -> Prepared:
                         jnp.asarray(getattr(pairs, name).image_of, jnp.int32)) for name in ("val", "test"))
     # The weights count by their values, not by their path; in `weights` is also the source of a tower of one's own.
     key = digest(fingerprint, captions.key, _model_settings(config.model), weights, *sources)
+    agree({"features": {"of captions (key)": captions.key, "of images, with the model (key)": key},
+           "functions of your own": {"sources (sha256)": plugin_sources(config)}})
     return Prepared(pairs, fingerprint, texts, captions, text_tower, model, train_images, val, test, key)
+
+
+def _data_facts(pairs: Pairs, fingerprint: str) -> Facts:
+    """What the processes of a run have to agree on before they compute with data that each has read for itself."""
+    if not several_processes():
+        return {}
+    facts: dict[str, int | str] = {}
+    for name in SPLITS:
+        split = getattr(pairs, name)
+        facts |= {f"{name} images": len(split.images), f"{name} captions": len(split.captions),
+                  f"sha256 of {name} captions": digest(list(split.captions)),
+                  f"sha256 of {name} pairs": digest(split.image_of)}
+    return {"data": facts | {"sha256 of all": fingerprint}}
 
 
 def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, Inputs, Inputs]:

@@ -40,7 +40,8 @@ from mdw_jax.pipeline.run_folder import environment, run_folder
 from mdw_jax.pipeline.run_notes import noise_estimates
 from mdw_jax.reporting.stats import summary
 from mdw_jax.runtime import preemption
-from mdw_jax.runtime.processes import broadcast_from_main
+from mdw_jax.runtime.agreement import Disagreement
+from mdw_jax.runtime.processes import agree, broadcast_from_main
 
 _FORMAT = "sweep.1"
 _ESTIMATES = ("estimated_rate", "estimated_low", "estimated_high")  # of natural noise, and where noise.estimate asks
@@ -48,6 +49,7 @@ _COLUMNS = ("noise.protocol", "noise.rate", "true_rate", "distill.pairs", "set",
             "steps", "at_edge", "val_r_mean", *METRICS, "hard_r_mean", "bytes", *_ESTIMATES, "seconds", "commit",
             "run.seed")
 _FAILED = ".failed.json"
+_FAIL_TOGETHER = 20.0  # seconds in which all processes find the same mistake
 
 
 class Cell(NamedTuple):
@@ -138,7 +140,9 @@ def sweep_command(config: ConfigDict, axes: Mapping[str, Sequence], shard: tuple
         if record is None:
             try:
                 record = _do_cell(cell, data, made_with)
+                agree(_outcome(cell, "done"))
             except UserError as error:
+                _failed_everywhere(cell, error)
                 failed += 1
                 write_json(_path(cell, _FAILED), {"key": cell.key, "cell": str(cell), "message": str(error)})
                 print(f"[{cell.number}/{len(cells)}] {cell}: failed: {error}", flush=True)
@@ -207,6 +211,24 @@ def _do_cell(cell: Cell, data: _LatestData, made_with: dict) -> dict:
     write_json(_path(cell, ".json"), record)
     _path(cell, _FAILED).unlink(missing_ok=True)
     return record
+
+
+def _failed_everywhere(cell: Cell, error: UserError) -> None:
+    """Go on after an error if all processes have one; where others are in the middle of the cell, it ends all of them.
+
+    Raises:
+        UserError: not all have one.
+    """
+    if isinstance(error, Disagreement):
+        raise error
+    try:
+        agree(_outcome(cell, "failed"), within=_FAIL_TOGETHER)
+    except (Disagreement, TimeoutError):
+        raise error from None
+
+
+def _outcome(cell: Cell, outcome: str) -> dict[str, dict[str, str]]:
+    return {"outcome of a cell": {str(cell): outcome}}
 
 
 def _set_columns(run: PresetRun) -> dict:

@@ -6,11 +6,14 @@ handles the exception. A loop that does not get there in time (an epoch of minut
 abandoned: files are written whole or not at all, so the same command resumes from the last checkpoint. A second signal
 kills the process at once.
 
+With several processes, a signal to one of them stops all.
+
 A thread waits for signals, because Python runs signal handlers between two of its own instructions, and those of the
 main thread may be minutes apart while a compiled function runs.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -18,6 +21,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+
+from mdw_jax.runtime.peers import peers
 
 GRACE = 25.0  # seconds from the signal to the exit; SLURM and Kubernetes kill 30 s after SIGTERM
 ECHO = 1.0  # seconds in which a second signal counts as the first one: `timeout` and terminals can send it twice
@@ -62,6 +67,8 @@ def handle_signals() -> Iterator[None]:
               if signal.getsignal(number) is not signal.SIG_IGN}
     woken = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(inbox,), name="signals", daemon=True).start()
+    if (others := peers()) is not None:
+        others.on_stop(functools.partial(_receive, outbox))
     try:
         yield
     finally:
@@ -98,6 +105,7 @@ def save_on_interrupt(save: Callable[..., None]) -> Iterator[None]:
 
 def _agreed(number: int) -> int:
     """The signal that any process of the run has received, 0 if none has; the same in all of them."""
+    global _received
     import jax  # here, because `mdw --help` does without it
 
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
@@ -107,10 +115,18 @@ def _agreed(number: int) -> int:
 
     agreed = int(np.max(multihost_utils.process_allgather(np.int32(number))))
     if agreed and not number:  # another process received it and will exit, so this one must exit too
+        _received = agreed
         timer = threading.Timer(GRACE, _abandon, (agreed,))
         timer.daemon = True
         timer.start()
     return agreed
+
+
+def _receive(outbox: socket.socket, number: int) -> None:
+    """Act as if a signal that stopped another process had come to this one."""
+    if not _received:
+        with contextlib.suppress(OSError):  # `handle_signals` is left already
+            outbox.send(bytes([number]))
 
 
 def _watch(inbox: socket.socket) -> None:
@@ -133,6 +149,7 @@ def _watch(inbox: socket.socket) -> None:
                 _received, since = number, time.monotonic()
                 _print(f"mdw: {signal.Signals(number).name}: stopping after this step; a second signal stops at once.")
             elif time.monotonic() - since > ECHO:
+                _say_stopped(number)
                 os._exit(128 + number)
 
 
@@ -140,7 +157,14 @@ def _abandon(number: int) -> None:
     """End the process in the middle of a step."""
     _print(f"mdw: stopped {GRACE:.0f} s after the signal, in the middle of a step; the same command resumes from the "
            "last checkpoint.")
+    _say_stopped(number)
     os._exit(exit_status(number))
+
+
+def _say_stopped(number: int) -> None:
+    """Tell the other processes why this one ends, so that they stop as well."""
+    if (others := peers()) is not None:
+        others.say_stopped(number)
 
 
 def _print(line: str) -> None:
