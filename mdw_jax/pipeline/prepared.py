@@ -97,7 +97,7 @@ def prepare(config: ConfigDict) -> Prepared:
                         jnp.asarray(getattr(pairs, name).image_of, jnp.int32)) for name in ("val", "test"))
     # The weights count by their values, not by their path; in `weights` is also the source of a tower of one's own.
     key = digest(fingerprint, captions.key, _model_settings(config.model), weights, *sources)
-    agree({"features": {"of captions (key)": captions.key, "of images, with the model (key)": key},
+    agree({"features": {"of captions (key)": captions.key[:16], "of images, with the model (key)": key[:16]},
            "functions of your own": {"sources (sha256)": plugin_sources(config)}})
     return Prepared(pairs, fingerprint, texts, captions, text_tower, model, train_images, val, test, key)
 
@@ -110,9 +110,9 @@ def _data_facts(pairs: Pairs, fingerprint: str) -> Facts:
     for name in SPLITS:
         split = getattr(pairs, name)
         facts |= {f"{name} images": len(split.images), f"{name} captions": len(split.captions),
-                  f"sha256 of {name} captions": digest(list(split.captions)),
-                  f"sha256 of {name} pairs": digest(split.image_of)}
-    return {"data": facts | {"sha256 of all": fingerprint}}
+                  f"{name} captions (sha256)": digest(list(split.captions))[:16],
+                  f"{name} pairs (sha256)": digest(split.image_of)[:16]}
+    return {"data": facts | {"whole (sha256)": fingerprint[:16]}}
 
 
 def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, Inputs, Inputs]:

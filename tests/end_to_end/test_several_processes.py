@@ -153,8 +153,8 @@ def test_other_code_and_other_data_are_refused_by_all(begin, tmp_path, count):
     ended = all_end(begin, [begin(n, count, data="own_reader:pairs",
                                   environment={"FIRST_CAPTION": "a green hill"} if n == 1 else {})
                             for n in range(count)])
-    assert all(status == 2 and "process 1 on" in text and "differ in their data: sha256 of all is" in text
-               and "sha256 of train captions" in text for status, text in ended), ended
+    assert all(status == 2 and "process 1 on" in text and "differ in their data: train captions (sha256) is" in text
+               and "whole (sha256)" in text for status, text in ended), ended
     assert not begin.folder.exists() or not list(begin.folder.glob("experts/*"))
 
 
