@@ -28,7 +28,7 @@ for ((i = 0; i < processes; i++)); do
     pids+=($!)
 done
 
-# The first failure stops the others, which would wait for it until jax gives up. A trap interrupts `wait`.
+# After a failure all end by themselves, and say of what; who has not begun to, is stopped. A trap interrupts `wait`.
 status=0
 running=$processes
 while ((running > 0)); do
@@ -41,6 +41,7 @@ while ((running > 0)); do
     ((running -= 1)) || true
     if ((code != 0 && status == 0)); then
         status=$code
+        sleep "${EXPLAIN:-3}"
         stop_all
     fi
 done

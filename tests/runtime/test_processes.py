@@ -41,19 +41,40 @@ def test_a_single_process_joins_nobody(environment, monkeypatch):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"MDW_PROCESS": ""}, "MDW_PROCESS is not"), ({"MDW_PROCESS": "2"}, "make no sense"),
-    ({"MDW_PROCESSES": "two"}, "make no sense"), ({"MDW_COORDINATOR": "localhost"}, "is not host:port")])
+    ({"MDW_PROCESSES": "two"}, "make no sense"), ({"MDW_COORDINATOR": "localhost"}, "is not host:port"),
+    ({"MDW_COORDINATOR": "localhost:70000"}, "is not host:port"), ({"MDW_JOIN_TIMEOUT": "soon"}, "number of seconds"),
+    ({"MDW_JOIN_TIMEOUT": "0"}, "number of seconds")])
 def test_what_makes_no_sense(changes, message):
     with pytest.raises(UserError, match=message):
         processes.join(EXPLICIT | changes)
 
 
-def test_processes_join_and_stop_at_the_same_step():
+def test_outside_a_cluster_nobody_is_detected(monkeypatch):
+    for name in os.environ:
+        if name.startswith(("SLURM_", "OMPI_", "TPU_", "KUBERNETES_")):
+            monkeypatch.delenv(name)
+    with pytest.raises(UserError, match="jax finds neither SLURM"):
+        processes.join({"MDW_DISTRIBUTED": "1"})
+
+
+def given(port, process):
+    return {"MDW_COORDINATOR": f"localhost:{port}", "MDW_PROCESSES": "2", "MDW_PROCESS": str(process)}
+
+
+def by_slurm(port, process):
+    return {"MDW_DISTRIBUTED": "1", "JAX_COORDINATOR_PORT": str(port), "SLURM_JOB_ID": "17", "SLURM_NTASKS": "2",
+            "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(process), "SLURM_LOCALID": str(process),
+            "SLURM_STEP_NUM_NODES": "1"}
+
+
+@pytest.mark.parametrize("variables", [given, by_slurm])
+def test_processes_join_and_stop_at_the_same_step(variables):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    common = os.environ | {"JAX_PLATFORMS": "cpu", "MDW_STATUS_WHEN_STOPPED": "85", "MDW_PROCESSES": "2",
-                           "MDW_COORDINATOR": f"localhost:{port}", "PYTHONPATH": str(Path(__file__).parents[2])}
-    processes = [subprocess.Popen([sys.executable, "-c", TOGETHER], env=common | {"MDW_PROCESS": str(n)}, text=True,
+    common = os.environ | {"JAX_PLATFORMS": "cpu", "MDW_STATUS_WHEN_STOPPED": "85",
+                           "PYTHONPATH": str(Path(__file__).parents[2])}
+    processes = [subprocess.Popen([sys.executable, "-c", TOGETHER], env=common | variables(port, n), text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE) for n in (0, 1)]
     ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
     assert [status for *_, status in ended] == [85, 85], ended
