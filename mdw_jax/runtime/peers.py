@@ -46,7 +46,15 @@ class Peers:
         self._sending, self._last_word = threading.Lock(), threading.Lock()
         self._stop: Callable[[int], None] | None = None
         self._stopped_by = 0  # the signal that stops the run
+        os.register_at_fork(after_in_child=self._forget)
         threading.Thread(target=self._listen, name="peers", daemon=True).start()
+
+    def _forget(self) -> None:
+        """In a child that was forked: it is none of the processes, and must not keep connections of a dead one open."""
+        for link in self._links.values():
+            link.socket.close()
+        self._links = {}
+        self._all_over.set()
 
     def agree(self, facts: Facts, within: float | None = None) -> None:
         """Compare facts with those of all other processes; all processes call this in the same order.

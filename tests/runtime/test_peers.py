@@ -31,6 +31,10 @@ try:
         others.agree({"data": {"captions": value}})
         time.sleep(0.5)
         others.agree({"data": {"captions": process == 1}})
+    if act == "fork" and not os.fork():
+        time.sleep(8)
+        others.finish()  # as at the exit of a script: returns at once
+        os._exit(0)
     if act == "hold":
         while True:
             sum(range(10**5))
@@ -111,6 +115,16 @@ def test_who_ends_without_a_word_is_named_by_the_others(start, count, who, numbe
     assert ended[who][0] == -number
     for status, text in ended[:who] + ended[who + 1:]:
         assert status == 2 and f"process {who} on {socket.gethostname()} ended without a word" in text, ended
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_child_that_outlives_its_process_hides_nothing(start, who):
+    processes = [start(n, 2, act="fork" if n == who else "wait") for n in range(2)]
+    ready(processes)
+    time.sleep(1)
+    begin = time.monotonic()
+    processes[who].kill()
+    assert processes[1 - who].wait(6) == 2 and time.monotonic() - begin < 6
 
 
 @pytest.mark.parametrize("who", [0, 1])

@@ -1,0 +1,67 @@
+"""Connections carry whole messages, and tell when the other end is gone."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from mdw_jax.runtime.links import GONE, Link, free_port, hang_up, listen
+
+
+@pytest.fixture
+def pair():
+    with listen(0) as server:
+        first = socket.create_connection(("localhost", server.getsockname()[1]))
+        second, _ = server.accept()
+    links = Link(first), Link(second)
+    yield links
+    for link in links:
+        link.socket.close()
+
+
+def test_messages_come_whole_and_in_order(pair):
+    first, second = pair
+    long = {"text": "x" * 300_000}
+    first.send({"n": 1})
+    first.socket.sendall(b'{"n": ')
+    assert second.wait(time.monotonic() + 5) == {"n": 1}
+    assert second.wait(time.monotonic() + 0.1) is None
+    first.socket.sendall(b"2}\n{\"n\": 3}\n")
+    assert second.wait(time.monotonic() + 5) == {"n": 2} and second.rest() == [{"n": 3}]
+    threading.Thread(target=first.send, args=(long,)).start()
+    assert second.wait(time.monotonic() + 5) == long
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"3\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n"])
+def test_nonsense_counts_as_gone(pair, data):
+    first, second = pair
+    first.socket.sendall(data)
+    with pytest.raises(ConnectionError):
+        second.wait(time.monotonic() + 5)
+
+
+def test_what_was_sent_arrives_although_the_sender_did_not_read(pair):
+    first, second = pair
+    second.send({"unread": "y" * 10_000})
+    first.send({"last": "word"})
+    hang_up([first])
+    assert second.wait(time.monotonic() + 5) == {"last": "word"}
+    with pytest.raises(ConnectionError):
+        second.wait(time.monotonic() + 5)
+    second.send({"to": "nobody"})  # no error
+
+
+def test_the_kernel_asks_whether_a_silent_machine_is_there(pair):
+    for link in pair:
+        option = lambda name, level=socket.IPPROTO_TCP, link=link: link.socket.getsockopt(level, getattr(socket, name))
+        assert option("SO_KEEPALIVE", socket.SOL_SOCKET) == 1
+        assert option("TCP_KEEPIDLE") + option("TCP_KEEPINTVL") * option("TCP_KEEPCNT") <= GONE <= 25
+        assert option("TCP_USER_TIMEOUT") == 1000 * GONE
+
+
+def test_a_free_port_is_the_first_that_is():
+    with listen(0) as taken:
+        port = taken.getsockname()[1]
+        assert free_port(port) != port
+    assert free_port(port) == port and 0 < free_port(1 << 16) < 1 << 16
