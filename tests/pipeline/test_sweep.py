@@ -13,6 +13,7 @@ from mdw_jax.errors import UserError
 from mdw_jax.io.scores import METRICS
 from mdw_jax.pipeline import sweep as module
 from mdw_jax.pipeline.sweep import grid, sweep_command
+from mdw_jax.runtime.agreement import Disagreement
 
 AXES = {"noise.rate": (0.2, 0.4), "preset": ("random", "infonce")}
 
@@ -196,3 +197,26 @@ def test_data_are_held_for_one_section_at_a_time(tmp_path, monkeypatch):
     assert made == [(0, ""), (0, "mobilenet"), (1, ""), (1, "mobilenet")]
     prepared_for(cells[0].resolved)
     assert len(made) == 5  # only the last is kept
+
+
+@pytest.mark.parametrize(("others", "goes_on"), [
+    (None, True), (Disagreement("they are done"), False), (TimeoutError(), False)])
+def test_with_several_processes_a_sweep_goes_on_only_where_all_fail(monkeypatch, others, goes_on):
+    def agree(facts, within):
+        assert facts == {"outcome of a cell": {"preset=mdw": "failed"}} and within > 0
+        if others is not None:
+            raise others
+
+    monkeypatch.setattr(module, "agree", agree)
+    cell, error = module.Cell(1, "mdw", {}, None, None, ""), UserError("an image cannot be read.")
+    if goes_on:
+        module._failed_everywhere(cell, error)
+        return
+    with pytest.raises(UserError, match="an image cannot be read"):
+        module._failed_everywhere(cell, error)
+
+
+def test_processes_that_differ_end_a_sweep(monkeypatch):
+    monkeypatch.setattr(module, "agree", lambda *_, **__: pytest.fail("all know already"))
+    with pytest.raises(Disagreement, match="their data"):
+        module._failed_everywhere(module.Cell(1, "mdw", {}, None, None, ""), Disagreement("they differ in their data"))
