@@ -40,7 +40,7 @@ def main(mode):
     c.update_from_flattened_dict({
         "experts.count": 1, "experts.epochs": 3, "experts.batch": 16, "experts.warmup": 1, "experts.teacher_count": 0,
         "experts.recovery_start": 1, "distill.pairs": 8, "distill.inner_steps": 2, "distill.batch": 4,
-        "distill.trajectories": 2, "distill.rank": 2, "distill.ceo": False, "distill.optimizer": "sgd",
+        "distill.trajectories": 2, "distill.rank": 2, "distill.ceo": False, "distill.chunk": 4, "distill.optimizer": "sgd",
         "evaluate.steps": 4, "evaluate.every": 2, "evaluate.batch": 8, "evaluate.lr_scales": (1.0,),
         "evaluate.students": 2, "distill.gradient": "detached" if mode == "projection" else "exact"})
     c = preset_config(c, "mdw")

@@ -36,6 +36,8 @@ TOWER_SETTINGS = {  # keys of the section `model` that are of single towers
     "vit": ("vit_patch", "vit_width", "vit_depth", "vit_heads"),
     **dict.fromkeys(("mobilenet", *PRETRAINED), ("weights",)),
 }
+REMATS = ("none", "blocks")  # models/image/blocks.py
+TOWERS_WITH_BLOCKS = ("vit", "mobilenet", *PRETRAINED)
 MODES = ("projection", "full")  # models/dual_encoder.py
 DTYPES = ("float32", "bfloat16")
 TEXT_ENCODERS = ("bow", "precomputed", "transformer")  # models/text/features.py: TEXT_ENCODERS
@@ -120,6 +122,7 @@ CHOICES: dict[str, Choice] = {
     "experts.tolerant_loss": Choice(EXPERT_LOSSES, "expert loss", plugin=True),
     "experts.store_dtype": Choice(DTYPES, "dtype"),
     "distill.objective": Choice(OBJECTIVES, "objective of distillation"),
+    "distill.remat": Choice(REMATS, "part of the tower to compute again"),
     "distill.gradient": Choice(GRADIENTS, "gradient"),
     "distill.inner_optimizer": Choice(STUDENT_OPTIMIZERS, "student optimizer", plugin=True),
     "distill.loss_merge": Choice(LOSS_MERGES, "loss merge"),

@@ -16,6 +16,7 @@ from mdw_jax.config.options import (
     PROTOTYPES,
     TEXT_ENCODER_SETTINGS,
     TOWER_SETTINGS,
+    TOWERS_WITH_BLOCKS,
 )
 from mdw_jax.config.plugins import function_of, is_path, unknown_option
 from mdw_jax.config.presets import preset_spec, safe_name
@@ -43,6 +44,7 @@ _RANGES = (
         "experts.recovery_start", "experts.guidance_weight", "distill.lr_images", "distill.lr_texts",
         "distill.lr_correspondence", "distill.lr_inner_lr", "distill.logit_scale", "distill.ceo_beta",
         "distill.image_size", "distill.restarts", "distill.mean_weight", "distill.steps", "distill.prototype_steps",
+        "distill.chunk",
         "evaluate.weight_decay", "evaluate.patience", "evaluate.grow", "plan.images", "plan.captions", "plan.text_dim",
         "plan.price")),
     ("exceed 0", lambda x: x > 0, (
@@ -234,6 +236,8 @@ def _check_distill(config: ConfigDict) -> None:
              f"data.name={config.data.name} gives log-mels; leave it at 0.")
     _require(d.image_size <= config.data.size, f"distill.image_size ({d.image_size}) exceeds data.size "
              f"({config.data.size}), at which models see the images; lower it, or set it to 0.")
+    _require(d.remat == "none" or config.model.tower in TOWERS_WITH_BLOCKS, f"distill.remat={d.remat} is for towers of "
+             f"blocks, and model.tower={config.model.tower} has none; set it to none.")
     last = d.max_start_epoch + d.match_epochs - 1
     length = "experts.trajectory_epochs" if config.experts.trajectory_epochs else "experts.epochs"
     _require(d.max_start_epoch >= 1, f"distill.max_start_epoch must be at least 1, not {d.max_start_epoch}.")

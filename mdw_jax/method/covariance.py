@@ -6,6 +6,7 @@ batches (`make_network_step`). What is compared are the embeddings of the two br
 trained, at the length sqrt(D) that a layer norm gives them; the paper's features are those of its two trained encoders.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from mdw_jax.data.resizing import enlarged
 from mdw_jax.method.distill import DistillState, apply_gradient, optimizer_of, pixel_std
 from mdw_jax.method.losses import infonce
 from mdw_jax.method.objective import Method
+from mdw_jax.models.chunks import in_chunks
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import to_float
 from mdw_jax.models.jit import jit_with_frozen
@@ -69,8 +71,10 @@ def objective(model: DualEncoder, method: Method, learned: dict, params, batch: 
         batch: the real pairs.
         key: a typed key.
     """
-    inputs = model.inputs(augment(key, enlarged(learned["images"], method.seen_size), method.augment))
-    own = model.embed_image(params["image"], inputs), model.embed_text(params["text"], learned["texts"])
+    model = dataclasses.replace(model, remat=method.remat)
+    images = augment(key, enlarged(learned["images"], method.seen_size), method.augment)
+    embedded = in_chunks(lambda images: model.embed_image(params["image"], model.inputs(images)), images, method.chunk)
+    own = embedded, model.embed_text(params["text"], learned["texts"])
     v, t, real_v, real_t = (math.sqrt(model.dim) * x for x in (*own, *_embed(model, params, batch)))
     return covariance_loss(v, t, real_v, real_t, method.covariance_scale, method.mean_weight)
 

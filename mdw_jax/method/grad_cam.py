@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mdw_jax.data.resizing import enlarged
 from mdw_jax.method.correspondence import correspondence, matching_probability
 from mdw_jax.method.losses import distillation_loss_entry
+from mdw_jax.models.chunks import in_chunks
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.image.tower import mean_over_space
 
@@ -37,7 +38,7 @@ def grad_cam(model: DualEncoder, params: dict, feature_map, texts):
 
 
 def pixel_weights(model: DualEncoder, params: dict, images, texts, correspondence_params: dict, *, alpha: float,
-                  loss: str, top_k: int, beta: float, seen_size: int = 0):
+                  loss: str, top_k: int, beta: float, seen_size: int = 0, chunk: int = 0):
     """`W_i`, the weight of each pixel's update.
 
     The maps of each image's `top_k` texts under P are added, weighted by P (as probabilities, read as the loss reads
@@ -56,6 +57,7 @@ def pixel_weights(model: DualEncoder, params: dict, images, texts, correspondenc
         top_k: texts per image, at most M.
         beta: 0 weights all pixels alike.
         seen_size: side at which the model sees the images; 0: as they are stored.
+        chunk: images whose maps are held at a time; 0: all.
 
     Returns:
         (M, H, W, 1), of video clips (M, T, H, W, 1); the mean of each image is about 1.
@@ -63,12 +65,16 @@ def pixel_weights(model: DualEncoder, params: dict, images, texts, correspondenc
     p = matching_probability(correspondence(correspondence_params, jnp.arange(len(images)), alpha),
                              distillation_loss_entry(loss))
     weights, best_texts = jax.lax.top_k(p, top_k)
-    maps = model.feature_map(params["image"], enlarged(images, seen_size))
 
     def combine(a, best_texts, weights):
         return jnp.einsum("k,k...->...", weights, grad_cam(model, params, a, texts[best_texts]))
 
-    combined = jax.lax.map(lambda row: combine(*row), (maps, best_texts, weights))
+    def combined_maps(rows):
+        images, best_texts, weights = rows
+        maps = model.feature_map(params["image"], enlarged(images, seen_size))
+        return jax.lax.map(lambda row: combine(*row), (maps, best_texts, weights))
+
+    combined = in_chunks(combined_maps, (images, best_texts, weights), chunk)
     resized = jax.image.resize(combined, images.shape[:-1], "linear")
     mean = resized.mean(tuple(range(1, resized.ndim)), keepdims=True)
     relative = jnp.where(mean > 1e-12, resized / jnp.maximum(mean, 1e-12), 1.0)

@@ -18,6 +18,7 @@ from mdw_jax.data.resizing import enlarged
 from mdw_jax.method.correspondence import correspondence
 from mdw_jax.method.losses import distillation_loss
 from mdw_jax.method.matching import matching_loss, minibatches, scan_mean, unmerged_step_sizes, unroll
+from mdw_jax.models.chunks import in_chunks
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.jit import use_vmap
 from mdw_jax.runtime import mesh
@@ -61,6 +62,8 @@ class Method:
     logit_scale: float = 0.0
     batches: str = "rounds"
     pixel_units: str = "unit"
+    chunk: int = 0
+    remat: str = "none"
 
 
 def method_of(config: ConfigDict) -> Method:
@@ -157,6 +160,7 @@ def objective(model: DualEncoder, method: Method, learned: dict, starts, targets
     Returns:
         Loss, (S,) mean inner losses.
     """
+    model = dataclasses.replace(model, remat=method.remat)
     inputs = student_inputs(model, method, learned, draws.augment)
 
     def trajectory(start, target, batches, blends):
@@ -176,7 +180,9 @@ def objective(model: DualEncoder, method: Method, learned: dict, starts, targets
 def student_inputs(model: DualEncoder, method: Method, learned: dict, key):
     """The distilled images as the students' image branch takes them: (M, ...)."""
     images = augment(key, enlarged(learned["images"], method.seen_size), method.augment)
-    return model.inputs(mesh.shard_rows(images, (mesh.REPLICA, mesh.DATA)))
+    if model.mode == "full":  # the images themselves: the student's mini-batches are the chunks
+        return model.inputs(mesh.shard_rows(images, (mesh.REPLICA, mesh.DATA)))
+    return in_chunks(model.inputs, images, method.chunk, (mesh.REPLICA, mesh.DATA))
 
 
 def roll_out(model: DualEncoder, method: Method, learned: dict, sizes: dict, start, batches, blends: Blend):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from mdw_jax.config.options import MODES
 from mdw_jax.errors import UserError
 from mdw_jax.models.heads import ProjectionHead
+from mdw_jax.models.image.blocks import recomputed_blocks
 from mdw_jax.models.image.tower import Tower
 from mdw_jax.models.text.encoder import TextEncoder
 
@@ -68,6 +69,7 @@ class DualEncoder:
         tau: softmax temperature.
         dtype: in which the image tower computes; parameters, feature maps, features, heads and losses are float32.
         text_tower: the text encoder, where it is trained too.
+        remat: "blocks": the tower's blocks are computed again in the backward pass; "none": all of them is kept.
     """
 
     tower: Tower
@@ -80,6 +82,7 @@ class DualEncoder:
     tau: float
     dtype: str
     text_tower: TextTower | None
+    remat: str = "none"
 
     def init(self, key):
         """A typed key -> fresh parameters `{"image": ..., "text": ...}`."""
@@ -99,7 +102,8 @@ class DualEncoder:
         """Images (B, H, W, C) float32 in [0, 1] -> what `embed_image` takes: the images, or their features (B, F)."""
         if self.mode == "full":
             return images
-        return self.tower.features(self.backbone, images.astype(self.dtype)).astype(jnp.float32)
+        with recomputed_blocks(self.remat == "blocks"):
+            return self.tower.features(self.backbone, images.astype(self.dtype)).astype(jnp.float32)
 
     def text_inputs(self, texts):
         """Texts of a data set -> float32 ones: features (B, d) pass through, token ids become (B, L, h)."""
@@ -124,7 +128,8 @@ class DualEncoder:
 
     def feature_map(self, params, images):
         """params["image"] and images (B, H, W, C) in [0, 1] -> the backbone's last map, float32."""
-        return self.tower.feature_map(self._weights(params), images.astype(self.dtype)).astype(jnp.float32)
+        with recomputed_blocks(self.remat == "blocks"):
+            return self.tower.feature_map(self._weights(params), images.astype(self.dtype)).astype(jnp.float32)
 
     def pool(self, params, feature_map):
         """params["image"] and what `feature_map` returns -> (B, F) float32."""

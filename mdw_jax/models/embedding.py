@@ -11,6 +11,7 @@ import numpy as np
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.streaming import concat_map, map_batches
 from mdw_jax.errors import UserError
+from mdw_jax.models.chunks import in_chunks
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.image.conv import on_cpu
 from mdw_jax.models.jit import jit_with_frozen
@@ -160,9 +161,15 @@ def nearest_captions(texts, real_texts, captions: Sequence[str]) -> list[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_inputs(model: DualEncoder) -> Callable:
-    """The jitted function from images (B, H, W, C), uint8 or float in [0, 1], to the inputs of `model.embed_image`."""
+def compiled_inputs(model: DualEncoder, chunk: int = 0) -> Callable:
+    """The jitted function from images (B, H, W, C), uint8 or float in [0, 1], to the inputs of `model.embed_image`.
+
+    Args:
+        model: the dual encoder.
+        chunk: images of which the frozen backbone holds maps at a time; 0: all.
+    """
     def inputs(model, images):
-        return model.inputs(to_float(images))
+        return in_chunks(lambda images: model.inputs(to_float(images)), images,
+                         chunk if model.mode == "projection" else 0)
 
     return jit_with_frozen(model, inputs)

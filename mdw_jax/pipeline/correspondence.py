@@ -45,11 +45,13 @@ class CorrespondenceTeachers:
             (M, M) float32.
         """
         run, model = self.run, self.prepared.model
-        images = enlarged(jnp.asarray(images), method_of(run.config).seen_size)
+        method = method_of(run.config)
+        images = enlarged(jnp.asarray(images), method.seen_size)
         parts = []
         if self.name in TEACHERS_WITH_EXPERTS:
             experts_stage(run, self.prepared)
-            inputs, texts_in, cosines = compiled_inputs(model)(images), jnp.asarray(texts), _compiled_cosines(model)
+            inputs, texts_in = compiled_inputs(model, method.chunk)(images), jnp.asarray(texts)
+            cosines = _compiled_cosines(model)
             epoch: Epoch = -1 if self.name == "matched" else "best"
             parts.append(np.mean([np.asarray(cosines(params, inputs, texts_in))
                                   for params in expert_networks(run.experts, epoch)], axis=0))

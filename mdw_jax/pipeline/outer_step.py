@@ -39,7 +39,7 @@ def compiled_pixel_weights(model: DualEncoder, method: Method, count: int) -> Ca
     def pixel_weights(model, params, learned):
         return grad_cam.pixel_weights(model, params, learned["images"], learned["texts"], learned["correspondence"],
                                       alpha=method.alpha, loss=method.loss, top_k=min(method.ceo_top_k, count),
-                                      beta=method.ceo_beta, seen_size=method.seen_size)
+                                      beta=method.ceo_beta, seen_size=method.seen_size, chunk=method.chunk)
 
     return jit_with_frozen(model, pixel_weights)
 

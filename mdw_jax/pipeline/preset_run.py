@@ -25,7 +25,8 @@ from mdw_jax.pipeline.prepared import Prepared
 # Settings that do not change the experts: how snapshots are stored, and what is already resolved into other keys.
 _NOT_EXPERTS = ("store_dtype", "recipe", "lr_infonce")
 # A set that comes to its end is the same however many restarts were allowed, so one that diverged may be allowed more.
-_NOT_SETS = ("sets", "restarts")
+# Chunks and what is computed again change rounding alone, as the number of devices does.
+_NOT_SETS = ("sets", "restarts", "chunk", "remat")
 # Settings of the experts that the network of covariance matching is trained with.
 ONLINE_SETTINGS = ("batch", "lr_infonce", "momentum", "weight_decay")
 # Settings that only score a finished set. The others choose between candidates, so a set depends on them.

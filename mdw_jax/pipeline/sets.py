@@ -16,6 +16,8 @@ from mdw_jax.models.embedding import compiled_inputs
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
 
+_CHUNK = 100  # images of a set that a frozen backbone sees at a time
+
 
 def set_folder(run: PresetRun, index: int) -> Path:
     """The directory of distilled set `index` of a preset."""
@@ -55,7 +57,7 @@ def to_distilled_set(learned: dict, method: Method) -> DistilledSet:
 
 def student_data(model: DualEncoder, distilled: DistilledSet) -> StudentData:
     """A distilled set as students with the image tower of `model` see it."""
-    inputs = compiled_inputs(model)(enlarged(jnp.asarray(distilled.images), distilled.seen_size))
+    inputs = compiled_inputs(model, _CHUNK)(enlarged(jnp.asarray(distilled.images), distilled.seen_size))
     p = {name: jnp.asarray(value) for name, value in distilled.correspondence.items()}
     return StudentData(inputs, jnp.asarray(distilled.texts), p, dict(distilled.step_sizes), distilled.loss,
                        distilled.alpha)

@@ -70,10 +70,15 @@ def vmapped_jit(function: Callable, shared: int) -> Callable:
     return jax.jit(jax.vmap(function, in_axes=(0, *[None] * shared), spmd_axis_name=name))
 
 
+def devices_along(axes: str | tuple[str, ...]) -> int:
+    """Inside `jit`: how many devices lie along mesh axes; 1 without a mesh."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return math.prod(sizes.get(name, 1) for name in ((axes,) if isinstance(axes, str) else axes))
+
+
 def shard_rows(x: jax.Array, axes: str | tuple[str, ...] = DATA) -> jax.Array:
     """Inside `jit`: lay the rows of `x` (n, ...) over mesh axes; as it is if their size does not divide n."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    parts = math.prod(sizes.get(name, 1) for name in ((axes,) if isinstance(axes, str) else axes))
+    parts = devices_along(axes)
     return x if parts == 1 or len(x) % parts else jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 

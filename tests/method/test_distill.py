@@ -313,3 +313,18 @@ def test_mixing_blends_images_and_texts_alike_and_leaves_the_targets():
         logits = model.logits(params, blend(model.inputs(jnp.asarray(IMAGES))), blend(jnp.asarray(TEXTS)))
         losses.append(distillation_loss("wbce")(logits, correspondence(learned["correspondence"], jnp.arange(PAIRS), 3.0)))
     np.testing.assert_allclose(inner[0], np.mean(losses), rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [2, 4])
+def test_gradients_of_chunks_are_those_of_all_images(chunk):
+    """Features, and their gradient by the pixels, of two images at a time, and of three where four are asked for."""
+    model, (begin, target) = MODELS["projection"], ends(MODELS["projection"])
+    draws = draw(jax.random.key(4), METHOD, PAIRS, 2)
+
+    def gradient(method):
+        loss = lambda learned: objective(model, method, learned, begin, target, draws)[0]
+        return jax.jit(jax.value_and_grad(loss))(start().learned)
+
+    wanted, found = gradient(METHOD), gradient(dataclasses.replace(METHOD, chunk=chunk))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * float(jnp.abs(b).max()))

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.analysis.benchmark.case import Case
 from mdw_jax.analysis.benchmark.timing import flatten, threads
+from mdw_jax.models.weights.shipped import shipped_or_local
 
 
 def find_reference(config: ConfigDict):
@@ -52,7 +53,7 @@ def torch_settings(case: Case, reference, gradient: str):
 
 def mobilenet_graph(path) -> tuple:
     """The operations of a mobilenet file that the tower `mobilenet` reads, up to its average pooling."""
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(shipped_or_local(path), allow_pickle=False) as file:
         ops = json.loads(str(file["ops_json"]))["ops"]
     return tuple(ops[: next(i for i, op in enumerate(ops) if op["op"] == "AVERAGE_POOL_2D")])
 

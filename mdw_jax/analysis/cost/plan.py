@@ -28,7 +28,7 @@ _ADDED = ("flops", "tower_forward", "tower_gradient", "moved", "host", "host_flo
 # What makes a stage smaller.
 _ADVICE = {
     "experts": "lower experts.batch, experts.count or data.size, set model.mode=projection, or take more devices",
-    "distillation": "lower distill.pairs, distill.batch, distill.trajectories or data.size",
+    "distillation": "lower distill.chunk, distill.pairs, distill.batch, distill.trajectories or data.size",
     "students": "lower evaluate.batch or data.size",
 }
 
@@ -166,14 +166,21 @@ def with_compiled_memory(config: ConfigDict, work: Sequence[Work], counts: Count
             programs = Programs(c.lock())
             compiled["experts", name] = peak_memory(programs.expert_step, programs.expert_arguments())
             if preset_spec(name).kind == "distilled" and c.distill.steps:
-                compiled["distillation", name] = peak_memory(programs.outer_step, programs.outer_arguments())
+                compiled["distillation", name] = peak_memory(
+                    programs.outer_step, programs.outer_arguments(), donated=1)
     return [piece._replace(device_memory=max((compiled.get((piece.stage, name), 0) for name in piece.presets), default=0)
                            or piece.device_memory) if piece.device_memory else piece for piece in work]
 
 
-def peak_memory(function, arguments: tuple) -> float:
-    """Bytes of the compiled `function(*arguments)` on its device, whose arguments are `jax.ShapeDtypeStruct`s."""
-    sizes = jax.jit(function).lower(*arguments).compile().memory_analysis()
+def peak_memory(function, arguments: tuple, donated: int | tuple = ()) -> float:
+    """Bytes of the compiled `function(*arguments)` on its device, whose arguments are `jax.ShapeDtypeStruct`s.
+
+    Args:
+        function: any function of arrays.
+        arguments: their shapes.
+        donated: positions of arguments whose memory the results take over.
+    """
+    sizes = jax.jit(function, donate_argnums=donated).lower(*arguments).compile().memory_analysis()
     return (sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
             - sizes.alias_size_in_bytes)
 

@@ -87,7 +87,8 @@ class Programs:
         def weights(backbone, params, learned):
             return pixel_weights(self._model(backbone), params, learned["images"], learned["texts"],
                                  learned["correspondence"], alpha=d.alpha, loss=d.loss,
-                                 top_k=min(d.ceo_top_k, d.pairs), beta=d.ceo_beta, seen_size=self._method.seen_size)
+                                 top_k=min(d.ceo_top_k, d.pairs), beta=d.ceo_beta, seen_size=self._method.seen_size,
+                                 chunk=d.chunk)
 
         return weights, backbone, self.params, state.learned
 

@@ -62,11 +62,11 @@ def outer_work(run: PresetRun, model: ModelCost, devices: int) -> Work:
     inner, tower = outer_flops(run.config, model)
     if d.ceo:
         tower += 3 * d.pairs * model.tower / d.ceo_every
-    steps, batch = d.sets * d.steps, min(d.batch, d.pairs)
+    steps = d.sets * d.steps
     trajectories = math.ceil(d.trajectories / math.gcd(d.trajectories, devices))
     unrolled = (d.inner_steps + 6) * 4 * model.parameters
     image_bytes = 4 * d.pairs * model.pixels
-    batches = 3 * batch * model.activations if not model.projection else d.pairs * model.activations
+    batches = held_images(run.config, model) * model.activations
     return Work(
         "distillation", f"{steps} outer steps of {d.inner_steps} inner ones, {d.trajectories} at a time ({d.gradient})",
         steps * inner, tower_gradient=steps * tower, moved=steps * (20 * image_bytes + 12 * d.trajectories * unrolled),
@@ -77,13 +77,23 @@ def outer_work(run: PresetRun, model: ModelCost, devices: int) -> Work:
 def outer_flops(config: ConfigDict, model: ModelCost) -> tuple[float, float]:
     """FLOP of one outer step without CEO's weights: of heads, and of the image tower."""
     d, batch = config.distill, min(config.distill.batch, config.distill.pairs)
-    tower = 2 * d.pairs * model.tower if model.projection else 0  # features, and their gradient by the pixels
+    # Features, and their gradient by the pixels; of chunks, features once more.
+    passes = 3 if 0 < d.chunk < d.pairs else 2
+    tower = passes * d.pairs * model.tower if model.projection else 0
     if d.objective == "covariance":  # embeds the set for a gradient, and a batch of real pairs; trains the network a step
         real = config.experts.batch
         inner = 3 * d.pairs * model.pair + real * model.pair + student_step(model, real).flops
     else:
         inner = d.trajectories * d.inner_steps * INNER_PASSES[d.gradient] * forward(model, batch)
     return (inner, tower) if model.projection else (0.0, inner)
+
+
+def held_images(config: ConfigDict, model: ModelCost) -> int:
+    """Of how many images an outer step holds what the tower's gradient needs: a chunk, or three mini-batches."""
+    d = config.distill
+    if not model.projection:
+        return 3 * min(d.batch, d.pairs)
+    return min(d.pairs, d.chunk or d.pairs)
 
 
 def candidate_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mdw_jax.models.image.blocks import block_module
 from mdw_jax.models.image.vit_layers import Linear, Mlp, Norm, Patches, attend, patch_grid
 from mdw_jax.models.weights.hugging_face import transformer_fields
 
@@ -75,7 +76,8 @@ class ClipVision(nn.Module):
     def setup(self):
         self.embeddings = _Embeddings(self.grid, self.patch, self.width)
         self.pre_layrnorm = Norm(_EPS)  # Hugging Face's spelling
-        self.layers = [_Layer(self.heads, self.hidden, self.act) for _ in range(self.depth)]
+        sizes, layer = (self.heads, self.hidden, self.act), block_module(_Layer)
+        self.layers = [*(layer(*sizes) for _ in range(self.depth - 1)), _Layer(*sizes)]
         self.post_layernorm = Norm(_EPS)
         self.visual_projection = Linear(self.features, use_bias=False)
 

@@ -69,8 +69,6 @@ def conv(x, kernel, stride: int = 1, padding="SAME", groups: int = 1):
 
 def depthwise_conv(x, kernel, stride: int = 1):
     """SAME convolution of each channel by itself. x: (B, H, W, C); kernel: (kh, kw, 1, C)."""
-    if on_cpu():
-        return _shifted_depthwise(x, kernel, stride)
     return _product(x, kernel, stride, _pads(x.shape[1:3], kernel.shape[:2], stride, "SAME"), x.shape[-1])
 
 
@@ -143,12 +141,16 @@ def _grouped(x, kernel, stride, pads, groups):
 # Differentiating XLA's operation twice instead gives convolutions with kernels the size of the image.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _product(x, kernel, stride, pads, groups):
+    if on_cpu() and groups > 1:  # depthwise: see `conv`
+        return _shifted(x, kernel, stride, pads)
     return _native(x, kernel, stride, pads, groups)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _by_input(y, kernel, stride, pads, groups, size):
     """`_product`'s gradient by x of (H, W) = `size`, from y's: (B, oh, ow, F) -> (B, H, W, C)."""
+    if on_cpu() and groups > 1:
+        return _shifted_by_input(y, kernel, stride, pads, size)
     x = jax.ShapeDtypeStruct((len(y), *size, kernel.shape[2] * groups), y.dtype)
     return jax.linear_transpose(lambda x: _native(x, kernel, stride, pads, groups), x)(y)[0]
 
@@ -157,7 +159,9 @@ def _by_input(y, kernel, stride, pads, groups, size):
 def _by_kernel(x, y, stride, pads, groups, size):
     """`_product`'s gradient by a kernel of (kh, kw) = `size`, from y's: (B, oh, ow, F) -> (kh, kw, C / groups, F)."""
     shape = (*size, x.shape[-1] // groups, y.shape[-1])
-    if on_cpu():  # one group: see `conv`
+    if on_cpu() and groups > 1:
+        return _by_taps(x, y, stride, pads, size)
+    if on_cpu():
         patches = _patches(x, size, stride, pads)
         return (patches.reshape(-1, patches.shape[-1]).T @ y.reshape(-1, y.shape[-1])).reshape(shape)
     kernel = jax.ShapeDtypeStruct(shape, x.dtype)
@@ -185,51 +189,62 @@ _by_input.defvjp(lambda *args: (_by_input(*args), args[:2]), _by_input_backward)
 _by_kernel.defvjp(lambda *args: (_by_kernel(*args), args[:2]), _by_kernel_backward)
 
 
-def _shifts(x, kernel_size, stride):
-    """Yield (i, j, what kernel tap (i, j) sees): (B, oh, ow, C) each."""
-    (kh, kw), (b, h, w, c) = kernel_size, x.shape
-    oh, ow = -(-h // stride), -(-w // stride)
-    x = jnp.pad(x, ((0, 0), same_padding(h, kh, stride), same_padding(w, kw, stride), (0, 0)))
+# ---- depthwise convolutions on a CPU, as shifted maps ------------------------------------------------------------------
+
+
+def _shifted(x, kernel, stride, pads):
+    """`_product` of each channel by itself: for each tap of the kernel what it sees, times its weight."""
+    (kh, kw), (b, h, w, c) = kernel.shape[:2], x.shape
+    oh, ow = ((size + sum(pad) - k) // stride + 1 for size, pad, k in zip((h, w), pads, (kh, kw), strict=True))
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     # Strided slices are slow to differentiate: split into stride x stride phases first, then slice densely.
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % stride), (0, -x.shape[2] % stride), (0, 0)))
     x = x.reshape(b, x.shape[1] // stride, stride, x.shape[2] // stride, stride, c)
-    for i in range(kh):
-        for j in range(kw):
-            phase = x[:, :, i % stride, :, j % stride]
-            yield i, j, phase[:, i // stride : i // stride + oh, j // stride : j // stride + ow]
+    seen = lambda i, j: x[:, i // stride : i // stride + oh, i % stride, j // stride : j // stride + ow, j % stride]
+    return sum(seen(i, j) * kernel[i, j, 0] for i in range(kh) for j in range(kw))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_depthwise(x, kernel, stride):
-    return sum(shifted * kernel[i, j, 0] for i, j, shifted in _shifts(x, kernel.shape[:2], stride))
-
-
-def _shifted_depthwise_forward(x, kernel, stride):
-    return _shifted_depthwise(x, kernel, stride), (x, kernel)
-
-
-def _shifted_depthwise_backward(stride, saved, cotangent):
-    # The gradient by x is again a depthwise convolution: of the cotangent, dilated, with the flipped kernel. XLA's own
-    # transpose of the slices would pad and add nine full-size arrays.
-    x, kernel = saved
-    (kh, kw), (b, h, w, c) = kernel.shape[:2], x.shape
-    by_kernel = jnp.stack([
-        jnp.sum(shifted * cotangent, axis=(0, 1, 2)) for _, _, shifted in _shifts(x, (kh, kw), stride)
-    ]).reshape(kernel.shape)
+def _shifted_by_input(y, kernel, stride, pads, size):
+    """`_by_input` of each channel by itself: again such a convolution, of y, dilated, with the flipped kernel."""
+    (kh, kw), (b, oh, ow, c) = kernel.shape[:2], y.shape
     if stride > 1:
-        oh, ow = cotangent.shape[1:3]
         after = (0, stride - 1)
-        dilated = jnp.pad(cotangent[:, :, None, :, None], ((0, 0), (0, 0), after, (0, 0), after, (0, 0)))
-        cotangent = dilated.reshape(b, oh * stride, ow * stride, c)
-    pads = []
-    for size, k, length in ((h, kh, cotangent.shape[1]), (w, kw, cotangent.shape[2])):
-        before = k - 1 - same_padding(size, k, stride)[0]
-        pads.append((before, size + k - 1 - before - length))
-    padded = jax.lax.pad(cotangent, jnp.zeros((), cotangent.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
-    by_x = sum(
-        padded[:, i : i + h, j : j + w] * kernel[kh - 1 - i, kw - 1 - j, 0] for i in range(kh) for j in range(kw)
-    )
-    return by_x, by_kernel
+        y = jnp.pad(y[:, :, None, :, None], ((0, 0), (0, 0), after, (0, 0), after, (0, 0)))
+        y = y.reshape(b, oh * stride, ow * stride, c)
+    edges = [(k - 1 - pad[0], n + pad[0] - length) for k, pad, n, length in zip(
+        (kh, kw), pads, size, y.shape[1:3], strict=True)]
+    y = jax.lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *((*edge, 0) for edge in edges), (0, 0, 0)))
+    h, w = size
+    return sum(y[:, i : i + h, j : j + w] * kernel[kh - 1 - i, kw - 1 - j, 0] for i in range(kh) for j in range(kw))
 
 
-_shifted_depthwise.defvjp(_shifted_depthwise_forward, _shifted_depthwise_backward)
+_MOST_TERMS = 20  # images whose products are added in one pass, in `_by_taps`
+
+
+def _by_taps(x, y, stride, pads, size):
+    """`_by_kernel` of each channel by itself.
+
+    For each tap the products of what it sees and y, where it sees no padding, are added over images, and then, by a
+    product with ones, over places. XLA writes a sum of products of slices as such, but makes a copy of each of the slices
+    and reduces these, nine times the map, which takes three times as long and more memory.
+    """
+    b, c = len(x), x.shape[-1]
+    terms = max(n for n in range(1, _MOST_TERMS + 1) if b % n == 0)
+    by_tap = []
+    for rows, rows_of_y in _overlaps(x.shape[1], size[0], stride, pads[0]):
+        for columns, columns_of_y in _overlaps(x.shape[2], size[1], stride, pads[1]):
+            seen, of_y = x[:, rows, columns], y[:, rows_of_y, columns_of_y]
+            parts = zip(jnp.split(seen, terms), jnp.split(of_y, terms), strict=True)
+            added = sum(a * g for a, g in parts).reshape(-1, c)
+            by_tap.append(jnp.ones(len(added), added.dtype) @ added)
+    return jnp.stack(by_tap).reshape(*size, 1, c)
+
+
+def _overlaps(length, taps, stride, pad):
+    """For each tap of a dimension: (the slice of the input that it sees, the slice of the outputs that see it)."""
+    before, out = pad[0], (length + sum(pad) - taps) // stride + 1
+    for tap in range(taps):
+        first = max(0, -(-(before - tap) // stride))
+        last = min(out - 1, (length - 1 + before - tap) // stride)
+        begin = first * stride + tap - before
+        yield slice(begin, begin + (last - first) * stride + 1, stride), slice(first, last + 1)

@@ -4,6 +4,7 @@ Weights are `.q8.npz` files: per layer `convNN` in execution order a uint8 `kern
 (kernel = (kernel_q - zero) * scale), a float32 `bias`, and `ops_json`, the graph of operations.
 """
 
+import functools
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import parse_json
 from mdw_jax.io.numpy_files import numpy_file
+from mdw_jax.models.image.blocks import block_function
 from mdw_jax.models.image.conv import conv, depthwise_conv
 from mdw_jax.models.image.tower import Tower
 
@@ -41,21 +43,14 @@ def mobilenet_of(graph: dict, params: dict, name: str, what: str) -> Tower:
     Raises:
         UserError: the graph cannot be computed with these weights.
     """
+    blocks = _blocks(graph["ops"])
+
     def feature_map(params, images):
-        values = {graph["input_tensor"]: 2 * images - 1}
-        for op in graph["ops"]:
-            x = values[op["in"][0]]
-            if op["op"] == "AVERAGE_POOL_2D":
-                return x
-            if op["op"] == "ADD":
-                y = x + values[op["in"][1]]
-            else:
-                layer = params[op["w"]]
-                convolve = depthwise_conv if op["op"] == "DEPTHWISE_CONV_2D" else conv
-                y = convolve(x, layer["kernel"].astype(x.dtype), op["stride"]) + layer["bias"].astype(x.dtype)
-                y = jnp.clip(y, 0, 6) if op["act"] == 3 else jnp.maximum(y, 0) if op["act"] == 1 else y
-            values[op["out"]] = y
-        raise AssertionError("unreachable: _read checked that the graph pools")
+        x, name = 2 * images - 1, graph["input_tensor"]
+        for ops in blocks:
+            compute = functools.partial(_computed, ops, name)
+            x, name = block_function(compute)({op["w"]: params[op["w"]] for op in ops if "w" in op}, x), ops[-1]["out"]
+        return x
 
     try:  # the graph and the shapes come from the file
         jax.eval_shape(feature_map, params, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
@@ -65,6 +60,40 @@ def mobilenet_of(graph: dict, params: dict, name: str, what: str) -> Tower:
     last = next(op["w"] for op in reversed(graph["ops"]) if "w" in op)
     return Tower(name, lambda key: params, feature_map, params[last]["kernel"].shape[-1], std=(0.5, 0.5, 0.5),
                  layout={"kind": "mobilenet", "name": name, "input": graph["input_tensor"], "operations": graph["ops"]})
+
+
+_SHORTEST_BLOCK = 2  # operations: a depthwise convolution and a pointwise one
+
+
+def _blocks(ops: list[dict]) -> list[list[dict]]:
+    """The operations up to the average pooling as blocks that hand one tensor to the next."""
+    ops = ops[: next(i for i, op in enumerate(ops) if op["op"] == "AVERAGE_POOL_2D")]
+    blocks: list[list[dict]] = []
+    block: list[dict] = []
+    for i, op in enumerate(ops):
+        block.append(op)
+        later = {name for following in ops[i + 1:] for name in following["in"]}
+        inside = {before["out"] for before in ops[:i]} | {ops[0]["in"][0]}
+        if len(block) >= _SHORTEST_BLOCK and not later & inside:
+            blocks.append(block)
+            block = []
+    return [*blocks, block] if block else blocks
+
+
+def _computed(ops: list[dict], name: str, params: dict, x):
+    """The result of a block of operations on its input `x`, which they call `name`."""
+    values = {name: x}
+    for op in ops:
+        x = values[op["in"][0]]
+        if op["op"] == "ADD":
+            y = x + values[op["in"][1]]
+        else:
+            layer = params[op["w"]]
+            convolve = depthwise_conv if op["op"] == "DEPTHWISE_CONV_2D" else conv
+            y = convolve(x, layer["kernel"].astype(x.dtype), op["stride"]) + layer["bias"].astype(x.dtype)
+            y = jnp.clip(y, 0, 6) if op["act"] == 3 else jnp.maximum(y, 0) if op["act"] == 1 else y
+        values[op["out"]] = y
+    return y
 
 
 OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "AVERAGE_POOL_2D")

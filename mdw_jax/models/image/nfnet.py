@@ -8,6 +8,7 @@ by dividing a block's input by its expected standard deviation. Modules and para
 import flax.linen as nn
 import jax
 
+from mdw_jax.models.image.blocks import block_module
 from mdw_jax.models.image.conv import average_pool, conv, max_pool
 
 # 1 / standard deviation of activation(normal variable), from the NFNet paper's code; timm puts it into the kernels.
@@ -175,7 +176,7 @@ class NormFreeNet(nn.Module):
                 groups = middle // self.group_size if self.group_size else 1
                 middle = groups * self.group_size if self.group_size else middle
                 stride = 2 if i == 0 and (stage > 0 or self.stem == "3x3") else 1
-                x = NormFreeBlock(
+                x = block_module(NormFreeBlock)(
                     width, middle, stride, groups, self.alpha, variance**-0.5,
                     _round8((middle if self.reg else width) * self.squeeze), self.reg, self.extra, self.act,
                     name=f"stages_{stage}_{i}")(x)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mdw_jax.models.image.blocks import block_module
 from mdw_jax.models.image.conv import conv, max_pool
 
 _EPS = 1e-5
@@ -97,7 +98,7 @@ class ResNet(nn.Module):
         for stage, depth in enumerate(self.depths):
             for i in range(depth):
                 stride = 2 if i == 0 and stage > 0 else 1
-                x = ResNetBlock(64 * 2**stage, stride, self.bottleneck, name=f"layer{stage + 1}_{i}")(x)
+                x = block_module(ResNetBlock)(64 * 2**stage, stride, self.bottleneck, name=f"layer{stage + 1}_{i}")(x)
         return x
 
 

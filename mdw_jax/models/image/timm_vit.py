@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mdw_jax.models.image.blocks import block_module
 from mdw_jax.models.image.vit_layers import Linear, Mlp, Norm, Patches, attend, patch_grid
 
 _small = nn.initializers.truncated_normal(0.02)
@@ -63,7 +64,8 @@ class TimmVit(nn.Module):
         self.patch_embed = _PatchEmbed(self.width, self.patch)
         self.cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width))
         self.pos_embed = self.param("pos_embed", _small, (1, 1 + self.grid[0] * self.grid[1], self.width))
-        self.blocks = [_Block(self.heads) for _ in range(self.depth)]
+        block = block_module(_Block)
+        self.blocks = [*(block(self.heads) for _ in range(self.depth - 1)), _Block(self.heads)]
         self.norm = Norm(1e-6)
 
     def __call__(self, x):

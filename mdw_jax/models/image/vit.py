@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from mdw_jax.errors import UserError
+from mdw_jax.models.image.blocks import block_module
 from mdw_jax.models.image.tower import Tower
 
 
@@ -51,7 +52,7 @@ class VisionTransformer(nn.Module):
         x = x + self.param("position", nn.initializers.normal(0.02), x.shape[1:]).astype(x.dtype)
         x = x.reshape(b, h * w, self.width)
         for i in range(self.depth):
-            x = Block(self.heads, name=f"block_{i}")(x)
+            x = block_module(Block)(self.heads, name=f"block_{i}")(x)
         return nn.LayerNorm(dtype=images.dtype, name="norm")(x).reshape(b, h, w, self.width)
 
 
