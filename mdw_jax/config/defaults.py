@@ -169,8 +169,8 @@ def base() -> ConfigDict:
     c.distill.batch = 50  # distilled pairs per inner step, at most all of them
     # images of the set of which an image tower holds what its gradient needs at a time, for one more forward pass; 0: all
     c.distill.chunk = 100
-    # what an image tower computes again when its gradient is due, rather than hold it; blocks: all inside its blocks, of a
-    # large tower most of its memory, for one more forward pass
+    # what an image tower computes again when its gradient is due, rather than hold it; blocks: all inside its blocks, for
+    # one more forward pass; for accelerators (on a CPU XLA undoes it)
     c.distill.remat = "none"
     c.distill.batches = "rounds"  # rounds: until the set is used up, without repeats; fresh: a new subset each step, as VLD
     c.distill.trajectories = 2  # trajectories matched in each outer step

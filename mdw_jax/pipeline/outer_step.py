@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -14,12 +15,14 @@ from mdw_jax.method import covariance, distill, grad_cam
 from mdw_jax.method.distill import outer_shapes
 from mdw_jax.method.objective import Method, method_of
 from mdw_jax.models.dual_encoder import DualEncoder
+from mdw_jax.models.image.conv import on_cpu
 from mdw_jax.models.jit import jit_with_frozen
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.runtime.processes import several_processes
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 # The outer step of each `distill.objective`: (model, method) -> jitted step.
 OBJECTIVES: dict[str, Callable[[DualEncoder, Method], Callable]] = {
@@ -30,6 +33,9 @@ OBJECTIVES: dict[str, Callable[[DualEncoder, Method], Callable]] = {
 @functools.lru_cache(maxsize=4)  # all sets of a preset share the compiled functions
 def compiled_outer_step(model: DualEncoder, method: Method) -> Callable:
     """The jitted outer step of `method.objective`."""
+    if method.remat != "none" and on_cpu():
+        logger.warning("distill.remat=%s saves no memory on a CPU, where XLA merges what is computed again with the first "
+                       "time; lower distill.chunk (projection mode) or distill.batch instead.", method.remat)
     return OBJECTIVES[method.objective](model, method)
 
 

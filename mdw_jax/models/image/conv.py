@@ -8,8 +8,8 @@ On a CPU, XLA's convolution itself is fast, but not its gradients: those by kern
 tens of times slower than they need be. There, the gradient by the kernel is patches and a matrix product (through a scan
 of SGD steps 19x as fast as XLA's own, and 1.3x as fast as patches throughout). A grouped convolution is patches and a
 batch of matrix products (17x faster second-order gradient on the widest stage of NFNet-L0 at 224 px), a depthwise one
-shifted multiply-adds with a backward pass of the same form (6x faster forward and 9x faster gradient on MobileNetV2 at
-128 px). None of these knows forward-mode differentiation (jax.jvp). By default padding is TensorFlow's SAME: the odd
+shifted multiply-adds with gradients of the same form (6x faster forward and 9x faster gradient on MobileNetV2 at 128 px).
+None of these knows forward-mode differentiation (jax.jvp). By default padding is TensorFlow's SAME: the odd
 pixel goes to the bottom and the right.
 """
 
