@@ -8,7 +8,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
@@ -25,10 +25,12 @@ DRAFT = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least this many times the pixels asked for."""
 LARGEST = 2**28
 """Bytes of an encoded image or audio file that are read; more is a bomb, or no such file."""
+DIGEST = 16
+"""Hex digits of a content digest."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()))
 """What is read, by Pillow's names. Others, such as EPS, would hand what strangers wrote to further programs."""
+_BLOCK = 4096  # rows
 _CHECK_SIZE = 32  # pixels a side, when an image is only checked; enough to tell any two photos apart
-_DIGEST = 16  # hex digits of a content digest
 _UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
             8: Image.Transpose.ROTATE_90}  # by EXIF orientation, as in `PIL.ImageOps.exif_transpose`
@@ -221,7 +223,13 @@ def decode_into(out: np.ndarray, images: Sequence[Encoded], pool: ThreadPoolExec
     Pillow decodes and resizes without the interpreter lock, so threads are enough.
     """
     fill = partial(_fill, decode=decoder.decode)
-    return list(pool.map(fill, images, out)) if len(images) > 1 else list(map(fill, images, out))
+    return list(_in_blocks(pool, fill, images, out)) if len(images) > 1 else list(map(fill, images, out))
+
+
+def _in_blocks(pool: ThreadPoolExecutor, function: Callable, *rows) -> Iterator:
+    """`pool.map`, which would make a future for each row before the first is done, some thousands of rows at a time."""
+    for first in range(0, len(rows[0]), _BLOCK):
+        yield from pool.map(function, *(part[first:first + _BLOCK] for part in rows))
 
 
 def _fill(image: Encoded, out: np.ndarray, decode: Callable[[bytes], np.ndarray]) -> str | None:
@@ -252,13 +260,13 @@ def validate_images(images: Sequence[Encoded], check: bool, pool: ThreadPoolExec
     """
     if not check and all(image.sum is not None for image in images):
         return list(images), [None] * len(images)
-    examined = list(pool.map(partial(_examine, check=decoder.check if check else None), images))
+    examined = list(_in_blocks(pool, partial(_examine, check=decoder.check if check else None), images))
     return [image for image, _ in examined], [failure for _, failure in examined]
 
 
 def digest_of(pixels: np.ndarray) -> str:
     """A digest of pixels, `Encoded.content` of those that `Decoder.check` gives."""
-    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:_DIGEST]
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:DIGEST]
 
 
 def content_digests(images: Sequence[Encoded], pool: ThreadPoolExecutor, decoder: Decoder = rgb(_CHECK_SIZE)
@@ -270,9 +278,9 @@ def content_digests(images: Sequence[Encoded], pool: ThreadPoolExecutor, decoder
     see `duplicates.perceptual_hashes`.
 
     Returns:
-        `_DIGEST` hex digits each; None for images that cannot be decoded.
+        `DIGEST` hex digits each; None for images that cannot be decoded.
     """
-    return list(pool.map(lambda image: image.content or _examine(image, decoder.check)[0].content, images))
+    return list(_in_blocks(pool, lambda image: image.content or _examine(image, decoder.check)[0].content, images))
 
 
 def _examine(image: Encoded, check: Callable[[bytes], np.ndarray] | None) -> tuple[Encoded, str | None]:

@@ -20,15 +20,17 @@ _MOST_EDGES = 2**23  # pairs that are held at once
 _MOST_TABLES = 500  # sorts of all hashes
 
 
-def groups(contents: Sequence[str | None]) -> list[int]:
+def groups(contents: np.ndarray) -> np.ndarray:
     """The number of each image's group, those with the same content; groups are numbered as they first occur.
 
     Args:
-        contents: a digest for each image (`decoding.content_digests`); None: it is a group of its own.
+        contents: (N,) uint64, a digest for each image (`EncodedColumns.contents`); 0: it is a group of its own.
+    Returns:
+        (N,) int64.
     """
-    numbers: dict[object, int] = {}
-    return [numbers.setdefault((row,) if content is None else content, len(numbers))
-            for row, content in enumerate(contents)]
+    _, first, group_of = np.unique(contents, return_index=True, return_inverse=True)
+    first_of = np.where(contents == 0, np.arange(len(contents)), first[group_of])
+    return np.unique(first_of, return_inverse=True)[1]
 
 
 def perceptual_hashes(images: Sequence[Encoded], pool: ThreadPoolExecutor, size: int = 64) -> list[int | None]:

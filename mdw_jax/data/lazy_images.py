@@ -1,5 +1,6 @@
 """`LazyImages`: images that are decoded when they are indexed, for data sets that do not fit into memory."""
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -7,8 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from mdw_jax.data import decoding
-from mdw_jax.data.decoding import Decoder, Encoded, decode_into, raise_decode_errors, rgb, validate_images
-from mdw_jax.io.files import digest
+from mdw_jax.data.decoding import Decoder, Encoded, decode_into, raise_decode_errors, rgb
+from mdw_jax.data.encoded_columns import EncodedColumns
+from mdw_jax.io.files import add_to_digest
 
 
 class LazyImages:
@@ -30,7 +32,7 @@ class LazyImages:
 
     def __init__(self, images: Sequence[Encoded], size: int, threads: int | None = None,
                  decoder: Decoder | None = None):
-        self._images, self._decoder = images, decoder or rgb(size)
+        self._images, self._decoder = EncodedColumns.of(images), decoder or rgb(size)
         self._pool = ThreadPoolExecutor(threads or decoding.threads())  # starts no thread before it has work
         self.shape = (len(images), *self._decoder.shape)
 
@@ -45,7 +47,7 @@ class LazyImages:
     def __getitem__(self, rows) -> np.ndarray:
         if isinstance(rows, (int, np.integer)):
             return self[np.array([rows])][0]
-        rows = np.arange(len(self))[rows]  # slices, signs and masks mean what they mean to numpy
+        rows = self._numbers(rows)
         if rows.ndim != 1:
             return self[rows.ravel()].reshape(*rows.shape, *self.shape[1:])
         rows, place = np.unique(rows, return_inverse=True)  # an image with several captions is asked for several times
@@ -53,6 +55,14 @@ class LazyImages:
         pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
         raise_decode_errors(images, decode_into(pixels, images, self._pool, self._decoder), unit=self._decoder.unit)
         return pixels if np.array_equal(place, np.arange(len(rows))) else pixels[place]
+
+    def _numbers(self, rows) -> np.ndarray:
+        """Rows as numbers from 0 on; slices, signs and masks mean what they mean to numpy."""
+        if not isinstance(rows, np.ndarray) or rows.dtype == bool or not rows.size:
+            return np.arange(len(self))[rows]
+        if rows.min() < -len(self) or rows.max() >= len(self):
+            raise IndexError(f"rows from {rows.min()} to {rows.max()} of {len(self)} images")
+        return np.where(rows < 0, rows + len(self), rows)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)
@@ -64,7 +74,12 @@ class LazyImages:
         It needs no decoding, and so differs from the fingerprint of the same pixels in memory. Zip files and indexed
         shards know these sums; other files are read once for it.
         """
-        images, failures = validate_images(self._images, False, self._pool, self._decoder)
-        raise_decode_errors(images, failures, unit=self._decoder.unit)
-        settings = [self._decoder.settings] if self._decoder.settings else []
-        return digest("lazy images", self.shape[1], *settings, *(f"{image.sum} {image.key}" for image in images))
+        images, failures = self._images.validated(False, self._pool, self._decoder)
+        raise_decode_errors(images, [failures.get(row) for row in range(len(images))] if failures else [],
+                            unit=self._decoder.unit)
+        sha = hashlib.sha256()
+        for part in ("lazy images", self.shape[1], *([self._decoder.settings] if self._decoder.settings else [])):
+            add_to_digest(sha, part)
+        for length, checksum, key in zip(images.lengths, images.checksums, images.keys, strict=True):
+            add_to_digest(sha, f"({length}, {checksum}) {key}")
+        return sha.hexdigest()

@@ -10,6 +10,7 @@ from mdw_jax.data.log_mel import LogMel
 from mdw_jax.data.problems import caption_problem
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
+from mdw_jax.io.packed_strings import PackedStrings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +20,17 @@ class Split:
     Attributes:
         images: (N, H, W, C) uint8, an array in host memory, or `LazyImages`, which decode the rows they are indexed
             with. Video clips are (N, T, H, W, C), log-mels of audio (N, mels, frames, 1).
-        captions: K strings, K >= N.
+        captions: K strings, K >= N; millions are best `PackedStrings`.
         image_of: (K,) int64, the image that caption k truly describes.
         caption_ids: (K,) int64, the data set's own caption numbers (rows of a precomputed feature file).
-        attributes: {column: (N,) array}, one value for each image (may be empty).
+        attributes: {column: (N,) array or `PackedStrings`}, one value for each image (may be empty).
     """
 
     images: np.ndarray | LazyImages
-    captions: tuple[str, ...]
+    captions: tuple[str, ...] | PackedStrings
     image_of: np.ndarray
     caption_ids: np.ndarray
-    attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    attributes: Mapping[str, np.ndarray | PackedStrings] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         n, k = len(self.images), len(self.captions)
@@ -55,7 +56,8 @@ class Split:
     def fingerprint(self) -> str:
         """sha256 over images, captions and their pairing. Of `LazyImages` their own fingerprint counts."""
         images = self.images.fingerprint if isinstance(self.images, LazyImages) else self.images
-        return digest(images, list(self.captions), self.image_of, self.caption_ids)
+        captions = self.captions if isinstance(self.captions, PackedStrings) else list(self.captions)
+        return digest(images, captions, self.image_of, self.caption_ids)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.images.shape[1:]))

@@ -1,43 +1,27 @@
 """From the records of a reader to `Pairs`: check captions, group images, hold out splits, decode images or not."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdw_jax.data.decoding import Decoder, Encoded, decode_into, digest_of, rgb, threads, validate_images
+from mdw_jax.data.decoding import Decoder, decode_into, digest_of, rgb, threads
+from mdw_jax.data.encoded_columns import content_numbers
 from mdw_jax.data.holdout import Holdouts, hold_out
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.leaks import shared_content
 from mdw_jax.data.pairs import Pairs, Split
-from mdw_jax.data.problems import Problems, caption_problem, quoted
+from mdw_jax.data.problems import Problems
+from mdw_jax.data.record_table import ImageRows, Record, RecordTable
 from mdw_jax.errors import UserError
+from mdw_jax.io.packed_strings import PackedStrings
 
 SPLITS = ("train", "val", "test")
 
 
-class Record(NamedTuple):
-    """An image and its captions.
-
-    Attributes:
-        image: the image as it is stored.
-        captions: its captions, as they are written: `build` checks them.
-        caption_ids: the data set's own numbers of the captions, one each; (): `build` counts.
-        attributes: {column: value} of the image.
-        line: where the captions (the first of several) stand in the table, for messages; 0: not known.
-        place: says so, with "{}" for `line`.
-    """
-
-    image: Encoded
-    captions: Sequence
-    caption_ids: Sequence[int] = ()
-    attributes: Mapping[str, object] = {}
-    line: int = 0
-    place: str = "line {}"
-
-
-def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128, stream: bool = False,
+def build(name: str, records: Mapping[str, Iterable[Record] | RecordTable], *, size: int = 128, stream: bool = False,
           limit: int | None = None, on_error: str = "stop", max_skipped: float = 0.05, check: bool = True,
           holdout_val: int = 0, holdout_test: int = 0, holdout_seed: int = 0, near_duplicates: int = 0, fit: str = "crop",
           problems: Problems | None = None, notes: Iterable[str] = (), decoder: Decoder | None = None) -> Pairs:
@@ -81,21 +65,27 @@ def build(name: str, records: Mapping[str, Iterable[Record]], *, size: int = 128
         problems.settle(name, 0, 0, on_error, max_skipped)
     with ThreadPoolExecutor(threads()) as pool:
         train = splits["train"]
-        if (holdout_val or holdout_test) and train:
-            rows, images = hold_out([record.image for record in train], holdouts, name, notes, (pool, decoder))
-            splits |= {split: [train[row]._replace(image=images[row]) for row in part] for split, part in rows.items()}
-        if empty := next((split for split, members in splits.items() if not members), None):
+        if (holdout_val or holdout_test) and len(train):
+            rows, images = hold_out(train.images, holdouts, name, notes, (pool, decoder))
+            train = dataclasses.replace(train, images=images)
+            splits |= {split: train.take(part) for split, part in rows.items()}
+        if empty := next((split for split, members in splits.items() if not len(members)), None):
             raise UserError(_empty_split(problems.source or name, empty, len(splits["train"]), problems))
-        chosen = {split: members[:limit] for split, members in splits.items()}
-        decoded = _decode(chosen, stream, check, (pool, decoder))
-    parts = _assemble(chosen, decoded, (size, decoder))
-    _count_failures(chosen, decoded, problems)
+        chosen = {split: members if limit is None else members.take(np.arange(min(limit, len(members))))
+                  for split, members in splits.items()}
+        del splits, train
+        decoded = {split: _decode(chosen.pop(split), stream, check, (pool, decoder)) for split in SPLITS}
+    parts: dict[str, Any] = {split: _split(part, size, decoder) for split, part in decoded.items()
+                             if len(part.failures) < len(part.rows)}
+    _count_failures(decoded, problems)
     skipped = problems.settle(name, sum(len(part.images) for part in parts.values()),
                               sum(len(part.captions) for part in parts.values()), on_error, max_skipped)
     if lost := next((split for split in SPLITS if split not in parts), None):
-        raise UserError(f"none of the {len(chosen[lost])} images of split '{lost}' of '{problems.source or name}' can be "
-                        f"decoded ({problems}); replace them.")
-    return Pairs(name, **parts, skipped=skipped, notes=(*notes, *_leaks(chosen, decoded, parts)))
+        raise UserError(f"none of the {len(decoded[lost].rows)} images of split '{lost}' of '{problems.source or name}' "
+                        f"can be decoded ({problems}); replace them.")
+    leaks = shared_content({split: part.rows.images.contents for split, part in decoded.items()},
+                           {split: part.captions for split, part in parts.items()})
+    return Pairs(name, **parts, skipped=skipped, notes=(*notes, *leaks))
 
 
 def _check_settings(size: int, limit: int | None, holdouts: Holdouts) -> None:
@@ -108,36 +98,34 @@ def _check_settings(size: int, limit: int | None, holdouts: Holdouts) -> None:
 
 
 class _Decoded(NamedTuple):
-    """The images of all splits, one after another.
+    """The images of a split.
 
     Attributes:
-        images: as they are stored.
+        rows: as they are stored, with their captions.
         pixels: decoded; None where they are streamed.
-        failures: for each None, or why it cannot be used.
-        contents: a digest of what each shows; None where that is not known.
+        failures: {row: why it cannot be used}.
     """
 
-    images: list[Encoded]
+    rows: ImageRows
     pixels: np.ndarray | None
-    failures: list[str | None]
-    contents: list[str | None]
+    failures: Mapping[int, str]
 
 
-def _decode(splits: Mapping[str, Sequence[Record]], stream: bool, check: bool,
-            tools: tuple[ThreadPoolExecutor, Decoder]) -> _Decoded:
+def _decode(rows: ImageRows, stream: bool, check: bool, tools: tuple[ThreadPoolExecutor, Decoder]) -> _Decoded:
     """Decode all images, or look whether they can be decoded."""
     pool, decoder = tools
-    images = [record.image for split in SPLITS for record in splits[split]]
     if stream:
-        images, failures = validate_images(images, check, pool, decoder)
-        return _Decoded(images, None, failures, [image.content for image in images])
-    pixels = np.empty((len(images), *decoder.shape), np.uint8)
-    failures = decode_into(pixels, images, pool, decoder)
+        images, failures = rows.images.validated(check, pool, decoder)
+        return _Decoded(dataclasses.replace(rows, images=images), None, failures)
+    pixels = np.empty((len(rows), *decoder.shape), np.uint8)
+    failed = decode_into(pixels, rows.images, pool, decoder)
     # Of pixels 1 / 32 of the sides apart: all of them would take a tenth of the time of decoding.
     apart = tuple(slice(None, None, max(1, side // 32)) for side in pixels.shape[1:3])
-    contents = [None if failure else digest_of(row[apart])  # rows of broken images were never written
-                for row, failure in zip(pixels, failures, strict=True)]
-    return _Decoded(images, pixels, failures, contents)
+    contents = content_numbers([None if failure else digest_of(row[apart])  # rows of broken images were never written
+                                for row, failure in zip(pixels, failed, strict=True)])
+    images = dataclasses.replace(rows.images, contents=contents)
+    return _Decoded(dataclasses.replace(rows, images=images), pixels,
+                    {row: failure for row, failure in enumerate(failed) if failure})
 
 
 def splits_to_read(common: Mapping, **names: str) -> dict[str, str]:
@@ -145,48 +133,16 @@ def splits_to_read(common: Mapping, **names: str) -> dict[str, str]:
     return {split: name for split, name in names.items() if not common.get(f"holdout_{split}")}
 
 
-def _usable(records: Mapping[str, Iterable[Record]], problems: Problems) -> dict[str, list[Record]]:
+def _usable(records: Mapping[str, Iterable[Record] | RecordTable], problems: Problems) -> dict[str, ImageRows]:
     """The images of each split that have usable captions, each image once."""
     splits, count = {}, 0
     for split in SPLITS:
-        images: dict[str, Record] = {}
-        for record in records.get(split, ()):
-            captions, numbers = [], record.caption_ids or range(count, count + len(record.captions))
-            ids = []
-            for nth, (caption, number) in enumerate(zip(record.captions, numbers, strict=True), 1):
-                if why := caption_problem(caption):
-                    problems.add(why, _place(record, nth))
-                else:
-                    captions.append(caption)
-                    ids.append(number)
-            count += len(record.captions)
-            if not record.captions:
-                problems.add("no caption", _place(record))
-            first = images.get(record.image.key)
-            if captions:
-                images[record.image.key] = (
-                    record._replace(captions=tuple(captions), caption_ids=tuple(ids)) if first is None else
-                    first._replace(captions=(*first.captions, *captions), caption_ids=(*first.caption_ids, *ids)))
-        splits[split] = list(images.values())
+        given = records.get(split, ())
+        table = given if isinstance(given, RecordTable) else RecordTable(given)
+        problems.update(table.problems.counts, table.problems.first)
+        splits[split] = table.rows(count)
+        count += table.read
     return splits
-
-
-def _place(record: Record, nth: int = 1) -> str:
-    """Where an image is, or its caption number `nth`."""
-    key, where = quoted(record.image.key), at_line(record.place, record.line)
-    if len(record.captions) > 1:
-        return f"caption {nth} of {key}{f', whose first is in {where}' if where else ''}"
-    return _image_place(record)
-
-
-def _image_place(record: Record) -> str:
-    where = at_line(record.place, record.line)
-    return f"{quoted(record.image.key)}{f', {where}' if where else ''}"
-
-
-def at_line(place: str, line: int) -> str:
-    """Where a line (row) is, in words, by `Record.place`; "" for none."""
-    return place.replace("{}", str(line), 1) if line else ""
 
 
 def _empty_split(name: str, split: str, train: int, problems: Problems) -> str:
@@ -198,60 +154,35 @@ def _empty_split(name: str, split: str, train: int, problems: Problems) -> str:
             f"{f'fix this, or {hold}' if lost else f'{hold}, or name the split of the source'}.")
 
 
-def _count_failures(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, problems: Problems) -> None:
-    records = (record for split in SPLITS for record in splits[split])
-    for record, failure in zip(records, decoded.failures, strict=True):
-        if failure:
-            problems.add("broken image", f"{_image_place(record)} ({failure})")
+def _count_failures(decoded: Mapping[str, _Decoded], problems: Problems) -> None:
+    for part in decoded.values():
+        for row, failure in part.failures.items():
+            problems.add("broken image", f"{part.rows.place(row)} ({failure})")
 
 
-def _leaks(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, parts: Mapping[str, Split]) -> list[str]:
-    """What of val and test is in train too, in sentences."""
-    bounds = np.cumsum([0, *(len(splits[split]) for split in SPLITS)])
-    contents = {split: decoded.contents[bounds[n]:bounds[n + 1]] for n, split in enumerate(SPLITS)}
-    return shared_content(contents, {split: part.captions for split, part in parts.items()})
-
-
-def _assemble(splits: Mapping[str, Sequence[Record]], decoded: _Decoded, form: tuple[int, Decoder]) -> dict[str, Any]:
-    """The splits, without the images that failed; one that has none left is absent."""
-    size, decoder = form
-    images, pixels = decoded.images, decoded.pixels
-    intact = np.array([failure is None for failure in decoded.failures])
-    parts: dict[str, Any] = {}
-    start = 0
-    for split in SPLITS:
-        rows = start + np.flatnonzero(intact[start:start + len(splits[split])])
-        members = [splits[split][row - start] for row in rows]
-        # A slice where nothing is missing, so that memory holds the pixels once.
-        of_split = slice(start, start + len(rows)) if len(rows) == len(splits[split]) else rows
-        if members:
-            parts[split] = _split(members, pixels[of_split] if pixels is not None else
-                                  LazyImages([images[row] for row in rows], size, decoder=decoder))
-        start += len(splits[split])
-    return parts
-
-
-def _split(records: Sequence[Record], images) -> Split:
-    counts = [len(record.captions) for record in records]
-    columns: dict[str, list] = {"key": [record.image.key for record in records]}
-    columns |= {column: [record.attributes[column] for record in records] for column in records[0].attributes}
+def _split(decoded: _Decoded, size: int, decoder: Decoder) -> Split:
+    """A split, without the images that failed."""
+    rows, pixels = decoded.rows, decoded.pixels
+    if decoded.failures:
+        intact = np.delete(np.arange(len(rows)), list(decoded.failures))
+        rows, pixels = rows.take(intact), None if pixels is None else pixels[intact]
     return Split(
-        images=images,
-        captions=tuple(caption for record in records for caption in record.captions),
-        image_of=np.repeat(np.arange(len(records), dtype=np.int64), counts),
-        caption_ids=np.array([number for record in records for number in record.caption_ids], np.int64),
-        attributes={column: _column(values) for column, values in columns.items()},
+        images=LazyImages(rows.images, size, decoder=decoder) if pixels is None else pixels,
+        captions=rows.captions,
+        image_of=np.repeat(np.arange(len(rows), dtype=np.int64), np.diff(rows.ends)),
+        caption_ids=rows.caption_ids,
+        attributes={"key": rows.images.keys, **{name: _column(values) for name, values in rows.attributes.items()}},
     )
 
 
-def _column(values: list) -> np.ndarray:
+def _column(values: list) -> np.ndarray | PackedStrings:
     """A column of bools, of numbers (None is nan), or else of text (None is '')."""
     present = [value for value in values if value is not None]
     if present and all(isinstance(value, (bool, np.bool_)) for value in values):
         return np.array(values, bool)
     if present and all(isinstance(value, (int, float, np.integer, np.floating)) for value in present):
         return np.array(values if len(present) == len(values) else [np.nan if v is None else v for v in values])
-    return np.array(["" if value is None else text(value) for value in values])
+    return PackedStrings.of("" if value is None else text(value) for value in values)
 
 
 def text(value) -> str:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mdw_jax.io.packed_strings import PackedStrings
 from mdw_jax.runtime.processes import is_main
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.mdw-part", re.DOTALL)  # the names that `replacing` makes
@@ -186,14 +187,48 @@ def read_csv(path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def digest(*parts) -> str:
-    """sha256 (hex) of arrays (dtype, shape and bytes), strings, or anything JSON can hold, in order."""
+    """sha256 (hex) of arrays (dtype, shape and bytes), strings, or anything JSON can hold, in order.
+
+    `PackedStrings` count as the list of their strings; neither they nor arrays are copied.
+    """
     sha = hashlib.sha256()
     for part in parts:
-        if isinstance(part, np.ndarray):
-            sha.update(f"{part.dtype.str}{part.shape}".encode())
-            sha.update(np.ascontiguousarray(part).tobytes())
-        else:
-            text = part if isinstance(part, str) else json.dumps(part, sort_keys=True)
-            sha.update(f"{len(text.encode())}:".encode())
-            sha.update(text.encode())
+        add_to_digest(sha, part)
     return sha.hexdigest()
+
+
+def add_to_digest(sha, part) -> None:
+    """One more part of a `digest`, for parts that come one by one. `sha`: a `hashlib.sha256()`."""
+    if isinstance(part, np.ndarray):
+        sha.update(f"{part.dtype.str}{part.shape}".encode())
+        if part.size:
+            sha.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+    elif _holds_packed(part):
+        sha.update(f"{sum(map(len, _json_pieces(part)))}:".encode())
+        for piece in _json_pieces(part):
+            sha.update(piece)
+    else:
+        text = part if isinstance(part, str) else json.dumps(part, sort_keys=True)
+        sha.update(f"{len(text.encode())}:".encode())
+        sha.update(text.encode())
+
+
+def _holds_packed(part) -> bool:
+    return isinstance(part, PackedStrings) or (isinstance(part, (list, tuple)) and any(map(_holds_packed, part)))
+
+
+def _json_pieces(part) -> Iterator[bytes]:
+    """The JSON of a value that may be or hold `PackedStrings`, as `json.dumps` writes it of lists, in pieces."""
+    if isinstance(part, PackedStrings):
+        yield b"["
+        for first in range(0, len(part), 4096):
+            yield (", " * bool(first) + json.dumps(part[first:first + 4096].tolist())[1:-1]).encode()
+        yield b"]"
+    elif _holds_packed(part):
+        yield b"["
+        for n, member in enumerate(part):
+            yield b", " * bool(n)
+            yield from _json_pieces(member)
+        yield b"]"
+    else:
+        yield json.dumps(part, sort_keys=True).encode()

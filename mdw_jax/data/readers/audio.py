@@ -18,7 +18,8 @@ from mdw_jax.data.decoding import Decoder, Encoded
 from mdw_jax.data.log_mel import LogMel
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.data.readers.folder import folder
-from mdw_jax.data.records import Record, build, names
+from mdw_jax.data.record_table import Record
+from mdw_jax.data.records import build, names
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json
 from mdw_jax.io.numpy_files import numpy_file

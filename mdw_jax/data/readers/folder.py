@@ -17,7 +17,8 @@ from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.readers.sidecar import metadata_of, sidecar_entries, split_called, split_directories
-from mdw_jax.data.records import SPLITS, Record, build, names
+from mdw_jax.data.record_table import Record
+from mdw_jax.data.records import SPLITS, build, names
 from mdw_jax.data.tables.cells import FileNames
 from mdw_jax.data.tables.columns import SPLIT_NAMES, find_split_column
 from mdw_jax.data.tables.entries import Columns, Entry, entries_of

@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face `datasets` library: from the Hub, `save_to_disk`, directories, Parquet and Arrow files."""
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.readers.hf_columns import Columns, check, found, image_parts, places, root_of, rows_of
 from mdw_jax.data.readers.hf_source import load
 from mdw_jax.data.readers.sidecar import split_called
-from mdw_jax.data.records import Record, at_line, build, names, pick, splits_to_read, text
+from mdw_jax.data.record_table import Record, RecordTable, at_line
+from mdw_jax.data.records import build, names, pick, splits_to_read, text
 from mdw_jax.data.tables.cells import captions_in, is_turn, read_as_notes
 from mdw_jax.data.tables.columns import SPLIT_NAMES, find_split_column
 from mdw_jax.data.tables.entries import STATUS, download_failed
@@ -55,7 +57,9 @@ def hf(source, *, config: str = "", revision: str = "", cache: str | None = None
     wanted = splits_to_read(common, train=train_split, val=val_split, test=test_split)
     names_of = _names_of(wanted, tables, columns, f"'{source}'")
     needed = {part for parts in names_of.values() for part in parts}
-    by_name: dict[str, list[Record]] = {part: [] for part in needed}
+    # Parts that are joined come one after another, whatever their order in the source, and wait for each other.
+    joint = {part for parts in names_of.values() if len(parts) > 1 for part in parts}
+    by_name: dict[str, list[Record] | RecordTable] = {part: [] if part in joint else RecordTable() for part in needed}
     read_as: Counter = Counter()
     directory = Path(source) if os.path.isdir(source) else Path(source).parent
     for split, table in tables.items():
@@ -63,13 +67,18 @@ def hf(source, *, config: str = "", revision: str = "", cache: str | None = None
             reader = _Reader(columns, f"split '{split}' of '{source}'", directory, problems, read_as)
             for part, record in reader.records(table, split, needed):
                 by_name[part].append(record)
-    records = {split: [record for part in parts for record in by_name[part]] for split, parts in names_of.items()}
+    records = {split: _table([by_name[part] for part in parts]) for split, parts in names_of.items()}
     notes += [*_left_out(tables, columns, needed), *_unused_column(tables, columns, names_of)]
     notes += read_as_notes(name, read_as)
-    if again := sum(len(rows) - len({record.image.key for record in rows}) for rows in records.values()):
+    if again := sum(table.repeated() for table in records.values()):
         notes.append(f"of '{name}', {again} row{'s' * (again != 1)} with the image of an earlier one (the same "
                      f"{columns.key or 'bytes'}): read as further captions of it.")
     return build(name, records, problems=problems, notes=notes, **common)
+
+
+def _table(parts: Sequence[list[Record] | RecordTable]) -> RecordTable:
+    first = parts[0]
+    return first if isinstance(first, RecordTable) else RecordTable(itertools.chain(*parts))  # type: ignore[arg-type]
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from mdw_jax.data.archives import locate
 from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems, quoted
-from mdw_jax.data.records import Record, build, splits_to_read
+from mdw_jax.data.record_table import Record
+from mdw_jax.data.records import build, splits_to_read
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import parse_json
 

@@ -11,7 +11,8 @@ from mdw_jax.data.decoding import Encoded, reason
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems
 from mdw_jax.data.readers.hf_columns import Columns, root_of
-from mdw_jax.data.records import Record, build, names, pick, splits_to_read, text
+from mdw_jax.data.record_table import Record, RecordTable
+from mdw_jax.data.records import build, names, pick, splits_to_read, text
 from mdw_jax.data.tables.cells import captions_in, read_as_notes
 from mdw_jax.data.tables.columns import (
     CAPTION_COLUMNS,
@@ -69,7 +70,7 @@ def tfds(source, *, data_dir: str | None = None, image_column: str = "", caption
             raise UserError(f"cannot read {what} of '{source}' ({reason(error)}); it has "
                             f"{', '.join(f'{name} ({part.num_examples} images)' for name, part in there.items())}: "
                             f"{_way_on(split, there)}.") from error
-        records[split] = list(_records(examples, columns, f"split '{name}' of '{source}'", problems, read_as))
+        records[split] = RecordTable(_records(examples, columns, f"split '{name}' of '{source}'", problems, read_as))
     if others := [f"{part.num_examples} of {name}" for name, part in builder.info.splits.items() if name not in read]:
         notes.append(f"examples of other splits were left out: {', '.join(others)}.")
     notes += read_as_notes(builder.name, read_as)
@@ -176,11 +177,11 @@ def _records(examples, columns: Columns, place: str, problems: Problems, read_as
             continue
         key = text(pick(example, columns.key)[0]) if columns.key else hashlib.sha256(data).hexdigest()[:16]
         attributes = {path: next(map(_plain, pick(example, path)), None) for path in columns.attributes}
-        yield Record(Encoded(key, partial(_read, examples, row, columns.image)), captions, attributes=attributes,
+        yield Record(Encoded(key, partial(_read, examples, columns.image, row)), captions, attributes=attributes,
                      line=row + 1)
 
 
-def _read(examples, row: int, image_column: str) -> bytes:
+def _read(examples, image_column: str, row: int) -> bytes:
     return examples[row][image_column]
 
 

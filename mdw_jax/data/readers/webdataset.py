@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from mdw_jax.data.caption_lines import captions_of, check_mode, mode_by_counts, 
 from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems
-from mdw_jax.data.records import Record, build, names, splits_to_read
+from mdw_jax.data.record_table import Record, RecordTable
+from mdw_jax.data.records import build, names, splits_to_read
 from mdw_jax.data.shards import read_index, read_span, unpacking
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json
@@ -57,7 +58,7 @@ def webdataset(train_shards, val_shards="", test_shards="", *, cache=None, capti
     for split, paths in shards.items():
         problems = Problems()
         records[split] = reading.records(split, {path: prefixes[path] for path in paths}, caption_lines, problems)
-        if not records[split]:
+        if not len(records[split]):
             why = str(problems) if problems.counts else "they are empty"
             raise UserError(f"no sample of '{patterns[split]}' can be used ({why}); give shards of images with "
                             "captions, and name the field of their JSON in data.caption_columns if it is an unusual one.")
@@ -160,10 +161,9 @@ class _Reading:
         self._lines: list[str] = []
         self.problems = Problems()
 
-    def records(self, split: str, prefixes: Mapping[str, str], mode: str, problems: Problems) -> list[Record]:
+    def records(self, split: str, prefixes: Mapping[str, str], mode: str, problems: Problems) -> RecordTable:
         """The samples of a split's shards, in order; what they cannot give goes to `problems`."""
-        records: list[Record] = []
-        several_of_split = 0
+        records, several_of_split = RecordTable(), 0
         for path, prefix in prefixes.items():
             index = read_index(path, *self._columns)
             problems.update(index["counts"], index["first"])
@@ -175,13 +175,13 @@ class _Reading:
             several_of_split += several
             if filled and not mode:
                 mode = mode_by_counts(several, filled)
-            records += self._of_shard(path, prefix, index["samples"], mode)
+            for record in self._of_shard(path, prefix, index["samples"], mode):
+                records.append(record)
         if several_of_split:
             self._lines.append(several_lines(several_of_split, split, mode))
         return records
 
-    def _of_shard(self, path: str, prefix: str, samples: Iterable, mode: str) -> list[Record]:
-        records = []
+    def _of_shard(self, path: str, prefix: str, samples: Iterable, mode: str) -> Iterator[Record]:
         for name, offset, length, crc, content, captions, attributes in samples:
             if isinstance(captions, str):
                 captions = captions,
@@ -190,9 +190,8 @@ class _Reading:
             first, self._captions = self._captions, self._captions + len(captions)
             if crc is not None:
                 image = Encoded(f"{prefix}/{name}", partial(read_span, path, offset, length), (length, crc), content)
-                records.append(Record(image, captions, range(first, self._captions),
-                                      dict(zip(self._attribute_columns, attributes)) if attributes else {}))
-        return records
+                yield Record(image, captions, range(first, self._captions),
+                             dict(zip(self._attribute_columns, attributes)) if attributes else {})
 
     def notes(self) -> list[str]:
         """How the shards were read, in sentences, where that is not plain."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdw_jax.data.problems import Problems, caption_problem
-from mdw_jax.data.records import at_line, pick
+from mdw_jax.data.record_table import at_line
+from mdw_jax.data.records import pick
 from mdw_jax.data.tables.cells import FileNames, captions_in, read_as_notes
 from mdw_jax.data.tables.columns import (
     find_caption_columns,
