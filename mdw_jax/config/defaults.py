@@ -96,6 +96,7 @@ def base() -> ConfigDict:
     c.text.pooling = "mean"  # transformer: pooling of token features; CLIP has only native
     c.text.max_tokens = 64  # transformer: longest caption, tokens; longer ones are truncated
     c.text.seed = 0  # bow: seed of the random projection
+    c.text.dtype = "float32"  # type in which features are kept, on the disk and in memory; float16 is half of it, rounded
 
     c.model = ConfigDict()  # the dual encoder
     c.model.tower = "convnet"  # image tower
@@ -112,6 +113,7 @@ def base() -> ConfigDict:
     c.model.pretrain_epochs = 0  # convnet: epochs of pretraining on a disjoint generated set; 0: from scratch
     c.model.pretrain_images = 6000  # convnet: images of that set
     c.model.dtype = "float32"  # type in which the image tower computes; bfloat16 is for accelerators
+    c.model.feature_dtype = "float32"  # projection mode: type in which features of images are kept, likewise
     c.model.tau = 0.07  # softmax temperature
 
     c.experts = ConfigDict()  # training of the experts

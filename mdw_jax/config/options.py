@@ -40,6 +40,7 @@ REMATS = ("none", "blocks")  # models/image/blocks.py
 TOWERS_WITH_BLOCKS = ("vit", "mobilenet", *PRETRAINED)
 MODES = ("projection", "full")  # models/dual_encoder.py
 DTYPES = ("float32", "bfloat16")
+FEATURE_DTYPES = ("float32", "float16")  # of frozen features, on the disk and in memory
 TEXT_ENCODERS = ("bow", "precomputed", "transformer")  # models/text/features.py: TEXT_ENCODERS
 TEXT_ENCODER_SETTINGS = {  # keys of the section `text` that are of single encoders
     "bow": ("dim", "seed"),
@@ -110,9 +111,11 @@ CHOICES: dict[str, Choice] = {
     "filter.score": Choice(("", *FILTER_SCORES), "filter score"),
     "text.encoder": Choice(TEXT_ENCODERS, "text encoder"),
     "text.pooling": Choice(POOLINGS, "pooling"),
+    "text.dtype": Choice(FEATURE_DTYPES, "dtype of features"),
     "model.tower": Choice(TOWERS, "image tower", plugin=True),
     "model.mode": Choice(MODES, "mode"),
     "model.dtype": Choice(DTYPES, "dtype"),
+    "model.feature_dtype": Choice(FEATURE_DTYPES, "dtype of features"),
     "experts.recipe": Choice(tuple(RECIPES), "expert recipe"),
     "experts.augment": Choice(AUGMENTATIONS, "augmentation", plugin=True),
     "experts.optimizer": Choice(EXPERT_OPTIMIZERS, "optimizer of the experts"),

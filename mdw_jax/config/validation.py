@@ -190,6 +190,9 @@ def _check_model(config: ConfigDict) -> None:
     own = TOWER_SETTINGS.get(model.tower, ())  # a tower from outside the package takes none
     students = [name for name in TOWER_SETTINGS.get(config.evaluate.tower, ()) if name != "weights"]
     refuse_unused("model", model, "tower", "tower", [*own, *students], _all(TOWER_SETTINGS))
+    _require(model.feature_dtype == base().model.feature_dtype or "projection" in (
+        model.mode, config.evaluate.mode if config.evaluate.tower else ""),
+             "model.feature_dtype is of features of images, and model.mode=full has none; leave it out.")
 
 
 def _check_noise(config: ConfigDict) -> None:

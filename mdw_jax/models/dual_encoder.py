@@ -107,18 +107,18 @@ class DualEncoder:
 
     def text_inputs(self, texts):
         """Texts of a data set -> float32 ones: features (B, d) pass through, token ids become (B, L, h)."""
-        return texts if self.text_tower is None else self.text_tower.embed(texts)
+        return texts.astype(jnp.float32) if self.text_tower is None else self.text_tower.embed(texts)
 
     def embed_image(self, params, inputs):
         """params["image"] and what `inputs` returns -> (B, D), unit length."""
         if self.mode == "full":
             return self.embed_map(params, self.feature_map(params, inputs))
-        return self._embed_pooled(params, inputs)
+        return self._embed_pooled(params, inputs.astype(jnp.float32))
 
     def embed_text(self, params, texts):
         """params["text"] and texts of either form -> (B, D), unit length."""
         if self.text_tower is None:
-            return unit(self.head.apply({"params": params}, texts))
+            return unit(self.head.apply({"params": params}, texts.astype(jnp.float32)))
         encoded = self.text_tower.encode(params["encoder"], texts)
         return unit(self.head.apply({"params": params["head"]}, encoded))
 

@@ -57,7 +57,8 @@ def frozen_features(prepared: Prepared) -> FrozenFeatures:
     """Image features of every split by the frozen backbone, or, where it is trained, by the backbone's first weights."""
     forward, train = backbone_features(prepared)
     if prepared.model.mode == "projection":
-        return FrozenFeatures(train, np.asarray(prepared.val.images), np.asarray(prepared.test.images))
+        val, test = (np.asarray(split.images, np.float32) for split in (prepared.val, prepared.test))
+        return FrozenFeatures(train, val, test)
     val, test = (np.asarray(concat_map(forward, split.images, 100)) for split in (prepared.val, prepared.test))
     return FrozenFeatures(train, val, test)
 
@@ -108,14 +109,14 @@ def test_embeddings(run: PresetRun, prepared: Prepared, rows: np.ndarray) -> tup
     """Unit embeddings (N, k) of the test images and (K, k) of the test captions by a preset's closed form."""
     form = load_closed_form(run, prepared, rows).form
     return (closed_form.embed_images(form, frozen_features(prepared).test),
-            closed_form.embed_texts(form, prepared.texts.test))
+            closed_form.embed_texts(form, prepared.texts.test.astype(np.float32, copy=False)))
 
 
 def _make(run: PresetRun, prepared: Prepared, folder: StageFolder, rows: np.ndarray) -> dict:
     """Solve and store; the record comes last."""
     with progress(f"closed form (noise {run.noise.label})", 1, "solved") as advance:
         noise = run.noise
-        features, texts = frozen_features(prepared), prepared.texts
+        features, texts = frozen_features(prepared), prepared.texts.in_float32()
         val = (features.val, np.asarray(texts.val), np.asarray(prepared.val.image_of))
         test = (features.test, np.asarray(texts.test), np.asarray(prepared.test.image_of))
         fitted = closed_form.fit(features.train, np.asarray(texts.train)[rows], np.asarray(noise.image_of)[rows], *val,

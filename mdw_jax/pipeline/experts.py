@@ -155,7 +155,7 @@ def _closed_form_teacher(run: PresetRun, prepared: Prepared, kept: np.ndarray) -
     """The closed form of the kept pairs as a teacher."""
     stored = load_closed_form(run, prepared, kept)
     images = closed_form.embed_images(stored.form, backbone_features(prepared)[1])
-    texts = closed_form.embed_texts(stored.form, np.asarray(prepared.texts.train)[kept])
+    texts = closed_form.embed_texts(stored.form, prepared.texts.train[kept].astype(np.float32, copy=False))
     return Teacher(jnp.asarray(images), jnp.asarray(texts), stored.clean_probability[kept])
 
 

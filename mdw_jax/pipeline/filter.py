@@ -111,7 +111,7 @@ def _by_closed_form(run: PresetRun, prepared: Prepared) -> Scored:
     """Excess cosines of the closed form of all pairs, and the share that its own division calls mismatched."""
     image_of = np.asarray(run.noise.image_of)
     stored = load_closed_form(run._replace(filter=None), prepared, np.arange(len(image_of)))
-    features, texts = backbone_features(prepared)[1], np.asarray(prepared.texts.train)
+    features, texts = backbone_features(prepared)[1], np.asarray(prepared.texts.train, np.float32)
     return Scored(closed_form.excess_cosine(stored.form, features, texts, image_of),
                   float((stored.clean_probability < 0.5).mean()))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mdw_jax.config.defaults import base
 from mdw_jax.config.options import TOWER_SETTINGS
 from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.plugins import is_path
@@ -43,7 +44,7 @@ class Prepared:
         text_tower: the text encoder, where it is trained.
         model: the model.
         train_images: (N, H, W, C) uint8 images in full mode (on the host if `data.stream`), (N, F) float features in
-            projection mode.
+            projection mode, of type `model.feature_dtype`.
         val, test: these splits as the model sees them.
         key: sha256 of the data, the text features and the model. The noise is not part of it.
     """
@@ -83,14 +84,15 @@ def prepare(config: ConfigDict) -> Prepared:
     fingerprint, text = pairs.fingerprint, config.text
     agree(_data_facts(pairs, fingerprint))
     texts = text_features(pairs, text.encoder, cache_dir=cache, dim=text.dim, seed=text.seed, path=text.path or None,
-                          pooling=text.pooling, max_tokens=text.max_tokens)
+                          pooling=text.pooling, max_tokens=text.max_tokens, dtype=text.dtype)
     captions, text_tower = _trained_text(text, pairs, texts) if text.train else (texts, None)
     model, weights = build_model(config.model, pairs.train.images.shape[1:], texts.train.shape[1], text_tower,
                                  BuildContext(config.run.seed, cache))
     if is_path(config.evaluate.tower):  # a mistake in it is found now and not when all sets are distilled
         _students_model(config, pairs, texts, text_tower)
     sources = _reader_sources(config, pairs)
-    images = _images_as_seen(model, pairs, SPLITS, cache, digest(fingerprint, weights, *sources))
+    dtype = config.model.feature_dtype
+    images = _images_as_seen(model, pairs, SPLITS, cache, (digest(fingerprint, weights, *sources), dtype))
     # All splits go to the device once, for the loops only ever index them; training images that are streamed do not.
     train_images = images["train"] if isinstance(images["train"], LazyImages) else jnp.asarray(images["train"])
     val, test = (Inputs(jnp.asarray(np.asarray(images[name])), jnp.asarray(getattr(captions, name)),
@@ -136,7 +138,8 @@ def student_model(config: ConfigDict, prepared: Prepared) -> tuple[DualEncoder, 
         return prepared.model, prepared.val, prepared.test
     model, weights = _students_model(config, prepared.pairs, prepared.texts, prepared.text_tower)
     key = digest(prepared.fingerprint, weights, *_reader_sources(config, prepared.pairs))
-    images = _images_as_seen(model, prepared.pairs, ("val", "test"), Path(config.run.dir) / "cache", key)
+    images = _images_as_seen(model, prepared.pairs, ("val", "test"), Path(config.run.dir) / "cache",
+                             (key, config.model.feature_dtype))
     val, test = (getattr(prepared, name)._replace(images=jnp.asarray(np.asarray(images[name])))
                  for name in ("val", "test"))
     return model, val, test
@@ -183,22 +186,29 @@ def backbone_features(prepared: Prepared) -> tuple[Callable, np.ndarray]:
     """
     model = prepared.model
     if model.mode == "projection":
-        return compiled_inputs(model), np.asarray(prepared.train_images)
+        return compiled_inputs(model), np.asarray(prepared.train_images, np.float32)
     params = first_backbone(model)
     forward = jax.jit(lambda images: frozen_features_of(model, params, to_float(images)))
     return forward, np.asarray(concat_map(forward, prepared.train_images, 100))
 
 
-def _images_as_seen(model: DualEncoder, pairs: Pairs, splits: Sequence[str], cache: Path, key: str) -> dict:
-    """{split: its images as the model takes them}: uint8 in full mode, features in projection mode."""
-    images = {name: getattr(pairs, name).images for name in splits}
-    return image_features(model, images, cache, key) if model.mode == "projection" else images
+def _images_as_seen(model: DualEncoder, pairs: Pairs, splits: Sequence[str], cache: Path, stored: tuple[str, str]) -> dict:
+    """{split: its images as the model takes them}: uint8 in full mode, features in projection mode.
+
+    `stored`: the key of the features, and the type in which they are kept.
+    """
+    images, (key, dtype) = {name: getattr(pairs, name).images for name in splits}, stored
+    if model.mode != "projection":
+        return images
+    return image_features(model, images, cache, key if dtype == "float32" else digest(key, dtype), dtype)
 
 
 def _model_settings(model: ConfigDict) -> dict:
     """A model section without the settings of other towers and without the path of the weights."""
     of_towers = {name for names in TOWER_SETTINGS.values() for name in names}
     shared = {name: value for name, value in model.to_dict().items() if name not in of_towers}
+    if shared["feature_dtype"] == base().model.feature_dtype:  # older than this setting are most keys
+        del shared["feature_dtype"]
     return {**shared, **tower_settings(model, model.tower)}
 
 

@@ -248,7 +248,7 @@ def test_projection_mode_with_a_pretrained_tower(tmp_path):
     STAGES["run"](tiny(tmp_path / "run", run__presets=("mdw",), model__tower="mobilenet", model__mode="projection",
                        model__weights=str(weights), model__dim=8, distill__steps=2, **NO_CONVNET))
     assert "MDW" in (tmp_path / "run" / "table.md").read_text()
-    assert list((tmp_path / "run" / "cache").glob("images-*.safetensors"))
+    assert list((tmp_path / "run" / "cache").glob("images-*.npy"))
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def measure_edges(cases: Sequence[Case], prepared: Prepared) -> list[EdgeCase]:
     by_noise: dict[str, list[Case]] = {}
     for case in cases:
         by_noise.setdefault(case.preset.noise.sha256, []).append(case)
-    features, texts, edges = frozen_features(prepared).train, np.asarray(prepared.texts.train), []
+    features, texts, edges = frozen_features(prepared).train, np.asarray(prepared.texts.train, np.float32), []
     for own in by_noise.values():
         generator = named_generator(own[0].preset.config.run.seed, "certify", "noise edge")
         names = ", ".join(dict.fromkeys(case.names for case in own))

@@ -132,9 +132,10 @@ def sentence_features(sentences: list[str], text: ConfigDict, prepared: Prepared
         return np.where(mask, ids, -1), ""
     if text.encoder == "precomputed":
         return _features_of_captions(sentences, prepared, known())
-    _, compute = TEXT_ENCODERS[text.encoder](sentences, np.arange(len(sentences)), dim=text.dim, seed=text.seed,
-                                             path=text.path or None, pooling=text.pooling, max_tokens=text.max_tokens)
-    return compute(), ""
+    numbers = np.arange(len(sentences))
+    _, features_of = TEXT_ENCODERS[text.encoder](numbers, dim=text.dim, seed=text.seed, path=text.path or None,
+                                                 pooling=text.pooling, max_tokens=text.max_tokens)
+    return features_of(sentences, numbers), ""
 
 
 def _features_of_captions(sentences: list[str], prepared: Prepared, known: np.ndarray) -> tuple[np.ndarray, str]:

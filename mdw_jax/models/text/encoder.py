@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from mdw_jax.config.options import POOLINGS
 from mdw_jax.errors import UserError
@@ -16,6 +17,7 @@ from mdw_jax.models.text.bert import Bert
 from mdw_jax.models.text.clip import ClipText, end_positions
 from mdw_jax.models.text.tokenizer import read_tokenizer
 from mdw_jax.models.weights.hub import model_directory, read_json, read_tensors
+from mdw_jax.runtime.mesh import DATA, mesh_for, replicated, shard, to_host
 
 # By the model type in config.json: the class of the module, the function that reads its weights, and its poolings.
 _MODELS: dict[str, tuple] = {
@@ -147,6 +149,11 @@ def _bucket_lengths(longest: int) -> list[int]:
     return [length for length in lengths if length < longest] + [longest]
 
 
+def chunk_size() -> int:
+    """How many captions are tokenized at the same time: enough to fill batches of one length on all devices."""
+    return 4096 * len(jax.devices())
+
+
 def transformer_features(captions, source, pooling: str = "mean", max_tokens: int = 64, unit: bool = True,
                          batch: int = 64) -> np.ndarray:
     """Frozen features of captions by a pretrained text Transformer, in full float32 precision.
@@ -157,16 +164,29 @@ def transformer_features(captions, source, pooling: str = "mean", max_tokens: in
     Args:
         captions: K strings.
         source, pooling, max_tokens, unit: as for `load_text_encoder`.
-        batch: captions encoded at a time.
+        batch: captions encoded at a time, on each device.
     Returns:
         (K, d) float32.
     Raises:
         UserError: weights that give NaN, or what `load_text_encoder` raises.
     """
+    features_of = open_transformer(source, pooling, max_tokens, unit, batch)
+    parts = [features_of(captions[first:first + chunk_size()]) for first in range(0, max(1, len(captions)), chunk_size())]
+    return np.concatenate(parts)
+
+
+def open_transformer(source, pooling: str = "mean", max_tokens: int = 64, unit: bool = True,
+                     batch: int = 64) -> Callable[[Sequence[str]], np.ndarray]:
+    """`transformer_features` of one model, as a function of captions: some thousands at a time (`chunk_size`)."""
     encoder, params, tokenize = load_text_encoder(source, pooling, max_tokens, unit)
+    return functools.partial(_encode, (encoder, replicated(jax.device_put(params)), tokenize), source, max_tokens, batch)
+
+
+def _encode(model, source, max_tokens: int, batch: int, captions) -> np.ndarray:
+    encoder, params, tokenize = model
+    batch *= len(jax.devices())
     unique = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
     tokens, masks = tokenize(list(unique))
-    params = jax.device_put(params)
     buckets = _bucket_lengths(max_tokens)
     bucket_of = np.searchsorted(buckets, masks.sum(1))
     features = np.empty((len(tokens), encoder.width), np.float32)
@@ -178,7 +198,16 @@ def transformer_features(captions, source, pooling: str = "mean", max_tokens: in
             ids, mask = np.zeros((2, batch, length), np.int32)
             mask[:, 0] = 1  # rows beyond the last caption stay finite
             ids[:len(rows), :used], mask[:len(rows), :used] = tokens[rows, :used], masks[rows, :used]
-            features[rows] = np.asarray(_features(encoder, params, ids, mask))[:len(rows)]
+            features[rows] = np.asarray(_on_all_devices(encoder, params, ids, mask))[:len(rows)]
     if not np.isfinite(features).all():
         raise UserError(f"the weights of '{source}' give NaN or infinite features; they are damaged: fetch them again.")
     return features[[unique[caption] for caption in captions]]
+
+
+def _on_all_devices(encoder: TextEncoder, params, ids: np.ndarray, mask: np.ndarray):
+    """`_features`, each device with its share of the rows."""
+    if len(jax.devices()) == 1:
+        return _features(encoder, params, ids, mask)
+    mesh = mesh_for(1)
+    with jax.set_mesh(mesh):
+        return to_host(_features(encoder, params, *shard(mesh, PartitionSpec(DATA), (ids, mask))))

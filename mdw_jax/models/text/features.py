@@ -1,19 +1,22 @@
 """`TextFeatures`: what a frozen encoder computes of all captions, once; then it is cached."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mdw_jax.config import options
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
-from mdw_jax.io.keyed import read_keyed_arrays, write_keyed_arrays
+from mdw_jax.io.packed_strings import PackedStrings
+from mdw_jax.io.row_cache import cached_rows
 from mdw_jax.models.text.bow import bow_features
-from mdw_jax.models.text.encoder import transformer_features
-from mdw_jax.models.text.precomputed import precomputed_features
+from mdw_jax.models.text.encoder import chunk_size, open_transformer
+from mdw_jax.models.text.precomputed import open_precomputed
 from mdw_jax.models.weights.hub import directory_digest, model_directory
 
 _SPLITS = ("train", "val", "test")
@@ -25,7 +28,8 @@ class TextFeatures:
     """Features of all captions of a data set.
 
     Attributes:
-        train, val, test: (K_split, d) float32, row k for caption k of that split.
+        train, val, test: (K_split, d) float32 or float16, row k for caption k of that split; mapped from the disk where
+            they are large.
         key: sha256 of everything they depend on: encoder, settings, weights or file, captions.
     """
 
@@ -34,33 +38,40 @@ class TextFeatures:
     test: np.ndarray
     key: str
 
-
-# An encoder is a function of K captions, their numbers (K,) and all settings. It returns the settings that its features
-# depend on, for the key, and a function without arguments that computes the features (K, d).
-Encoder = Callable[..., tuple[list, Callable[[], np.ndarray]]]
-
-
-def _bow(captions, caption_ids, *, dim, seed, **_):
-    return [dim, seed], lambda: bow_features(captions, dim, seed)
+    def in_float32(self) -> "TextFeatures":
+        """The same for sums over many rows, in which half precision would lose too much."""
+        return dataclasses.replace(self, **{split: getattr(self, split).astype(np.float32, copy=False)
+                                            for split in _SPLITS})
 
 
-def _precomputed(captions, caption_ids, *, path, **_):
+# An encoder is a function of all captions' numbers (K,) and all settings. It returns the settings that its features depend
+# on, for the key, and a function of some captions and their numbers that computes their features (n, d).
+Encoder = Callable[..., tuple[list, Callable[[Sequence[str], np.ndarray], np.ndarray]]]
+
+
+def _bow(caption_ids, *, dim, seed, **_):
+    return [dim, seed], lambda captions, _: bow_features(captions, dim, seed)
+
+
+def _precomputed(caption_ids, *, path, **_):
     if path is None:
         raise UserError("the text encoder 'precomputed' needs a feature file; set text.path to it.")
     if not Path(path).is_file():
         raise UserError(f"there is no text feature file '{path}'; check text.path.")
     with open(path, "rb") as file:
         contents = hashlib.file_digest(file, "sha256").hexdigest()
-    return [contents, digest(np.asarray(caption_ids))], lambda: precomputed_features(path, caption_ids)
+    features_of = functools.cache(open_precomputed)
+    return [contents, digest(np.asarray(caption_ids))], lambda _, ids: features_of(path)(ids)
 
 
-def _transformer(captions, caption_ids, *, path, pooling, max_tokens, **_):
+def _transformer(caption_ids, *, path, pooling, max_tokens, **_):
     if path is None:
         raise UserError("the text encoder 'transformer' needs a model; set text.path to a directory or a Hub model's "
                         "name.")
     directory = model_directory(path)
+    features_of = functools.cache(open_transformer)  # not opened where the cache has all features
     return ([directory_digest(directory), pooling, max_tokens],
-            lambda: transformer_features(captions, directory, pooling=pooling, max_tokens=max_tokens))
+            lambda captions, _: features_of(directory, pooling, max_tokens)(captions))
 
 
 # The settings that each takes stand in `options.TEXT_ENCODER_SETTINGS`.
@@ -68,7 +79,7 @@ TEXT_ENCODERS: dict[str, Encoder] = {"bow": _bow, "precomputed": _precomputed, "
 
 
 def text_features(pairs: Pairs, encoder: str, *, cache_dir=None, dim: int = 384, seed: int = 0, path=None,
-                  pooling: str = "mean", max_tokens: int = 64) -> TextFeatures:
+                  pooling: str = "mean", max_tokens: int = 64, dtype: str = "float32") -> TextFeatures:
     """Features of every caption of `pairs` by a frozen encoder.
 
     The cache's key does not depend on the noise: noise re-pairs captions with images by index and changes no caption;
@@ -80,27 +91,46 @@ def text_features(pairs: Pairs, encoder: str, *, cache_dir=None, dim: int = 384,
         pairs: the data set.
         encoder: one of `TEXT_ENCODERS`: "bow" (hashed words), "precomputed" (a file) or "transformer" (a BERT,
             DistilBERT or CLIP; L2-normalized).
-        cache_dir: directory that keeps the result, as `text-<first 16 of the key>.safetensors`, for later calls.
+        cache_dir: directory that keeps the result, as `text-<first 16 of the key>.npy`, for later calls; a call that was
+            killed goes on there (`io.row_cache`). Captions are encoded some thousands at a time, never all at once.
         dim, seed: width and projection of "bow".
         path: the feature file of "precomputed"; the model directory or Hub name of "transformer".
         pooling, max_tokens: of "transformer": see `mdw_jax.models.text.encoder.load_text_encoder`.
+        dtype: in which features are kept: float32 or float16.
     Raises:
         UserError: an unknown encoder, a missing path, or what the encoder raises.
     """
     if encoder not in TEXT_ENCODERS:
         raise UserError(f"unknown text encoder '{encoder}'; set text.encoder to one of {', '.join(TEXT_ENCODERS)}.")
+    if dtype not in options.FEATURE_DTYPES:
+        raise UserError(f"text features are kept in {' or '.join(options.FEATURE_DTYPES)}, not in '{dtype}'; set "
+                        "text.dtype to one of these.")
     splits = [getattr(pairs, split) for split in _SPLITS]
-    captions = [caption for split in splits for caption in split.captions]
     caption_ids = np.concatenate([split.caption_ids for split in splits])
-    settings, compute = TEXT_ENCODERS[encoder](captions, caption_ids, dim=dim, seed=seed, path=path, pooling=pooling,
-                                               max_tokens=max_tokens)
-    key = digest([_VERSION, encoder, settings], [list(split.captions) for split in splits])
-    cache = None if cache_dir is None else Path(cache_dir) / f"text-{key[:16]}.safetensors"
-    cached = None if cache is None else read_keyed_arrays(cache, key)
-    if cached is not None:
-        return TextFeatures(**cached, key=key)
-    ends = np.cumsum([len(split.captions) for split in splits])[:-1]
-    arrays = {split: np.ascontiguousarray(part) for split, part in zip(_SPLITS, np.split(compute(), ends))}
-    if cache is not None:
-        write_keyed_arrays(cache, arrays, key)
-    return TextFeatures(**arrays, key=key)
+    settings, features_of = TEXT_ENCODERS[encoder](caption_ids, dim=dim, seed=seed, path=path, pooling=pooling,
+                                                   max_tokens=max_tokens)
+    captions = [split.captions if isinstance(split.captions, PackedStrings) else list(split.captions) for split in splits]
+    key = digest([_VERSION, encoder, settings], captions)
+    key = key if dtype == "float32" else digest(key, dtype)
+    ends = np.cumsum([0, *map(len, captions)])
+
+    def compute(start: int) -> Iterator[np.ndarray]:
+        for first in range(start, ends[-1], chunk_size()):
+            last = min(first + chunk_size(), ends[-1])
+            some = [caption for of_split, begin in zip(captions, ends) for caption in
+                    of_split[max(0, first - begin):max(0, last - begin)]]
+            yield _as(dtype, features_of(some, caption_ids[first:last]))
+
+    cache = None if cache_dir is None else Path(cache_dir) / f"text-{key[:16]}"
+    train, val, test = np.split(cached_rows(cache, key, int(ends[-1]), dtype, compute), ends[1:-1])
+    return TextFeatures(train, val, test, key)
+
+
+def _as(dtype: str, features: np.ndarray) -> np.ndarray:
+    """Features in the type in which they are kept. UserError if it is too small for them."""
+    with np.errstate(over="ignore"):
+        kept = features.astype(dtype)
+    if not np.isfinite(kept).all():
+        raise UserError(f"the text features reach {np.abs(features).max():.3g}, too large for {dtype}; set text.dtype to "
+                        "float32.")
+    return kept

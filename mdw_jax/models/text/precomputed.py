@@ -1,7 +1,9 @@
 """Text features that were computed elsewhere: a file with one row for each caption number."""
 
+import functools
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +45,12 @@ def precomputed_features(path, caption_ids) -> np.ndarray:
     Raises:
         UserError: the file is missing, truncated or of another kind; a caption number without a row; NaN or infinity.
     """
-    path, ids = Path(path), np.asarray(caption_ids, np.int64)
+    return open_precomputed(path)(caption_ids)
+
+
+def open_precomputed(path) -> Callable[[Sequence[int] | np.ndarray], np.ndarray]:
+    """`precomputed_features` of one file, as a function of caption numbers: the file is opened once for many calls."""
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no text feature file '{path}'; check the path.")
     rows, scale = _read(path)
@@ -53,6 +60,11 @@ def precomputed_features(path, caption_ids) -> np.ndarray:
     if scale is not None and (scale.shape != rows.shape[:1] or not np.issubdtype(scale.dtype, np.floating)):
         raise UserError(f"'{path}' has {len(rows)} rows of `features_q` but `scale` is {scale.dtype} of shape "
                         f"{scale.shape}; give one float for each row.")
+    return functools.partial(_rows_of, path, rows, scale)
+
+
+def _rows_of(path: Path, rows: np.ndarray, scale: np.ndarray | None, caption_ids) -> np.ndarray:
+    ids = np.asarray(caption_ids, np.int64)
     if ids.size and (ids.min() < 0 or ids.max() >= len(rows)):
         raise UserError(f"'{path}' has {len(rows)} rows but the captions are numbered {ids.min()} to {ids.max()}; "
                         "give the feature file of this data set.")

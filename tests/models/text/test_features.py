@@ -74,7 +74,8 @@ def test_the_key_of_a_precomputed_file_follows_its_contents_and_the_caption_numb
 def test_the_cache_is_written_once_and_read_back(pairs, tmp_path, monkeypatch):
     runs = _recorded(monkeypatch)
     first = text_features(pairs, "bow", cache_dir=tmp_path / "cache", dim=8)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"text-{first.key[:16]}.safetensors"]
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {f"text-{first.key[:16]}.{kind}" for kind in (
+        "npy", "json")}
     again = text_features(pairs, "bow", cache_dir=tmp_path / "cache", dim=8)
     assert len(runs) == 1 and again.key == first.key
     for name in ("train", "val", "test"):
@@ -87,7 +88,7 @@ def test_the_cache_is_written_once_and_read_back(pairs, tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_trusted_is_computed_again(pairs, tmp_path, monkeypatch, harm):
     runs = _recorded(monkeypatch)
     first = text_features(pairs, "bow", cache_dir=tmp_path, dim=8)
-    path = tmp_path / f"text-{first.key[:16]}.safetensors"
+    path = tmp_path / f"text-{first.key[:16]}.{'json' if harm == 'another key' else 'npy'}"
     whole = path.read_bytes()
     harmed = {"truncated": whole[:-7], "another kind": b"hello", "a flipped bit": whole[:-1] + bytes([whole[-1] ^ 1]),
               "another key": whole.replace(first.key.encode(), first.key[:16].encode() + b"0" * 48)}[harm]
