@@ -1331,7 +1331,9 @@ def test_a_spoilt_cache_is_made_again(finished, tmp_path):
     shutil.copytree(finished[0].parent / "pristine", tmp_path / "run")
     found = {path: np.load(path) for path in (tmp_path / "run" / "cache").glob("*-*.npy")}
     assert {path.name.split("-")[0] for path in found} == {"images", "text"}
-    mark = lambda path: path.with_suffix(".json")
+    def mark(path):
+        return path.with_suffix(".json")
+
     spoilers = (lambda path: np.save(path, np.load(path) * np.nan), flip, lambda path: cut(path, path),
                 lambda path: path.write_bytes(b""), Path.unlink, lambda path: flip(mark(path)),
                 lambda path: cut(mark(path), mark(path)), lambda path: mark(path).unlink())

@@ -7,6 +7,7 @@ import pytest
 
 from mdw_jax.data.pairs import Pairs, Split
 from mdw_jax.errors import UserError
+from mdw_jax.io import row_cache
 from mdw_jax.models.text import features as module
 from mdw_jax.models.text.bow import bow_features
 from mdw_jax.models.text.features import text_features
@@ -98,6 +99,37 @@ def test_a_cache_that_cannot_be_trusted_is_computed_again(pairs, tmp_path, monke
         again = text_features(pairs, "bow", cache_dir=tmp_path, dim=8)
         assert len(runs) == 2 and again.key == first.key
         np.testing.assert_array_equal(again.test, first.test)
+
+
+def test_captions_are_encoded_in_chunks_and_a_killed_call_goes_on(pairs, rows, tmp_path, monkeypatch):
+    runs = _recorded(monkeypatch)
+    whole = text_features(pairs, "bow", dim=8)
+    stored = text_features(pairs, "precomputed", path=rows[0])
+    monkeypatch.setattr(module, "chunk_size", lambda: 2)
+    monkeypatch.setattr(row_cache, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "bow_features", lambda captions, *args: runs.append(captions) or (
+        bow_features(captions, *args) if len(runs) < 4 else None))
+    with pytest.raises(AttributeError):  # in the third chunk
+        text_features(pairs, "bow", cache_dir=tmp_path, dim=8)
+    monkeypatch.setattr(module, "bow_features",
+                        lambda captions, *args: runs.append(captions) or bow_features(captions, *args))
+    again = text_features(pairs, "bow", cache_dir=tmp_path, dim=8)
+    assert runs[1:] == [["a dog", "two dogs"], ["a man climbs", "a red shirt"], ["snow", "a rock"], ["snow", "a rock"]]
+    for one, other in ((whole, again), (stored, text_features(pairs, "precomputed", path=rows[0]))):
+        for name in ("train", "val", "test"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_half_precision_is_another_cache_and_refused_where_it_overflows(pairs, tmp_path):
+    exact, half = (text_features(pairs, "bow", cache_dir=tmp_path, dim=8, dtype=dtype) for dtype in ("float32", "float16"))
+    assert half.key != exact.key and half.train.dtype == np.float16 and len(list(tmp_path.glob("*.npy"))) == 2
+    np.testing.assert_array_equal(half.val, exact.val.astype(np.float16))
+    assert half.in_float32().train.dtype == np.float32
+    np.save(tmp_path / "large.npy", np.full((6, 3), 7e4, np.float32))
+    with pytest.raises(UserError, match="reach 7e[+]04, too large for float16; set text.dtype to float32"):
+        text_features(pairs, "precomputed", path=tmp_path / "large.npy", dtype="float16")
+    with pytest.raises(UserError, match="kept in float32 or float16, not in 'int8'"):
+        text_features(pairs, "bow", dtype="int8")
 
 
 def test_mistakes_are_told(pairs, tmp_path):
