@@ -3,7 +3,8 @@
 Plain threads are enough: Pillow and zlib release the interpreter lock, so decoding needs no processes, and `LazyImages`
 decodes the rows of one batch in parallel. The caller decides the order, and the whole state is the number of batches
 taken, so there is nothing to checkpoint: a run resumes by passing the index batches that remain. Grain was measured beside
-it (docs/data.md): its processes decode no faster, and its iterator's state would have to be kept in step with this program's.
+it (docs/data.md): its processes decode no faster, and its iterator's state would have to be kept in step with this
+program's.
 """
 
 import dataclasses

@@ -1335,7 +1335,7 @@ def test_a_spoilt_cache_is_made_again(finished, tmp_path):
         return path.with_suffix(".json")
 
     spoilers = (lambda path: np.save(path, np.load(path) * np.nan), flip, lambda path: cut(path, path),
-                lambda path: path.write_bytes(b""), Path.unlink, lambda path: flip(mark(path)),
+                lambda path: path.write_bytes(b""), lambda path: path.unlink(), lambda path: flip(mark(path)),
                 lambda path: cut(mark(path), mark(path)), lambda path: mark(path).unlink())
     for spoil in spoilers:
         for path in found:
