@@ -216,9 +216,9 @@ def _what_it_is(data: bytes) -> str:
     return f"it is of no kind that is read ({', '.join(FORMATS)})"
 
 
-def decode_into(out: np.ndarray, images: Sequence[Encoded], pool: ThreadPoolExecutor,
+def decode_into(out: np.ndarray | Sequence[np.ndarray], images: Sequence[Encoded], pool: ThreadPoolExecutor,
                 decoder: Decoder) -> list[str | None]:
-    """Decode B images into `out` (B, *decoder.shape); for each None, or why it could not be decoded.
+    """Decode B images into `out` (B, *decoder.shape), or into B arrays; for each None, or why it could not be decoded.
 
     Pillow decodes and resizes without the interpreter lock, so threads are enough.
     """

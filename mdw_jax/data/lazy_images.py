@@ -50,11 +50,16 @@ class LazyImages:
         rows = self._numbers(rows)
         if rows.ndim != 1:
             return self[rows.ravel()].reshape(*rows.shape, *self.shape[1:])
-        rows, place = np.unique(rows, return_inverse=True)  # an image with several captions is asked for several times
-        images = [self._images[row] for row in rows]
+        # An image with several captions is asked for several times, and decoded at the first of its places.
+        each, first, which = np.unique(rows, return_index=True, return_inverse=True)
+        images = [self._images[row] for row in each]
         pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        raise_decode_errors(images, decode_into(pixels, images, self._pool, self._decoder), unit=self._decoder.unit)
-        return pixels if np.array_equal(place, np.arange(len(rows))) else pixels[place]
+        places = [pixels[place] for place in first]
+        raise_decode_errors(images, decode_into(places, images, self._pool, self._decoder), unit=self._decoder.unit)
+        source = first[which]
+        again = np.flatnonzero(source != np.arange(len(rows)))
+        pixels[again] = pixels[source[again]]
+        return pixels
 
     def _numbers(self, rows) -> np.ndarray:
         """Rows as numbers from 0 on; slices, signs and masks mean what they mean to numpy."""

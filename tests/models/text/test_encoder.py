@@ -164,21 +164,6 @@ def test_features_are_those_of_each_caption_alone(longer_folder):
     assert_close(unit, np.array([x.mean(0) / np.linalg.norm(x.mean(0)) for x in last]), 1e-5)
 
 
-def test_captions_are_encoded_in_chunks_on_all_devices(longer_folder, tmp_path):
-    captions = [" ".join(["dog", "snow", "a", "running"][: 1 + n % 4] * (1 + n % 5)) + "." * (n % 3) for n in range(90)]
-    expected = transformer_features(captions, longer_folder)
-    program = (
-        "import json, sys\nimport jax\nimport numpy as np\nfrom mdw_jax.models.text import encoder\n"
-        "encoder.chunk_size = lambda: 32\n"
-        "np.save(sys.argv[2], encoder.transformer_features(json.loads(sys.argv[3]), sys.argv[1], batch=8))\n"
-        "assert len(jax.devices()) == 4")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                   "PYTHONPATH": os.pathsep.join(sys.path)}
-    out = tmp_path / "features.npy"
-    subprocess.run([sys.executable, "-c", program, longer_folder, out, json.dumps(captions)], env=environment, check=True)
-    assert_close(np.load(out), expected, 1e-6)
-
-
 @pytest.mark.parametrize("kind, pooling", POOLINGS.items())
 def test_features_do_not_depend_on_batches_padding_or_order(tmp_path, kind, pooling):
     longest = 24 if kind == "bert" else 16  # two padded lengths, or one
