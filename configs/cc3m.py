@@ -17,6 +17,7 @@ def get_config():
     c.data.on_error = "skip"  # of so many downloads some are no images
     c.data.holdout_val = 1000
     c.data.holdout_test = 1000
+    c.text.dtype = "float16"  # 4.5 GB of features on the disk, memory-mapped, instead of 8.9
     c.noise.protocol = "natural"
     c.noise.rate = 0.0
     c.experts.epochs = 2  # each is twenty of Flickr30K's

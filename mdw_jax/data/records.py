@@ -75,17 +75,7 @@ def build(name: str, records: Mapping[str, Iterable[Record] | RecordTable], *, s
                   for split, members in splits.items()}
         del splits, train
         decoded = {split: _decode(chosen.pop(split), stream, check, (pool, decoder)) for split in SPLITS}
-    parts: dict[str, Any] = {split: _split(part, size, decoder) for split, part in decoded.items()
-                             if len(part.failures) < len(part.rows)}
-    _count_failures(decoded, problems)
-    skipped = problems.settle(name, sum(len(part.images) for part in parts.values()),
-                              sum(len(part.captions) for part in parts.values()), on_error, max_skipped)
-    if lost := next((split for split in SPLITS if split not in parts), None):
-        raise UserError(f"none of the {len(decoded[lost].rows)} images of split '{lost}' of '{problems.source or name}' "
-                        f"can be decoded ({problems}); replace them.")
-    leaks = shared_content({split: part.rows.images.contents for split, part in decoded.items()},
-                           {split: part.captions for split, part in parts.items()})
-    return Pairs(name, **parts, skipped=skipped, notes=(*notes, *leaks))
+    return _pairs(name, decoded, (problems, on_error, max_skipped), notes, (size, decoder))
 
 
 def _check_settings(size: int, limit: int | None, holdouts: Holdouts) -> None:
@@ -126,6 +116,23 @@ def _decode(rows: ImageRows, stream: bool, check: bool, tools: tuple[ThreadPoolE
     images = dataclasses.replace(rows.images, contents=contents)
     return _Decoded(dataclasses.replace(rows, images=images), pixels,
                     {row: failure for row, failure in enumerate(failed) if failure})
+
+
+def _pairs(name: str, decoded: Mapping[str, _Decoded], policy: tuple[Problems, str, float], notes: list[str],
+           form: tuple[int, Decoder]) -> Pairs:
+    """The data set without the images that cannot be decoded. `policy`: the problems, `on_error` and `max_skipped`."""
+    problems, on_error, max_skipped = policy
+    parts: dict[str, Any] = {split: _split(part, *form) for split, part in decoded.items()
+                             if len(part.failures) < len(part.rows)}
+    _count_failures(decoded, problems)
+    skipped = problems.settle(name, sum(len(part.images) for part in parts.values()),
+                              sum(len(part.captions) for part in parts.values()), on_error, max_skipped)
+    if lost := next((split for split in SPLITS if split not in parts), None):
+        raise UserError(f"none of the {len(decoded[lost].rows)} images of split '{lost}' of '{problems.source or name}' "
+                        f"can be decoded ({problems}); replace them.")
+    leaks = shared_content({split: part.rows.images.contents for split, part in decoded.items()},
+                           {split: part.captions for split, part in parts.items()})
+    return Pairs(name, **parts, skipped=skipped, notes=(*notes, *leaks))
 
 
 def splits_to_read(common: Mapping, **names: str) -> dict[str, str]:
