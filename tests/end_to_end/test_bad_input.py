@@ -1354,14 +1354,15 @@ def test_a_full_disk(where, finished, tmp_path, monkeypatch, capfd, recwarn):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if where == "write":
-        real = os.fdopen
-        monkeypatch.setattr(os, "fdopen", lambda *args: full() if args[1:] == ("wb",) else real(*args))
+        real = os.open
+        monkeypatch.setattr(os, "open", lambda path, *args, **options: full() if str(path).endswith(".mdw-part") else
+                            real(path, *args, **options))
     else:
         monkeypatch.setattr(os, where, full)
     argv = ["prepare", f"--config={finished[1]}", f"--config.run.dir={tmp_path / 'run'}", "--config.noise.seed=1"]
     assert re.search(r"cannot write '.*noise/image-.*' \(No space left on device\); make room",
                      refused(argv, [tmp_path / "run"], capfd, recwarn))
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.mdw-part"))
 
 
 def test_out_of_memory(finished, monkeypatch, capfd, recwarn):

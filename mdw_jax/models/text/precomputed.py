@@ -1,14 +1,13 @@
 """Text features that were computed elsewhere: a file with one row for each caption number."""
 
 import functools
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mdw_jax.errors import UserError
+from mdw_jax.io.numpy_files import numpy_file
 
 _FORMS = "an .npz with `features_q` (R, d) int8 and `scale` (R,), an .npz with float `features` (R, d), or a float .npy"
 
@@ -16,19 +15,16 @@ _FORMS = "an .npz with `features_q` (R, d) int8 and `scale` (R,), an .npz with f
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """The (R, d) array of `path` and, if its rows are quantized, their (R,) scales."""
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # a .npy is mapped: only the rows asked for are read
-        if isinstance(stored, np.ndarray):
-            return stored, None
-        with stored:
+        with numpy_file(path, mmap_mode="r") as stored:  # a .npy is mapped: only the rows asked for are read
+            if isinstance(stored, np.ndarray):
+                return stored, None
             if "features_q" in stored and "scale" in stored:
                 return stored["features_q"], stored["scale"]
             if "features" in stored:
                 return stored["features"], None
             names = sorted(stored)
-    except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error,
-            NotImplementedError) as error:
-        reason = str(error).split(". If you trust")[0]  # without numpy's advice to unpickle the file
-        raise UserError(f"'{path}' cannot be read as text features ({reason}): it is damaged, truncated or of another "
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read as text features ({error}): it is damaged, truncated or of another "
                         f"kind; give {_FORMS}.") from error
     raise UserError(f"'{path}' holds {names or 'nothing'} but no text features; give {_FORMS}.")
 
