@@ -148,6 +148,9 @@ def base() -> ConfigDict:
     c.experts.tolerant_weight = 1.0  # lambda, weight of the tolerant track
     c.experts.recovery_weight = 0.5  # mu, weight of recovery; 0: none, and risky pairs stay in the tolerant track
     c.experts.recovery_top_k = 5  # pseudo-captions from which a risky image draws
+    # how they are found; exact: among all captions; ann: by an approximate index (pip install 'mdw-jax[ann]'); sample:
+    # among 100,000 random captions, others each epoch; auto: exact up to 1e11 pairs of image and caption, then sample
+    c.experts.recovery_search = "auto"
     c.experts.recovery_start = 2  # first epoch, counted from 0, with recovery and guidance
     c.experts.guidance_weight = 1.0  # nu, weight of guidance: all pairs learn the teacher's matching probabilities
     c.experts.guidance_tau = 0.07  # temperature of the teacher's matching probabilities

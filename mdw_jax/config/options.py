@@ -72,6 +72,7 @@ INITS = ("random", "division", "division_top", "k_means", "herding", "facility_l
 PROTOTYPES = "prototypes"  # pipeline/prototypes.py
 SET_OPTIMIZERS = ("adam", "sgd")  # method/distill.py: SET_OPTIMIZERS, of the distilled set
 DECAYS = ("cosine", "none")  # method/distill.py: DECAYS
+SEARCHES = ("auto", "exact", "ann", "sample")  # method/caption_search.py: SEARCHES, beside auto
 EXPERT_OPTIMIZERS = ("sgd", "adam")  # method/expert_step.py: EXPERT_OPTIMIZERS
 # pipeline/preset_run.py: SCORER_RECIPES
 FILTER_SCORES = ("cosine", "dtcl_cosine", "neg_clip_loss", "closed_form")
@@ -123,6 +124,7 @@ CHOICES: dict[str, Choice] = {
     "experts.division": Choice(DIVISIONS, "division"),
     "experts.clean_loss": Choice(EXPERT_LOSSES, "expert loss", plugin=True),
     "experts.tolerant_loss": Choice(EXPERT_LOSSES, "expert loss", plugin=True),
+    "experts.recovery_search": Choice(SEARCHES, "way to search captions"),
     "experts.store_dtype": Choice(DTYPES, "dtype"),
     "distill.objective": Choice(OBJECTIVES, "objective of distillation"),
     "distill.remat": Choice(REMATS, "part of the tower to compute again"),

@@ -1,5 +1,8 @@
 """The state of a generation of experts between two epochs, and where it is kept."""
 
+import functools
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +16,7 @@ class ExpertTrainState(NamedTuple):
     Attributes:
         epoch: epochs done.
         networks: one `NetworkState` per network.
-        snapshots, best, log, clean_probability, correct: as in `TrainedExperts`, of this generation alone.
+        snapshots, best, log, clean_probability, correct_bits: as in `TrainedExperts`, of this generation alone.
     """
 
     epoch: Any
@@ -22,7 +25,7 @@ class ExpertTrainState(NamedTuple):
     best: list
     log: Any
     clean_probability: np.ndarray
-    correct: np.ndarray
+    correct_bits: np.ndarray
 
 
 class Checkpointer:
@@ -38,3 +41,11 @@ class Checkpointer:
     def should_save(self) -> bool:
         """Whether so much time has passed that the state should be saved before training goes on."""
         return False
+
+    def folder(self) -> Path:
+        """Where arrays lie that are too large for memory while a generation trains; this process's own."""
+        return Path(self._temporary.name)
+
+    @functools.cached_property
+    def _temporary(self) -> tempfile.TemporaryDirectory:
+        return tempfile.TemporaryDirectory(prefix="mdw-experts-")

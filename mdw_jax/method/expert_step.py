@@ -48,6 +48,7 @@ class Recipe:
     recovery_weight: float
     recovery_top_k: int
     recovery_start: int
+    recovery_search: str
     guidance_weight: float
     guidance_tau: float
     peers: int
@@ -83,6 +84,9 @@ class EpochBatches(NamedTuple):
         unrelated: row of a caption of another batch.
         clean: weight of the pair in the clean track.
         tolerant: weight of the pair in the tolerant track.
+        texts, unrelated_texts: the texts themselves of `captions` and `unrelated`, (steps, B, ...), as `pixels`.
+        teacher_images, teacher_texts: embeddings (steps, B, D) of the images and of `captions` by the teachers, where
+            these stay on the host.
     """
 
     rows: Any
@@ -92,6 +96,10 @@ class EpochBatches(NamedTuple):
     unrelated: Any
     clean: Any
     tolerant: Any
+    texts: Any = None
+    unrelated_texts: Any = None
+    teacher_images: Any = None
+    teacher_texts: Any = None
 
 
 class EpochInputs(NamedTuple):
@@ -101,8 +109,8 @@ class EpochInputs(NamedTuple):
         state: its `NetworkState`.
         batches: its `EpochBatches`.
         keys: (steps,) typed keys of the augmentation.
-        teacher: embeddings of its own teachers, of all images (N, D) and all captions (K, D); None without guidance, or
-            where all networks have the same teachers.
+        teacher: embeddings of its own teachers, of all images (N, D) and all captions (K, D); None without guidance,
+            where all networks have the same teachers, or where they come with the batches.
     """
 
     state: NetworkState
@@ -195,10 +203,14 @@ def _make_epoch(batch_loss: Callable, optimizer: optax.GradientTransformation, r
             batch, key = batch_and_key
             pixels = images[batch.images] if batch.pixels is None else batch.pixels
             x = shard_rows(augment(key, to_float(pixels), recipe.augment))
+            own_texts, unrelated = batch.texts, batch.unrelated_texts
+            if own_texts is None:
+                own_texts, unrelated = texts[batch.captions], texts[batch.unrelated]
             batch_teacher = teacher and (teacher[0][batch.images], teacher[1][batch.captions])
+            if batch.teacher_images is not None:
+                batch_teacher = batch.teacher_images, batch.teacher_texts
             (loss, correct), grads = jax.value_and_grad(batch_loss, has_aux=True)(
-                state.params, x, shard_rows(texts[batch.captions]), texts[batch.unrelated], batch.clean, batch.tolerant,
-                batch_teacher
+                state.params, x, shard_rows(own_texts), unrelated, batch.clean, batch.tolerant, batch_teacher
             )
             updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.params)
             params = optax.apply_updates(state.params, updates)

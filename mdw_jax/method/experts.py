@@ -18,15 +18,14 @@ stopped and resumed, with a result that is equal bit for bit.
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.prefetch import LoaderStats
+from mdw_jax.data.stored_rows import stays_on_host
 from mdw_jax.data.streaming import streamed_epochs
 from mdw_jax.errors import UserError
 from mdw_jax.io.scores import METRICS
@@ -35,15 +34,15 @@ from mdw_jax.method.expert_state import Checkpointer, ExpertTrainState
 from mdw_jax.method.expert_step import (
     EpochBatches,
     EpochInputs,
-    ExpertSteps,
     NetworkState,
     Recipe,
     make_epoch_batches,
-    make_expert_steps,
     track_weights,
     undivided_weights,
 )
+from mdw_jax.method.generation import Generation, make_generation, restore_state, save_state
 from mdw_jax.method.retrieval import scores
+from mdw_jax.method.teacher_embeddings import teacher_ensembles
 from mdw_jax.method.teachers import (
     Phase,
     Teacher,
@@ -54,14 +53,8 @@ from mdw_jax.method.teachers import (
     teacher_indices,
 )
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_of_all
+from mdw_jax.models.embedding import Inputs
 from mdw_jax.runtime import preemption
-from mdw_jax.runtime.mesh import replicated
-from mdw_jax.runtime.pytree import restore
-from mdw_jax.runtime.rng import named_generator, named_key
-
-# Seed names by generation, where they are not its own name: kept so that stored numbers reproduce.
-_SEED_NAMES = {"teachers": "scouts"}
 
 
 class TrainedExperts(NamedTuple):
@@ -74,8 +67,7 @@ class TrainedExperts(NamedTuple):
         log: one dict for each epoch and network, in the order of the generations.
         best: parameters at the best validation r_mean.
         clean_probability: (K,) mean over networks of the last division; ones where pairs were not divided.
-        correct: (networks, epochs, K) bool: whether image and caption of a pair found each other in its batch, when the
-            pair was trained on; a pair left out of an epoch keeps the value of the epoch before.
+        correct_bits: (networks, epochs, ceil(K / 8)) uint8, `correct` as `np.packbits` packs it.
     """
 
     epochs: int
@@ -83,50 +75,13 @@ class TrainedExperts(NamedTuple):
     log: list[dict]
     best: list
     clean_probability: np.ndarray
-    correct: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Generation:
-    """What stays the same while a generation of networks trains.
-
-    Attributes:
-        name: "teachers", "experts", or the name of a fold (`noise_rate.py`); in the log and in names of files.
-        model, train, val, recipe: as in `train_experts`.
-        steps: the compiled steps.
-        networks: how many networks, two per expert.
-        epochs: epochs to train.
-        keep: snapshots 0 .. keep are kept.
-        seed: of all random draws.
-        mismatched: (K,) bool, the truth, or None.
-        teacher: makes the finished teacher that teaches all networks from the first step; None: they teach each other
-            after the warm-up.
-    """
-
-    name: str
-    model: DualEncoder
-    train: Inputs
-    val: Inputs
-    recipe: Recipe
-    steps: ExpertSteps
-    networks: int
-    epochs: int
-    keep: int
-    seed: int
-    mismatched: np.ndarray | None
-    teacher: Callable[[], Teacher] | None
+    correct_bits: np.ndarray
 
     @property
-    def image_of(self) -> np.ndarray:
-        return np.asarray(self.train.image_of)
-
-    def key(self, network: int, *names):
-        """A random key of one network."""
-        return named_key(self.seed, _SEED_NAMES.get(self.name, self.name), network // 2, *names, network % 2)
-
-    def generator(self, network: int, *names) -> np.random.Generator:
-        """A random generator of one network, on the host."""
-        return named_generator(self.seed, _SEED_NAMES.get(self.name, self.name), network // 2, *names, network % 2)
+    def correct(self) -> np.ndarray:
+        """(networks, epochs, K) bool: whether image and caption of a pair found each other in its batch, when the pair
+        was trained on; a pair left out of an epoch keeps the value of the epoch before."""
+        return np.unpackbits(self.correct_bits, axis=-1, count=len(self.clean_probability)).astype(bool)
 
 
 class TeacherSignals(NamedTuple):
@@ -150,7 +105,7 @@ class EpochResults(NamedTuple):
         networks: the states after it.
         losses: (steps,) each.
         correct: (steps, B) bool each.
-        loading: `LoaderStats` each, where images are streamed; else None.
+        loading: `LoaderStats` each, where images, texts or teachers stay on the host; else None.
     """
 
     networks: list[NetworkState]
@@ -199,7 +154,8 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
     if recipe.recovery_weight and recipe.recovery_top_k > len(train.image_of):
         raise UserError(f"experts.recovery_top_k is {recipe.recovery_top_k} but there are only {len(train.image_of)} "
                         "training captions; lower it.")
-    teacher, earlier = None, TrainedExperts(0, [], [], [], np.ones(0), np.zeros(0, bool))
+    checkpointer = checkpointer or Checkpointer()
+    teacher, earlier = None, TrainedExperts(0, [], [], [], np.ones(0), np.zeros(0, np.uint8))
     if first_teacher is not None:
         teacher = lambda: first_teacher
         recipe = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
@@ -208,14 +164,14 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
         first = dataclasses.replace(recipe, warmup=recipe.teacher_epochs) if teacher is None else recipe
         generation = make_generation("teachers", model, train, val, first, count=recipe.teacher_count,
                                      epochs=recipe.teacher_epochs, seed=seed, rate=rate, mismatched=mismatched,
-                                     teacher=teacher)
+                                     teacher=teacher, folder=checkpointer.folder)
         for state in generation_epochs(generation, checkpointer):
             yield _trained(state)
         teacher, earlier = _ensemble_teacher(generation, state.best, first_teacher), _trained(state)
         recipe = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
     generation = make_generation("experts", model, train, val, recipe, count=count, epochs=recipe.epochs, seed=seed,
                                  keep=0 if recipe.trajectory_epochs else keep, rate=rate, mismatched=mismatched,
-                                 teacher=teacher)
+                                 teacher=teacher, folder=checkpointer.folder)
     for state in generation_epochs(generation, checkpointer):
         trained = _trained(state)
         trained = trained._replace(epochs=earlier.epochs + trained.epochs, log=earlier.log + trained.log)
@@ -223,7 +179,7 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
     if recipe.trajectory_epochs:
         plain = dataclasses.replace(recipe, optimizer="sgd", decay="none", momentum=0.0, lr=recipe.trajectory_lr)
         generation = make_generation("trajectories", model, train, val, plain, count=count, keep=keep, seed=seed, rate=rate,
-                                     epochs=recipe.trajectory_epochs, mismatched=mismatched,
+                                     epochs=recipe.trajectory_epochs, mismatched=mismatched, folder=checkpointer.folder,
                                      teacher=_ensemble_teacher(generation, state.best, first_teacher))
         for state in generation_epochs(generation, checkpointer):
             yield trained._replace(epochs=trained.epochs + state.epoch, log=trained.log + state.log,
@@ -231,24 +187,19 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
 
 
 def _trained(state: ExpertTrainState) -> TrainedExperts:
-    return TrainedExperts(state.epoch, state.snapshots, state.log, state.best, state.clean_probability, state.correct)
+    return TrainedExperts(state.epoch, state.snapshots, state.log, state.best, state.clean_probability, state.correct_bits)
 
 
 def _ensemble_teacher(generation: Generation, networks: list, first_teacher: Teacher | None) -> Callable[[], Teacher]:
     """Finished networks as one teacher. It divides as the first teacher does, where there is one."""
     division = None if first_teacher is None else first_teacher.clean_probability
-    return lambda: Teacher(*ensemble_of_all(embeddings_of_all(generation.model, networks, generation.train)), division)
+    return lambda: Teacher(*_ensembles(generation, networks, [range(len(networks))])[0], division)
 
 
-def make_generation(name: str, model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int,
-                    epochs: int, seed: int, keep: int = 0, rate: float = 0.0, mismatched: np.ndarray | None = None,
-                    teacher: Callable[[], Teacher] | None = None) -> Generation:
-    """A generation of `count` pairs of networks, its data on all devices. Args: as in `Generation` and `train_experts`."""
-    steps = make_expert_steps(model, recipe, rate, epochs * (len(train.image_of) // recipe.batch))
-    train = train._replace(texts=replicated(train.texts))
-    if not isinstance(train.images, LazyImages):
-        train = train._replace(images=replicated(train.images))
-    return Generation(name, model, train, val, recipe, steps, 2 * count, epochs, keep, seed, mismatched, teacher)
+def _ensembles(generation: Generation, networks: list, teachers_of) -> list[tuple]:
+    """`teacher_ensembles` of networks of a generation."""
+    return teacher_ensembles(generation.model, networks, generation.train, teachers_of, generation.folder,
+                             generation.name.replace(" ", "-"))
 
 
 def generation_epochs(generation: Generation, checkpointer: Checkpointer | None = None) -> Iterator[ExpertTrainState]:
@@ -270,6 +221,8 @@ def generation_epochs(generation: Generation, checkpointer: Checkpointer | None 
         if signals is None or generation.teacher is None:  # what a finished teacher knows does not change
             phase = epoch_phase(generation.recipe, epoch, generation.teacher is not None)
             signals = teacher_signals(generation, state, phase)
+        elif phase.recovering and generation.search == "sample":  # beside which captions are in the sample
+            signals = choose_candidates(generation, state.epoch, signals)
         batches = epoch_batches(generation, epoch, phase, signals)
         results = train_epoch(generation, state, batches, phase, signals)
         state = finish_epoch(generation, state, batches, results, signals)
@@ -278,43 +231,12 @@ def generation_epochs(generation: Generation, checkpointer: Checkpointer | None 
             save_state(checkpointer, generation, state)
 
 
-def init_state(generation: Generation) -> ExpertTrainState:
-    """The state before the first epoch."""
-    networks = range(generation.networks)
-    params = [generation.model.init(generation.key(n, "init")) for n in networks]
-    pairs = len(generation.image_of)
-    return ExpertTrainState(0, [generation.steps.init(p) for p in params], [[p] for p in params], params, [],
-                            np.ones(pairs, np.float32), np.zeros((len(networks), generation.epochs, pairs), bool))
-
-
-def save_state(checkpointer: Checkpointer, generation: Generation, state: ExpertTrainState) -> None:
-    """Hand the state to the checkpointer, as arrays."""
-    log = np.frombuffer(json.dumps(state.log).encode(), np.uint8)
-    checkpointer.save(generation.name, state._replace(epoch=np.int32(state.epoch), log=log))
-
-
-def restore_state(generation: Generation, saved: Mapping[str, np.ndarray] | None) -> ExpertTrainState:
-    """The state that `save_state` saved, or the one before the first epoch where nothing was saved that fits."""
-    start = init_state(generation)
-    if saved is None:
-        return start
-    try:
-        epoch = int(saved[".epoch"])
-        stored = min(epoch, generation.keep) + 1
-        state = restore(saved, start._replace(epoch=saved[".epoch"], log=saved[".log"], snapshots=[
-            snapshots * stored for snapshots in start.snapshots]))
-    except (KeyError, ValueError):  # saved by another version
-        return start
-    return state._replace(epoch=epoch, log=json.loads(state.log.tobytes()))
-
-
 def teacher_signals(generation: Generation, state: ExpertTrainState, phase: Phase) -> list[TeacherSignals]:
     """What each network learns from its teachers in an epoch of this phase."""
-    recipe, image_of = generation.recipe, generation.image_of
     unused: list[Any] = [None] * generation.networks
-    embeddings, division, candidates = unused, unused, unused
+    embeddings, division = unused, unused
     finished = None
-    if phase.recovering or phase.guided or (phase.divided and recipe.division == "gmm"):
+    if phase.recovering or phase.guided or (phase.divided and generation.recipe.division == "gmm"):
         finished = generation.teacher and generation.teacher()
         if finished is not None:
             embeddings = [(finished.images, finished.texts)] * generation.networks
@@ -322,21 +244,27 @@ def teacher_signals(generation: Generation, state: ExpertTrainState, phase: Phas
             embeddings = peer_embeddings(generation, state)
     if phase.divided:
         division = divide_pairs(generation, state.epoch, embeddings, finished)
-    if phase.recovering:
-        shared_teachers = generation.teacher is not None
-        candidates = [recovery_candidates(embeddings[n], image_of, division[n] >= 0.5, recipe.recovery_top_k)
-                      for n in range(1 if shared_teachers else generation.networks)]
-        candidates = candidates * generation.networks if shared_teachers else candidates
-    return [TeacherSignals(*parts) for parts in zip(embeddings, division, candidates, strict=True)]
+    signals = [TeacherSignals(*parts) for parts in zip(embeddings, division, strict=True)]
+    return choose_candidates(generation, state.epoch, signals) if phase.recovering else signals
+
+
+def choose_candidates(generation: Generation, epoch: int, signals: list[TeacherSignals]) -> list[TeacherSignals]:
+    """The signals with the captions that recovery draws from; networks that have the same teacher share them."""
+    recipe, shared_teachers = generation.recipe, generation.teacher is not None
+    candidates = [recovery_candidates(signal.embeddings, generation.image_of, signal.clean_probability >= 0.5,
+                                      recipe.recovery_top_k, generation.search,
+                                      generation.generator(n, "recovery", epoch))
+                  for n, signal in enumerate(signals[:1] if shared_teachers else signals)]
+    candidates *= generation.networks // len(candidates)
+    return [signal._replace(candidates=own) for signal, own in zip(signals, candidates, strict=True)]
 
 
 def peer_embeddings(generation: Generation, state: ExpertTrainState) -> list[tuple]:
     """The embeddings of all images and captions by the teachers of each network in its generation, as one ensemble."""
     count, recipe = generation.networks, generation.recipe
     averages = [network.average for network in state.networks]
-    embeddings = embeddings_of_all(generation.model, averages, generation.train)
-    teachers_of = [teacher_indices(n, count, recipe.peers) if recipe.dual else [n] for n in range(count)]
-    return [ensemble_of_all([embeddings[t] for t in teachers]) for teachers in teachers_of]
+    return _ensembles(generation, averages,
+                      [teacher_indices(n, count, recipe.peers) if recipe.dual else [n] for n in range(count)])
 
 
 def divide_pairs(generation: Generation, epoch: int, embeddings: list[tuple], finished: Teacher | None
@@ -381,8 +309,10 @@ def train_epoch(generation: Generation, state: ExpertTrainState, batches: list[E
                           signals[n].embeddings if own else None) for n, network in enumerate(state.networks)]
     common_teacher = signals[0].embeddings if phase.guided and shared_teachers else None
     loading = None
-    if isinstance(train.images, LazyImages):
-        results, loading = streamed_epochs(steps.epoch, inputs, train.images, train.texts, common_teacher)
+    teacher = common_teacher or inputs[0].teacher
+    if any(map(stays_on_host, (train.images, train.texts, *(teacher or ())))):
+        results, loading = streamed_epochs(steps.epoch, inputs, train.images, train.texts, common_teacher,
+                                           unrelated=generation.recipe.debias)
     else:
         results = steps.map_networks(steps.epoch, inputs, train.images, train.texts, common_teacher)
     networks, losses, correct = zip(*results, strict=True)
@@ -400,10 +330,11 @@ def finish_epoch(generation: Generation, state: ExpertTrainState, batches: list[
     averages = [network.average for network in results.networks]
     on_val = scores(generation.model, averages, generation.val)
     rows = [log_row(generation, epoch, n, results, on_val[n], signals[n]) for n in networks]
-    correct = state.correct.copy()
-    correct[:, epoch] = correct[:, max(epoch - 1, 0)]
+    correct_bits = state.correct_bits.copy()
     for n in networks:
-        correct[n, epoch, np.asarray(batches[n].rows).ravel()] = np.asarray(results.correct[n]).ravel()
+        correct = np.unpackbits(correct_bits[n, max(epoch - 1, 0)], count=len(generation.image_of))
+        correct[np.asarray(batches[n].rows).ravel()] = np.asarray(results.correct[n]).ravel()
+        correct_bits[n, epoch] = np.packbits(correct)
     best_before = [max((row["val_r_mean"] for row in state.log[n::len(networks)]), default=-1.0) for n in networks]
     best = [averages[n] if rows[n]["val_r_mean"] > best_before[n] else state.best[n] for n in networks]
     snapshots = state.snapshots
@@ -412,7 +343,8 @@ def finish_epoch(generation: Generation, state: ExpertTrainState, batches: list[
     clean_probability = state.clean_probability
     if signals[0].clean_probability is not None:
         clean_probability = np.mean([signal.clean_probability for signal in signals], axis=0)
-    return ExpertTrainState(epoch + 1, results.networks, snapshots, best, state.log + rows, clean_probability, correct)
+    return ExpertTrainState(epoch + 1, results.networks, snapshots, best, state.log + rows, clean_probability,
+                            correct_bits)
 
 
 def log_row(generation: Generation, epoch: int, network: int, results: EpochResults, on_val,

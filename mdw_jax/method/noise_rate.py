@@ -22,7 +22,8 @@ import numpy as np
 
 from mdw_jax.method.expert_state import Checkpointer
 from mdw_jax.method.expert_step import Recipe
-from mdw_jax.method.experts import generation_epochs, make_generation
+from mdw_jax.method.experts import generation_epochs
+from mdw_jax.method.generation import make_generation
 from mdw_jax.method.teachers import all_pair_losses
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_of_all

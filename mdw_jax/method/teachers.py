@@ -6,21 +6,24 @@ is in `experts.py`.
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from mdw_jax.config.options import DIVIDING
-from mdw_jax.data.streaming import concat_map
+from mdw_jax.data.stored_rows import select_rows, stays_on_host
+from mdw_jax.method.caption_search import SEARCHES
 from mdw_jax.method.expert_step import Recipe, compiled_pair_losses
 from mdw_jax.runtime.rng import named_generator
+
+_PART_BYTES = 2**27  # of embeddings whose losses are computed at a time, where these stay on the host
 
 
 class Teacher(NamedTuple):
     """What a finished teacher passes on: it divides, recovers and guides from the first step (docs/method.md, 2.6).
 
     Attributes:
-        images: (N, D) embeddings of all images; their dot products with `texts` are its similarities.
-        texts: (K, D) of all captions.
+        images: (N, D) embeddings of all images; their dot products with `texts` are its similarities. An array, or rows
+            that stay on the host.
+        texts: (K, D) of all captions, likewise.
         clean_probability: (K,) its division of the pairs; None: by its losses.
     """
 
@@ -76,40 +79,34 @@ def all_pair_losses(embeddings: list[tuple], tau: float, image_of, batch: int, *
     """
     pairs, results = len(image_of), []
     batch = min(batch, pairs)
-    pair_losses = compiled_pair_losses(tau)
     for n, (v, t) in enumerate(embeddings):
         generator = named_generator(seed, "experts", n // 2, "division", epoch, n % 2)
         order = generator.permutation(pairs)
         order = np.concatenate([order, order[: -pairs % batch]]).reshape(-1, batch)  # the last batch borrows rows
         losses = np.empty(pairs)
         captions = np.roll(order, 1, axis=0) if mismatch else order
-        losses[order.ravel()] = np.asarray(pair_losses(v, t, image_of[order], captions)).ravel()
+        losses[order.ravel()] = _losses_of_batches(v, t, image_of[order], captions, tau).ravel()
         results.append(losses)
     return results
 
 
-def top_captions(images, texts, k: int) -> np.ndarray:
-    """The k captions nearest to each image, best first.
+def _losses_of_batches(v, t, images: np.ndarray, captions: np.ndarray, tau: float) -> np.ndarray:
+    """(steps, B) losses of the pairs of images[i] and captions[i], rows of embeddings; of stored ones a part at a time."""
+    pair_losses = compiled_pair_losses(tau)
+    if not stays_on_host(v):
+        return np.asarray(pair_losses(v, t, images, captions))
+    steps = max(_PART_BYTES // (8 * images.shape[1] * v.shape[1]), 1)
 
-    Args:
-        images: (N, D) unit embeddings.
-        texts: (K, D) unit embeddings.
-        k: at most K.
+    def of_part(start: int) -> np.ndarray:
+        rows, words = images[start:start + steps], captions[start:start + steps]
+        places = np.arange(rows.size).reshape(rows.shape)
+        return np.asarray(pair_losses(v[rows.ravel()], t[words.ravel()], places, places))
 
-    Returns:
-        (N, k) rows of captions.
-    """
-    similarity = jax.jit(lambda rows, texts: rows @ texts.T)  # an argument: XLA would transpose a constant while compiling
-
-    def nearest(rows):
-        values = np.asarray(similarity(rows, texts))
-        top = np.argpartition(-values, k - 1, axis=1)[:, :k]  # on a CPU far faster than `jax.lax.top_k`
-        return np.take_along_axis(top, np.argsort(-np.take_along_axis(values, top, 1), 1, kind="stable"), 1)
-
-    return np.asarray(concat_map(nearest, images))
+    return np.concatenate([of_part(start) for start in range(0, len(images), steps)])
 
 
-def recovery_candidates(teacher, image_of, clean, k: int) -> np.ndarray:
+def recovery_candidates(teacher, image_of, clean, k: int, search: str = "exact",
+                        generator: np.random.Generator | None = None) -> np.ndarray:
     """(N, k) captions nearest to each image that has a risky pair, by its teacher; -1 for all other images.
 
     Args:
@@ -117,11 +114,13 @@ def recovery_candidates(teacher, image_of, clean, k: int) -> np.ndarray:
         image_of: (K,) row of each pair's image.
         clean: (K,) bool.
         k: captions for each image.
+        search: how they are found, an entry of `caption_search.SEARCHES`.
+        generator: source of the search's own draws.
     """
     images = np.unique(image_of[~clean])
-    candidates = np.full((len(teacher[0]), k), -1)
+    candidates = np.full((len(teacher[0]), k), -1, np.int32)
     if len(images):
-        candidates[images] = top_captions(teacher[0][images], teacher[1], k)
+        candidates[images] = SEARCHES[search](select_rows(teacher[0], images), teacher[1], k, generator)
     return candidates
 
 

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdw_jax.data.lazy_images import LazyImages
+from mdw_jax.data.stored_rows import create_rows, finished_rows, stays_on_host
 from mdw_jax.data.streaming import concat_map, map_batches
 from mdw_jax.errors import UserError
 from mdw_jax.models.chunks import in_chunks
@@ -22,8 +23,8 @@ class Inputs(NamedTuple):
     """One split as a model sees it.
 
     Attributes:
-        images: (N, ...) uint8 pixels, perhaps streamed (`LazyImages`), or float features.
-        texts: (K, d) features or (K, L) token ids.
+        images: (N, ...) uint8 pixels, perhaps streamed (`LazyImages`), or float features, perhaps memory-mapped.
+        texts: (K, d) features or (K, L) token ids, perhaps memory-mapped.
         image_of: (K,) row of each caption's image.
     """
 
@@ -70,13 +71,45 @@ def embeddings_of_all(model: DualEncoder, networks: list, data: Inputs) -> list[
     def embed_rows(branch: str, rows) -> list:
         branches = [params[branch] for params in networks]
         embed = jitted(_embedder(model, branch))
-        if isinstance(rows, LazyImages):
+        if stays_on_host(rows):
             branches = replicated(branches)
             batches = map_batches(lambda batch: [embed(params, batch) for params in branches], rows)
             return [jnp.concatenate(parts) for parts in zip(*batches, strict=True)]
         if in_one_program:
             return map_replicas(_split_embedder(model, branch), branches, rows)
         return [concat_map(lambda batch: embed(params, batch), rows) for params in branches]
+
+    return list(zip(embed_rows("image", data.images), embed_rows("text", data.texts), strict=True))
+
+
+def stored_embeddings(model: DualEncoder, networks: list, data: Inputs, folder: Path, name: str) -> list[tuple]:
+    """`embeddings_of_all` in files: half-precision rows that stay on the host, written in one pass over the data.
+
+    Args:
+        model: the dual encoder.
+        networks: parameters of each network.
+        data: the split.
+        folder: where the files lie; each process has its own.
+        name: how the files' names begin. Older files of these names are replaced.
+
+    Returns:
+        (images (N, D), captions (K, D)) by each network, memory-mapped float16.
+
+    Raises:
+        UserError: the file system has no room for them.
+    """
+    size = 8192 if model.mode == "projection" else 500
+
+    def embed_rows(branch: str, rows) -> list:
+        branches = replicated([params[branch] for params in networks])
+        embed = jitted(_embedder(model, branch))
+        files = [create_rows(folder / f"{name}-{n}-{branch}.npy", (len(rows), model.dim)) for n in range(len(networks))]
+        begin = 0
+        for batch in map_batches(lambda batch: [embed(params, batch) for params in branches], rows, size):
+            for file, part in zip(files, batch, strict=True):
+                file[begin:begin + len(part)] = np.asarray(part)
+            begin += len(batch[0])
+        return list(map(finished_rows, files))
 
     return list(zip(embed_rows("image", data.images), embed_rows("text", data.texts), strict=True))
 

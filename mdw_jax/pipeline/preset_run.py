@@ -202,6 +202,8 @@ def _experts_key(c: ConfigDict, prepared: Prepared, noise: Noise, filtering: Fil
         ignored += ["trajectory_epochs", "trajectory_lr"]
     if not (c.experts.teacher_count or c.experts.closed_form):
         ignored.append("lr_with_teachers")
+    if c.experts.recovery_search == "auto" or not c.experts.recovery_weight:  # the keys of before there was a choice
+        ignored.append("recovery_search")
     recipe = {key: value for key, value in c.experts.to_dict().items() if key not in ignored}
     return digest(prepared.key, noise.sha256, recipe, c.run.seed, last_snapshot(c), *plugin_sources(c, "experts"),
                   *_filter_key(filtering))

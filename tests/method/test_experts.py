@@ -15,15 +15,17 @@ from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.errors import UserError
 from mdw_jax.io.checkpoint import read_checkpoint, save_checkpoint
 from mdw_jax.method import closed_form, experts
+from mdw_jax.method.caption_search import top_captions
 from mdw_jax.method.expert_state import Checkpointer
 from mdw_jax.method.expert_step import Recipe, make_epoch_batches, make_expert_steps, track_weights, undivided_weights
 from mdw_jax.method.experts import expert_epochs, train_experts
 from mdw_jax.method.losses import soft_cross_entropy
-from mdw_jax.method.teachers import Teacher, teacher_indices, top_captions
+from mdw_jax.method.teachers import Teacher, teacher_indices
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.embedding import Inputs, ensemble_embeddings
 from mdw_jax.models.image.convnet import convnet
 from mdw_jax.models.image.tower import Tower
+from mdw_jax.runtime.rng import named_key
 
 LATENT, WIDTH, PER_IMAGE = 6, 16, 2
 STUB = Tower("stub", lambda key: {}, lambda params, images: images, WIDTH)  # experts see its features only
@@ -106,7 +108,7 @@ def test_same_seed_same_experts_and_snapshot_zero_is_the_start():
     jax.tree.map(np.testing.assert_array_equal, one.snapshots, again.snapshots)
     assert [len(s) for s in one.snapshots] == [3, 3]
     for n in range(2):
-        start = MODEL.init(experts.named_key(5, "experts", 0, "init", n))
+        start = MODEL.init(named_key(5, "experts", 0, "init", n))
         jax.tree.map(np.testing.assert_array_equal, one.snapshots[n][0], start)
     leaf = lambda snapshots, n: jax.tree.leaves(snapshots[n][0])[-1]
     assert not np.array_equal(leaf(one.snapshots, 0), leaf(one.snapshots, 1))

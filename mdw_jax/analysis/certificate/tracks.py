@@ -9,8 +9,8 @@ import numpy as np
 
 from mdw_jax.analysis.certificate import estimate
 from mdw_jax.data.noise import Noise
+from mdw_jax.method.caption_search import top_captions
 from mdw_jax.method.expert_step import Recipe
-from mdw_jax.method.teachers import top_captions
 from mdw_jax.models.embedding import Inputs, embeddings, ensemble_embeddings
 from mdw_jax.pipeline.prepared import Prepared
 

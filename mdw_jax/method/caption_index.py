@@ -1,0 +1,2 @@
+"""placeholder"""
+def indexed_captions(*a): raise NotImplementedError
