@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from mdw_jax.data.stored_rows import SelectedRows, SideBySide, stays_on_host
-from mdw_jax.method.caption_index import indexed_captions
+from mdw_jax.data.stored_rows import SelectedRows, SideBySide, select_rows, stays_on_host
+from mdw_jax.method.caption_index import FEWEST, indexed_captions
 from mdw_jax.runtime.mesh import DATA, mesh_for, shard, to_host
 
 EXACT_UP_TO = 10**11
@@ -66,8 +66,9 @@ def top_captions(images, texts, k: int) -> np.ndarray:
         step = _QUERIES * len(jax.devices())
         queries = [_placed(read[i:i + step], PartitionSpec(DATA)) for i in range(0, len(read), step)]
         best: list = [None] * len(queries)
-        for first, block in blocks():
-            best = [_best_in_block(known, rows, block, first, k) for known, rows in zip(best, queries, strict=True)]
+        for first, count, block in blocks():
+            best = [_best_in_block(known, rows, block, first, count, k)
+                    for known, rows in zip(best, queries, strict=True)]
         rows = np.concatenate([to_host(caption)[:step] for _, caption in best])
         found[start:start + len(read)] = rows[:len(read)]
     return found
@@ -81,10 +82,21 @@ def sampled_captions(images, texts, k: int, generator: np.random.Generator) -> n
     return rows[top_captions(images, SelectedRows(texts, rows), k)]
 
 
+def _captions_by_index(images, texts, k: int, generator: np.random.Generator) -> np.ndarray:
+    """`indexed_captions`; exactly where an index saves nothing, and for images whose cells hold fewer than k captions."""
+    if len(texts) < FEWEST:
+        return top_captions(images, texts, k)
+    found = indexed_captions(images, texts, k, generator)
+    few = np.flatnonzero((found < 0).any(1))
+    if len(few):
+        found[few] = top_captions(select_rows(images, few), texts, k)
+    return found
+
+
 # From images (N, D), texts (K, D), k and a generator to (N, k) rows of captions.
 SEARCHES: dict[str, Callable] = {
     "exact": lambda images, texts, k, generator: top_captions(images, texts, k),
-    "ann": lambda images, texts, k, generator: indexed_captions(images, texts, k, generator),
+    "ann": _captions_by_index,
     "sample": sampled_captions,
 }
 
@@ -94,10 +106,17 @@ def _unscaled(rows, part) -> np.ndarray | jax.Array:
     return rows.unscaled(part) if isinstance(rows, SideBySide | SelectedRows) else rows[part]
 
 
-def _blocks(texts) -> Iterator[tuple[int, jax.Array]]:
-    """The first row of each block of captions, and the block on all devices."""
+def _blocks(texts) -> Iterator[tuple[int, int, jax.Array]]:
+    """The first row of each block of captions, how many it has, and the block on all devices, filled up to groups."""
     for start in range(0, len(texts), _CAPTIONS):
-        yield start, _placed(_unscaled(texts, slice(start, min(start + _CAPTIONS, len(texts)))), PartitionSpec())
+        block = _unscaled(texts, slice(start, min(start + _CAPTIONS, len(texts))))
+        yield start, len(block), _filled(_placed(block, PartitionSpec()))
+
+
+@jax.jit
+def _filled(block):
+    """A block of captions, (n, D), with rows of zeros up to a multiple of `_GROUP`."""
+    return jnp.pad(block, ((0, -len(block) % _GROUP), (0, 0)))
 
 
 def _resident_blocks(texts) -> Callable | None:
@@ -118,11 +137,13 @@ def _placed(rows, spec: PartitionSpec) -> jax.Array:
     return shard(mesh_for(1), spec, rows)
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _best_in_block(known, rows, block, first, k: int):
-    """(values, captions) (b, k) of the best so far and those of a block, whose first caption is `first`."""
+@functools.partial(jax.jit, static_argnums=5)
+def _best_in_block(known, rows, block, first, count, k: int):
+    """(values, captions) (b, k) of the best so far and those of a block of captions, the first of which is `first`, and
+    which has `count` of them: the rest is there to fill up a group."""
     similarity = jax.lax.optimization_barrier(rows.astype(jnp.float32) @ block.astype(jnp.float32).T)
-    values, captions = _top(similarity, min(k, block.shape[0]))
+    similarity = jnp.where(jnp.arange(similarity.shape[1]) < count, similarity, -jnp.inf)
+    values, captions = _top(similarity, min(k, similarity.shape[1]))
     captions = captions.astype(jnp.int32) + first
     if known is None:
         return values, captions
@@ -132,13 +153,11 @@ def _best_in_block(known, rows, block, first, k: int):
 
 
 def _top(values, k: int):
-    """`jax.lax.top_k` of (b, n), by groups."""
+    """`jax.lax.top_k` of (b, n), by groups, where n is a multiple of `_GROUP`."""
     rows, count = values.shape
-    groups = -(-count // _GROUP)
-    if groups <= k:
+    if count // _GROUP <= k:
         return jax.lax.top_k(values, k)
-    grouped = jnp.pad(values, ((0, 0), (0, groups * _GROUP - count)), constant_values=-jnp.inf)
-    grouped = grouped.reshape(rows, groups, _GROUP)
+    grouped = values.reshape(rows, -1, _GROUP)
     best = jnp.sort(jax.lax.top_k(grouped.max(-1), k)[1], axis=1)  # in order: of equal values the first caption wins
     top, place = jax.lax.top_k(jnp.take_along_axis(grouped, best[:, :, None], 1).reshape(rows, k * _GROUP), k)
     return top, jnp.take_along_axis(best, place // _GROUP, 1) * _GROUP + place % _GROUP
