@@ -5,6 +5,8 @@ Wide embeddings are first reduced to `WIDTH` directions, the leading ones of a s
 subspace iteration, Halko et al. 2011), and the nearest there are compared again in full.
 """
 
+from types import ModuleType
+
 import numpy as np
 
 from mdw_jax.errors import UserError
@@ -44,11 +46,18 @@ def indexed_captions(images, texts, k: int, generator: np.random.Generator) -> n
     return found
 
 
-def _filled_index(texts, basis, generator: np.random.Generator):
+def require_faiss() -> ModuleType:
+    """The package faiss. Raises UserError where it is missing."""
     try:
         import faiss  # an optional dependency
     except ImportError as error:
-        raise UserError("experts.recovery_search=ann needs faiss: pip install 'mdw-jax[ann]', or set it to sample.") from error
+        raise UserError("experts.recovery_search=ann needs faiss: pip install 'mdw-jax[ann]', or set it to "
+                        "sample.") from error
+    return faiss
+
+
+def _filled_index(texts, basis, generator: np.random.Generator):
+    faiss = require_faiss()
     width, cells = texts.shape[1] if basis is None else basis.shape[1], max(int(2 * len(texts)**0.5), 1)
     index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_fp16,
                                           faiss.METRIC_INNER_PRODUCT)

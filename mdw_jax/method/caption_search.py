@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from mdw_jax.data.stored_rows import SelectedRows, SideBySide, select_rows, stays_on_host
-from mdw_jax.method.caption_index import FEWEST, indexed_captions
+from mdw_jax.method.caption_index import FEWEST, indexed_captions, require_faiss
 from mdw_jax.runtime.mesh import DATA, mesh_for, shard, to_host
 
 EXACT_UP_TO = 10**11
@@ -33,6 +33,12 @@ def search_of(name: str, images: int, captions: int) -> str:
     return "exact" if images * captions <= EXACT_UP_TO else "sample"
 
 
+def require_search(name: str, images: int, captions: int) -> None:
+    """Raises UserError where a search needs a package that is missing: before training, not after its first epochs."""
+    if search_of(name, images, captions) == "ann" and captions >= FEWEST:
+        require_faiss()
+
+
 def search_note(name: str, images: int, captions: int) -> str:
     """A sentence for the log where the search is not exact; empty where it is."""
     way = search_of(name, images, captions)
@@ -40,7 +46,8 @@ def search_note(name: str, images: int, captions: int) -> str:
     if way == "sample" and captions > SAMPLE:
         return (f"recovery draws from the nearest of {SAMPLE:,} random captions of {captions:,}, another sample each "
                 f"epoch{chosen}.")
-    return f"recovery finds the nearest of {captions:,} captions by an approximate index." if way == "ann" else ""
+    indexed = way == "ann" and captions >= FEWEST
+    return f"recovery finds the nearest of {captions:,} captions by an approximate index." if indexed else ""
 
 
 def top_captions(images, texts, k: int) -> np.ndarray:

@@ -12,6 +12,7 @@ at random, `E[C] = (1 - eta) C_clean`: the directions stay, and only their varia
 Sums and decompositions are numpy in float64, on the host; a data set is read in batches, once.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ RIDGES = (0.3, 1.0, 3.0, 10.0)
 RANKS = (25, 50, 75, 100, 150, 200, 250, 300, 400, 500, 750, 1000)
 _RIDGE_STEP, _LEAST_RIDGE, _LARGEST_RIDGE = 10**0.5, 1e-4, 1e4  # where the grid of ridges may grow to
 _LEAST_TAU, _LARGEST_TAU = 1e-3, 10.0
+_BLOCK = 65_536  # rows that are embedded at a time, where embeddings of all are not wanted
 
 
 class Moments(NamedTuple):
@@ -204,12 +206,20 @@ def excess_cosine(form: ClosedForm, features, texts, image_of) -> np.ndarray:
         (K,) the cosine of each pair, minus the mean cosine of its image with all captions, minus that of its caption
         with the images of all pairs, plus the mean of all those.
     """
-    v, t = embed_images(form, features), embed_texts(form, texts)
     image_of = np.asarray(image_of)
-    of_image = np.bincount(image_of, minlength=len(v)) / len(t)
-    mean_v, mean_t = (of_image @ v.astype(np.float64)), t.mean(0, dtype=np.float64)
-    cosine = np.concatenate([np.einsum("kd,kd->k", v[image_of[rows]], t[rows]) for rows in _slices(len(t), 65536)])
-    return cosine - (v @ mean_t)[image_of] - t @ mean_v + mean_v @ mean_t
+    of_image = np.bincount(image_of, minlength=len(features)) / len(texts)
+    few = embed_images(form, features) if len(features) <= _BLOCK else None  # of many, embeddings are made anew
+    images = lambda rows: embed_images(form, features[rows]) if few is None else few[rows]
+    mean_v = _sum_of_blocks(len(features), lambda rows: of_image[rows] @ images(rows).astype(np.float64))
+    total = _sum_of_blocks(len(texts), lambda rows: embed_texts(form, texts[rows]).sum(0, dtype=np.float64))
+    mean_t = total / len(texts)
+    with_captions = np.concatenate([images(rows) @ mean_t for rows in _slices(len(features), _BLOCK)])
+    excess = np.empty(len(texts))
+    for rows in _slices(len(texts), _BLOCK):
+        t = embed_texts(form, texts[rows])
+        cosine = np.einsum("kd,kd->k", images(image_of[rows]), t)
+        excess[rows] = cosine - with_captions[image_of[rows]] - t @ mean_v + mean_v @ mean_t
+    return excess
 
 
 def divide(form: ClosedForm, features, texts, image_of, seed: int = 0) -> np.ndarray:
@@ -389,6 +399,11 @@ def _golden_section(function, low: float, high: float, steps: int = 40) -> float
             right = low + ratio * (high - low)
             at_right = function(right)
     return (low + high) / 2
+
+
+def _sum_of_blocks(count: int, of_rows) -> np.ndarray:
+    """The sum of a function of blocks of rows, over all of them."""
+    return functools.reduce(np.add, map(of_rows, _slices(count, _BLOCK)))
 
 
 def _float64(rows) -> np.ndarray:

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from mdw_jax.errors import UserError
 
 _CHUNK = 4096  # rows of joint features filled at a time
+_ITEMS = 65_536  # items compared with centroids at a time
 # Many small products: more threads gain little, are ten times slower in k-means where cores are shared, and would let
 # the choice depend, by rounding, on how many there are.
 _one_thread = threadpool_limits.wrap(limits=1)
@@ -90,12 +91,11 @@ def joint_features(images: np.ndarray, texts: np.ndarray, image_of: np.ndarray) 
     Returns:
         (K, F + d) float32. A feature of zeros stays zero.
     """
-    images, image_of = _unit(images), np.asarray(image_of)
-    joint = np.empty((len(texts), images.shape[1] + np.shape(texts)[1]), np.float32)
-    joint[:, images.shape[1]:] = _unit(texts)
-    for start in range(0, len(joint), _CHUNK):  # spares a second (K, F) array
+    width, image_of = images.shape[1], np.asarray(image_of)
+    joint = np.empty((len(texts), width + np.shape(texts)[1]), np.float32)
+    for start in range(0, len(joint), _CHUNK):  # spares copies, also of images that none of the pairs have
         part = slice(start, start + _CHUNK)
-        joint[part, :images.shape[1]] = images[image_of[part]]
+        joint[part, :width], joint[part, width:] = _unit(images[image_of[part]]), _unit(texts[part])
     return joint
 
 
@@ -226,13 +226,28 @@ def k_means(features: np.ndarray, count: int, seed: int) -> np.ndarray:
     """
     features = np.asarray(features, np.float32)
     _require_enough("k_means", count, len(features))
-    distance = MiniBatchKMeans(count, random_state=seed).fit(features).transform(features)
-    chosen = np.empty(count, int)
-    for _ in range(count):
-        item, centroid = np.unravel_index(distance.argmin(), distance.shape)
-        chosen[centroid] = item
-        distance[item] = distance[:, centroid] = np.inf
+    items, distance = _nearest_items(MiniBatchKMeans(count, random_state=seed).fit(features), features, count)
+    chosen, taken = np.full(count, -1), np.zeros(len(features), bool)
+    centroids = np.broadcast_to(np.arange(count), items.shape)
+    for place in np.lexsort((centroids.ravel(), items.ravel(), distance.ravel())):
+        item, centroid = items.flat[place], centroids.flat[place]
+        if chosen[centroid] < 0 and not taken[item]:
+            chosen[centroid], taken[item] = item, True
     return chosen
+
+
+def _nearest_items(means: MiniBatchKMeans, features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(count, count) the `count` items nearest to each centroid, a column each, and their distances: with one item for
+    each centroid, no other can be the nearest that is left."""
+    items, distance = np.empty((0, count), int), np.empty((0, count), features.dtype)
+    for start in range(0, len(features), _ITEMS):
+        of_block = means.transform(features[start:start + _ITEMS])
+        of_all = np.concatenate([distance, of_block])
+        rows = np.broadcast_to(start + np.arange(len(of_block))[:, None], of_block.shape)
+        numbers = np.concatenate([items, rows])
+        best = np.argpartition(of_all, min(count, len(of_all)) - 1, axis=0)[:count]
+        items, distance = np.take_along_axis(numbers, best, 0), np.take_along_axis(of_all, best, 0)
+    return items, distance
 
 
 @_one_thread

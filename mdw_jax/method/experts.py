@@ -29,6 +29,7 @@ from mdw_jax.data.stored_rows import stays_on_host
 from mdw_jax.data.streaming import streamed_epochs
 from mdw_jax.errors import UserError
 from mdw_jax.io.scores import METRICS
+from mdw_jax.method.caption_search import require_search
 from mdw_jax.method.division import divide, division_quality
 from mdw_jax.method.expert_state import Checkpointer, ExpertTrainState
 from mdw_jax.method.expert_step import (
@@ -154,6 +155,8 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
     if recipe.recovery_weight and recipe.recovery_top_k > len(train.image_of):
         raise UserError(f"experts.recovery_top_k is {recipe.recovery_top_k} but there are only {len(train.image_of)} "
                         "training captions; lower it.")
+    if recipe.recovery_weight:
+        require_search(recipe.recovery_search, len(train.images), len(train.image_of))
     checkpointer = checkpointer or Checkpointer()
     teacher, earlier = None, TrainedExperts(0, [], [], [], np.ones(0), np.zeros(0, np.uint8))
     if first_teacher is not None:

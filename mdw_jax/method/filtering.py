@@ -12,6 +12,7 @@ import numpy as np
 from mdw_jax.runtime.mesh import jitted
 
 NEG_CLIP_BATCH, NEG_CLIP_ROUNDS = 2048, 4  # pairs normalized together; random partitions averaged (this work)
+_BLOCK = 65_536  # pairs compared at a time
 
 
 def cosines(images: np.ndarray, texts: np.ndarray, image_of: np.ndarray) -> np.ndarray:
@@ -22,7 +23,9 @@ def cosines(images: np.ndarray, texts: np.ndarray, image_of: np.ndarray) -> np.n
         texts: (K, D) unit embeddings.
         image_of: (K,) the image that each caption is paired with.
     """
-    return np.einsum("kd,kd->k", np.asarray(images)[image_of], np.asarray(texts))
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(texts), _BLOCK)]
+    return np.concatenate([np.einsum("kd,kd->k", np.asarray(images[image_of[rows]]), np.asarray(texts[rows]))
+                           for rows in blocks])
 
 
 def neg_clip_loss(generator: np.random.Generator, images: np.ndarray, texts: np.ndarray, image_of: np.ndarray,
@@ -104,6 +107,16 @@ def spread(values: np.ndarray, rows: np.ndarray, pairs: int) -> np.ndarray:
         return values
     full = np.zeros((*values.shape[:-1], pairs), values.dtype)
     full[..., rows] = values
+    return full
+
+
+def spread_bits(bits: np.ndarray, rows: np.ndarray, pairs: int) -> np.ndarray:
+    """`spread` of bools that `np.packbits` packed, (..., ceil(n / 8)) -> (..., ceil(K / 8)), one row at a time."""
+    if len(rows) == pairs:
+        return bits
+    full = np.zeros((*bits.shape[:-1], (pairs + 7) // 8), np.uint8)
+    for index in np.ndindex(bits.shape[:-1]):
+        full[index] = np.packbits(spread(np.unpackbits(bits[index], count=len(rows)), rows, pairs))
     return full
 
 

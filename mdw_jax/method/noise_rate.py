@@ -20,13 +20,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mdw_jax.data.stored_rows import select_rows
 from mdw_jax.method.expert_state import Checkpointer
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.experts import generation_epochs
 from mdw_jax.method.generation import make_generation
+from mdw_jax.method.teacher_embeddings import teacher_ensembles
 from mdw_jax.method.teachers import all_pair_losses
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_of_all
+from mdw_jax.models.embedding import Inputs
 from mdw_jax.runtime.rng import named_generator
 
 FEWEST_PAIRS = 500  # of a fold; networks of fewer are weak, which would count as mismatches
@@ -77,20 +79,26 @@ def estimate_rate(observed, null, groups, *, seed: int = 0, draws: int = 200, co
         return UNKNOWN
     thresholds = np.quantile(null, np.linspace(0, 1 - smallest_tail, _THRESHOLDS))
     bins = np.searchsorted(thresholds, observed, side="right")
-    # One row per group: the number of its pairs above each threshold is a cumulative sum from the right.
-    counts = np.zeros((size, len(thresholds) + 1), np.int32)
-    np.add.at(counts, (group_of, bins), 1)
     null_counts = [np.bincount(np.searchsorted(thresholds, half, side="right"), minlength=len(thresholds) + 1)
                    for half in np.array_split(generator.permutation(null), 2)]
-    halves = [_Half(counts[rows], null_tail, len(null) // 2) for rows, null_tail in zip(
+    halves = [_half(group_of, bins, groups, null_tail, len(null) // 2) for groups, null_tail in zip(
         np.array_split(generator.permutation(size), 2), map(_tail, null_counts), strict=True)]
     choices = [half.best_threshold() for half in halves][::-1]
-    ratio = lambda resample: np.mean([half.ratio(choice, resample)
-                                      for half, choice in zip(halves, choices, strict=True)])
+    above = [half.above(choice) for half, choice in zip(halves, choices, strict=True)]
+    ratio = lambda resample: np.mean([half.ratio(choice, counts, resample)
+                                      for half, choice, counts in zip(halves, choices, above, strict=True)])
     # The bootstrap keeps the thresholds: they were not chosen on the data that is counted.
     samples = np.minimum([ratio(generator) for _ in range(draws)], 1)
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Rate(min(float(ratio(None)), 1.0), float(low), float(high), confidence)
+
+
+def _half(group_of: np.ndarray, bins: np.ndarray, groups: np.ndarray, null_tail: np.ndarray, null_size: int) -> "_Half":
+    """The half that consists of these groups, of all pairs' groups and bins."""
+    place = np.full(group_of.max() + 1, -1)
+    place[groups] = np.arange(len(groups))
+    own = place[group_of]
+    return _Half(len(groups), own[own >= 0], bins[own >= 0], null_tail, null_size)
 
 
 def _tail(histogram):
@@ -99,22 +107,38 @@ def _tail(histogram):
 
 
 class _Half(NamedTuple):
-    """Half of the groups, (groups, thresholds + 1) counts, and the tails of half of the null."""
+    """Half of the groups, and the tails of half of the null.
 
-    counts: np.ndarray
+    Attributes:
+        groups: how many.
+        group_of: (n,) group of each of their pairs, in the order in which they were drawn.
+        bins: (n,) how many thresholds each pair's loss reaches.
+        null_tail: (thresholds,) share of the null above each.
+        null_size: of the half.
+    """
+
+    groups: int
+    group_of: np.ndarray
+    bins: np.ndarray
     null_tail: np.ndarray
     null_size: int
 
     def best_threshold(self) -> int:
         """Index of the threshold with the smallest ratio, two standard errors of the tail added."""
-        tail = _tail(self.counts.sum(0))
-        return int(np.argmin((tail + 2 * np.sqrt(tail * (1 - tail) / len(self.counts)))
+        tail = _tail(np.bincount(self.bins, minlength=len(self.null_tail) + 1))
+        return int(np.argmin((tail + 2 * np.sqrt(tail * (1 - tail) / self.groups))
                              / np.maximum(self.null_tail, 1 / self.null_size)))
 
-    def ratio(self, threshold: int, generator: np.random.Generator | None) -> float:
-        """The ratio of the tails above a threshold; with a generator, of a bootstrap sample of both."""
-        groups, null_tail = len(self.counts), max(self.null_tail[threshold], 1 / self.null_size)
-        above, pairs = self.counts[:, threshold + 1 :].sum(1), self.counts.sum(1)
+    def above(self, threshold: int) -> tuple[np.ndarray, np.ndarray]:
+        """(groups,) pairs of each group above a threshold, and all pairs of it."""
+        of_these = self.group_of[self.bins > threshold]
+        return np.bincount(of_these, minlength=self.groups), np.bincount(self.group_of, minlength=self.groups)
+
+    def ratio(self, threshold: int, counts: tuple[np.ndarray, np.ndarray], generator: np.random.Generator | None) -> float:
+        """The ratio of the tails above a threshold, `counts` of which `above` gives; with a generator, of a bootstrap
+        sample of both."""
+        groups, null_tail = self.groups, max(self.null_tail[threshold], 1 / self.null_size)
+        above, pairs = counts
         if generator is not None:
             drawn = generator.integers(groups, size=groups)
             above, pairs = above[drawn], pairs[drawn]
@@ -141,16 +165,18 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
         The estimate; `UNKNOWN` where a fold is smaller than two batches or `FEWEST_PAIRS`, or where networks do not tell
         its pairs from random ones: nearly all are mismatched then, or the networks are too weak to know.
     """
-    image_of = np.asarray(train.image_of)
+    image_of, checkpointer = np.asarray(train.image_of), checkpointer or Checkpointer()
     fold = named_generator(seed, "rate").permutation(image_of.max() + 1)[image_of] % 2
     observed, null, judged = [], [], []
     for side in (0, 1):
         learn, judge = np.flatnonzero(fold != side), np.flatnonzero(fold == side)
         if min(len(learn), len(judge)) < max(2 * recipe.batch, FEWEST_PAIRS):
             return UNKNOWN
-        networks = _train_fold(f"rate {side}", model, Inputs(train.images, train.texts[learn], image_of[learn]), val,
-                               recipe, seed, checkpointer)
-        ensemble = ensemble_of_all(embeddings_of_all(model, networks, Inputs(train.images, train.texts[judge], None)))
+        fold_pairs = Inputs(train.images, select_rows(train.texts, learn), image_of[learn])
+        networks = _train_fold(f"rate {side}", model, fold_pairs, val, recipe, seed, checkpointer)
+        judged_pairs = Inputs(train.images, select_rows(train.texts, judge), None)
+        ensemble, = teacher_ensembles(model, networks, judged_pairs, [range(len(networks))], checkpointer.folder,
+                                      f"rate-{side}")
         for losses, mismatch in ((observed, False), (null, True)):
             losses += all_pair_losses([ensemble], model.tau, image_of[judge], recipe.batch, seed=seed,
                                       epoch=f"rate {side}", mismatch=mismatch)
@@ -172,12 +198,13 @@ def separation(observed, null) -> float:
 
 
 def _train_fold(name: str, model: DualEncoder, fold: Inputs, val: Inputs, recipe: Recipe, seed: int,
-                checkpointer: Checkpointer | None) -> list:
+                checkpointer: Checkpointer) -> list:
     """Two networks that learned one fold without division, at their best epochs."""
     division = recipe.division if recipe.division in ("clean", "tolerant", "both") else "tolerant"
     undivided = dataclasses.replace(recipe, division=division, recovery_weight=0.0, guidance_weight=0.0, debias=False,
                                     optimizer="sgd", decay="none")  # nobody teaches them
     epochs = recipe.teacher_epochs if recipe.teacher_count else recipe.epochs
-    generation = make_generation(name, model, fold, val, undivided, count=1, epochs=epochs, seed=seed)
+    generation = make_generation(name, model, fold, val, undivided, count=1, epochs=epochs, seed=seed,
+                                 folder=checkpointer.folder)
     *_, state = generation_epochs(generation, checkpointer)
     return state.best

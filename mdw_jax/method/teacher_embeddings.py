@@ -9,13 +9,17 @@ or a block at a time, and similarities likewise.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mdw_jax.data.stored_rows import SideBySide
+import jax.numpy as jnp
+
+from mdw_jax.data.stored_rows import SideBySide, create_rows, finished_rows
+from mdw_jax.method.closed_form import ClosedForm, embed_images, embed_texts
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import Inputs, embeddings_of_all, ensemble_of_all, stored_embeddings
 
 IN_MEMORY = 2**30
 """Bytes of embeddings that a generation's teachers may hold in memory, in single precision. What is larger is read from
-files, which takes less than twice as long a step and no memory that grows with the data."""
+files, a batch or a block at a time."""
+_BLOCK = 65_536  # rows that a closed form embeds at a time
 
 
 def teacher_ensembles(model: DualEncoder, networks: list, data: Inputs, teachers_of: Sequence[Sequence[int]],
@@ -42,6 +46,29 @@ def teacher_ensembles(model: DualEncoder, networks: list, data: Inputs, teachers
     files = stored_embeddings(model, networks, data, folder(), name)
     ensemble = lambda teachers, branch: SideBySide([files[t][branch] for t in teachers], len(teachers)**-0.5)
     return [(ensemble(teachers, 0), ensemble(teachers, 1)) for teachers in teachers_of]
+
+
+def form_embeddings(form: ClosedForm, features, texts, folder: Callable[[], Path]) -> tuple:
+    """The embeddings of all images and all captions by a closed form; as `teacher_ensembles` gives them.
+
+    Args:
+        form: the closed form.
+        features: (N, F) frozen features of the images.
+        texts: (K, d) features of the captions.
+        folder: as in `teacher_ensembles`.
+    """
+    width = len(form.singular_values)
+    both = ((embed_images, features, "image"), (embed_texts, texts, "text"))
+    if memory_bytes(width, len(features) + len(texts), 0, [[0]]) <= IN_MEMORY:
+        return tuple(jnp.asarray(embed(form, rows)) for embed, rows, _ in both)
+
+    def in_file(embed, rows, branch: str) -> SideBySide:
+        file = create_rows(folder() / f"closed-form-{branch}.npy", (len(rows), width))
+        for start in range(0, len(rows), _BLOCK):
+            file[start:start + _BLOCK] = embed(form, rows[start:start + _BLOCK])
+        return SideBySide([finished_rows(file)])
+
+    return tuple(in_file(*one) for one in both)
 
 
 def memory_bytes(dim: int, rows: int, networks: int, teachers_of: Sequence[Sequence[int]]) -> int:

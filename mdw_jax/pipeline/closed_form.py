@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mdw_jax.data.stored_rows import select_rows
 from mdw_jax.data.streaming import concat_map
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest, write_json
@@ -119,7 +120,7 @@ def _make(run: PresetRun, prepared: Prepared, folder: StageFolder, rows: np.ndar
         features, texts = frozen_features(prepared), prepared.texts.in_float32()
         val = (features.val, np.asarray(texts.val), np.asarray(prepared.val.image_of))
         test = (features.test, np.asarray(texts.test), np.asarray(prepared.test.image_of))
-        fitted = closed_form.fit(features.train, np.asarray(texts.train)[rows], np.asarray(noise.image_of)[rows], *val,
+        fitted = closed_form.fit(features.train, select_rows(texts.train, rows), np.asarray(noise.image_of)[rows], *val,
                                  rounds=ROUNDS)
         on_val, on_test = (closed_form.recalls(fitted.form, *split) for split in (val, test))
         advance(1, val_r_mean=float(on_val[-1]))

@@ -15,6 +15,8 @@ from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.sets import real_pairs
 from mdw_jax.runtime.rng import named_generator
 
+_BLOCK = 65_536  # pairs compared at a time
+
 
 def coreset_set(run: PresetRun, prepared: Prepared, index: int) -> DistilledSet:
     """Set `index` of a coreset preset. Sets differ by the caption drawn for each image and by the method's own draws.
@@ -82,5 +84,6 @@ def _similarity(run: PresetRun, prepared: Prepared) -> np.ndarray:
     _train_experts(run, prepared)
     data = prepared.train(run.noise)
     networks = network_embeddings(run.experts, prepared.model, data, epoch=-1)
-    return np.mean([np.asarray((jnp.asarray(images)[data.image_of] * texts).sum(-1)) for images, texts in networks],
-                   axis=0)
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(data.image_of), _BLOCK)]
+    return np.mean([np.concatenate([np.asarray((jnp.asarray(images[data.image_of[rows]]) * texts[rows]).sum(-1))
+                                    for rows in blocks]) for images, texts in networks], axis=0)

@@ -1,5 +1,6 @@
 """The expert networks of a finished stage, read back one at a time, and what they make of pairs."""
 
+import shutil
 from collections.abc import Iterator
 from typing import Literal
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from mdw_jax.io.records import complete
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
+from mdw_jax.method.teacher_embeddings import IN_MEMORY, memory_bytes
 from mdw_jax.models.dual_encoder import DualEncoder
-from mdw_jax.models.embedding import Inputs, embeddings
+from mdw_jax.models.embedding import Inputs, embeddings, stored_embeddings
 from mdw_jax.pipeline.preset_run import StageFolder
 
 Epoch = int | Literal["best"]  # "best": at the network's best epoch on val; -1: at the last stored snapshot
@@ -40,9 +42,18 @@ def network_embeddings(experts: StageFolder, model: DualEncoder, data: Inputs, e
                        ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Unit embeddings of all images (N, D) and of all captions (K, D) of `data` by every expert network, one at a time.
 
+    Beyond `teacher_embeddings.IN_MEMORY` bytes they are memory-mapped files in half precision, removed with the next.
     Bases of networks differ: combine their similarities, or concatenate (`models.embedding.ensemble_of_all`), but never
     average embeddings.
     """
+    folder = experts.path / f"embeddings-{jax.process_index()}"
+    large = memory_bytes(model.dim, len(data.images) + len(data.texts), 1, []) > IN_MEMORY
     for params in expert_networks(experts, epoch):
-        images, texts = embeddings(model, params, data)
-        yield np.asarray(images), np.asarray(texts)
+        if not large:
+            images, texts = embeddings(model, params, data)
+            yield np.asarray(images), np.asarray(texts)
+            continue
+        try:
+            yield stored_embeddings(model, [params], data, folder, "network")[0]
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,16 +1,17 @@
 """Experts of a preset: train them, store what distillation, coresets and reports read."""
 
 import contextlib
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.config.sections import fields
 from mdw_jax.data.noise import Noise
+from mdw_jax.data.stored_rows import select_rows
 from mdw_jax.errors import UserError
 from mdw_jax.io.checkpoint import read_checkpoint, save_checkpoint
 from mdw_jax.io.files import write_array, write_json
@@ -19,13 +20,15 @@ from mdw_jax.io.metrics import MetricsWriter
 from mdw_jax.io.records import complete, write_lines
 from mdw_jax.io.scores import METRICS
 from mdw_jax.io.trajectory import save_trajectory
-from mdw_jax.method import certificate, closed_form
+from mdw_jax.method import certificate
+from mdw_jax.method.caption_search import search_note
 from mdw_jax.method.expert_state import Checkpointer, ExpertTrainState
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.experts import TrainedExperts, expert_epochs
-from mdw_jax.method.filtering import spread
+from mdw_jax.method.filtering import spread, spread_bits
 from mdw_jax.method.noise_rate import noise_rate
 from mdw_jax.method.retrieval import scores
+from mdw_jax.method.teacher_embeddings import form_embeddings
 from mdw_jax.method.teachers import Teacher
 from mdw_jax.pipeline.closed_form import load_closed_form
 from mdw_jax.pipeline.filter import kept_rows, training_inputs
@@ -91,9 +94,13 @@ class ExpertCheckpointer(Checkpointer):
     def should_save(self) -> bool:
         return time.monotonic() - self._last_save >= SAVE_EVERY
 
+    def folder(self) -> Path:
+        return self._experts.path / f"teachers-{jax.process_index()}"
+
     def clear(self) -> None:
-        """Remove all states, once every process has the record that replaces them."""
+        """Remove all states and teachers' embeddings, once every process has the record that replaces them."""
         barrier()
+        shutil.rmtree(self.folder(), ignore_errors=True)
         for path in self._experts.path.glob("state-*.safetensors") if is_main() else ():
             path.unlink(missing_ok=True)
 
@@ -131,12 +138,15 @@ def _train_epochs(run: PresetRun, prepared: Prepared, recipe: Recipe, kept: np.n
     config, noise = run.config, run.noise
     epochs = recipe.epochs + recipe.trajectory_epochs + (recipe.teacher_epochs if recipe.teacher_count else 0)
     epochs_shown = rows_written = 0
+    note = search_note(recipe.recovery_search, len(prepared.train_images), len(kept)) if recipe.recovery_weight else ""
+    if note and is_main():
+        print(f"experts: {note}", flush=True)
     with progress(f"experts ({config.experts.recipe}, noise {noise.label})", epochs, "epochs") as advance:
         for trained in expert_epochs(
             prepared.model, training_inputs(run, prepared, kept), prepared.val, recipe, count=config.experts.count,
             seed=config.run.seed, keep=last_snapshot(config), rate=_rate_to_correct_for(recipe, noise),
             mismatched=None if noise.mismatched is None else noise.mismatched[kept],
-            first_teacher=_closed_form_teacher(run, prepared, kept) if recipe.closed_form else None,
+            first_teacher=_closed_form_teacher(run, prepared, kept, checkpointer) if recipe.closed_form else None,
             checkpointer=checkpointer,
         ):
             rows = trained.log[rows_written:]  # resumed experts bring the rows of several epochs
@@ -151,12 +161,11 @@ def _train_epochs(run: PresetRun, prepared: Prepared, recipe: Recipe, kept: np.n
     return trained
 
 
-def _closed_form_teacher(run: PresetRun, prepared: Prepared, kept: np.ndarray) -> Teacher:
+def _closed_form_teacher(run: PresetRun, prepared: Prepared, kept: np.ndarray, checkpointer: Checkpointer) -> Teacher:
     """The closed form of the kept pairs as a teacher."""
     stored = load_closed_form(run, prepared, kept)
-    images = closed_form.embed_images(stored.form, backbone_features(prepared)[1])
-    texts = closed_form.embed_texts(stored.form, prepared.texts.train[kept].astype(np.float32, copy=False))
-    return Teacher(jnp.asarray(images), jnp.asarray(texts), stored.clean_probability[kept])
+    features, texts = backbone_features(prepared)[1], select_rows(prepared.texts.train, kept)
+    return Teacher(*form_embeddings(stored.form, features, texts, checkpointer.folder), stored.clean_probability[kept])
 
 
 def _store(run: PresetRun, trained: TrainedExperts, kept: np.ndarray) -> None:
@@ -170,7 +179,7 @@ def _store(run: PresetRun, trained: TrainedExperts, kept: np.ndarray) -> None:
         save_trajectory(directory / f"best_{n:02d}", [_on_host(best)], key=key, overwrite=True)
     write_lines(directory / "log.jsonl", trained.log)
     write_array(directory / "division.npy", spread(trained.clean_probability, kept, pairs))
-    write_array(directory / "correct.npy", np.packbits(spread(trained.correct, kept, pairs), axis=-1))
+    write_array(directory / "correct.npy", spread_bits(trained.correct_bits, kept, pairs))
 
 
 def _on_host(params) -> Any:

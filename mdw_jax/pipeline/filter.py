@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mdw_jax.data.stored_rows import select_rows
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import write_array, write_json
 from mdw_jax.io.locks import locked
@@ -71,7 +72,8 @@ def filter_record(run: PresetRun) -> dict | None:
 def training_inputs(run: PresetRun, prepared: Prepared, rows: np.ndarray) -> Inputs:
     """The training split with these pairs alone: all images (N, ...), the captions (n, ...), (n,) image of each."""
     data = prepared.train(run.noise)
-    return data if len(rows) == len(data.image_of) else Inputs(data.images, data.texts[rows], data.image_of[rows])
+    return data if len(rows) == len(data.image_of) else Inputs(data.images, select_rows(data.texts, rows),
+                                                               data.image_of[rows])
 
 
 def _make(run: PresetRun, prepared: Prepared, train_experts: TrainExperts) -> None:
@@ -111,7 +113,7 @@ def _by_closed_form(run: PresetRun, prepared: Prepared) -> Scored:
     """Excess cosines of the closed form of all pairs, and the share that its own division calls mismatched."""
     image_of = np.asarray(run.noise.image_of)
     stored = load_closed_form(run._replace(filter=None), prepared, np.arange(len(image_of)))
-    features, texts = backbone_features(prepared)[1], np.asarray(prepared.texts.train, np.float32)
+    features, texts = backbone_features(prepared)[1], prepared.texts.train
     return Scored(closed_form.excess_cosine(stored.form, features, texts, image_of),
                   float((stored.clean_probability < 0.5).mean()))
 

@@ -16,6 +16,7 @@ from mdw_jax.config.plugins import is_path
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.noise import Noise
 from mdw_jax.data.pairs import Pairs
+from mdw_jax.data.stored_rows import stays_on_host
 from mdw_jax.data.streaming import concat_map
 from mdw_jax.io.files import digest
 from mdw_jax.models.build import BuildContext, build_model
@@ -62,7 +63,9 @@ class Prepared:
 
     def train(self, noise: Noise) -> Inputs:
         """The training split, with the pairs that a noise draw makes."""
-        return Inputs(self.train_images, jnp.asarray(self.captions.train), np.asarray(noise.image_of))
+        texts = self.captions.train
+        return Inputs(self.train_images, texts if stays_on_host(texts) else jnp.asarray(texts),
+                      np.asarray(noise.image_of))
 
     def text_features_of(self, texts) -> np.ndarray:
         """Distilled texts, (M, d) features or (M, L, h) embedded tokens, as (M, d) features in the space of `texts`."""
@@ -94,7 +97,7 @@ def prepare(config: ConfigDict) -> Prepared:
     dtype = config.model.feature_dtype
     images = _images_as_seen(model, pairs, SPLITS, cache, (digest(fingerprint, weights, *sources), dtype))
     # All splits go to the device once, for the loops only ever index them; training images that are streamed do not.
-    train_images = images["train"] if isinstance(images["train"], LazyImages) else jnp.asarray(images["train"])
+    train_images = images["train"] if stays_on_host(images["train"]) else jnp.asarray(images["train"])
     val, test = (Inputs(jnp.asarray(np.asarray(images[name])), jnp.asarray(getattr(captions, name)),
                         jnp.asarray(getattr(pairs, name).image_of, jnp.int32)) for name in ("val", "test"))
     # The weights count by their values, not by their path; in `weights` is also the source of a tower of one's own.
@@ -186,7 +189,8 @@ def backbone_features(prepared: Prepared) -> tuple[Callable, np.ndarray]:
     """
     model = prepared.model
     if model.mode == "projection":
-        return compiled_inputs(model), np.asarray(prepared.train_images, np.float32)
+        images = prepared.train_images
+        return compiled_inputs(model), images if stays_on_host(images) else np.asarray(images, np.float32)
     params = first_backbone(model)
     forward = jax.jit(lambda images: frozen_features_of(model, params, to_float(images)))
     return forward, np.asarray(concat_map(forward, prepared.train_images, 100))

@@ -50,8 +50,8 @@ def expert_embeddings(run: PresetRun, prepared: Prepared, epoch: Epoch = "best",
     experts_stage(run, prepared)
     data = prepared.train(run.noise)
     if rows is not None:
-        images, texts = data.images[data.image_of[rows]], data.texts[jnp.asarray(rows)]
-        data = Inputs(jnp.asarray(images), texts, np.arange(len(rows)))
+        images, texts = data.images[data.image_of[rows]], data.texts[rows]
+        data = Inputs(jnp.asarray(images), jnp.asarray(texts), np.arange(len(rows)))
     return network_embeddings(run.experts, prepared.model, data, epoch)
 
 

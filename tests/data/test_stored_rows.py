@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from mdw_jax.data import stored_rows
+from mdw_jax.data.stored_rows import SelectedRows, SideBySide, create_rows, finished_rows, select_rows, stays_on_host
+from mdw_jax.errors import UserError
+
+
+def files(tmp_path, count=3, rows=7, width=4):
+    made = []
+    for n in range(count):
+        file = create_rows(tmp_path / f"{n}.npy", (rows, width))
+        file[:] = np.random.default_rng(n).normal(size=(rows, width))
+        made.append(finished_rows(file))
+    return made
+
+
+@pytest.mark.parametrize("rows", [slice(2, 5), np.array([5, 0, 5]), np.array([[1, 2], [6, 0]]), np.arange(7) % 2 == 0])
+def test_side_by_side_indexes_like_the_array_in_memory(tmp_path, rows):
+    parts = files(tmp_path)
+    whole = np.concatenate(parts, 1).astype(np.float32) * np.float32(0.5)
+    stored = SideBySide(parts, 0.5)
+    assert stored.shape == whole.shape == (len(stored), 12) and stored[rows].dtype == np.float32
+    np.testing.assert_array_equal(stored[rows], whole[rows])
+    assert stored.unscaled(rows).dtype == np.float16
+    np.testing.assert_array_equal(stored.unscaled(rows), np.concatenate(parts, 1)[rows])
+
+
+def test_selected_rows_are_those_of_the_array(tmp_path):
+    stored, rows = SideBySide(files(tmp_path), 2.0), np.array([1, 4, 6])
+    selected = select_rows(stored, rows)
+    assert isinstance(selected, SelectedRows) and selected.shape == (3, 12)
+    np.testing.assert_array_equal(selected[1:], stored[[4, 6]])
+    np.testing.assert_array_equal(selected.unscaled(np.array([2, 0])), stored.unscaled(np.array([6, 1])))
+    assert select_rows(stored, np.arange(7)) is stored
+    np.testing.assert_array_equal(select_rows(np.arange(7), rows), rows)  # a copy, as ever
+    assert stays_on_host(stored) and stays_on_host(selected) and stays_on_host(files(tmp_path)[0])
+    assert not stays_on_host(np.zeros(3))
+
+
+def test_a_file_that_is_made_anew_leaves_the_mapped_one_as_it_was(tmp_path):
+    old = create_rows(tmp_path / "rows.npy", (2, 2))
+    old[:] = 1
+    old = finished_rows(old)
+    create_rows(tmp_path / "rows.npy", (2, 2))[:] = 2
+    assert (old == 1).all() and (np.load(tmp_path / "rows.npy") == 2).all()
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_rows.shutil, "disk_usage", lambda path: stored_rows.shutil._ntuple_diskusage(9, 9, 9))
+    with pytest.raises(UserError, match="GiB free; make room there, or set run.dir"):
+        create_rows(tmp_path / "rows.npy", (5, 2))
+    assert not list(tmp_path.iterdir())
