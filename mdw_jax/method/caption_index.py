@@ -46,6 +46,16 @@ def indexed_captions(images, texts, k: int, generator: np.random.Generator) -> n
     return found
 
 
+def compared_by_index(captions: int) -> int:
+    """Centroids and captions that an image is compared with, about."""
+    cells = _cells(captions)
+    return cells + min(PROBES, cells) * captions // cells
+
+
+def _cells(captions: int) -> int:
+    return max(int(2 * captions**0.5), 1)
+
+
 def require_faiss() -> ModuleType:
     """The package faiss. Raises UserError where it is missing."""
     try:
@@ -58,7 +68,7 @@ def require_faiss() -> ModuleType:
 
 def _filled_index(texts, basis, generator: np.random.Generator):
     faiss = require_faiss()
-    width, cells = texts.shape[1] if basis is None else basis.shape[1], max(int(2 * len(texts)**0.5), 1)
+    width, cells = texts.shape[1] if basis is None else basis.shape[1], _cells(len(texts))
     index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_fp16,
                                           faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.max_points_per_centroid, index.nprobe = _ROUNDS, _PER_CELL, min(PROBES, cells)

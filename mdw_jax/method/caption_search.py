@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from mdw_jax.data.stored_rows import SelectedRows, SideBySide, select_rows, stays_on_host
-from mdw_jax.method.caption_index import FEWEST, indexed_captions, require_faiss
+from mdw_jax.method.caption_index import FEWEST, compared_by_index, indexed_captions, require_faiss
 from mdw_jax.runtime.mesh import DATA, mesh_for, shard, to_host
 
 EXACT_UP_TO = 10**11
@@ -31,6 +31,13 @@ def search_of(name: str, images: int, captions: int) -> str:
     if name != "auto":
         return name
     return "exact" if images * captions <= EXACT_UP_TO else "sample"
+
+
+def captions_compared(way: str, captions: int) -> int:
+    """Captions that each image is compared with in a search of `SEARCHES`; by an index, about."""
+    if way == "ann" and captions >= FEWEST:
+        return compared_by_index(captions)
+    return min(captions, SAMPLE) if way == "sample" else captions
 
 
 def require_search(name: str, images: int, captions: int) -> None:

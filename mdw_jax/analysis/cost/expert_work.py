@@ -11,11 +11,15 @@ from mdw_jax.analysis.cost.shared_work import decode_seconds
 from mdw_jax.analysis.cost.unit import Amount, Work, compiled_towers, embedding, of_networks, scoring, student_step
 from mdw_jax.config.options import DIVIDING
 from mdw_jax.config.sections import fields
+from mdw_jax.method.caption_search import captions_compared, search_of
 from mdw_jax.method.expert_step import Recipe
+from mdw_jax.method.teacher_embeddings import IN_MEMORY, memory_bytes
 from mdw_jax.method.teachers import epoch_phase
 from mdw_jax.pipeline.preset_run import PresetRun, last_snapshot
 
 _CLOSED_FORM_WIDTH = 256  # the largest rank that val chooses, in most cases
+_PARTS = 3 * 2**27  # bytes of the embeddings of a few steps, or of a block, where all are in files
+_OF_PAIR = 40  # bytes of a pair in a network's batches and division
 _STATES = 5  # parameters, gradient, two moments, average
 _STORED_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -28,6 +32,7 @@ class Generation(NamedTuple):
         networks: how many.
         epochs: of each.
         teacher: width of the embeddings of a finished teacher; 0: they teach each other.
+        form: whether that teacher is a closed form, and no ensemble of networks.
         keep: snapshots beside the first that are stored of each.
     """
 
@@ -35,6 +40,7 @@ class Generation(NamedTuple):
     networks: int
     epochs: int
     teacher: int
+    form: bool
     keep: int
 
 
@@ -48,11 +54,12 @@ def generations(config: ConfigDict, dim: int) -> list[Generation]:
     e, keep = config.experts, last_snapshot(config)
     found, teacher = [], _CLOSED_FORM_WIDTH if e.closed_form else 0
     if e.teacher_count:
-        found.append(Generation("teachers", 2 * e.teacher_count, e.teacher_epochs, teacher, 0))
+        found.append(Generation("teachers", 2 * e.teacher_count, e.teacher_epochs, teacher, e.closed_form, 0))
         teacher = 2 * e.teacher_count * dim
-    found.append(Generation("experts", 2 * e.count, e.epochs, teacher, 0 if e.trajectory_epochs else keep))
+    form = e.closed_form and not e.teacher_count
+    found.append(Generation("experts", 2 * e.count, e.epochs, teacher, form, 0 if e.trajectory_epochs else keep))
     if e.trajectory_epochs:
-        found.append(Generation("trajectories", 2 * e.count, e.trajectory_epochs, 2 * e.count * dim, keep))
+        found.append(Generation("trajectories", 2 * e.count, e.trajectory_epochs, 2 * e.count * dim, False, keep))
     return found
 
 
@@ -83,15 +90,17 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
         decoding=epochs * counts.captions * decode_seconds(model) if streamed else 0.0, programs=4 * len(all_of_them),
         tower_programs=compiled_towers(model, 4),
         device_memory=max(_generation_memory(config, g, counts, model, devices) for g in all_of_them),
-        host_memory=8 * history + networks * 4 * model.parameters * (last.keep + 2),
-        disk=snapshots * model.parameters + history + 4 * counts.captions)
+        host_memory=2 * history + networks * 4 * model.parameters * (last.keep + 2)
+        + max(_host_rows(config, g, counts) for g in all_of_them),
+        disk=snapshots * model.parameters + history + 4 * counts.captions
+        + max(_teacher_bytes(config, g, counts, model)[1] for g in all_of_them))
     return of_networks(work, model, total)
 
 
 def _generation_memory(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost, devices: int) -> float:
     """Bytes on one device while a generation trains: the data, the networks that are on it, and their teachers'
     embeddings of all images and captions."""
-    e, rows = config.experts, counts.images + counts.captions
+    e = config.experts
     streamed = config.data.stream and not model.projection
     alone = streamed and devices == 1  # then network after network
     together = 1 if alone else generation.networks / math.gcd(generation.networks, devices)
@@ -99,10 +108,30 @@ def _generation_memory(config: ConfigDict, generation: Generation, counts: Count
     batch = min(e.batch, counts.captions)
     network = 4 * _STATES * model.parameters + 32 * batch * model.dim
     network += 0 if model.projection else batch * model.activations
-    peers = min(e.peers, max(generation.networks - 1, 1))
-    own = generation.networks + together * peers if e.guidance_weight or e.division == "gmm" else 0  # networks' embeddings
-    width = generation.teacher or own * model.dim
-    return counts.images * image + 4 * counts.captions * counts.text_dim + together * network + 4 * width * rows
+    return (counts.images * image + 4 * counts.captions * counts.text_dim + together * network
+            + _teacher_bytes(config, generation, counts, model)[0])
+
+
+def _teacher_bytes(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost) -> tuple[float, float]:
+    """Bytes of teachers' embeddings on a device, and in files (`method.teacher_embeddings`)."""
+    e, rows, networks = config.experts, counts.images + counts.captions, generation.networks
+    if not generation.teacher and not (e.guidance_weight or e.division == "gmm"):
+        return 0.0, 0.0
+    if generation.form:
+        width, held = generation.teacher, memory_bytes(generation.teacher, rows, 0, [[0]])
+    elif generation.teacher:
+        width, held = generation.teacher, memory_bytes(generation.teacher, rows, 1, [[0]])
+    else:
+        peers = min(e.peers, max(networks - 1, 1))
+        width, held = networks * model.dim, memory_bytes(model.dim, rows, networks, [range(peers)] * networks)
+    return (held, 0.0) if held <= IN_MEMORY else (_PARTS, 2 * width * rows)
+
+
+def _host_rows(config: ConfigDict, generation: Generation, counts: Counts) -> float:
+    """Bytes on the host of what each network has for each pair: its batches, its division, and its candidates."""
+    e = config.experts
+    candidates = 4 * e.recovery_top_k * counts.images if e.recovery_weight else 0
+    return generation.networks * (_OF_PAIR * counts.captions + (1 if generation.teacher else 2) * candidates)
 
 
 def generation_amount(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost) -> Amount:
@@ -124,8 +153,10 @@ def generation_amount(config: ConfigDict, generation: Generation, counts: Counts
             total += everything * generation.networks  # of the teachers' generation, where it is finished
             if e.division in DIVIDING:
                 total += Amount(2 * counts.captions * batch * width, 24 * counts.captions * batch) * own
-            if phase.recovering:
-                total += Amount(2 * counts.images * counts.captions * width, 80 * counts.images * counts.captions) * own
+        way = search_of(e.recovery_search, counts.images, counts.captions)
+        if phase.recovering and (first or not generation.teacher or way == "sample"):
+            compared = counts.images * captions_compared(way, counts.captions)
+            total += Amount(2 * compared * width, 16 * compared) * (1 if generation.teacher else generation.networks)
     return total
 
 
