@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,10 @@ from mdw_jax.config.overrides import preset_config  # noqa: E402
 from mdw_jax.config.sections import fields  # noqa: E402
 from mdw_jax.data.decoding import Encoded  # noqa: E402
 from mdw_jax.data.lazy_images import LazyImages  # noqa: E402
+from mdw_jax.data.stored_rows import create_rows, finished_rows  # noqa: E402
 from mdw_jax.errors import UserError  # noqa: E402
+from mdw_jax.method import teacher_embeddings  # noqa: E402
+from mdw_jax.method.caption_search import top_captions  # noqa: E402
 from mdw_jax.method.distill import Method, init_state, make_outer_step, outer_shapes  # noqa: E402
 from mdw_jax.method.expert_step import Recipe  # noqa: E402
 from mdw_jax.method.experts import train_experts  # noqa: E402
@@ -30,6 +35,7 @@ from mdw_jax.method.students import Protocol, StudentData, evaluate  # noqa: E40
 from mdw_jax.models.dual_encoder import dual_encoder  # noqa: E402
 from mdw_jax.models.embedding import Inputs  # noqa: E402
 from mdw_jax.models.image.convnet import convnet  # noqa: E402
+from mdw_jax.models.image.tower import Tower  # noqa: E402
 from mdw_jax.runtime import mesh  # noqa: E402
 from mdw_jax.runtime.processes import broadcast_from_main, is_main  # noqa: E402
 from mdw_jax.runtime.pytree import stack  # noqa: E402
@@ -123,6 +129,27 @@ def streamed():
     return {"experts": [snapshots[2] for snapshots in trained.snapshots], "correct": trained.correct.astype(np.float32)}
 
 
+def stored():
+    """Experts whose images, texts and teachers stay in files, and the captions nearest to some images."""
+    c = base()
+    c.update_from_flattened_dict({
+        "experts.count": 1, "experts.epochs": 2, "experts.batch": 18, "experts.warmup": 1, "experts.teacher_count": 0,
+        "experts.recovery_start": 1})
+    c = preset_config(c, "mdw")
+    generator = np.random.default_rng(0)
+    model = dual_encoder(Tower("stub", lambda key: {}, lambda params, images: images, 6), {}, 6, mode="projection", dim=8)
+    rows = generator.normal(size=(2, 86, 6)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [create_rows(Path(folder) / f"{n}.npy", part.shape, np.float32) for n, part in enumerate(rows)]
+        for file, part in zip(files, rows, strict=True):
+            file[:] = part
+        train, val = Inputs(*map(finished_rows, files), np.arange(86)), Inputs(*map(jnp.asarray, rows), jnp.arange(86))
+        teacher_embeddings.IN_MEMORY = 0
+        trained = train_experts(model, train, val, fields(Recipe, c.experts), count=1, seed=0, keep=2)
+    return {"experts": [snapshots[2] for snapshots in trained.snapshots], "loss": [row["loss"] for row in trained.log],
+            "nearest": top_captions(rows[0], rows[1], 3)}
+
+
 def check_broadcast():
     """All processes get what process 0 decides, and its errors."""
     assert broadcast_from_main(lambda: {"process": jax.process_index(), "word": "ä"}) == {
@@ -141,7 +168,7 @@ def check_broadcast():
 
 
 check_broadcast()
-results = {mode: main(mode) for mode in ("projection", "full")} | {"streamed": streamed()}
+results = {mode: main(mode) for mode in ("projection", "full")} | {"streamed": streamed(), "stored": stored()}
 assert len(jax.devices()) == int(os.environ["EXPECTED_DEVICES"])
 if is_main():
     leaves = jax.tree_util.tree_leaves_with_path(results)

@@ -11,10 +11,10 @@ import numpy as np
 
 from mdw_jax.errors import UserError
 
-PROBES, WIDTH = 32, 128
+PROBES, WIDTH = 32, 256
 FEWEST = 20_000
 """Captions below which an index saves nothing."""
-_AGAIN = 8  # times k captions that are compared again in full, where the index is of reduced embeddings
+_AGAIN = 4  # times k captions that are compared again in full, where the index is of reduced embeddings
 _PER_CELL, _ROUNDS = 40, 6  # captions of each cell that k-means sees, and its iterations
 _SAMPLE = 20_000  # captions whose leading directions are found
 _BLOCK, _BYTES = 8192, 2**27  # rows that are indexed or looked up at a time; bytes of captions compared again at a time

@@ -91,6 +91,7 @@ def joint_features(images: np.ndarray, texts: np.ndarray, image_of: np.ndarray) 
     Returns:
         (K, F + d) float32. A feature of zeros stays zero.
     """
+    images = images if hasattr(images, "shape") else np.asarray(images)
     width, image_of = images.shape[1], np.asarray(image_of)
     joint = np.empty((len(texts), width + np.shape(texts)[1]), np.float32)
     for start in range(0, len(joint), _CHUNK):  # spares copies, also of images that none of the pairs have
