@@ -46,7 +46,7 @@ class LoaderStats:
         return self.waited / self.elapsed if self.elapsed else 0.0
 
 
-def batches(images, index_batches: Iterable[np.ndarray], *, prefetch: int = 2,
+def batches(images, index_batches: Iterable[Any], *, prefetch: int = 2,
             to_device: Callable[[np.ndarray], Any] = jax.device_put, stats: LoaderStats | None = None) -> Iterator[Any]:
     """Yield `to_device(images[rows])` for each `rows` of `index_batches`, in that order.
 
@@ -55,7 +55,7 @@ def batches(images, index_batches: Iterable[np.ndarray], *, prefetch: int = 2,
 
     Args:
         images: an array or `LazyImages`.
-        index_batches: arrays of rows; may be endless.
+        index_batches: arrays of rows, or what `images` takes in their place and has a `size`; may be endless.
         prefetch: at most this many batches are decoded, or being decoded, ahead of the consumer.
         to_device: moves uint8 pixels (B, H, W, C) to where they are used; it also runs in the background.
         stats: updated while batches are taken.

@@ -196,7 +196,12 @@ def _trained(state: ExpertTrainState) -> TrainedExperts:
 def _ensemble_teacher(generation: Generation, networks: list, first_teacher: Teacher | None) -> Callable[[], Teacher]:
     """Finished networks as one teacher. It divides as the first teacher does, where there is one."""
     division = None if first_teacher is None else first_teacher.clean_probability
-    return lambda: Teacher(*_ensembles(generation, networks, [range(len(networks))])[0], division)
+
+    def teacher() -> Teacher:
+        images, texts = _ensembles(generation, networks, [range(len(networks))])[0]
+        return Teacher(images, texts, division)
+
+    return teacher
 
 
 def _ensembles(generation: Generation, networks: list, teachers_of) -> list[tuple]:

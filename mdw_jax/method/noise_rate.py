@@ -78,7 +78,7 @@ def estimate_rate(observed, null, groups, *, seed: int = 0, draws: int = 200, co
     if size < 2:
         return UNKNOWN
     thresholds = np.quantile(null, np.linspace(0, 1 - smallest_tail, _THRESHOLDS))
-    bins = np.searchsorted(thresholds, observed, side="right")
+    bins = np.asarray(np.searchsorted(thresholds, observed, side="right"))
     null_counts = [np.bincount(np.searchsorted(thresholds, half, side="right"), minlength=len(thresholds) + 1)
                    for half in np.array_split(generator.permutation(null), 2)]
     halves = [_half(group_of, bins, groups, null_tail, len(null) // 2) for groups, null_tail in zip(

@@ -165,7 +165,8 @@ def _closed_form_teacher(run: PresetRun, prepared: Prepared, kept: np.ndarray, c
     """The closed form of the kept pairs as a teacher."""
     stored = load_closed_form(run, prepared, kept)
     features, texts = backbone_features(prepared)[1], select_rows(prepared.texts.train, kept)
-    return Teacher(*form_embeddings(stored.form, features, texts, checkpointer.folder), stored.clean_probability[kept])
+    images, captions = form_embeddings(stored.form, features, texts, checkpointer.folder)
+    return Teacher(images, captions, stored.clean_probability[kept])
 
 
 def _store(run: PresetRun, trained: TrainedExperts, kept: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -180,12 +181,12 @@ def frozen_features_of(model: DualEncoder, params: dict | None, images):
     return model.inputs(images) if params is None else model.pool(params, model.feature_map(params, images))
 
 
-def backbone_features(prepared: Prepared) -> tuple[Callable, np.ndarray]:
+def backbone_features(prepared: Prepared) -> tuple[Callable, Any]:
     """The frozen backbone, or, where it is trained, the backbone with its first weights.
 
     Returns:
         The jitted function from images (B, H, W, C) to features (B, F), and the features of all training images,
-        (N, F) float32.
+        (N, F), float32 or, where they stay on the host, as they are stored.
     """
     model = prepared.model
     if model.mode == "projection":
