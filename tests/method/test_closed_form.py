@@ -202,3 +202,11 @@ def test_calibrated_temperature_minimizes_the_cross_entropy():
         return total
 
     assert loss(tau) < min(loss(0.97 * tau), loss(1.03 * tau))
+
+
+def test_excess_cosines_do_not_depend_on_the_blocks(monkeypatch):
+    features, texts, image_of, _ = random_pairs()
+    form = cf.solve(cf.moments(features, texts, image_of), 1.0, 4)
+    whole = cf.excess_cosine(form, features, texts, image_of)
+    monkeypatch.setattr(cf, "_BLOCK", 17)  # fewer than images: their embeddings are made anew for each block
+    np.testing.assert_allclose(cf.excess_cosine(form, features, texts, image_of), whole, atol=1e-6)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mdw_jax.errors import UserError
+from mdw_jax.method import coresets
 from mdw_jax.method.coresets import (
     CORESETS,
     CoresetInputs,
@@ -257,3 +258,19 @@ def test_a_coreset_asks_only_for_what_it_needs():
 
     for name in ("random", "herding", "k_center"):
         CORESETS[name](dataclasses.replace(inputs_of(0), history=refuse, similarity=refuse))
+
+
+def test_k_means_chooses_the_same_from_blocks(monkeypatch):
+    features = np.random.default_rng(0).normal(size=(700, 5)).astype(np.float32)
+    whole = coresets.k_means(features, 30, 1)
+    monkeypatch.setattr(coresets, "_ITEMS", 64)
+    np.testing.assert_array_equal(coresets.k_means(features, 30, 1), whole)
+    assert len(set(whole)) == 30
+    # As one picks the closest of all that are left, again and again.
+    means = coresets.MiniBatchKMeans(30, random_state=1).fit(features)
+    distance, wanted = means.transform(features), np.empty(30, int)
+    for _ in range(30):
+        item, centroid = np.unravel_index(distance.argmin(), distance.shape)
+        wanted[centroid] = item
+        distance[item] = distance[:, centroid] = np.inf
+    np.testing.assert_array_equal(whole, wanted)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mdw_jax.method import division
 from mdw_jax.method.division import divide, division_quality
 
 
@@ -29,3 +30,14 @@ def test_quality_by_hand():
     assert quality == pytest.approx({"precision": 2 / 3, "recall": 2 / 4, "share_clean": 3 / 5})
     assert division_quality([0.1, 0.2], [False, True])["precision"] == 0
     assert division_quality([0.1, 0.9], [True, True])["recall"] == 0
+
+
+def test_a_mixture_of_very_many_losses_is_fitted_to_a_sample(monkeypatch):
+    generator = np.random.default_rng(2)
+    losses = np.where(generator.random(5000) < 0.4, generator.normal(4, 0.8, 5000), generator.normal(1, 0.8, 5000))
+    whole = divide(losses)
+    monkeypatch.setattr(division, "FITTED", 1000)
+    sampled = divide(losses)
+    assert sampled.shape == whole.shape and not np.array_equal(sampled, whole)
+    assert ((sampled >= 0.5) == (whole >= 0.5)).mean() > 0.97
+    np.testing.assert_array_equal(divide(losses), sampled)

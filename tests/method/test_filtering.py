@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from mdw_jax.method.filtering import best_pairs, cosines, filter_quality, mean_score, neg_clip_loss, spread
+from mdw_jax.method import filtering
+from mdw_jax.method.filtering import (
+    best_pairs,
+    cosines,
+    filter_quality,
+    mean_score,
+    neg_clip_loss,
+    spread,
+    spread_bits,
+)
 
 
 def unit(seed, n, d=5):
@@ -59,3 +68,12 @@ def test_filter_quality_known_answer():
     quality = filter_quality(np.array([2, 3, 4, 5]), mismatched)  # drops 0, 1 and 6, 7
     assert quality == {"precision": 0.5, "recall": 2 / 3, "remaining_rate": 0.25}
     assert filter_quality(np.arange(8), mismatched) == {"precision": 0, "recall": 0, "remaining_rate": 3 / 8}
+
+
+def test_bits_are_spread_as_their_values_are(monkeypatch):
+    values, rows = np.random.default_rng(0).random((2, 3, 11)) < 0.5, np.array([0, 1, 2, 5, 6, 7, 9, 12, 13, 18, 19])
+    bits = np.packbits(values, axis=-1)
+    np.testing.assert_array_equal(spread_bits(bits, rows, 20), np.packbits(spread(values, rows, 20), axis=-1))
+    assert spread_bits(bits, np.arange(11), 11) is bits
+    monkeypatch.setattr(filtering, "_BLOCK", 3)
+    np.testing.assert_allclose(cosines(IMAGES, TEXTS, IMAGE_OF), (IMAGES[IMAGE_OF] * TEXTS).sum(1), rtol=1e-5)
