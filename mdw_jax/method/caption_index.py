@@ -11,7 +11,7 @@ import numpy as np
 
 from mdw_jax.errors import UserError
 
-PROBES, WIDTH = 32, 256
+PROBES, WIDTH = 32, 64
 FEWEST = 20_000
 """Captions below which an index saves nothing."""
 _AGAIN = 4  # times k captions that are compared again in full, where the index is of reduced embeddings

@@ -90,7 +90,7 @@ def test_an_index_without_its_package_names_the_extra(monkeypatch):
         caption_search.require_search("ann", 5, 100)
 
 
-@pytest.mark.parametrize("width", [16, 300])  # the wider ones are reduced, and compared again in full
+@pytest.mark.parametrize("width", [16, 200])  # the wider ones are reduced, and compared again in full
 def test_an_index_finds_nearly_all(monkeypatch, width):
     pytest.importorskip("faiss")
     monkeypatch.setattr(caption_search, "FEWEST", 10)
