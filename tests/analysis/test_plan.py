@@ -205,7 +205,7 @@ def test_held_out_splits_are_counted_too(tmp_path):
 def test_generated_data_are_not_drawn(monkeypatch):
     monkeypatch.setattr(counts_module, "load_pairs", lambda *a, **k: pytest.fail("data are drawn"))
     c = config(plan__images=0, plan__captions=0, plan__text_dim=0, data__train=30, text__dim=17)
-    assert counts_of(resolve(c))[0] == (30, 150, 250, 1250, 500, 2500, 17)
+    assert counts_of(resolve(c))[0][:7] == (30, 150, 250, 1250, 500, 2500, 17)
     assert bow_features(["a"], 17).shape == (1, 17)
 
 

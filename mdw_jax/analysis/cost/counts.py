@@ -29,6 +29,7 @@ class Counts(NamedTuple):
         images, captions: of the training split.
         val_images, val_captions, test_images, test_captions: of the other splits.
         text_dim: width of the text features.
+        stored_pixels: of an image as its file has it; by default those of a photo of Flickr.
     """
 
     images: int
@@ -38,6 +39,7 @@ class Counts(NamedTuple):
     test_images: int
     test_captions: int
     text_dim: int
+    stored_pixels: int = 500 * 400
 
     @property
     def all_images(self) -> int:

@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 
 from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.model_cost import ModelCost
-from mdw_jax.analysis.cost.shared_work import decode_seconds
+from mdw_jax.analysis.cost.shared_work import decode_seconds, feature_bytes
 from mdw_jax.analysis.cost.unit import Amount, Work, compiled_towers, embedding, of_networks, scoring, student_step
 from mdw_jax.config.options import DIVIDING
 from mdw_jax.config.sections import fields
+from mdw_jax.io.row_cache import IN_MEMORY as ROWS_IN_MEMORY
 from mdw_jax.method.caption_search import captions_compared, search_of
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.teacher_embeddings import IN_MEMORY, memory_bytes
@@ -87,11 +88,14 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
     work = Work(
         "experts", f"{e.recipe}: {words} (networks x epochs), {steps:,} steps each",
         host=2e-5 * counts.captions * len(all_of_them),
-        decoding=epochs * counts.captions * decode_seconds(model) if streamed else 0.0, programs=4 * len(all_of_them),
+        decoding=epochs * counts.captions * decode_seconds(counts, model) if streamed else 0.0,
+        programs=4 * len(all_of_them),
         tower_programs=compiled_towers(model, 4),
         device_memory=max(_generation_memory(config, g, counts, model, devices) for g in all_of_them),
         host_memory=2 * history + networks * 4 * model.parameters * (last.keep + 2)
-        + max(_host_rows(config, g, counts) for g in all_of_them),
+        + max(_host_rows(config, g, counts) for g in all_of_them)
+        + sum(feature_bytes(config, counts.captions, counts.images, model))
+        + max(_teacher_bytes(config, g, counts, model)[0] for g in all_of_them),
         disk=snapshots * model.parameters + history + 4 * counts.captions
         + max(_teacher_bytes(config, g, counts, model)[1] for g in all_of_them))
     return of_networks(work, model, total)
@@ -104,11 +108,13 @@ def _generation_memory(config: ConfigDict, generation: Generation, counts: Count
     streamed = config.data.stream and not model.projection
     alone = streamed and devices == 1  # then network after network
     together = 1 if alone else generation.networks / math.gcd(generation.networks, devices)
-    image = 4 * model.features if model.projection else 0 if streamed else model.pixels
+    features = [size for size in feature_bytes(config, counts.captions, counts.images, model)
+                if size <= ROWS_IN_MEMORY]  # larger ones stay in files, and are read by the batch
+    pixels = 0 if model.projection or streamed else counts.images * model.pixels
     batch = min(e.batch, counts.captions)
     network = 4 * _STATES * model.parameters + 32 * batch * model.dim
     network += 0 if model.projection else batch * model.activations
-    return (counts.images * image + 4 * counts.captions * counts.text_dim + together * network
+    return (pixels + sum(features) + together * network
             + _teacher_bytes(config, generation, counts, model)[0])
 
 

@@ -190,7 +190,7 @@ def misfits(config: ConfigDict, work: Sequence[Work], device: Device) -> list[st
     settings, found = config.plan, []
     largest = max(work, key=lambda piece: piece.device_memory)
     here, on_cpu = settings.device == HERE, jax.default_backend() == "cpu"
-    host = max(piece.host_memory for piece in work)
+    host = max(piece.process_memory for piece in work)
     needed = largest.device_memory + (host if here and on_cpu else 0)
     if needed > device.memory:
         found.append(f"{largest.stage}: about {scaled_bytes(needed)} of memory are needed, more than the "
@@ -237,7 +237,7 @@ def _row(stage: str, what: str, presets: str, work: Work, seconds: float) -> dic
     return {"stage": stage, "what": what, "presets": presets,
             "operations": f"{scaled(work.operations, 1000, ' KMGTPEZ')}FLOP", "time": time_in_words(seconds),
             "device memory": f"about {scaled_bytes(work.device_memory)}" if work.device_memory else "",
-            "host memory": f"about {scaled_bytes(work.host_memory)}" if work.host_memory else "",
+            "host memory": f"about {scaled_bytes(work.process_memory)}" if work.host_memory else "",
             "disk": scaled_bytes(work.disk) if work.disk else ""}
 
 

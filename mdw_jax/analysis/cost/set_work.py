@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.expert_work import generations
 from mdw_jax.analysis.cost.model_cost import ModelCost
+from mdw_jax.analysis.cost.shared_work import feature_bytes
 from mdw_jax.analysis.cost.unit import (
     Amount,
     Work,
@@ -53,7 +54,8 @@ def prototype_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
                 tower_gradient=sets * fitting, moved=sets * embedded.moved, host_flops=sets * clustering, programs=2,
                 tower_programs=3,
                 device_memory=4 * model.backbone + min(25, d.pairs) * model.activations,
-                host_memory=4 * pairs * (2 * networks * model.dim + model.features + counts.text_dim))
+                host_memory=4 * pairs * (2 * networks * model.dim + model.features + counts.text_dim)
+                + sum(feature_bytes(run.config, counts.captions, counts.images, model)))
 
 
 def outer_work(run: PresetRun, model: ModelCost, devices: int) -> Work:

@@ -1,5 +1,6 @@
 """Work that all presets share: data and frozen features, and closed forms."""
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mdw_jax.analysis.cost.counts import Counts
@@ -11,12 +12,14 @@ from mdw_jax.pipeline.closed_form import ROUNDS
 
 # Seconds of one core of the reference machine, measured for this work.
 _START = 12.0  # importing, reading the config, first use of the device
-_DECODE_IMAGE, _DECODE_PIXEL = 2.5e-3, 4.0e-8  # of a JPEG of 500 x 400 pixels, and of each pixel of the result
+# Of an image file, of each pixel in it (a JPEG's), and of each pixel of the result.
+_DECODE_FILE, _DECODE_STORED, _DECODE_PIXEL = 1.0e-4, 1.2e-8, 4.0e-8
 _DRAW_PIXEL = 3.3e-7  # of a generated image
 _HASH_CAPTION = 3.0e-5
 _TOKENS = 16  # of a caption, in the buckets that the encoder pads to
 _EIGEN = 8  # FLOP per cube of the width, of an eigendecomposition
 _BATCH = 100  # images in a forward pass (`pipeline.feature_cache`)
+_PAIR_BYTES = 320  # of a pair on the host: its caption, its place in the files, what is known of it
 _KEPT_FORWARD = 1 / 15  # of what a gradient needs, what a forward pass has in memory at a time
 
 
@@ -25,25 +28,34 @@ def feature_work(config: ConfigDict, counts: Counts, model: ModelCost) -> Work:
     m, data = config.model, config.data
     images, captions = counts.all_images, counts.all_captions
     generated = data.name in GENERATED_READERS
-    decoding = 0.0 if generated else images * decode_seconds(model)
+    decoding = 0.0 if generated else images * decode_seconds(counts, model)
     pretraining = m.pretrain_epochs * m.pretrain_images * 3 * model.tower if m.tower == "convnet" else 0
     drawn = (images if generated else 0) + (m.pretrain_images if pretraining else 0)
     host = _START + drawn * _DRAW_PIXEL * model.pixels + captions * _HASH_CAPTION
     encoding = captions * text_encoder_flops(config, counts) if config.text.encoder == "transformer" else 0
     features = images * model.tower if model.projection else 0
     in_memory = 0 if data.stream else images * model.pixels
-    stored = 4 * (captions * counts.text_dim + (images * model.features if model.projection else 0))
+    of_texts, of_images = feature_bytes(config, captions, images, model)
+    stored = of_texts + of_images
     return Work(
         "features", f"data, features of {captions:,} captions" + (f" and {images:,} images" if features else ""),
         flops=encoding, tower_forward=features, tower_gradient=pretraining, host=host, decoding=decoding, programs=4,
-        tower_programs=(1 if features else 0) + (3 if pretraining else 0), host_memory=in_memory + stored,
-        device_memory=4 * model.backbone + _BATCH * _KEPT_FORWARD * model.activations + stored / 2,
+        tower_programs=(1 if features else 0) + (3 if pretraining else 0),
+        host_memory=in_memory + stored + _PAIR_BYTES * captions,
+        device_memory=4 * model.backbone + _BATCH * _KEPT_FORWARD * model.activations,
         disk=stored + (4 * model.backbone if pretraining else 0))
 
 
-def decode_seconds(model: ModelCost) -> float:
+def feature_bytes(config: ConfigDict, captions: int, images: int, model: ModelCost) -> tuple[float, float]:
+    """Bytes of the features of captions, and of images where their tower is frozen."""
+    of_texts = np.dtype(config.text.dtype).itemsize * captions * model.text_dim
+    of_images = np.dtype(config.model.feature_dtype).itemsize * images * model.features
+    return of_texts, of_images if model.projection else 0.0
+
+
+def decode_seconds(counts: Counts, model: ModelCost) -> float:
     """Seconds of one core to decode an image and make it as large as the model sees it."""
-    return _DECODE_IMAGE + _DECODE_PIXEL * model.pixels
+    return _DECODE_FILE + _DECODE_STORED * counts.stored_pixels + _DECODE_PIXEL * model.pixels
 
 
 def students_feature_work(counts: Counts, model: ModelCost) -> Work:

@@ -7,6 +7,9 @@ from mdw_jax.analysis.cost.model_cost import ModelCost
 
 # The stages of a run in order, as `mdw plan` and `estimate_in_words` name them.
 STAGES = ("features", "closed form", "experts", "prototypes", "distillation", "students", "report")
+# Bytes of a process on the host that has imported everything, and of the programs that a stage compiles; measured on a CPU.
+HOST_BASE = 0.5e9
+HOST_COMPILED = {"experts": 0.35e9, "prototypes": 0.35e9, "distillation": 0.35e9, "students": 0.15e9}
 _RANKING_PASSES = 12  # passes over the similarities of a split for its recalls (`method.retrieval.ranks`)
 # Passes over the parameters in a step: gradient, momentum and parameters, each written and read; of experts moments and
 # moving averages too.
@@ -29,7 +32,7 @@ class Work(NamedTuple):
         programs: how many programs without a tower are compiled.
         tower_programs: how many passes of a tower are in compiled programs: a gradient has three.
         device_memory: bytes on the device at its peak, by a formula.
-        host_memory: bytes on the host.
+        host_memory: bytes on the host beside `HOST_BASE` and `HOST_COMPILED`, files that it maps included.
         disk: bytes that it leaves on disk.
         presets: the presets that need it.
     """
@@ -49,6 +52,11 @@ class Work(NamedTuple):
     host_memory: float = 0.0
     disk: float = 0.0
     presets: tuple[str, ...] = ()
+
+    @property
+    def process_memory(self) -> float:
+        """All bytes on the host."""
+        return HOST_BASE + HOST_COMPILED.get(self.stage, 0.0) + self.host_memory
 
     @property
     def operations(self) -> float:

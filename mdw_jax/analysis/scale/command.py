@@ -13,7 +13,7 @@ from mdw_jax.analysis.cost.model_cost import model_cost
 from mdw_jax.analysis.cost.times import measured, seconds_by_stage
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.analysis.scale.growth import at_size, exponent, marginal_exponent
-from mdw_jax.analysis.scale.made_shards import write_shards
+from mdw_jax.analysis.scale.made_shards import SIDE, write_shards
 from mdw_jax.analysis.scale.stage_process import run_stage
 from mdw_jax.config.defaults import base
 from mdw_jax.config.overrides import preset_config
@@ -107,13 +107,13 @@ def plans(config: ConfigDict, pairs: int, held: int) -> dict[str, Planned]:
         held: pairs of val, and of test.
     """
     first = preset_config(config, config.run.presets[0])
-    counts = Counts(pairs, pairs, held, held, held, held, text_width(first))
+    counts = Counts(pairs, pairs, held, held, held, held, text_width(first), SIDE**2)
     model, _ = model_cost(first, counts.text_dim)
     work = run_work(config, counts)
     device = measured(config, counts)._replace(busy=1.0)
     seconds = seconds_by_stage(work, device, model)
     return {stage: Planned(sum(seconds.get(part, 0.0) for part in parts),
-                           max((piece.host_memory + piece.device_memory for piece in work if piece.stage in parts),
+                           max((piece.process_memory + piece.device_memory for piece in work if piece.stage in parts),
                                default=0.0)) for stage, parts in STAGES.items()}
 
 
