@@ -82,7 +82,8 @@ def cell_text(value) -> str:
 def scaled(number: float, step: int, prefixes: str) -> str:
     """Three digits and a prefix: (3.21e12, 1000, " KMGT") -> "3.21 T"."""
     power = min(int(math.log(max(number, 1), step)), len(prefixes) - 1)
-    return f"{number / step ** power:.3g} {prefixes[power].strip()}"
+    value = number / step ** power
+    return f"{value:.3g} {prefixes[power].strip()}" if value < 999.5 else f"{value:.0f} {prefixes[power].strip()}"
 
 
 def scaled_bytes(number: float) -> str:

@@ -20,6 +20,7 @@ from mdw_jax.analysis.cost.times import in_words, seconds_by_stage, seconds_of
 from mdw_jax.analysis.cost.unit import student_step
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config import base, frozen_backbone, resolve
+from mdw_jax.config.loading import load_config
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.errors import UserError
 from mdw_jax.models.dual_encoder import dual_encoder
@@ -224,3 +225,13 @@ def test_an_estimate_in_words():
     model, _ = costs(config())
     seconds = seconds_by_stage(run_work(config(), COUNTS), KNOWN, model)
     assert list(seconds) == ["features", "experts", "distillation", "students", "report"] and min(seconds.values()) > 0
+
+
+def test_cc3m_fits_one_host_of_eight_h200():
+    """Teachers' embeddings of all networks at once were terabytes."""
+    found = plan(load_config("cc3m", [("plan.devices", "8")]))
+    assert not found.misfits
+    most = max(found.rows, key=lambda row: row.work.process_memory).work
+    assert most.process_memory < 64e9 and max(row.work.device_memory for row in found.rows) < 120e9
+    experts = [row.work for row in found.rows if row.work.stage == "experts" and row.work.what.startswith("infonce")]
+    assert all(work.disk < 20e9 for work in experts)  # nobody teaches them: no embeddings in files

@@ -121,7 +121,7 @@ def _generation_memory(config: ConfigDict, generation: Generation, counts: Count
 def _teacher_bytes(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost) -> tuple[float, float]:
     """Bytes of teachers' embeddings on a device, and in files (`method.teacher_embeddings`)."""
     e, rows, networks = config.experts, counts.images + counts.captions, generation.networks
-    if not generation.teacher and not (e.guidance_weight or e.division == "gmm"):
+    if e.division not in DIVIDING:  # nobody teaches: guidance and recovery are parts of a division
         return 0.0, 0.0
     if generation.form:
         width, held = generation.teacher, memory_bytes(generation.teacher, rows, 0, [[0]])
