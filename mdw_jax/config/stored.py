@@ -11,7 +11,7 @@ from mdw_jax.config.plugin_values import plugin_values
 from mdw_jax.config.plugins import is_path
 from mdw_jax.config.sections import flat, refuse_sweep
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import read_json
+from mdw_jax.io.checksums import DamagedError, read_verified_json
 from mdw_jax.io.locate import wrong_level
 
 CONFIG = "config.json"  # resolved: what a run was made with
@@ -41,9 +41,12 @@ def read_config_file(path: Path) -> ConfigDict:
         UserError: the file is no config, has a key that does not exist, or a value of another type.
     """
     try:
-        stored = flat(read_json(path))
+        stored = flat(read_verified_json(path, note=True))
     except FileNotFoundError:
         raise UserError(f"there is no config file {path}; check the path.") from None
+    except DamagedError as error:
+        raise UserError(f"config file {path} is damaged, or was edited in its place ({error}); give the config that the "
+                        "run was made with, or a copy of this file elsewhere if it is as you mean it.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"config file {path} cannot be read ({error}); give another.") from None
     config, defaults = base(), flat(base())

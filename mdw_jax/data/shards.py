@@ -22,7 +22,8 @@ from mdw_jax.data.records import pick
 from mdw_jax.data.tables.cells import captions_in
 from mdw_jax.data.tables.columns import CAPTION_COLUMNS, first_called
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, parse_json, write_atomically
+from mdw_jax.io.checksums import write_listed
+from mdw_jax.io.files import digest, parse_json
 from mdw_jax.io.keyed import read_keyed_json
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "img")
@@ -85,7 +86,7 @@ def read_index(path: str, cache, caption_columns: Sequence[str], attribute_colum
         except OSError as error:
             raise UserError(f"'{path}' cannot be read ({reason(error)}); fetch it again, or leave it out.") from error
         if index_path is not None:
-            write_atomically(index_path, json.dumps(index).encode())
+            write_listed(index_path, json.dumps(index).encode())
     return index
 
 

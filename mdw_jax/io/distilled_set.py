@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import parse_json, read_json, write_atomically, write_json
+from mdw_jax.io.checksums import read_verified_json, write_all_listed, write_listed_json
+from mdw_jax.io.files import json_bytes, parse_json
 from mdw_jax.io.keyed import read_keyed_json
 from mdw_jax.io.locate import refuse_unusable_path, wrong_level
 from mdw_jax.runtime.processes import is_main
@@ -176,12 +177,11 @@ def save_distilled(path, distilled: DistilledSet, card: dict) -> None:
     card = {**card, "file": TENSORS, "sha256": hashlib.sha256(data).hexdigest(),
             "shapes": {name: list(array.shape) for name, array in _named_arrays(distilled).items()},
             **distilled._settings(), "byte_budget": byte_budget(distilled)}
-    json.dumps(card)  # a card that JSON cannot hold must fail before the old set is touched
+    described = json_bytes(card)  # a card that JSON cannot hold must fail before the old set is touched
     if not is_main():
         return
     (directory / CARD).unlink(missing_ok=True)
-    write_atomically(directory / TENSORS, data)
-    write_json(directory / CARD, card)
+    write_all_listed(directory, {TENSORS: data, CARD: described})
 
 
 def load_distilled(path, allow_loss: str | None = None) -> tuple[DistilledSet, dict]:
@@ -222,7 +222,7 @@ def load_for_display(path) -> tuple[DistilledSet, dict]:
     directory = Path(path)
     refuse_unusable_path(directory)
     try:
-        card = read_json(directory / CARD)
+        card = read_verified_json(directory / CARD)
         data = (directory / TENSORS).read_bytes()
     except OSError as error:
         raise UserError(_missing(directory, error)) from None
@@ -291,7 +291,7 @@ def write_captions(path, sha256: str, captions: Sequence[str]) -> None:
         sha256: of the set's tensor file, as its card says.
         captions: M strings.
     """
-    write_json(Path(path) / NEAREST, {"sha256": sha256, "captions": list(captions)})
+    write_listed_json(Path(path) / NEAREST, {"sha256": sha256, "captions": list(captions)})
 
 
 def read_captions(path, sha256: str) -> list[str] | None:

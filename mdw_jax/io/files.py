@@ -98,7 +98,7 @@ def read_json(path, kind: type | tuple[type, ...] = dict, max_bytes: int = MAX_J
         OSError: the file cannot be read.
         ValueError: it is too large, nested too deeply, no JSON, or of another type; the message is a short reason.
     """
-    return parse_json(_read_at_most(path, max_bytes), kind)
+    return parse_json(read_at_most(path, max_bytes), kind)
 
 
 def parse_json(data: bytes | str, kind: type | tuple[type, ...] = dict) -> Any:
@@ -119,12 +119,13 @@ def parse_json(data: bytes | str, kind: type | tuple[type, ...] = dict) -> Any:
     raise ValueError(f"nested more than {MAX_JSON_DEPTH} levels deep")
 
 
-def read_json_lines(path, max_bytes: int = MAX_JSON_BYTES) -> list[dict]:
-    """Read a file with one JSON object per line; arguments and errors as in `read_json`."""
-    return [parse_json(line) for line in _read_at_most(path, max_bytes).splitlines()]
+def parse_json_lines(data: bytes) -> list[dict]:
+    """The values of a text with one JSON object per line. Raises ValueError as `read_json` does."""
+    return [parse_json(line) for line in data.splitlines()]
 
 
-def _read_at_most(path, max_bytes: int) -> bytes:
+def read_at_most(path, max_bytes: int) -> bytes:
+    """The bytes of a file. Raises OSError if it cannot be read, ValueError if it is larger."""
     with open(path, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -134,7 +135,12 @@ def _read_at_most(path, max_bytes: int) -> bytes:
 
 def write_json(path, value) -> Path:
     """Write `value` as indented JSON, atomically."""
-    return write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    return write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value) -> bytes:
+    """Indented JSON with sorted names."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def npy_bytes(array) -> bytes:
@@ -156,31 +162,31 @@ def write_arrays(path, **arrays) -> Path:
     return write_atomically(path, buffer.getvalue())
 
 
-def write_csv(path, columns: Sequence[str], rows: Sequence[Mapping]) -> Path:
-    """Write a CSV with a header, atomically; a column that a row lacks is left empty."""
+def csv_bytes(columns: Sequence[str], rows: Sequence[Mapping]) -> bytes:
+    """A CSV with a header; a column that a row lacks is left empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(rows)
-    return write_atomically(path, text.getvalue().encode())
+    return text.getvalue().encode()
 
 
-def read_csv(path) -> tuple[list[str], list[dict[str, str]]]:
-    """Read a CSV with a header.
+def write_csv(path, columns: Sequence[str], rows: Sequence[Mapping]) -> Path:
+    """Write `csv_bytes` atomically."""
+    return write_atomically(path, csv_bytes(columns, rows))
 
-    Returns:
-        The columns, and the rows; cells that a short row lacks are "".
+
+def parse_csv(data: bytes) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of a CSV with a header, and its rows; cells that a short row lacks are "".
 
     Raises:
-        OSError: the file cannot be read.
         ValueError: it is no CSV in UTF-8, or a row is longer than the header.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        try:
-            reader = csv.DictReader(file, restval="", strict=True)
-            rows, columns = list(reader), list(reader.fieldnames or [])
-        except csv.Error as error:
-            raise ValueError(str(error)) from None
+    try:
+        reader = csv.DictReader(io.StringIO(data.decode(), newline=""), restval="", strict=True)
+        rows, columns = list(reader), list(reader.fieldnames or [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
     if any(None in row for row in rows):  # cells beyond the header's
         raise ValueError("some rows are longer than its header")
     return columns, rows

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import write_atomically
+from mdw_jax.io.checksums import read_verified, write_listed
 
 RECORD = "record.safetensors"
 IMAGES, SIDE, BETWEEN = 24, 128, 5  # at most: images, pixels per side, moments between the first and the last
@@ -64,7 +64,7 @@ def save(path: Path, history: Mapping[str, np.ndarray]) -> None:
         history: "steps" (moments,) int, "images" (moments, n, h, w, C) uint8 and, with Grad-CAM pixel weights,
             "weights" (n, h, w) float16.
     """
-    write_atomically(path / RECORD, to_bytes(dict(history)))
+    write_listed(path / RECORD, to_bytes(dict(history)))
 
 
 def load(path: Path) -> dict[str, np.ndarray] | None:
@@ -73,7 +73,7 @@ def load(path: Path) -> dict[str, np.ndarray] | None:
     if not file.exists():
         return None
     try:
-        history = load_file(file)
+        history = from_bytes(read_verified(file))
         if not {"steps", "images"} <= set(history):
             raise ValueError("parts are missing")
         return history

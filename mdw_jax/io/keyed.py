@@ -12,7 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mdw_jax.io.files import digest, parse_json, read_json, write_atomically
+from mdw_jax.io.checksums import read_verified_json
+from mdw_jax.io.files import digest, parse_json, write_atomically
 
 _METADATA = "mdw_jax.io.keyed"  # one entry: safetensors orders several at random, and equal caches should be equal files
 
@@ -21,7 +22,7 @@ def read_keyed_json(path, key: str, key_name: str = "key") -> dict | None:
     """Read a JSON object that carries its key.
 
     Args:
-        path: the file, as `write_json` leaves it.
+        path: the file, as `write_listed_json` leaves it.
         key: what the object must hold under `key_name`.
         key_name: the entry that holds the key.
 
@@ -29,7 +30,7 @@ def read_keyed_json(path, key: str, key_name: str = "key") -> dict | None:
         The whole object; None if the file is missing, unreadable or of another key.
     """
     try:
-        value = read_json(path)
+        value = read_verified_json(path)
     except (OSError, ValueError):
         return None
     return value if value.get(key_name) == key else None

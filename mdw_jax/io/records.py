@@ -4,6 +4,7 @@ Unlike a cache (`mdw_jax.io.keyed`), a record that is damaged or of another conf
 that must not be replaced unasked.
 """
 
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import read_json, read_json_lines, write_atomically
+from mdw_jax.io.checksums import DamagedError, read_verified, read_verified_json, write_listed
+from mdw_jax.io.files import MAX_JSON_BYTES, npy_bytes, parse_json_lines
 from mdw_jax.io.numpy_files import numpy_file
 from mdw_jax.runtime.processes import broadcast_from_main
 
@@ -39,13 +41,20 @@ def _complete(path: Path, key: str, fields: tuple[str, ...]) -> dict | None:
     if not path.exists():
         return None
     try:
-        record = read_json(path)
+        record = read_verified_json(path, note=True)
+    except DamagedError as error:
+        raise UserError(f"'{path}' is damaged ({error}); delete it, and its stage is done again.") from None
     except ValueError:
         record = {}
     if record.get("key") != key or not all(name in record for name in fields):
         raise UserError(f"'{path}' is not the whole record of this configuration; delete the directory "
                         f"'{path.parent}' and run again.")
     return record
+
+
+def write_array(path: Path, array) -> None:
+    """Write an array as a .npy file, atomically, and list the file in SHA256SUMS beside it."""
+    write_listed(path, npy_bytes(array))
 
 
 def stored_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -59,7 +68,7 @@ def stored_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
         UserError: it is missing, damaged or of another shape.
     """
     try:
-        with numpy_file(path) as array:
+        with numpy_file(io.BytesIO(read_verified(path))) as array:
             if not isinstance(array, np.ndarray):
                 raise ValueError("it is an archive")
     except (OSError, ValueError) as error:
@@ -72,14 +81,13 @@ def stored_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Write rows as JSON lines, atomically."""
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    """Write rows as JSON lines, atomically, and list the file in SHA256SUMS beside it."""
+    write_listed(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read_lines(path: Path) -> list[dict]:
     """Read rows that `write_lines` wrote. Raises UserError if the file is missing or damaged."""
     try:
-        return read_json_lines(path)
+        return parse_json_lines(read_verified(path, MAX_JSON_BYTES))
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' is damaged ({type(error).__name__}); delete the directory '{path.parent}' and run "
-                        "again.") from error
+        raise UserError(f"'{path}' is damaged ({error}); delete the directory '{path.parent}' and run again.") from error

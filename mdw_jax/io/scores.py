@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from mdw_jax.io.files import read_csv
+from mdw_jax.io.checksums import DamagedError, read_verified
+from mdw_jax.io.files import parse_csv
 
 SCORES = "scores.csv"
 RANKS = (1, 5, 10)
@@ -32,7 +33,9 @@ def read_scores(path, columns: Sequence[str] = ("preset", "set", "select_on"), n
         ValueError: it is no such table; the message goes on after the file's name.
     """
     try:
-        names, rows = read_csv(path)
+        names, rows = parse_csv(read_verified(path))
+    except DamagedError:
+        raise
     except ValueError as error:
         raise ValueError(f"is not a CSV ({error}); give one that `mdw sweep` or `mdw evaluate` wrote") from None
     if "protocol" in names and "select_on" not in names and {"preset", "set"} <= set(names):

@@ -12,7 +12,8 @@ import numpy as np
 from mdw_jax.data.stored_rows import select_rows
 from mdw_jax.data.streaming import concat_map
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, write_json
+from mdw_jax.io.checksums import write_listed_json
+from mdw_jax.io.files import digest
 from mdw_jax.io.keyed import read_keyed_arrays, write_keyed_arrays
 from mdw_jax.io.locks import locked
 from mdw_jax.io.records import complete
@@ -132,7 +133,7 @@ def _make(run: PresetRun, prepared: Prepared, folder: StageFolder, rows: np.ndar
         record["division"] = division_quality(probability, noise.mismatched)
     write_keyed_arrays(folder.path / "form.safetensors",
                        {**fitted.form._asdict(), "clean_probability": probability}, folder.key)
-    write_json(folder.path / "closed_form.json", record)
+    write_listed_json(folder.path / "closed_form.json", record)
     barrier()  # no other process reads what the first has not written yet
     return record
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from mdw_jax.io import image_history
+from mdw_jax.io.checksums import read_verified_json, remove_listed
 from mdw_jax.io.distilled_set import (
     CARD,
     load_for_display,
@@ -13,7 +14,7 @@ from mdw_jax.io.distilled_set import (
     save_distilled,
     write_captions,
 )
-from mdw_jax.io.files import digest, read_json
+from mdw_jax.io.files import digest
 from mdw_jax.io.records import complete, write_lines
 from mdw_jax.models.embedding import nearest_captions
 from mdw_jax.pipeline.candidates import CANDIDATES
@@ -46,8 +47,7 @@ def distill_stage(run: PresetRun, prepared: Prepared) -> list[Path]:
         barrier()
         if is_main():
             # A kill right after the card was written leaves them too.
-            for name in (CHECKPOINT, HISTORY, LAST_REGULAR, CANDIDATES, START):
-                (directory / name).unlink(missing_ok=True)
+            remove_listed(directory, (CHECKPOINT, HISTORY, LAST_REGULAR, CANDIDATES, START))
         broadcast_from_main(functools.partial(_save_nearest_captions, directory, prepared))
     return directories
 
@@ -82,7 +82,7 @@ def _card(run: PresetRun, prepared: Prepared, index: int, key: str) -> dict:
 
 def _save_nearest_captions(directory: Path, prepared: Prepared) -> None:
     """Write the real captions nearest to a finished set's texts beside it, unless they are there already."""
-    sha256 = read_json(directory / CARD)["sha256"]
+    sha256 = read_verified_json(directory / CARD)["sha256"]
     if read_captions(directory, sha256) is None:
         distilled, _ = load_for_display(directory)
         captions = nearest_captions(prepared.text_features_of(distilled.texts), prepared.texts.train,

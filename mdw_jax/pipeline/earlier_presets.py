@@ -9,7 +9,7 @@ from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.sections import config_digest
 from mdw_jax.config.stored import CONFIG, read_run_config, refuse_stored_functions
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import read_json
+from mdw_jax.io.checksums import DamagedError, read_verified_json, rename_listed
 from mdw_jax.io.scores import METRICS, SCORES, read_scores
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import noise_of
@@ -42,9 +42,9 @@ def earlier_presets(config: ConfigDict, prepared: Prepared) -> EarlierPresets:
     """
     directory = Path(config.run.dir)
     try:
-        summary = read_json(directory / SUMMARY)
+        summary = read_verified_json(directory / SUMMARY)
         scored = [entry["name"] for entry in summary["presets"]]
-        resolved = read_json(directory / CONFIG)
+        resolved = read_verified_json(directory / CONFIG)
         resolved["run"]["presets"] = scored  # a later command that was interrupted may have named others
         if summary["config"] != config_digest(resolved) or summary["key"] != prepared.key:
             return EarlierPresets()
@@ -55,6 +55,8 @@ def earlier_presets(config: ConfigDict, prepared: Prepared) -> EarlierPresets:
         names = tuple(entry["name"] for entry in kept)
         rows = [row for row in read_scores(directory / SCORES, numbers=METRICS) if row["preset"] in names] if names else []
         return EarlierPresets(names, tuple(rows), tuple(kept))
+    except DamagedError as error:
+        raise _damaged(directory, error) from None
     except (UserError, OSError, ValueError, KeyError, TypeError):
         return EarlierPresets()  # no run, or a damaged one: nothing that could be kept
 
@@ -76,12 +78,18 @@ def keep_other_scores(directory: Path, resolved: ConfigDict, key: str) -> None:
     """
     scores, settings = directory / SCORES, resolved.to_dict()
     try:
-        summary = read_json(directory / SUMMARY)
+        summary = read_verified_json(directory / SUMMARY)
         settings["run"]["presets"] = [entry["name"] for entry in summary["presets"]]
         before, same = summary["config"], summary["config"] == config_digest(settings) and summary["key"] == key
+    except DamagedError as error:
+        raise _damaged(directory, error) from None
     except (OSError, ValueError, KeyError, TypeError):
         return  # there are none, or nobody knows of what
     if scores.is_file() and not same:
-        kept = scores.with_name(f"scores-{before[:8]}.csv")
-        scores.rename(kept)
+        kept = rename_listed(scores, f"scores-{before[:8]}.csv")
         print(f"kept:   {kept} (the scores of other settings or data, which were {scores.name})")
+
+
+def _damaged(directory: Path, error: DamagedError) -> UserError:
+    return UserError(f"{CONFIG}, {SUMMARY} or {SCORES} in '{directory}' is damaged, and says which scores are to be kept "
+                     f"there ({error}); delete it if this command names all presets that you need.")

@@ -7,8 +7,9 @@ from pathlib import Path
 from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
+from mdw_jax.io.checksums import DamagedError, read_verified_json, write_listed_json
 from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled
-from mdw_jax.io.files import digest, read_json, write_json
+from mdw_jax.io.files import digest
 from mdw_jax.io.records import complete
 from mdw_jax.io.scores import METRICS
 from mdw_jax.method.students import EvalResult, Protocol, evaluate
@@ -60,7 +61,7 @@ def evaluate_stage(run: PresetRun, prepared: Prepared) -> list[dict]:
             with contextlib.closing(open_writers(c, directory)) as writer:
                 for row in record["rows"]:
                     writer.write(path.stem, row["student"], {name: row[name] for name in ("val_r_mean", *METRICS)})
-            write_json(path, record)
+            write_listed_json(path, record)
         size = byte_budget(distilled)["total"]
         rows += [{**row, "bytes": size} for row in record["rows"]]
     return rows
@@ -111,13 +112,18 @@ def _student_rows(name: str, index: int, result: EvalResult) -> list[dict]:
 def stored_scores(directory: Path) -> list[dict]:
     """What students of a set scored, as `evaluate_stage` left it: {"rows", "evaluate"} of each evaluation.
 
-    "evaluate" is the config's section at that time, {} in records of earlier versions. The latest comes last. Damaged
-    records are left out.
+    "evaluate" is the config's section at that time, {} in records of earlier versions. The latest comes last. Records of
+    another program are left out.
+
+    Raises:
+        UserError: one is not as it was written.
     """
     found = []
     for path in sorted(directory.glob("scores-*.json"), key=lambda path: path.stat().st_mtime):
         try:
-            record = read_json(path)
+            record = read_verified_json(path)
+        except DamagedError as error:
+            raise UserError(f"'{path}' is damaged ({error}); delete it, and mdw evaluate scores that set again.") from None
         except (OSError, ValueError):
             continue
         rows, evaluate = record.get("rows"), record.get("evaluate") or {}

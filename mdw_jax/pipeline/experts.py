@@ -14,10 +14,10 @@ from mdw_jax.data.noise import Noise
 from mdw_jax.data.stored_rows import select_rows
 from mdw_jax.errors import UserError
 from mdw_jax.io.checkpoint import read_checkpoint, save_checkpoint
-from mdw_jax.io.files import write_array, write_json
+from mdw_jax.io.checksums import write_listed_json
 from mdw_jax.io.locks import locked
 from mdw_jax.io.metrics import MetricsWriter
-from mdw_jax.io.records import complete, write_lines
+from mdw_jax.io.records import complete, write_array, write_lines
 from mdw_jax.io.scores import METRICS
 from mdw_jax.io.trajectory import save_trajectory
 from mdw_jax.method import certificate
@@ -127,7 +127,7 @@ def _train(run: PresetRun, prepared: Prepared) -> dict:
         "rate": {"true": rate, "estimated": None},
         "certificate_inputs": _certificate_inputs(recipe, rate, run.config.model.tau) if certified else None,
     }
-    write_json(run.experts.path / "experts.json", record)
+    write_listed_json(run.experts.path / "experts.json", record)
     checkpointer.clear()
     return record
 
@@ -197,7 +197,7 @@ def _estimate_noise_rate(run: PresetRun, prepared: Prepared, record: dict) -> di
     if run.noise.true_rate is None:  # [0, 1]: of too few pairs, nothing is known, and nothing bounded
         known = (estimate.low, estimate.high) != (0, 1)
         record["certificate_inputs"] = _certificate_inputs(recipe, estimate.eta, config.model.tau) if known else None
-    write_json(run.experts.path / "experts.json", record)
+    write_listed_json(run.experts.path / "experts.json", record)
     checkpointer.clear()
     return record
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from mdw_jax.data.stored_rows import select_rows
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import write_array, write_json
+from mdw_jax.io.checksums import write_listed_json
 from mdw_jax.io.locks import locked
-from mdw_jax.io.records import complete, stored_array
+from mdw_jax.io.records import complete, stored_array, write_array
 from mdw_jax.method import closed_form, filtering
 from mdw_jax.models.embedding import Inputs
 from mdw_jax.pipeline.closed_form import load_closed_form
@@ -90,7 +90,7 @@ def _make(run: PresetRun, prepared: Prepared, train_experts: TrainExperts) -> No
     if noise.mismatched is not None:
         record |= filtering.filter_quality(rows, noise.mismatched)
     write_array(run.filter.folder.path / "kept.npy", rows)
-    write_json(run.filter.folder.path / "filter.json", record)
+    write_listed_json(run.filter.folder.path / "filter.json", record)
 
 
 def score_pairs(run: PresetRun, prepared: Prepared, train_experts: TrainExperts) -> Scored:

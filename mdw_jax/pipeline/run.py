@@ -11,7 +11,8 @@ from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.presets import preset_spec
 from mdw_jax.config.stored import AS_GIVEN, CONFIG
 from mdw_jax.data.pairs import Pairs
-from mdw_jax.io.files import write_atomically, write_csv, write_json
+from mdw_jax.io.checksums import write_all_listed, write_listed
+from mdw_jax.io.files import csv_bytes, json_bytes, write_atomically
 from mdw_jax.io.scores import METRICS, SCORES
 from mdw_jax.pipeline import run_notes
 from mdw_jax.pipeline.announce import announce_data, announce_noise, announce_run
@@ -87,9 +88,8 @@ def _begin(config: ConfigDict, estimate: Estimate | None = None) -> _Begun:
 
 def _write_config(begun: _Begun) -> None:
     directory = Path(begun.config.run.dir)
-    write_json(directory / AS_GIVEN, begun.config.to_dict())
-    write_json(directory / CONFIG, begun.resolved.to_dict())
-    write_json(directory / "environment.json", environment())
+    described = {AS_GIVEN: begun.config.to_dict(), CONFIG: begun.resolved.to_dict(), "environment.json": environment()}
+    write_all_listed(directory, {name: json_bytes(value) for name, value in described.items()})
 
 
 def prepare_command(config: ConfigDict) -> None:
@@ -162,7 +162,8 @@ def _write_results(begun: _Begun, rows: list[dict]) -> None:
     if is_main():
         keep_other_scores(directory, begun.resolved, begun.prepared.key)
     _write_config(begun)
-    write_csv(directory / SCORES, [name for name in _COLUMNS if any(name in row for row in rows)], rows)
+    columns = [name for name in _COLUMNS if any(name in row for row in rows)]
+    write_listed(directory / SCORES, csv_bytes(columns, rows))
     run_notes.write_run_summary(directory, begun.prepared, begun.runs, begun.earlier.summaries)
     if not is_main():  # other processes must not read what the first may not have written yet
         return

@@ -8,8 +8,9 @@ import numpy as np
 from mdw_jax.config.presets import safe_name
 from mdw_jax.config.sections import config_digest
 from mdw_jax.config.stored import CONFIG
+from mdw_jax.io.checksums import write_listed_json
 from mdw_jax.io.distilled_set import load_for_display
-from mdw_jax.io.files import read_json, write_json
+from mdw_jax.io.files import read_json
 from mdw_jax.io.records import complete
 from mdw_jax.pipeline.inputs import source_notes
 from mdw_jax.pipeline.prepared import Prepared
@@ -32,7 +33,7 @@ def write_run_summary(directory: Path, prepared: Prepared, runs: Sequence[Preset
         earlier: entries of presets that an earlier command scored.
     """
     train, estimates = prepared.pairs.train, noise_estimates(runs)
-    write_json(directory / SUMMARY, {
+    write_listed_json(directory / SUMMARY, {
         "config": config_digest(read_json(directory / CONFIG)), "data": prepared.pairs.name,
         "fingerprint": prepared.fingerprint, "key": prepared.key,
         "images": len(train.images), "captions": len(train.captions), "skipped": dict(prepared.pairs.skipped),

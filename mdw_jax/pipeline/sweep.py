@@ -27,7 +27,8 @@ from mdw_jax.config.plugin_values import plugin_sources
 from mdw_jax.config.plugins import is_path, source_digest
 from mdw_jax.config.presets import preset_spec
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import digest, write_csv, write_json
+from mdw_jax.io.checksums import write_listed, write_listed_json
+from mdw_jax.io.files import csv_bytes, digest, write_json
 from mdw_jax.io.keyed import read_keyed_json
 from mdw_jax.io.locks import locked
 from mdw_jax.io.scores import METRICS
@@ -208,7 +209,8 @@ def _do_cell(cell: Cell, data: _LatestData, made_with: dict) -> dict:
         "rows": [{**row, **_set_columns(run), "seconds": seconds, "commit": made_with["commit"]}
                  for row in rows],
     }
-    write_json(_path(cell, ".json"), record)
+    with locked(_path(cell, ".json").with_name(".lock")):  # other shards list their cells in the same SHA256SUMS
+        write_listed_json(_path(cell, ".json"), record)
     _path(cell, _FAILED).unlink(missing_ok=True)
     return record
 
@@ -253,9 +255,9 @@ def _collect(directory: Path, cells: list[Cell], axes: Mapping) -> int:
     columns = list(dict.fromkeys(("preset", *axes, *_COLUMNS)))
     with locked(directory / "sweep" / ".lock"):  # or a shard that read earlier could write later
         finished = [(cell, record) for cell in cells if (record := _finished(cell))]
-        write_csv(directory / "sweep.csv", columns, [
+        write_listed(directory / "sweep.csv", csv_bytes(columns, [
             {**row, **{name: _as_text(value) for name, value in cell.values.items()}}
-            for cell, record in finished for row in record["rows"]])
+            for cell, record in finished for row in record["rows"]]))
     return len(finished)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdw_jax.config.presets import KINDS, PRESETS
-from mdw_jax.io.files import read_json
+from mdw_jax.io.checksums import read_verified_json
 
 SUMMARY = "report.json"  # of a run: which config the scores belong to, and where its sets and experts lie
 
@@ -57,6 +57,6 @@ def preset_info(name: str, summary: Mapping | None = None) -> PresetInfo:
 def read_summary(directory: Path) -> dict:
     """report.json of a run, unchecked; {} where it cannot be read."""
     try:
-        return read_json(directory / SUMMARY)
+        return read_verified_json(directory / SUMMARY)
     except (OSError, ValueError):
         return {}

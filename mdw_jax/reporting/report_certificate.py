@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from mdw_jax.errors import UserError
+from mdw_jax.io.checksums import read_verified
 from mdw_jax.io.contained import inside
-from mdw_jax.io.files import read_csv
+from mdw_jax.io.files import parse_csv
 from mdw_jax.reporting import figures, html
 from mdw_jax.reporting.report_charts import distinct_experts
 from mdw_jax.reporting.run_files import Run
@@ -39,7 +40,7 @@ def _tables(path: Path) -> tuple[list[dict], list[dict]]:
     entries: dict[tuple, dict] = {}
     trained_with: dict[tuple, str] = {}
     try:
-        for row in read_csv(path)[1]:
+        for row in parse_csv(read_verified(path))[1]:
             experts = row["preset"], f"{float(row['eta']):.0%} ({row['source']})"
             if row["measure"] in MEASURES:
                 trained_with.setdefault(experts, row["loss"])  # it comes first

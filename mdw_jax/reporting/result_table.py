@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mdw_jax.errors import UserError
+from mdw_jax.io.checksums import DamagedError
 from mdw_jax.io.files import write_atomically
 from mdw_jax.io.scores import METRICS, read_scores
 from mdw_jax.reporting.noise_text import estimate_in_words
@@ -76,6 +77,9 @@ def _read(path: Path) -> list[dict[str, str]]:
         raise UserError(f"there is no file '{path}'; `mdw sweep` writes one.") from None
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror}); give a CSV.") from None
+    except DamagedError as error:
+        raise UserError(f"'{path}' is damaged, or was edited in its place ({error}); give the command that wrote it again, "
+                        "or tabulate a copy elsewhere if it is as you mean it.") from None
     except ValueError as error:
         raise UserError(f"'{path}' {error}.") from None
 

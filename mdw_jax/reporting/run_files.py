@@ -9,9 +9,10 @@ import numpy as np
 from mdw_jax.config.sections import config_digest, refuse_sweep
 from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
+from mdw_jax.io.checksums import DamagedError, read_verified, read_verified_json
 from mdw_jax.io.contained import all_inside, inside
 from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled, load_for_display, read_captions
-from mdw_jax.io.files import read_json, read_json_lines
+from mdw_jax.io.files import MAX_JSON_BYTES, parse_json_lines
 from mdw_jax.io.locate import refuse_unusable_path, wrong_level
 from mdw_jax.io.scores import METRICS, SCORES, OlderVersionError, read_scores
 from mdw_jax.reporting import run_schema
@@ -179,6 +180,8 @@ class Run:
             raise UserError(f"'{self.path / SCORES}' cannot be read ({error}); run the command again.") from None
         except OlderVersionError as error:
             raise UserError(f"the run in '{self.path}' {error}.") from None
+        except DamagedError as error:
+            raise UserError(f"'{self.path / SCORES}' is damaged ({error}); run mdw evaluate again.") from None
         except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(f"{SCORES} and {SUMMARY} in '{self.path}' do not fit together or are damaged; run mdw "
                             "evaluate again.") from None
@@ -263,11 +266,11 @@ def _typed(row: dict) -> dict:
 
 
 def _json(path: Path, schema: run_schema.Schema | None = None) -> dict:
-    return _checked(path, read_json, schema)
+    return _checked(path, read_verified_json, schema)
 
 
 def _lines(path: Path, schema: run_schema.Schema) -> list[dict]:
-    return _checked(path, read_json_lines, schema)
+    return _checked(path, lambda file: parse_json_lines(read_verified(file, MAX_JSON_BYTES)), schema)
 
 
 def _checked(path: Path, read: Callable, schema: run_schema.Schema | None):

@@ -13,7 +13,7 @@ import numpy as np
 from mdw_jax.config.presets import safe_name
 from mdw_jax.config.sections import config_digest, differences, flat, refuse_sweep
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import read_json
+from mdw_jax.io.checksums import DamagedError, read_verified_json
 from mdw_jax.io.locate import refuse_unusable_path
 from mdw_jax.io.locks import is_locked
 from mdw_jax.io.run_lock import is_run_lock
@@ -186,7 +186,7 @@ def _is_finished(path: Path) -> bool:
     if not scores.exists() or not config.exists():
         return False
     try:
-        return read_json(path / "report.json")["config"] == config_digest(read_json(config))
+        return read_verified_json(path / "report.json")["config"] == config_digest(read_verified_json(config))
     except (OSError, ValueError, KeyError):
         return scores.stat().st_mtime_ns >= config.stat().st_mtime_ns
 
@@ -200,7 +200,7 @@ def is_in_use(path: Path) -> bool:
 def _config(path: Path) -> dict | None:
     """The config of a run; None if there is none, or another program's: everything that is read here is checked."""
     try:
-        config = read_json(path / "config.json")
+        config = read_verified_json(path / "config.json")
         presets, rate, sets = config["run"]["presets"], config["noise"]["rate"], config["distill"]["sets"]
         names = (*presets, config["data"]["name"], config["noise"]["protocol"])
         is_run = (isinstance(presets, list) and isinstance(rate, (int, float)) and abs(rate) <= 1
@@ -254,7 +254,9 @@ def _settings(path: Path) -> dict:
         reason = state(path) if is_run_lock(path / ".lock") else "no run"
         raise UserError(f"'{path}' holds no config of a run ({reason}); `mdw runs` lists the runs below a directory.")
     try:
-        environment = read_json(path / "environment.json")
+        environment = read_verified_json(path / "environment.json")
+    except DamagedError as error:
+        raise UserError(f"'{path / 'environment.json'}' is damaged ({error}); run mdw evaluate again.") from None
     except (OSError, ValueError):
         environment = {}
     return flat({**config, "environment": environment})

@@ -8,8 +8,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mdw_jax.errors import UserError
+from mdw_jax.io import checksums
 from mdw_jax.io import distilled_set as module
 from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled, load_for_display, save_distilled
+from mdw_jax.io.files import write_atomically
 
 
 def make_set(kind="lowrank", m=5, side=4, channels=3, d=7, rank=2, steps=True):
@@ -39,7 +41,7 @@ def test_round_trip_is_exact_and_the_card_describes_it(tmp_path, kind, steps):
     assert_same(loaded, saved)
     assert card["dataset"] == "scenes" and card["shapes"]["images"] == [5, 4, 4, 3]
     assert card["byte_budget"] == byte_budget(saved) and len(card["sha256"]) == 64
-    assert sorted(os.listdir(tmp_path / "set")) == ["card.json", "distilled.safetensors"]
+    assert sorted(os.listdir(tmp_path / "set")) == ["SHA256SUMS", "card.json", "distilled.safetensors"]
 
 
 def test_the_same_set_is_the_same_file_and_strides_do_not_matter(tmp_path):
@@ -125,6 +127,9 @@ def test_every_kind_of_damage_is_noticed(tmp_path):
 def test_damaged_card(tmp_path, card, match):
     save_distilled(tmp_path, make_set(), {})
     (tmp_path / module.CARD).write_text(card)
+    with pytest.raises(UserError, match="card.json .*SHA256SUMS beside it lists another"):
+        load_distilled(tmp_path)
+    (tmp_path / checksums.SUMS).unlink()  # as of a set of an earlier version
     with pytest.raises(UserError, match=match):
         load_distilled(tmp_path)
 
@@ -166,14 +171,16 @@ def test_a_foreign_tensor_file(tmp_path, metadata):
         load_distilled(tmp_path)
 
 
-@pytest.mark.parametrize("dies_in", ["write_atomically", "write_json"])
+@pytest.mark.parametrize("dies_in", ["SHA256SUMS", "distilled.safetensors", "card.json"])
 def test_an_interrupted_save_leaves_no_card(tmp_path, monkeypatch, dies_in):
     save_distilled(tmp_path, make_set(), {})
 
-    def die(*_):
-        raise KeyboardInterrupt
+    def write(path, data):
+        if path.name == dies_in:
+            raise KeyboardInterrupt
+        return write_atomically(path, data)
 
-    monkeypatch.setattr(module, dies_in, die)
+    monkeypatch.setattr(checksums, "write_atomically", write)
     with pytest.raises(KeyboardInterrupt):
         save_distilled(tmp_path, make_set("full"), {})
     with pytest.raises(UserError, match="card.json is missing"):

@@ -25,7 +25,8 @@ from mdw_jax.config import resolve
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.presets import preset_spec
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import write_csv
+from mdw_jax.io.checksums import write_listed
+from mdw_jax.io.files import csv_bytes
 from mdw_jax.pipeline.announce import announce, announce_source
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.run_folder import run_folder
@@ -55,7 +56,8 @@ def certify_command(config: ConfigDict) -> None:
              for names, preset in experts_to_certify(config, prepared, rates)]
     rows = all_rows(cases)
     edges = measure_edges(cases, prepared)
-    write_csv(folder / "certificate.csv", list(COLUMNS), [to_csv(row) for row in [*rows, *edge_rows(edges)]])
+    table = csv_bytes(list(COLUMNS), [to_csv(row) for row in [*rows, *edge_rows(edges)]])
+    write_listed(folder / "certificate.csv", table)
     figure = folder / "figures" / "certificate.png"
     draw_certificate(cases, rows, figure)
     print(report(cases, rows, settings.confidence))
