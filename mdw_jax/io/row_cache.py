@@ -86,7 +86,9 @@ class _RowFile:
             row = int(mark["width"]) * self.dtype.itemsize
             with open(self._data, "rb", buffering=0) as data:
                 whole = os.fstat(data.fileno()).st_size >= mark["start"] + self._count * row
-                data.seek(mark["start"])
+                header = self._header(int(mark["width"]))
+                if mark["start"] != len(header) or data.read(len(header)) != header:
+                    raise ValueError("the header is not the one that was written")
                 for rows, digest in mark["chunks"]:
                     if _digest(data, rows * row) != digest:
                         break
