@@ -18,9 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.checksums import read_verified_json, write_all_listed, write_listed_json
+from mdw_jax.io.checksums import DamagedError, read_verified_json, write_all_listed, write_listed_json
 from mdw_jax.io.files import json_bytes, parse_json
-from mdw_jax.io.keyed import read_keyed_json
 from mdw_jax.io.locate import refuse_unusable_path, wrong_level
 from mdw_jax.runtime.processes import is_main
 
@@ -295,6 +294,15 @@ def write_captions(path, sha256: str, captions: Sequence[str]) -> None:
 
 
 def read_captions(path, sha256: str) -> list[str] | None:
-    """The captions that `write_captions` wrote for the set of that sha256; None if there are none."""
-    record = read_keyed_json(Path(path) / NEAREST, sha256, "sha256")
-    return None if record is None else record.get("captions")
+    """The captions that `write_captions` wrote for the set of that sha256; None if there are none.
+
+    Raises:
+        DamagedError: the file is not as it was written.
+    """
+    try:
+        record = read_verified_json(Path(path) / NEAREST)
+    except DamagedError:
+        raise
+    except (OSError, ValueError):
+        return None
+    return record.get("captions") if record.get("sha256") == sha256 else None

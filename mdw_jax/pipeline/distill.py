@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from mdw_jax.io import image_history
-from mdw_jax.io.checksums import read_verified_json, remove_listed
+from mdw_jax.io.checksums import DamagedError, read_verified_json, remove_listed
 from mdw_jax.io.distilled_set import (
     CARD,
     load_for_display,
@@ -83,7 +83,11 @@ def _card(run: PresetRun, prepared: Prepared, index: int, key: str) -> dict:
 def _save_nearest_captions(directory: Path, prepared: Prepared) -> None:
     """Write the real captions nearest to a finished set's texts beside it, unless they are there already."""
     sha256 = read_verified_json(directory / CARD)["sha256"]
-    if read_captions(directory, sha256) is None:
+    try:
+        captions = read_captions(directory, sha256)
+    except DamagedError:
+        captions = None
+    if captions is None:
         distilled, _ = load_for_display(directory)
         captions = nearest_captions(prepared.text_features_of(distilled.texts), prepared.texts.train,
                                     prepared.pairs.train.captions)

@@ -11,7 +11,14 @@ from mdw_jax.errors import UserError
 from mdw_jax.io import image_history
 from mdw_jax.io.checksums import DamagedError, read_verified, read_verified_json
 from mdw_jax.io.contained import all_inside, inside
-from mdw_jax.io.distilled_set import DistilledSet, byte_budget, load_distilled, load_for_display, read_captions
+from mdw_jax.io.distilled_set import (
+    NEAREST,
+    DistilledSet,
+    byte_budget,
+    load_distilled,
+    load_for_display,
+    read_captions,
+)
 from mdw_jax.io.files import MAX_JSON_BYTES, parse_json_lines
 from mdw_jax.io.locate import refuse_unusable_path, wrong_level
 from mdw_jax.io.scores import METRICS, SCORES, OlderVersionError, read_scores
@@ -109,7 +116,11 @@ class PresetResults:
     def captions(self) -> list[str]:
         """For each text of the first set, the nearest real caption."""
         distilled, card = self.displayed_set
-        captions, count = read_captions(self.set_directories[0], card["sha256"]), len(distilled.images)
+        try:
+            captions, count = read_captions(self.set_directories[0], card["sha256"]), len(distilled.images)
+        except DamagedError as error:
+            raise UserError(f"'{self.set_directories[0] / NEAREST}' is damaged ({error}); delete it, and mdw evaluate "
+                            "makes it again.") from None
         known = (isinstance(captions, list) and len(captions) == count
                  and all(isinstance(caption, str) for caption in captions))
         return captions if captions and known else ["(nearest caption unknown)"] * count
@@ -270,6 +281,9 @@ def _json(path: Path, schema: run_schema.Schema | None = None) -> dict:
 
 
 def _lines(path: Path, schema: run_schema.Schema) -> list[dict]:
+    """The rows of curves; [] where their file was deleted, which costs a report the curves alone."""
+    if not path.exists():
+        return []
     return _checked(path, lambda file: parse_json_lines(read_verified(file, MAX_JSON_BYTES)), schema)
 
 
@@ -277,6 +291,10 @@ def _checked(path: Path, read: Callable, schema: run_schema.Schema | None):
     """What `read` makes of a file. Raises UserError where it cannot be read or has not this schema."""
     try:
         value = read(path)
+    except DamagedError as error:
+        remedy = ("and the report leaves its curves out" if path.suffix == ".jsonl" else
+                  "and give the command that wrote it again")
+        raise UserError(f"'{path}' is damaged ({error}); delete it, {remedy}.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read ({error}); run its command again.") from None
     try:

@@ -250,6 +250,8 @@ def _settings(path: Path) -> dict:
     if config is None:
         if not path.is_dir():
             raise UserError(f"there is no directory '{path}'; `mdw runs` lists the runs below one.")
+        if (path / "config.json").exists() and is_run_lock(path / ".lock"):
+            raise UserError(f"'{path / 'config.json'}' is damaged; give the command that made the run again.")
         refuse_sweep(path)
         reason = state(path) if is_run_lock(path / ".lock") else "no run"
         raise UserError(f"'{path}' holds no config of a run ({reason}); `mdw runs` lists the runs below a directory.")

@@ -1,7 +1,8 @@
 """One flipped bit in any file of a finished run: it is found and the file named, or everything reads as before (slow).
 
-Every file of the run folder is damaged in turn, at MDW_FLIPS places (default 3), and read again by all that reads it. What
-a stage reads is read by the stages themselves with the data in memory; the rest by the commands.
+Every file of the run folder is damaged in turn, at MDW_FLIPS places (default 3), and read again by all that reads it.
+What a stage reads is read by the stages themselves with the data in memory; the rest by the commands. Likewise every file
+that an interrupted distillation and interrupted experts go on from.
 """
 
 import collections
@@ -25,11 +26,15 @@ from mdw_jax.config.stored import read_run_config
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import digest
 from mdw_jax.io.image_history import load as load_history
+from mdw_jax.io.run_lock import hold_run_directory
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.pipeline.closed_form import closed_form_stage, load_closed_form
 from mdw_jax.pipeline.coreset import _correct_history
+from mdw_jax.pipeline.distill import distill_stage
+from mdw_jax.pipeline.distill_loop import DistillationLoop
 from mdw_jax.pipeline.evaluate import evaluate_stage, stored_scores
-from mdw_jax.pipeline.experts import experts_stage, kept_pairs
+from mdw_jax.pipeline.expert_networks import expert_networks
+from mdw_jax.pipeline.experts import ExpertCheckpointer, experts_stage, kept_pairs
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.preset_run import open_preset, read_division
 from mdw_jax.pipeline.run import STAGES
@@ -43,8 +48,8 @@ TINY = {
     "run.presets": ("random", "mdw", "correspond", "filter_random", "closed_form", "experts"), "run.seed": 0,
     "data.name": "scenes", "data.size": 16, "data.train": 60, "data.val": 30, "data.test": 30,
     "noise.rate": 0.4, "text.encoder": "bow", "text.dim": 24,
-    "model.tower": "convnet", "model.mode": "projection", "model.patches": (8,), "model.widths": (8,), "model.pretrain_epochs": 1,
-    "model.pretrain_images": 64,
+    "model.tower": "convnet", "model.mode": "projection", "model.patches": (8,), "model.widths": (8,),
+    "model.pretrain_epochs": 1, "model.pretrain_images": 64,
     "experts.count": 1, "experts.epochs": 2, "experts.recovery_start": 1, "experts.batch": 32,
     "distill.pairs": 8, "distill.steps": 2, "distill.inner_steps": 2, "distill.batch": 4, "distill.trajectories": 1,
     "distill.rank": 2, "distill.max_start_epoch": 1, "distill.checkpoint_every": 2, "distill.ceo_every": 2,
@@ -73,11 +78,12 @@ class Readers:
             run = open_preset(self.config, self.prepared, name)
             kept = kept_pairs(run, self.prepared)
             found += [run.noise.sha256, run.experts.key, run.sets.key, np.asarray(kept),
-                      json.dumps(evaluate_stage(run, self.prepared))]
+                      json.dumps(evaluate_stage(run, self.prepared), sort_keys=True)]
             if run.spec.closed_form:
                 stored = load_closed_form(run, self.prepared, kept)
-                found += [*map(np.asarray, stored.form), stored.clean_probability, json.dumps(stored.record),
-                          json.dumps(closed_form_stage(run, self.prepared, kept))]
+                found += [*map(np.asarray, stored.form), stored.clean_probability,
+                          json.dumps(stored.record, sort_keys=True),
+                          json.dumps(closed_form_stage(run, self.prepared, kept), sort_keys=True)]
             if run.spec.needs_experts:
                 record = experts_stage(run, self.prepared)
                 found += [json.dumps(record), read_division(run), _correct_history(run, self.prepared)]
@@ -88,7 +94,7 @@ class Readers:
                         found += [np.asarray(leaf) for index in range(stored.length)
                                   for _, leaf in _leaves(read_snapshot(stored, index))]
             if run.spec.has_sets:
-                found += [json.dumps(row) for row in stored_scores(set_folder(run, 0))]
+                found += [json.dumps(row, sort_keys=True) for row in stored_scores(set_folder(run, 0))]
                 history = load_history(set_folder(run, 0))
                 found += [array for _, array in sorted((history or {}).items())]
         return [digest(part) for part in found]
@@ -126,11 +132,15 @@ class Readers:
         return self.command("diff", str(self.folder), str(self.folder))
 
     def table(self):
-        return [self.command("table", str(self.folder / name)) for name in ("scores.csv", "sweep.csv")]
+        return [self.command("table", str(self.folder / name), "--rows", "preset", "--columns", "set")
+                for name in ("scores.csv", "sweep.csv")]
 
     def sweep(self):
-        with contextlib.redirect_stdout(io.StringIO()):
-            sweep_command(self.config, {"preset": ("random",)})
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            try:
+                sweep_command(self.config, {"preset": ("random",)})
+            except UserError as error:
+                raise UserError(f"{out.getvalue()}{error}") from None
         with open(self.folder / "sweep.csv", newline="") as file:
             return [{name: cell for name, cell in row.items() if name not in ("seconds", "commit")}
                     for row in csv.DictReader(file)]
@@ -166,8 +176,9 @@ def finished(tmp_path_factory):
     """A finished run, with one cell of a sweep in its folder."""
     folder = tmp_path_factory.mktemp("flips") / "run"
     config = tiny_config(TINY, folder).lock()
-    STAGES["run"](config)
-    sweep_command(config, {"preset": ("random",)})
+    with hold_run_directory(folder):
+        STAGES["run"](config)
+        sweep_command(config, {"preset": ("random",)})
     shutil.copytree(folder, folder.with_name("pristine"))
     return Readers(folder, config)
 
@@ -208,6 +219,15 @@ def kind_of(where):
     return re.sub(r"((net|best)_\*)/.*", r"\1", words)
 
 
+def show(table, capsys):
+    """Print {kind of file: counts}."""
+    names = ("flipped", "found", "harmless", "half-used")
+    with capsys.disabled():
+        print("\n" + " ".join([f"{'file':60}", *(f"{name:>9}" for name in names)]))
+        for kind, row in [*sorted(table.items()), ("all", sum(table.values(), collections.Counter()))]:
+            print(" ".join([f"{kind:60}", *(f"{row[name]:9}" for name in names)]), flush=True)
+
+
 @pytest.mark.slow
 def test_no_flipped_bit_gives_another_result(finished, capsys):
     names = {name for _, some in READ_BY for name in some}
@@ -235,11 +255,7 @@ def test_no_flipped_bit_gives_another_result(finished, capsys):
             row[found if found in ("found", "harmless") else "half-used"] += 1
             if found not in ("found", "harmless"):
                 wrong.append(f"{where}, bit {bit} of byte {place}: {found}")
-    with capsys.disabled():
-        print(f"\n{'file':60} flipped  found  harmless  half-used")
-        for kind, row in sorted(table.items()):
-            print(f"{kind:60} {row['flipped']:7} {row['found']:6} {row['harmless']:9} {row['half-used']:10}")
-        print(f"{'all':60} {sum(row['flipped'] for row in table.values()):7}", flush=True)
+    show(table, capsys)
     assert not wrong, "\n".join(wrong)
     assert sum(row["found"] for row in table.values()) > sum(row["flipped"] for row in table.values()) / 3
 
@@ -255,3 +271,91 @@ def test_what_is_not_read_is_little(finished):
             if name.is_file() and name.suffix in (".json", ".jsonl", ".npy"):
                 content = hashlib.sha256(name.read_bytes()).hexdigest()
                 assert f"{content}  {name.name}\n" in listed, f"{name} is not listed"
+
+
+class Stopped(BaseException):
+    """A process that ends in the middle of its work."""
+
+
+def stopped_after(monkeypatch, owner, name, work):
+    """Do `work`, which ends right after the first call of a function."""
+    function = getattr(owner, name)
+
+    def last(*args, **named):
+        function(*args, **named)
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, last)
+        with pytest.raises(Stopped):
+            work()
+
+
+def begin_again(folder, begun):
+    """The run as it was when it was stopped."""
+    shutil.rmtree(folder / "run")
+    shutil.copytree(folder / begun, folder / "run")
+
+
+def expert_parameters(run):
+    return [digest(np.asarray(leaf)) for network in expert_networks(run.experts) for _, leaf in _leaves(network)]
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_gives_another_end(tmp_path, monkeypatch, capsys):
+    """What an interrupted stage goes on from: every file of it, and the set or the experts in the end."""
+    config = tiny_config(TINY, tmp_path / "run", distill__steps=4, distill__restarts=1, experts__epochs=3).lock()
+    prepared = prepare(resolve(config))
+    run = open_preset(config, prepared, "mdw")
+    monkeypatch.setattr(ExpertCheckpointer, "should_save", lambda self: True)
+    stopped_after(monkeypatch, ExpertCheckpointer, "save", lambda: experts_stage(run, prepared))
+    shutil.copytree(tmp_path / "run", tmp_path / "experts begun")
+    experts_stage(run, prepared)
+    stopped_after(monkeypatch, DistillationLoop, "save_state", lambda: distill_stage(run, prepared))
+    shutil.copytree(tmp_path / "run", tmp_path / "set begun")
+    distill_stage(run, prepared)
+    stages = {
+        "experts begun": ("experts/*/state-*", lambda: (experts_stage(run, prepared), expert_parameters(run))[1]),
+        "set begun": ("distilled/*/set_0/*", lambda: [
+            (path / name).read_bytes() for path in distill_stage(run, prepared)
+            for name in ("distilled.safetensors", "metrics.jsonl", "record.safetensors")])}
+    table, wrong = collections.defaultdict(collections.Counter), []
+    for begun, (pattern, finish) in stages.items():
+        begin_again(tmp_path, begun)
+        expected = finish()
+        for source in sorted((tmp_path / begun).glob(pattern)):
+            good, draw, where = source.read_bytes(), random.Random(source.name), source.relative_to(tmp_path / begun)
+            for _ in range(FLIPS):
+                place, bit = draw.randrange(len(good)), draw.randrange(8)
+                begin_again(tmp_path, begun)
+                (tmp_path / "run" / where).write_bytes(good[:place] + bytes([good[place] ^ 1 << bit]) + good[place + 1:])
+                try:
+                    result = "harmless" if finish() == expected else "half-used"
+                except UserError as error:
+                    result = "found" if source.name in str(error) else "half-used"
+                table[kind_of(where)].update(["flipped", result])
+                if result == "half-used":
+                    wrong.append(f"{where}, bit {bit} of byte {place}")
+    assert {name.rpartition("/")[2] for name in table} >= {
+        "checkpoint.safetensors", "checkpoint-good.safetensors", "history.jsonl", "candidates.jsonl", "SHA256SUMS",
+        "state-experts.safetensors"}
+    show(table, capsys)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_the_remedies_delete_is_made_again_or_left_out(finished):
+    """Deleted as the messages say, the smallest thing comes back as it was, and curves are left out."""
+    before, scores = finished.report(), finished.stages()
+    for pattern in ("distilled/*/set_0/nearest.json", "closed_form/*/closed_form.json", "filter/*/filter.json",
+                    "distilled/*/set_0/scores-*.json"):
+        for path in finished.folder.glob(pattern):
+            path.unlink()
+    assert finished.stages() == scores and finished.report() == before
+    for name in ("config.json", "report.json", "environment.json"):
+        (finished.folder / name).unlink()
+        finished.command("evaluate", f"--config={finished.folder / 'config_as_given.json'}")
+        assert finished.report() == before
+    for path in (*finished.folder.glob("experts/*/log.jsonl"), *finished.folder.glob("distilled/*/*/metrics.jsonl")):
+        path.unlink()
+    finished.command("report", str(finished.folder), "--out", str(finished.folder / "again.html"))
+    restore(finished)
