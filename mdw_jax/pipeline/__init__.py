@@ -25,6 +25,8 @@ In the run directory:
                                      during distillation checkpoint.safetensors, history.jsonl and, where restarts are
                                      allowed, checkpoint-good.safetensors
 
+In every folder, `SHA256SUMS` lists what is read again and has no sha256 of its own (`io/checksums.py`).
+
 A key is a sha256 of everything that the contents of the directory depend on: the source of functions from outside this
 package is part of it, that of the package is not. What two configs share is made once, and what they do not share is
 kept apart: any number of them can use one run directory, and a sweep is nothing more.

@@ -1,5 +1,6 @@
 """A finished run directory, read back. Imports neither jax nor matplotlib."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from mdw_jax.reporting.preset_info import SUMMARY, preset_info
 from mdw_jax.reporting.run_schema import DIVISION_EDGES
 from mdw_jax.reporting.text import plural
 
+_LOG = logging.getLogger(__name__)
 _NEEDED = ("preset", "set", "student", "select_on")
 _COUNTS = ("set", "student", "steps", "bytes")  # columns of scores.csv that hold whole numbers
 _ROUNDING = 1e-4  # of float32, by which a mean of recalls may be above 100 %
@@ -281,8 +283,9 @@ def _json(path: Path, schema: run_schema.Schema | None = None) -> dict:
 
 
 def _lines(path: Path, schema: run_schema.Schema) -> list[dict]:
-    """The rows of curves; [] where their file was deleted, which costs a report the curves alone."""
+    """The rows of curves; [] where their file was deleted, which costs a report the curves alone, and is said."""
     if not path.exists():
+        _LOG.warning("'%s' is missing: its curves are left out.", path)
         return []
     return _checked(path, lambda file: parse_json_lines(read_verified(file, MAX_JSON_BYTES)), schema)
 

@@ -101,3 +101,22 @@ def test_a_complete_file_that_is_damaged_is_replaced_and_not_written_into(tmp_pa
     np.testing.assert_array_equal(cached_rows(tmp_path / "x", "key", 50, "float32", _computed(starts)), ROWS)
     np.testing.assert_array_equal(held, ROWS)
     assert starts == [0]
+
+
+def test_any_flipped_bit_is_computed_again(tmp_path):
+    cached_rows(tmp_path / "x", "key", 50, "float32", _computed([]))
+    for name in ("x.npy", "x.json"):
+        good = (tmp_path / name).read_bytes()
+        for place in range(0, len(good), 7 if name == "x.json" else 1 + len(good) // 200):
+            (tmp_path / name).write_bytes(good[:place] + bytes([good[place] ^ 2]) + good[place + 1:])
+            np.testing.assert_array_equal(cached_rows(tmp_path / "x", "key", 50, "float32", _computed([])), ROWS)
+
+
+@pytest.mark.parametrize("change", [(b"<f4", b">f4"), (b"(50,", b"(40,")])
+def test_a_header_that_is_another(tmp_path, change):
+    """One bit makes a header of other numbers, which no chunk's sha256 covers."""
+    cached_rows(tmp_path / "x", "key", 50, "float32", _computed([]))
+    data = (tmp_path / "x.npy").read_bytes()
+    assert change[0] in data
+    (tmp_path / "x.npy").write_bytes(data.replace(*change, 1))
+    np.testing.assert_array_equal(cached_rows(tmp_path / "x", "key", 50, "float32", _computed([])), ROWS)

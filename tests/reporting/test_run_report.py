@@ -368,7 +368,6 @@ def edit_score(run, text):
     (lambda run: (run / "distilled/mdw/set_0" / TENSORS).unlink(), "no finished distilled set"),
     (lambda run: (run / "distilled/mdw/set_0/record.safetensors").write_bytes(b"no"), "record .* is damaged"),
     (lambda run: image_history.save(run / "distilled/mdw/set_0", {"steps": np.int32([0])}), "record .* is damaged"),
-    (lambda run: (run / "experts/dtcl/log.jsonl").unlink(), "log.jsonl' cannot be read"),
 ])
 def test_what_is_no_finished_run_is_one_clear_sentence(tmp_path, spoil, words):
     run = make_run(tmp_path / "run", pairs=12)
@@ -376,6 +375,14 @@ def test_what_is_no_finished_run_is_one_clear_sentence(tmp_path, spoil, words):
     with pytest.raises(UserError, match=words) as said:
         page_of(run)
     assert str(tmp_path) in str(said.value)
+
+
+def test_curves_that_were_deleted_are_left_out_and_that_is_said(tmp_path, caplog):
+    run = make_run(tmp_path / "run", pairs=12)
+    for place in ("experts/dtcl/log.jsonl", "distilled/mdw/set_0/metrics.jsonl"):
+        (run / place).unlink()
+    assert "Learned correspondence" in page_of(run)[0]
+    assert "log.jsonl' is missing: its curves are left out" in caplog.text and "metrics.jsonl' is missing" in caplog.text
 
 
 def test_the_command(tmp_path, capsys):
