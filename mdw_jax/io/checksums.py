@@ -31,7 +31,7 @@ _LAST = "# sha256 of the lines above: "
 _MAX_BYTES = 1 << 24  # of a list
 _TRIES, _PAUSE = 4, 0.05  # a file and its list are two files: a reader may meet the new one of only one of them
 _LOG = logging.getLogger(__name__)
-_noted: set[Path] = set()  # folders of which this process has said that they have no list
+_noted: set[Path] = set()  # a folder of which this process has said that it has no list; of one, not of all
 
 
 class DamagedError(ValueError):
@@ -131,9 +131,9 @@ def _fault(path: Path, sha256: str, note: bool) -> str | None:
     """Why a file of this content is not as it was written; None where it is, or nobody knows."""
     sums = _read_sums(path.parent)
     if sums is None:
-        if note and path.parent not in _noted:
+        if note and not _noted:
             _noted.add(path.parent)
-            _LOG.info("'%s' has no %s: an earlier version wrote it, and damage to its files would not be noticed.",
+            _LOG.info("'%s' has no %s: an earlier version wrote it, and damage to files of such folders is not noticed.",
                       path.parent, SUMS)
         return None
     if (sha256, path.name) in sums.lines:

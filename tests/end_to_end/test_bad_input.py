@@ -28,6 +28,7 @@ from tiny_models import write_model
 from mdw_jax import load_distilled, open_run, open_trajectory
 from mdw_jax.cli import main
 from mdw_jax.errors import UserError
+from mdw_jax.io import checksums
 from mdw_jax.io.checksums import SUMS
 
 TINY = {
@@ -1304,7 +1305,8 @@ def checkpoint(run, metadata, data=None):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_runs(name, finished, tmp_path, capfd, recwarn):
+def test_broken_runs(name, finished, tmp_path, capfd, recwarn, monkeypatch):
+    monkeypatch.setattr(checksums, "_noted", {tmp_path})  # that a run has no lists is said once, and elsewhere
     spoil, says, first = BROKEN[name]
     shutil.copytree(finished[0].parent / "pristine", tmp_path / "run")
     run = tmp_path / "run"

@@ -140,7 +140,8 @@ def test_removed_and_renamed_files(tmp_path):
         read_verified(tmp_path / "d")
 
 
-def test_files_of_earlier_versions_are_read_with_one_note(tmp_path, caplog):
+def test_files_of_earlier_versions_are_read_with_one_note(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(checksums, "_noted", set())
     caplog.set_level(logging.INFO)
     for name in "ab":
         (tmp_path / name).write_bytes(b"old")
