@@ -149,7 +149,8 @@ def test_an_interrupted_distillation_ends_where_an_uninterrupted_one_does(finish
     with pytest.raises(KeyboardInterrupt):
         STAGES["distill"](config)
     folder = one_set(tmp_path, "mdw")
-    assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl", "candidates.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {
+        "SHA256SUMS", "checkpoint.safetensors", "history.jsonl", "candidates.jsonl"}
     steps = []
     monkeypatch.setattr(distill_loop, "schedule", lambda *args: steps.append(args[2]) or schedule(*args))
     STAGES["distill"](config)

@@ -149,7 +149,7 @@ def rows(path):
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "card.json"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("card.json", "SHA256SUMS")}
 
 
 def test_a_set_that_diverges_stops_with_its_last_good_state_and_goes_on_from_it(distilled, planted):
@@ -159,7 +159,8 @@ def test_a_set_that_diverges_stops_with_its_last_good_state_and_goes_on_from_it(
         distilled()
     folder = distilled.folder
     assert str(folder) in str(error.value)
-    assert {path.name for path in folder.iterdir()} == {"checkpoint.safetensors", "history.jsonl", "candidates.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {
+        "SHA256SUMS", "checkpoint.safetensors", "history.jsonl", "candidates.jsonl"}
     assert [row["step"] for row in rows(folder / "history.jsonl")] == [0, 1, 2, 3]
     checkpoint = load_file(folder / "checkpoint.safetensors")
     assert checkpoint[".distillation.step"] == 2
