@@ -15,6 +15,7 @@ import numpy as np
 
 from mdw_jax.io.files import write_json
 from mdw_jax.io.keyed import read_keyed_json
+from mdw_jax.io.locks import locked
 from mdw_jax.runtime import preemption
 from mdw_jax.runtime.processes import barrier, broadcast_from_main, is_main
 
@@ -27,7 +28,8 @@ IN_MEMORY = 2**26
 def cached_rows(path, key: str, count: int, dtype: str, compute: Callable[[int], Iterable[np.ndarray]]) -> np.ndarray:
     """The rows that `compute` gives: from the cache, or computed, from the first one on that the cache lacks.
 
-    What is damaged, or of another key, is computed again. With several processes all compute, and process 0 writes.
+    What is damaged, or of another key, is computed again. With several processes all compute, and process 0 writes. Of
+    several runs that want the same rows one computes them, and the others wait for it (`NAME.lock`).
 
     Args:
         path: the file without its suffix; None: no cache.
@@ -42,9 +44,11 @@ def cached_rows(path, key: str, count: int, dtype: str, compute: Callable[[int],
     if path is None:
         return np.concatenate([np.asarray(rows, dtype) for rows in compute(0)])
     file = _RowFile(Path(path), key, count, dtype)
-    done = broadcast_from_main(file.verified)
-    if done < count:
-        _extend(file, done, compute(done))
+    if broadcast_from_main(file.verified) < count:
+        with locked(Path(path).with_name(f"{Path(path).name}.lock")):
+            done = broadcast_from_main(file.usable)
+            if done < count:
+                _extend(file, done, compute(done))
     barrier()
     return file.read()
 
@@ -77,26 +81,30 @@ class _RowFile:
         self._data, self._mark = path.with_name(f"{path.name}.npy"), path.with_name(f"{path.name}.json")
         self._key, self._count, self.dtype = key, count, np.dtype(dtype)
         self._chunks: list[list] = []  # [rows, sha256] of each
+        self._whole = False  # whether the file is as long as all rows are
 
     def verified(self) -> int:
         """How many rows are there, from the first one on, and undamaged."""
         mark = read_keyed_json(self._mark, self._key) or {}
-        self._chunks, whole = [], False
+        self._chunks, self._whole = [], False
         try:
-            row = int(mark["width"]) * self.dtype.itemsize
+            header, row = self._header(int(mark["width"])), int(mark["width"]) * self.dtype.itemsize
             with open(self._data, "rb", buffering=0) as data:
-                whole = os.fstat(data.fileno()).st_size >= mark["start"] + self._count * row
-                header = self._header(int(mark["width"]))
-                if mark["start"] != len(header) or data.read(len(header)) != header:
-                    raise ValueError("the header is not the one that was written")
+                self._whole = os.fstat(data.fileno()).st_size >= len(header) + self._count * row
+                if data.read(len(header)) != header:
+                    return 0
                 for rows, digest in mark["chunks"]:
                     if _digest(data, rows * row) != digest:
                         break
                     self._chunks.append([rows, digest])
         except (OSError, KeyError, TypeError, ValueError):
             self._chunks = []
-        done = sum(rows for rows, _ in self._chunks)
-        if done < self._count and (whole or not done):
+        return sum(rows for rows, _ in self._chunks)
+
+    def usable(self) -> int:
+        """`verified`; what cannot be added to is removed."""
+        done = self.verified()
+        if done < self._count and (self._whole or not done):
             # Other programs may have mapped a file that was complete: a new one takes its place.
             self._chunks, done = [], 0
             self._mark.unlink(missing_ok=True)

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -112,11 +114,44 @@ def test_any_flipped_bit_is_computed_again(tmp_path):
             np.testing.assert_array_equal(cached_rows(tmp_path / "x", "key", 50, "float32", _computed([])), ROWS)
 
 
-@pytest.mark.parametrize("change", [(b"<f4", b">f4"), (b"(50,", b"(40,")])
-def test_a_header_that_is_another(tmp_path, change):
-    """One bit makes a header of other numbers, which no chunk's sha256 covers."""
+@pytest.mark.parametrize("before, after", [(b"<f4", b">f4"), (b"<f4", b"<i4"), (b"(50, 3)", b"(50, 1)"),
+                                           (b"False", b"True "), (b"    \n", b"   !\n")])
+def test_a_damaged_header_is_found(tmp_path, before, after):
     cached_rows(tmp_path / "x", "key", 50, "float32", _computed([]))
-    data = (tmp_path / "x.npy").read_bytes()
-    assert change[0] in data
-    (tmp_path / "x.npy").write_bytes(data.replace(*change, 1))
+    whole = (tmp_path / "x.npy").read_bytes()
+    assert before in whole[:128]
+    (tmp_path / "x.npy").write_bytes(whole.replace(before, after, 1))
+    starts = []
+    np.testing.assert_array_equal(cached_rows(tmp_path / "x", "key", 50, "float32", _computed(starts)), ROWS)
+    assert starts == [0]
+
+
+def test_of_two_that_want_the_same_rows_one_computes_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_cache, "CHUNK_SECONDS", 0.0)
+    starts, results, both = [], [], threading.Barrier(2)
+
+    def compute(start):
+        starts.append(start)
+        for first in range(start, 50, 2):
+            time.sleep(0.005)
+            yield ROWS[first:first + 2]
+
+    def want():
+        both.wait()
+        results.append(np.array(cached_rows(tmp_path / "x", "key", 50, "float32", compute)))
+
+    threads = [threading.Thread(target=want) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert starts == [0] and len(results) == 2
+    for rows in results:
+        np.testing.assert_array_equal(rows, ROWS)
+
+
+def test_rows_that_are_there_are_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    cached_rows(tmp_path / "x", "key", 50, "float32", _computed([]))
+    (tmp_path / "x.lock").unlink()
+    monkeypatch.setattr(row_cache, "locked", lambda path: pytest.fail("a lock needs a folder that can be written to"))
     np.testing.assert_array_equal(cached_rows(tmp_path / "x", "key", 50, "float32", _computed([])), ROWS)
