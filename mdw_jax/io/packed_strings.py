@@ -1,6 +1,7 @@
 """`PackedStrings`: millions of strings in as many bytes as they have, and twelve more each."""
 
 import itertools
+import operator
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -56,7 +57,7 @@ class PackedStrings(Sequence[str]):
     def __eq__(self, other) -> bool:
         if not isinstance(other, (PackedStrings, tuple, list)):
             return NotImplemented
-        return len(self) == len(other) and all(map(str.__eq__, self, other))
+        return len(self) == len(other) and all(map(operator.eq, self, other))
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -16,6 +16,7 @@ def test_it_reads_as_a_tuple():
     packed = PackedStrings.of(TEXTS)
     assert packed == TEXTS and TEXTS == packed and list(TEXTS) == packed and packed != TEXTS[:-1]
     assert packed != (*TEXTS[:-1], "a cat") and packed != 3
+    assert packed != (*TEXTS[:-1], None) and PackedStrings.of(["1"]) != [1]
     assert [packed[n] for n in range(-6, 6)] == [*TEXTS, *TEXTS] and packed[np.int64(2)] == TEXTS[2]
     assert packed[1:5:2] == TEXTS[1:5:2] and packed[np.array([5, 0, 3])] == (TEXTS[5], TEXTS[0], TEXTS[3])
     assert packed.index("größer\n") == 2 and "a dog" in packed and "dog" not in packed
