@@ -4,6 +4,8 @@ All classes index like an (N, ...) array: `array[rows]` with a slice, an array o
 array of these rows.
 """
 
+import errno
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -86,16 +88,28 @@ def select_rows(array, rows: np.ndarray) -> Any:
 def create_rows(path: Path, shape: tuple[int, ...], dtype=np.float16) -> np.memmap:
     """A new memory-mapped .npy file to be filled. An older file of that name is let go, also where it is still mapped.
 
+    Its room is taken at once: a process that fills a mapped file on a full disk is killed without a word.
+
     Raises:
         UserError: the file system has no room for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    needed, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
-    if needed > free:
+    needed, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
+    rows = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    try:
+        if needed > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a file system that cannot: it is filled all the same
+            return rows
+        path.unlink()
         raise UserError(f"'{path.parent}' needs {needed / 2**30:.1f} GiB for '{path.name}', and its file system has "
-                        f"{free / 2**30:.1f} GiB free; make room there, or set run.dir to a directory elsewhere.")
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+                        f"{free / 2**30:.1f} GiB free; make room there, or set run.dir to a directory elsewhere.") from None
+    return rows
 
 
 def finished_rows(rows: np.memmap) -> np.memmap:

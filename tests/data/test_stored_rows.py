@@ -1,3 +1,6 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 
@@ -51,3 +54,18 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatc
     with pytest.raises(UserError, match="GiB free; make room there, or set run.dir"):
         create_rows(tmp_path / "rows.npy", (5, 2))
     assert not list(tmp_path.iterdir())
+
+
+def test_room_is_taken_when_a_file_is_made(tmp_path, monkeypatch):
+    if not hasattr(os, "posix_fallocate"):
+        pytest.skip("the system cannot reserve room")
+    made = create_rows(tmp_path / "rows.npy", (1000, 500))
+    assert (tmp_path / "rows.npy").stat().st_blocks * 512 >= made.nbytes
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stored_rows.os, "posix_fallocate", full)  # as where other files were promised the same room
+    with pytest.raises(UserError, match="make room there"):
+        create_rows(tmp_path / "more.npy", (1000, 500))
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
