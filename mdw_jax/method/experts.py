@@ -259,6 +259,8 @@ def teacher_signals(generation: Generation, state: ExpertTrainState, phase: Phas
 def choose_candidates(generation: Generation, epoch: int, signals: list[TeacherSignals]) -> list[TeacherSignals]:
     """The signals with the captions that recovery draws from; networks that have the same teacher share them."""
     recipe, shared_teachers = generation.recipe, generation.teacher is not None
+    if shared_teachers and generation.search != "sample":
+        epoch = 0  # their candidates stay, and are the same where training is resumed
     candidates = [recovery_candidates(signal.embeddings, generation.image_of, signal.clean_probability >= 0.5,
                                       recipe.recovery_top_k, generation.search,
                                       generation.generator(n, "recovery", epoch))

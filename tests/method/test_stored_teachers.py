@@ -7,7 +7,7 @@ import pytest
 
 from mdw_jax.data import streaming
 from mdw_jax.data.stored_rows import SideBySide, create_rows, finished_rows, stays_on_host
-from mdw_jax.method import closed_form, experts, noise_rate, teacher_embeddings, teachers
+from mdw_jax.method import caption_search, closed_form, experts, noise_rate, teacher_embeddings, teachers
 from mdw_jax.method.experts import train_experts
 from mdw_jax.method.teacher_embeddings import form_embeddings, teacher_ensembles
 from mdw_jax.method.teachers import all_pair_losses
@@ -116,3 +116,19 @@ def test_the_noise_rate_of_pairs_in_files(on_host, monkeypatch, tmp_path):
     rates = [noise_rate.noise_rate(MODEL, data, val, recipe("tolerant", epochs=6), seed=0) for data in (pairs, stored)]
     assert 0 < rates[0].eta < 1
     np.testing.assert_allclose(rates[1], rates[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["exact", "ann"])
+def test_candidates_that_stay_are_searched_with_the_same_draws_where_training_is_resumed(monkeypatch, tmp_path, way):
+    """A finished teacher's are found once, in whatever epoch training begins."""
+    draws = []
+    monkeypatch.setitem(caption_search.SEARCHES, way, lambda images, texts, k, generator: (
+        draws.append(generator.integers(2**40)) or caption_search.top_captions(images, texts, k)))
+    pairs, val, mismatched = planted(0.4)
+    arguments = (MODEL, pairs, val, recipe("dtcl", epochs=3, teacher_count=1, teacher_epochs=1, recovery_search=way))
+    settings = {"count": 1, "seed": 0, "keep": 1, "mismatched": mismatched}
+    for trained in experts.expert_epochs(*arguments, **settings, checkpointer=EveryEpoch(tmp_path)):
+        if trained.epochs > 2:
+            break
+    train_experts(*arguments, **settings, checkpointer=EveryEpoch(tmp_path))
+    assert len(draws) == 2 and draws[0] == draws[1]
