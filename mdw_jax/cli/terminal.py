@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-# Control characters but tab and line feed, and marks that change the direction of writing.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Control characters but tab and line feed, marks that change the direction of writing, and halves of surrogate pairs, which
+# stand for bytes of file names that are no text.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @contextlib.contextmanager
@@ -33,9 +34,13 @@ class SafeStream:
         self.unfiltered = stream
 
     def write(self, text: str) -> int:
-        """Write, and return the number of characters of `text`."""
+        """Write, and return the number of characters of `text`; what the stream's encoding lacks is escaped as well."""
         bar = "\r" if text.startswith("\r") else ""  # as progress bars of libraries begin
-        self.unfiltered.write(bar + escaped(text[len(bar):].replace("\r\n", "\n")))
+        safe = bar + escaped(text[len(bar):].replace("\r\n", "\n"))
+        try:
+            self.unfiltered.write(safe)
+        except UnicodeEncodeError as error:
+            self.unfiltered.write(safe.encode(error.encoding, "backslashreplace").decode(error.encoding))
         return len(text)
 
     def writelines(self, lines) -> None:
