@@ -49,7 +49,7 @@ def hold_run_directory(directory, shared: bool = False) -> Iterator[None]:
         raise UserError(f"cannot make the run directory '{directory}' ({error.strerror}); set run.dir elsewhere."
                         ) from None
     try:
-        file = open(directory / ".lock", "a+")
+        file = open(directory / ".lock", "a+", opener=_not_a_link)
     except OSError as error:
         raise UserError(f"cannot write in the run directory '{directory}' ({error.strerror}); set run.dir elsewhere."
                         ) from None
@@ -64,6 +64,11 @@ def hold_run_directory(directory, shared: bool = False) -> Iterator[None]:
             yield
         if not shared:  # of those that share, another one may still be in it
             _write(file, f"left by {name}")
+
+
+def _not_a_link(path: str, flags: int) -> int:
+    """Open a file that is written to; a link, in a folder that a stranger made, could lead to any file of the user's."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def is_run_lock(path) -> bool:

@@ -168,3 +168,13 @@ def test_files_follow_the_umask(tmp_path):
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "b.csv").stat().st_mode) == 0o664
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("of the user")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="cannot write in the run directory"):
+        with hold_run_directory(tmp_path / "run"):
+            pass
+    assert (tmp_path / "mine").read_text() == "of the user"
