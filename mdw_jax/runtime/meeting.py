@@ -18,6 +18,11 @@ _ACKNOWLEDGED, _STRANGERS = 8.0, 2  # seconds for a first answer, and how often 
 _EXTRA = 15.0  # seconds longer than process 0 that the others wait for its answer: it started later, perhaps
 
 
+def host_and_port(host: str, port: int) -> str:
+    """"host:port", and of an IPv6 address "[host]:port"."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Place(NamedTuple):
     """Where the processes of a run meet.
 
@@ -37,7 +42,7 @@ class Place(NamedTuple):
     @property
     def address(self) -> str:
         """host:port."""
-        return f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 class Met(NamedTuple):
@@ -136,6 +141,7 @@ def _gather(server: socket.socket, place: Place, hello: dict[str, Any]) -> tuple
 
 def _is_hello(message: dict[str, Any]) -> bool:
     return (isinstance(message.get("process"), int) and isinstance(message.get("count"), int)
+            and isinstance(message.get("host"), str)
             and isinstance(message.get("facts"), dict)
             and all(isinstance(values, dict) for values in message["facts"].values()))
 
@@ -148,7 +154,7 @@ def _visit(place: Place, hello: dict[str, Any]) -> Met:
     while time.monotonic() < deadline and strangers < _STRANGERS:
         try:
             link = Link(socket.create_connection((place.host, place.port), timeout=5))
-        except (OSError, OverflowError) as error:  # not there yet
+        except (OSError, OverflowError, UnicodeError) as error:  # not there yet, or its name is none
             reason = str(error)
         else:
             link.send(hello)

@@ -27,7 +27,7 @@ from typing import Any
 
 from mdw_jax.errors import UserError
 from mdw_jax.runtime.agreement import Facts, program_facts
-from mdw_jax.runtime.meeting import Place, meet
+from mdw_jax.runtime.meeting import Place, host_and_port, meet
 from mdw_jax.runtime.peers import STATUS, Peers, peers, set_peers
 from mdw_jax.runtime.relay import relay_to
 
@@ -82,16 +82,17 @@ def _initialize(place: Place, port: int, devices: Any) -> None:
     """
     import jax
 
-    missed = threading.Timer(place.timeout, _not_connected, (f"{place.host}:{port}",))
+    address = host_and_port(place.host, port)
+    missed = threading.Timer(place.timeout, _not_connected, (address,))
     missed.daemon = True
     missed.start()
     try:
         jax.distributed.initialize(
-            f"{place.host}:{port}" if place.process == 0 else relay_to(place.host, port), place.processes, place.process,
+            address if place.process == 0 else relay_to(place.host, port), place.processes, place.process,
             devices, cluster_detection_method="deactivate", initialization_timeout=int(place.timeout) + 60,
             heartbeat_timeout_seconds=_HEARTBEAT)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"jax cannot connect the processes of this run at {place.host}:{port} ({_first_line(error)}); "
+        raise UserError(f"jax cannot connect the processes of this run at {address} ({_first_line(error)}); "
                         "open this port between their machines.") from error
     finally:
         missed.cancel()
@@ -142,14 +143,14 @@ def _detected_place(environment: Mapping[str, str]) -> tuple[Place, Any]:
 
 def _host_and_port(address: str, name: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 1 << 16):
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 1 << 16):
         raise UserError(f"{name}={address} is not host:port.")
     return host.strip("[]"), int(port)
 
 
 def _timeout(environment: Mapping[str, str]) -> float:
     text = environment.get("MDW_JOIN_TIMEOUT") or str(_TIMEOUT)
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise UserError(f"MDW_JOIN_TIMEOUT={text} is not a number of seconds.")
     return float(text)
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mdw_jax.errors import UserError
+from mdw_jax.runtime.meeting import Place, meet
+
 # A process: it meets the others, then does what the words after its number say.
 PROCESS = """
 import os, sys, threading, time
@@ -183,7 +186,8 @@ def test_two_processes_of_one_number(start):
 def test_strangers_are_sent_away(start):
     zero, one = start(0, 2), None
     for words in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 100 + b"\n", b"[]\n", b"{}\n", b"",
-                  json.dumps({"process": 1, "count": 2, "facts": {"config": 3}}).encode() + b"\n"):
+                  json.dumps({"process": 1, "count": 2, "host": "x", "facts": {"config": 3}}).encode() + b"\n",
+                  json.dumps({"process": 1, "count": 2, "facts": {"config": {}}}).encode() + b"\n"):
         for _ in range(100):
             try:
                 stranger = socket.create_connection(("localhost", start.port), timeout=5)
@@ -204,3 +208,10 @@ def test_a_process_may_start_again_before_all_are_there(start):
     first.kill()
     time.sleep(0.3)
     ready([zero, start(1, 3), start(2, 3)])
+
+
+def test_addresses():
+    place = Place("::1", 2000, 2, 1, 0.5)
+    assert place.address == "[::1]:2000" and place._replace(host="a.b").address == "a.b:2000"
+    with pytest.raises(UserError, match=r"process 0 was not found at a\.\.b:2000"):
+        meet(place._replace(host="a..b"), {})  # no name of a machine

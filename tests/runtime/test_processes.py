@@ -42,7 +42,8 @@ def test_a_single_process_joins_nobody(environment, monkeypatch):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"MDW_PROCESS": ""}, "MDW_PROCESS is not"), ({"MDW_PROCESS": "2"}, "make no sense"),
     ({"MDW_PROCESSES": "two"}, "make no sense"), ({"MDW_COORDINATOR": "localhost"}, "is not host:port"),
-    ({"MDW_COORDINATOR": "localhost:70000"}, "is not host:port"), ({"MDW_JOIN_TIMEOUT": "soon"}, "number of seconds"),
+    ({"MDW_COORDINATOR": "localhost:70000"}, "is not host:port"),
+    ({"MDW_COORDINATOR": "localhost:\u00b2"}, "is not host:port"), ({"MDW_JOIN_TIMEOUT": "soon"}, "number of seconds"),
     ({"MDW_JOIN_TIMEOUT": "0"}, "number of seconds")])
 def test_what_makes_no_sense(changes, message):
     with pytest.raises(UserError, match=message):
