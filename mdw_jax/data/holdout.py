@@ -64,7 +64,7 @@ def _order(images: EncodedColumns, seed: int) -> np.ndarray:
     """(N,) rows in the order of a hash of their keys."""
     hashes = bytearray()
     for key in images.keys:
-        hashes += hashlib.sha256(f"{seed}/{key}".encode()).digest()
+        hashes += hashlib.sha256(f"{seed}/{key}".encode(errors="surrogatepass")).digest()
     words = np.frombuffer(hashes, ">u8").reshape(len(images), -1)
     return np.lexsort(words.T[::-1])  # by the first word, then by the second, ...
 

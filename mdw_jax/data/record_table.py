@@ -120,8 +120,9 @@ class RecordTable:
             return
         self._ends.append(len(self._captions))
         self._images.append(record.image)
-        for name, value in record.attributes.items():
-            self._attributes.setdefault(name, []).append(value)
+        before = len(self._ends) - 2  # images
+        for name in {**self._attributes, **record.attributes}:  # records of a reader of one's own may differ in them
+            self._attributes.setdefault(name, [None] * before).append(record.attributes.get(name))
         self._lines.append(record.line)
         self._places_of.append(self._places.setdefault(record.place, len(self._places)))
 

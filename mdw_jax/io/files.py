@@ -215,8 +215,9 @@ def add_to_digest(sha, part) -> None:
             sha.update(piece)
     else:
         text = part if isinstance(part, str) else json.dumps(part, sort_keys=True)
-        sha.update(f"{len(text.encode())}:".encode())
-        sha.update(text.encode())
+        data = text.encode(errors="surrogatepass")  # names of files may hold half a pair of surrogates
+        sha.update(f"{len(data)}:".encode())
+        sha.update(data)
 
 
 def _holds_packed(part) -> bool:

@@ -1,13 +1,16 @@
 """Records in columns: the same images, captions and numbers as from lists of objects."""
 
+import io
 from functools import partial
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mdw_jax.data.decoding import Encoded
 from mdw_jax.data.encoded_columns import EncodedColumns
 from mdw_jax.data.record_table import Record, RecordTable
+from mdw_jax.data.records import build
 
 
 def _bytes(shared, *ends):
@@ -70,3 +73,25 @@ def test_each_image_once_with_all_its_captions(keys, numbered):
     assert some.captions == (*rows.captions[rows.ends[3]:rows.ends[4]], *rows.captions[:rows.ends[1]])
     assert some.ends.tolist() == [0, *np.cumsum(np.diff(rows.ends)[[3, 0]])] and some.attributes["row"] == [
         rows.attributes["row"][3], rows.attributes["row"][0]]
+
+
+def test_attributes_that_only_some_records_have():
+    table = RecordTable([Record(Encoded(key, READS[0]), (caption,), attributes=attributes) for key, caption, attributes in [
+        ("a", "x", {}), ("b", "y", {"z": 1}), ("c", "", {"z": 2}), ("d", "v", {}), ("a", "w", {"u": 3})]])
+    rows = table.rows(0)
+    assert rows.images.keys == ["a", "b", "d"] and rows.captions == ["x", "w", "y", "v"]
+    assert rows.attributes == {"z": [None, 1, None], "u": [None, None, None]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_names_of_files_that_are_no_text(stream):
+    images = [Encoded(f"caf\udce9 {n}.png", partial(_png, n)) for n in range(8)]
+    pairs = build("x", {"train": [Record(image, ("a caption",)) for image in images]}, size=4, stream=stream,
+                  holdout_val=2, holdout_test=2)
+    assert len(pairs.train.images) == 4 and len(pairs.fingerprint) == 64
+
+
+def _png(gray):
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4), (gray, gray, gray)).save(picture, "png")
+    return picture.getvalue()
