@@ -23,6 +23,9 @@ CHUNK_SECONDS, CHUNK_BYTES = 20.0, 2**26
 """Rows are written after so much time or so many bytes, whichever comes first: what a process loses that is killed."""
 IN_MEMORY = 2**26
 """Bytes of an array that is read as a whole and not mapped."""
+ON_DEVICES = 2**30
+"""Bytes of an array that may be copied to devices as a whole. Of a larger one the rows stay in the file until a computation
+takes them: it is an `np.memmap` (`data.stored_rows.stays_on_host`)."""
 
 
 def cached_rows(path, key: str, count: int, dtype: str, compute: Callable[[int], Iterable[np.ndarray]]) -> np.ndarray:
@@ -39,7 +42,7 @@ def cached_rows(path, key: str, count: int, dtype: str, compute: Callable[[int],
         compute: called with the first row that is missing; gives the rows from there on, (n, d) at a time.
 
     Returns:
-        (count, d) of `dtype`; a large one is mapped from the file, and read-only.
+        (count, d) of `dtype`; a large one is mapped from the file, and read-only (`IN_MEMORY`, `ON_DEVICES`).
     """
     if path is None:
         return np.concatenate([np.asarray(rows, dtype) for rows in compute(0)])
@@ -133,8 +136,9 @@ class _RowFile:
 
     def read(self) -> np.ndarray:
         """The whole array."""
-        large = self._data.stat().st_size > IN_MEMORY
-        return np.asarray(np.load(self._data, mmap_mode="r" if large else None, allow_pickle=False))
+        size = self._data.stat().st_size
+        rows = np.load(self._data, mmap_mode="r" if size > IN_MEMORY else None, allow_pickle=False)
+        return rows if size > ON_DEVICES else np.asarray(rows)
 
     def _header(self, width: int) -> bytes:
         header = io.BytesIO()

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from mdw_jax.data.stored_rows import stays_on_host
 from mdw_jax.io import row_cache
 from mdw_jax.io.row_cache import cached_rows
 
@@ -55,6 +56,11 @@ def test_large_arrays_are_mapped_and_read_only(tmp_path, monkeypatch):
     np.testing.assert_array_equal(rows, ROWS)
     with pytest.raises(ValueError, match="read-only"):
         rows[0] = 0
+    assert not stays_on_host(rows)
+    monkeypatch.setattr(row_cache, "ON_DEVICES", 100)  # now so large that its rows stay in the file
+    rows = cached_rows(tmp_path / "x", "key", 50, "float32", _computed([]))
+    np.testing.assert_array_equal(rows, ROWS)
+    assert stays_on_host(rows)
 
 
 def test_after_a_kill_it_goes_on_at_the_last_chunk(tmp_path):

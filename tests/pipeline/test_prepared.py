@@ -11,12 +11,18 @@ from goldens import OURS
 from safetensors.numpy import save_file
 
 from mdw_jax.config import base, resolve
+from mdw_jax.config.sections import fields
+from mdw_jax.data.stored_rows import stays_on_host
 from mdw_jax.errors import UserError
+from mdw_jax.io import row_cache
+from mdw_jax.method.expert_step import Recipe
+from mdw_jax.method.experts import train_experts
 from mdw_jax.method.retrieval import scores
 from mdw_jax.method.students import Protocol, StudentData, evaluate
 from mdw_jax.models.embedding import to_float
 from mdw_jax.models.image.pretrained import pretrained
 from mdw_jax.pipeline.prepared import prepare, student_model
+from mdw_jax.pipeline.preset_run import open_preset
 
 TINY = {
     "data.size": 16, "data.train": 40, "data.val": 20, "data.test": 24, "text.dim": 24,
@@ -141,3 +147,39 @@ def test_a_tower_with_published_weights_is_read_from_a_file(folder, prepared, tm
     expected = jit(tower.features)(tower.init(None), to_float(jnp.asarray(prepared.pairs.val.images[:4])))
     np.testing.assert_allclose(val.images[:4], expected, rtol=2e-3, atol=2e-3)
     assert model.mode == "projection" and set(model.init(jax.random.key(0))["image"]) == {"head"}
+
+
+def on_host(monkeypatch):
+    monkeypatch.setattr(row_cache, "IN_MEMORY", 0)
+    monkeypatch.setattr(row_cache, "ON_DEVICES", 0)
+
+
+PROJECTION = {"model__mode": "projection", "data__train": 60, "noise__rate": 0.3, "distill__pairs": 8, "experts__count": 1,
+              "experts__epochs": 2, "experts__recovery_start": 1, "experts__batch": 16}
+
+
+def test_features_too_large_for_the_devices_stay_in_their_files(tmp_path, monkeypatch):
+    config = config_of(tmp_path, **PROJECTION)
+    for large in (False, True):
+        prepared = prepare(config)
+        train = prepared.train(open_preset(config, prepared, "mdw").noise)
+        assert stays_on_host(train.images) == stays_on_host(train.texts) == large
+        assert not stays_on_host(prepared.val.images) and not stays_on_host(prepared.texts.val)
+        on_host(monkeypatch)
+
+
+@pytest.mark.slow
+def test_experts_learn_from_files_what_they_learn_from_memory(tmp_path, monkeypatch):
+    config = config_of(tmp_path, **PROJECTION)
+
+    def experts():
+        prepared = prepare(config)
+        run = open_preset(config, prepared, "mdw")
+        return train_experts(prepared.model, prepared.train(run.noise), prepared.val, fields(Recipe, run.config.experts),
+                             count=1, seed=0, keep=2, mismatched=run.noise.mismatched)
+
+    in_memory = experts()
+    on_host(monkeypatch)
+    from_files = experts()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), from_files.snapshots, in_memory.snapshots)
+    np.testing.assert_array_equal(from_files.correct, in_memory.correct)

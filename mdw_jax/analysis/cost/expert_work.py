@@ -11,7 +11,7 @@ from mdw_jax.analysis.cost.shared_work import decode_seconds, feature_bytes
 from mdw_jax.analysis.cost.unit import Amount, Work, compiled_towers, embedding, of_networks, scoring, student_step
 from mdw_jax.config.options import DIVIDING
 from mdw_jax.config.sections import fields
-from mdw_jax.io.row_cache import IN_MEMORY as ROWS_IN_MEMORY
+from mdw_jax.io.row_cache import ON_DEVICES
 from mdw_jax.method.caption_search import captions_compared, search_of
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.teacher_embeddings import IN_MEMORY, memory_bytes
@@ -109,7 +109,7 @@ def _generation_memory(config: ConfigDict, generation: Generation, counts: Count
     alone = streamed and devices == 1  # then network after network
     together = 1 if alone else generation.networks / math.gcd(generation.networks, devices)
     features = [size for size in feature_bytes(config, counts.captions, counts.images, model)
-                if size <= ROWS_IN_MEMORY]  # larger ones stay in files, and are read by the batch
+                if size <= ON_DEVICES]  # larger ones stay in files, and are read by the batch
     pixels = 0 if model.projection or streamed else counts.images * model.pixels
     batch = min(e.batch, counts.captions)
     network = 4 * _STATES * model.parameters + 32 * batch * model.dim

@@ -123,7 +123,7 @@ def text_features(pairs: Pairs, encoder: str, *, cache_dir=None, dim: int = 384,
 
     cache = None if cache_dir is None else Path(cache_dir) / f"text-{key[:16]}"
     train, val, test = np.split(cached_rows(cache, key, int(ends[-1]), dtype, compute), ends[1:-1])
-    return TextFeatures(train, val, test, key)
+    return TextFeatures(train, np.asarray(val), np.asarray(test), key)
 
 
 def _as(dtype: str, features: np.ndarray) -> np.ndarray:
