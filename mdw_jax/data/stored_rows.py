@@ -4,13 +4,14 @@ All classes index like an (N, ...) array: `array[rows]` with a slice, an array o
 array of these rows.
 """
 
+import contextlib
 import errno
 import math
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -93,26 +94,42 @@ def create_rows(path: Path, shape: tuple[int, ...], dtype=np.float16) -> np.memm
     Raises:
         UserError: the file system has no room for it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    needed, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
-    rows = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    needed = math.prod(shape) * np.dtype(dtype).itemsize
+    with _new_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape})
+        file.flush()
+        free = shutil.disk_usage(path.parent).free
+        if needed > free or not _room_taken(file.fileno(), file.tell() + needed):
+            path.unlink(missing_ok=True)
+            raise UserError(f"'{path.parent}' needs {needed / 2**30:.1f} GiB for '{path.name}', and its file system has "
+                            f"{free / 2**30:.1f} GiB free; make room there, or set run.dir to a directory elsewhere.")
+        return np.memmap(file, dtype, "r+", file.tell(), shape)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """A new file, open; another process that works beside this one may remove or make it, or the directory, meanwhile."""
+    for _ in range(100):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            return open(path, "x+b")
+    raise UserError(f"'{path}' cannot be made: other processes remove or make it all the time; give them another run.dir.")
+
+
+def _room_taken(file: int, size: int) -> bool:
+    """Reserve room for a file; False if there is none, True also where the system cannot reserve it."""
     try:
-        if needed > free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if hasattr(os, "posix_fallocate"):  # not on macOS
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            os.posix_fallocate(file, 0, size)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a file system that cannot: it is filled all the same
-            return rows
-        path.unlink()
-        raise UserError(f"'{path.parent}' needs {needed / 2**30:.1f} GiB for '{path.name}', and its file system has "
-                        f"{free / 2**30:.1f} GiB free; make room there, or set run.dir to a directory elsewhere.") from None
-    return rows
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    return True
 
 
 def finished_rows(rows: np.memmap) -> np.memmap:
-    """A file of `create_rows` that is filled, written to the disk and mapped for reading."""
+    """A file of `create_rows` that is filled, written to the disk, for reading. It stays mapped, and is not opened by its
+    name again, under which another process may have made its own."""
     rows.flush()
-    return np.load(os.fspath(rows.filename), mmap_mode="r")
+    rows.flags.writeable = False
+    return rows

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -69,3 +70,15 @@ def test_room_is_taken_when_a_file_is_made(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="make room there"):
         create_rows(tmp_path / "more.npy", (1000, 500))
     assert [path.name for path in tmp_path.iterdir()] == ["rows.npy"]
+
+
+def test_two_processes_that_make_a_file_of_one_name_each_have_their_own(tmp_path):
+    one = create_rows(tmp_path / "deep" / "rows.npy", (2, 2))
+    other = create_rows(tmp_path / "deep" / "rows.npy", (2, 2))
+    one[:], other[:] = 1, 2
+    one = finished_rows(one)
+    shutil.rmtree(tmp_path / "deep")
+    other = finished_rows(other)
+    assert (one == 1).all() and (other == 2).all() and isinstance(one, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        one[0] = 0
