@@ -26,6 +26,7 @@ from mdw_jax.io.locks import locked
 from mdw_jax.runtime.processes import is_main
 
 FILE, COLUMNS = "metrics.csv", ("stage", "name", "step", "metric", "value")
+_DAMAGED = "surrogateescape"  # bytes that are no text are kept as they are
 
 
 class MetricsWriter:
@@ -102,7 +103,7 @@ class _CsvAndOthers(MetricsWriter):
             return
         with _open_csv(self.path) as file:
             file.seek(0)
-            rows = [tuple(line.decode().rstrip("\n").split(",")) for line in file]
+            rows = [tuple(line.decode(errors=_DAMAGED).rstrip("\n").split(",")) for line in file]
             write_atomically(self.path, b"".join(_line((*row[:-1], self.changed.get(row[:-1], row[-1])))
                                                  for row in rows))
 
@@ -122,14 +123,14 @@ def _open_csv(path: Path) -> Iterator:
 
 
 def _line(cells: Sequence[str]) -> bytes:
-    return (",".join(cells) + "\n").encode()
+    return (",".join(cells) + "\n").encode(errors=_DAMAGED)
 
 
 def _rows_of(path: Path, name: str) -> dict[tuple, str]:
     """{(stage, name, step, metric): value} of one name."""
     with _open_csv(path) as file:
         file.seek(0)
-        rows = (line.decode().rstrip("\n").split(",") for line in file)
+        rows = (line.decode(errors=_DAMAGED).rstrip("\n").split(",") for line in file)
         return {tuple(row[:-1]): row[-1] for row in rows if len(row) == len(COLUMNS) and row[1] == name}
 
 

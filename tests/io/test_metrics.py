@@ -76,6 +76,16 @@ def test_half_a_line_is_taken_off_and_other_values_take_the_place_of_old_ones(tm
     assert numbers(tmp_path)[2:] == [(1, "loss", 0.5)]
 
 
+def test_damaged_bytes_are_no_traceback_and_the_number_is_written_again(tmp_path):
+    with opened(tmp_path) as writer:
+        writer.write("distill", 0, {"loss": 1.0})
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    (tmp_path / "metrics.csv").write_bytes(whole[:-3] + b"\xb1" + whole[-2:])
+    with opened(tmp_path) as writer:
+        writer.write("distill", 0, {"loss": 1.0})
+    assert (tmp_path / "metrics.csv").read_bytes() == whole
+
+
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no metrics writer 'tensorbord' for watch.writers; did you mean tensorboard"):
         resolve(config(tmp_path, writers=("tensorbord",)))
