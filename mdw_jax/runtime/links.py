@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 GONE = 20  # seconds after which a machine that does not answer counts as gone
-_MOST_BYTES = 1 << 26  # of one message
+_MOST_BYTES = 1 << 22  # of one message: all that processes tell each other is a hundredth of it
 
 
 class Link:
