@@ -9,7 +9,7 @@ from mdw_jax.config import base, options
 from mdw_jax.errors import UserError
 from mdw_jax.models.build import TOWERS, BuildContext, build_tower, tower_without_weights
 
-SHARED = {"tower", "mode", "dim", "image_head", "dtype", "tau"}  # what every tower takes
+SHARED = {"feature_dtype", "tower", "mode", "dim", "image_head", "dtype", "tau"}  # what every tower takes
 
 
 def section(**changes):
