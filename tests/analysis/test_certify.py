@@ -319,6 +319,7 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_command_certifies_every_rate_and_says_what_it_does_not_promise(tmp_path, capsys):
     certify_command(tiny(tmp_path))
     printed, rows = capsys.readouterr().out, rows_of(tmp_path)

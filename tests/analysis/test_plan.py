@@ -76,6 +76,7 @@ def test_sizes_of_the_model():
 
 
 @pytest.mark.parametrize("mode", ["projection", "full"])
+@pytest.mark.slow
 def test_memory_of_the_outer_step_is_about_that_of_the_compiled_one(mode):
     c = config(model__mode=mode)
     model, programs = costs(c)

@@ -136,6 +136,7 @@ def test_expert_steps_agree(mode, recipe):
         assert difference(*moves)[0] < 1e-4
 
 
+@pytest.mark.slow
 def test_memory_of_a_known_size():
     """A thousand times the pairs in a batch: logits alone are 4 MB each, and the exact unroll keeps several a step."""
     changes = {"model__mode": "projection", "distill__correspondence": "identity", "distill__loss": "nce",

@@ -83,6 +83,7 @@ def test_a_second_run_finds_everything_done(run):
     assert sets and [path.stat().st_mtime_ns for path in sets] == times
 
 
+@pytest.mark.slow
 def test_the_certificate_says_that_a_loss_without_bounds_has_none(run, capsys):
     certify_command(run)
     text = capsys.readouterr().out

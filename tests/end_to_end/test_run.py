@@ -237,6 +237,7 @@ def test_students_of_another_tower_share_the_set(finished):
     assert {row["lr_scale"] for row in json.loads(added.read_text())["rows"]} == {0.1}
 
 
+@pytest.mark.slow
 def test_projection_mode_with_a_pretrained_tower(tmp_path):
     weights = tmp_path / "tiny.q8.npz"
     generator = np.random.default_rng(0)

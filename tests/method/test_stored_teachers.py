@@ -33,6 +33,7 @@ def assert_close(one, other, atol):
 
 
 @pytest.mark.parametrize("changes", [{"teacher_count": 0}, {"teacher_count": 1, "teacher_epochs": 2}])
+@pytest.mark.slow
 def test_the_same_experts_but_for_half_precision(monkeypatch, changes):
     pairs, val, mismatched = planted(0.4)
     # What random draws would magnify is out of it: near-equal captions, and pairs on the border of the division.

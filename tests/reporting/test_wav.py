@@ -184,6 +184,7 @@ def moving(seed=0):
 
 @pytest.mark.parametrize("mode, presets", [
     ("full", ("herding", "mdw")), pytest.param("projection", ("mdw",), marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_clips_go_through_unchanged(tmp_path, monkeypatch, mode, presets):
     module = types.ModuleType("my_clips")
     module.cubes, module.moving = cubes, moving
@@ -213,6 +214,7 @@ def test_pixel_weights_of_clips_follow_place_and_time():
 
 
 @pytest.mark.parametrize("policy", AUGMENTATIONS)
+@pytest.mark.slow
 def test_frames_of_a_clip_share_one_draw(policy):
     frame = jax.random.uniform(jax.random.key(0), (3, 1, H, W, C))
     out = augment(jax.random.key(1), jnp.repeat(frame, T, 1), policy)
