@@ -76,7 +76,7 @@ def test_the_cache_is_written_once_and_read_back(pairs, tmp_path, monkeypatch):
     runs = _recorded(monkeypatch)
     first = text_features(pairs, "bow", cache_dir=tmp_path / "cache", dim=8)
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {f"text-{first.key[:16]}.{kind}" for kind in (
-        "npy", "json")}
+        "npy", "json", "lock")}
     again = text_features(pairs, "bow", cache_dir=tmp_path / "cache", dim=8)
     assert len(runs) == 1 and again.key == first.key
     for name in ("train", "val", "test"):
