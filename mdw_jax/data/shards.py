@@ -22,8 +22,7 @@ from mdw_jax.data.records import pick
 from mdw_jax.data.tables.cells import captions_in
 from mdw_jax.data.tables.columns import CAPTION_COLUMNS, first_called
 from mdw_jax.errors import UserError
-from mdw_jax.io.checksums import write_listed
-from mdw_jax.io.files import digest, parse_json
+from mdw_jax.io.files import digest, parse_json, write_atomically
 from mdw_jax.io.keyed import read_keyed_json
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "img")
@@ -78,7 +77,7 @@ def read_index(path: str, cache, caption_columns: Sequence[str], attribute_colum
                  list(attribute_columns), check)
     index_path = None if cache is None else Path(cache) / f"shard-{key[:16]}.json"
     index = None if index_path is None else read_keyed_json(index_path, key)
-    if index is None:
+    if index is None or index.pop("sha256", "") != digest(index):  # none, or damaged: it is made again
         try:
             with open(path, "rb", buffering=0) as file:
                 read = partial(_read_open, file.fileno()) if hasattr(os, "pread") else partial(read_span, path)
@@ -86,7 +85,7 @@ def read_index(path: str, cache, caption_columns: Sequence[str], attribute_colum
         except OSError as error:
             raise UserError(f"'{path}' cannot be read ({reason(error)}); fetch it again, or leave it out.") from error
         if index_path is not None:
-            write_listed(index_path, json.dumps(index).encode())
+            write_atomically(index_path, json.dumps({**index, "sha256": digest(index)}).encode())
     return index
 
 
