@@ -31,7 +31,7 @@ def compilation_cache(tmp_path_factory, worker_id):
 
 # ---- what is skipped -------------------------------------------------------------------------------------------------
 
-_MISSING = re.compile(r"could not import '([\w.]+)'|extra|is not installed")
+_MISSING = re.compile(r"could not import '([\w.]+)'|is an extra|is not installed")
 
 
 def _must_run(report) -> bool:

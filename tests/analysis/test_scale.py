@@ -15,7 +15,7 @@ from mdw_jax.errors import UserError
 
 def test_a_shard_is_the_same_however_many_there_are_and_stays(tmp_path):
     first = write_shards(tmp_path / "a", 10_050, 0)
-    assert [path.name for path in first] == ["00000-10000.tar", "00001-50.tar"]
+    assert [path.name for path in first] == ["seed0-00000-10000.tar", "seed0-00001-50.tar"]
     assert write_shards(tmp_path / "b", 10_000, 0)[0].read_bytes() == first[0].read_bytes()
     assert write_shards(tmp_path / "c", 50, 1)[0].read_bytes() != write_shards(tmp_path / "d", 50, 0)[0].read_bytes()
     first[1].write_bytes(b"kept")

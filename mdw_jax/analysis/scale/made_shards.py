@@ -37,7 +37,7 @@ def write_shards(directory: Path, pairs: int, seed: int) -> list[Path]:
     paths = []
     for start in range(0, pairs, SHARD):
         count = min(SHARD, pairs - start)
-        path = directory / f"{start // SHARD:05}-{count}.tar"
+        path = directory / f"seed{seed}-{start // SHARD:05}-{count}.tar"
         if not path.exists():
             part = path.with_suffix(".part")
             _write_shard(part, start, *_draw(named_generator(seed, "scale", start, count), mixture, count))
