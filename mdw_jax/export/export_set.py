@@ -28,6 +28,7 @@ from mdw_jax.export.dataset_card import dataset_card
 from mdw_jax.export.formats import FORMATS, NearestCaptions, import_pyarrow, is_image_set, png_loss
 from mdw_jax.export.student_text import about_set
 from mdw_jax.export.training import TRAINING_FILES, Training, training_files
+from mdw_jax.io.checksums import SUMS
 from mdw_jax.io.distilled_set import CARD, DistilledSet, byte_budget, save_distilled, tensor_file
 from mdw_jax.io.files import write_atomically, write_json
 from mdw_jax.method.losses import distillation_loss_entry
@@ -107,8 +108,9 @@ def check_settings(formats: Sequence[str], license: str) -> None:
 
 
 def _remove_export(directory: Path) -> None:
-    """Remove the files of an earlier export, the card first."""
+    """Remove the files of an earlier export, the card first, then the list of its checksums."""
     (directory / CARD).unlink(missing_ok=True)
+    (directory / SUMS).unlink(missing_ok=True)
     patterns = [README, *TRAINING_FILES, *PROGRAMS, *(pattern for form in FORMATS.values() for pattern in form.patterns)]
     for path in [path for pattern in patterns for path in directory.glob(pattern)]:
         path.unlink()

@@ -227,7 +227,7 @@ def test_no_path_of_this_machine_is_written(exported):
 def test_the_same_set_is_the_same_files_and_nothing_old_is_left(tmp_path, exported):
     again = export(tmp_path)
     files = {path.relative_to(again): path.read_bytes() for path in again.rglob("*") if path.is_file()}
-    assert len(files) == M + 6  # with metadata.jsonl, two of safetensors, Parquet, tar and README
+    assert len(files) == M + 7  # with metadata.jsonl, two of safetensors and their checksums, Parquet, tar and README
     for name, data in files.items():
         assert (exported / name).read_bytes() == data
     (again / "notes.txt").write_text("mine")
