@@ -17,6 +17,7 @@ from mdw_jax.config.loading import load_config
 from mdw_jax.data.synthetic.scenes import scenes
 from mdw_jax.errors import UserError
 from mdw_jax.export.command import export_command
+from mdw_jax.io.checksums import write_listed_json
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method import noise_rate
@@ -201,7 +202,7 @@ def test_rows_of_other_data_do_not_stay(finished, tmp_path):
     STAGES["run"](tiny(folder, run__presets=("random",), noise__seed=1))
     assert list(mdw_jax.open_run(folder)) == ["random"]
     summary = json.loads((folder / "report.json").read_text())
-    (folder / "report.json").write_text(json.dumps(summary | {"key": "of data that changed in their files"}))
+    write_listed_json(folder / "report.json", summary | {"key": "of data that changed in their files"})
     STAGES["run"](tiny(folder, run__presets=("experts",), noise__seed=1))
     assert list(mdw_jax.open_run(folder)) == ["experts"]
 
