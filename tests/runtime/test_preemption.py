@@ -195,7 +195,7 @@ def test_features_go_on_after_the_rows_that_are_there(tmp_path, monkeypatch):
     images = {"val": rows[:120], "train": rows}
 
     class Model:
-        frozen = ()
+        frozen, mode = (), "projection"
         inputs = staticmethod(lambda x: x.mean((1, 2)))
         with_frozen = staticmethod(lambda frozen: Model)
 
