@@ -34,29 +34,25 @@ def compilation_cache(tmp_path_factory, worker_id):
 _MISSING = re.compile(r"could not import '([\w.]+)'|is an extra|is not installed")
 
 
-def _must_run(report) -> bool:
-    """Whether a test was skipped for want of a package that MDW_TEST_PACKAGES, as .ci/run sets it, says is here."""
+def _failed_if_it_must_run(report):
+    """The report; of a test that was skipped for want of a package that MDW_TEST_PACKAGES, as .ci/run sets it, says is
+    here, a failed one."""
     packages = os.environ.get("MDW_TEST_PACKAGES", "").split()
     reason = str(report.longrepr[2]) if report.skipped and isinstance(report.longrepr, tuple) else ""
     found = _MISSING.search(reason)
-    return bool(packages and found and (found[1] is None or found[1].partition(".")[0] in packages))
+    if packages and found and (found[1] is None or found[1].partition(".")[0] in packages):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} was skipped, and its package should be installed: {reason}"
+    return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A skipped test fails where the package that it lacks should be here."""
-    report = yield
-    if _must_run(report):
-        report.outcome = "failed"
-        report.longrepr = f"{report.nodeid} was skipped, and its package should be installed: {report.longrepr[2]}"
-    return report
+    """Of a skipped test."""
+    return _failed_if_it_must_run((yield))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
-    """The same for a module that skips itself."""
-    report = yield
-    if _must_run(report):
-        report.outcome = "failed"
-        report.longrepr = f"{report.nodeid} was skipped, and its package should be installed: {report.longrepr[2]}"
-    return report
+    """Of a module that skips itself."""
+    return _failed_if_it_must_run((yield))

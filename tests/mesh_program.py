@@ -92,14 +92,18 @@ def compiling():
     logging.getLogger("jax").removeHandler(handler)
 
 
-def streamed():
-    """Experts of pictures that are decoded when asked for, and how many of them this process decoded."""
+def two_epochs():
+    """The recipe of one expert that divides after its first epoch, and recovers in the second."""
     c = base()
     c.update_from_flattened_dict({
         "experts.count": 1, "experts.epochs": 2, "experts.batch": 18, "experts.warmup": 1, "experts.teacher_count": 0,
         "experts.recovery_start": 1})
-    c = preset_config(c, "mdw")
-    generator = np.random.default_rng(0)
+    return fields(Recipe, preset_config(c, "mdw").experts)
+
+
+def streamed():
+    """Experts of pictures that are decoded when asked for, and how many of them this process decoded."""
+    recipe, generator = two_epochs(), np.random.default_rng(0)
     pixels, decoded = generator.integers(256, size=(86, 8, 8, 3), dtype=np.uint8), []
 
     def read(n):
@@ -112,7 +116,7 @@ def streamed():
     model = dual_encoder(convnet((8, 8, 3), (4,), (10,)), None, 6, mode="full", dim=8)
     train, val = (Inputs(images, jnp.asarray(generator.normal(size=(n, 6)), jnp.float32), np.arange(n))
                   for images, n in ((lazy, 86), (jnp.asarray(pixels[:16]), 16)))
-    trained = train_experts(model, train, val, fields(Recipe, c.experts), count=1, seed=0, keep=2)
+    trained = train_experts(model, train, val, recipe, count=1, seed=0, keep=2)
     # Where devices are many, each of the two networks has its own; a process needs one of them, or half of each.
     by_networks = 2 * 2 * 72 // processes
     by_teachers = 86 // processes + 8  # they see all images once, rounded up to whole rows for all devices
@@ -121,7 +125,7 @@ def streamed():
         broken = LazyImages([Encoded(str(n), functools.partial(read, n) if n != at else lambda: b"no image")
                              for n in range(86)], 8)
         try:
-            train_experts(model, train._replace(images=broken), val, fields(Recipe, c.experts), count=1, seed=0, keep=2)
+            train_experts(model, train._replace(images=broken), val, recipe, count=1, seed=0, keep=2)
         except UserError as error:
             assert "cannot be decoded" in str(error) or "and all others with it" in str(error), error
         else:
@@ -131,12 +135,7 @@ def streamed():
 
 def stored():
     """Experts whose images, texts and teachers stay in files, and the captions nearest to some images."""
-    c = base()
-    c.update_from_flattened_dict({
-        "experts.count": 1, "experts.epochs": 2, "experts.batch": 18, "experts.warmup": 1, "experts.teacher_count": 0,
-        "experts.recovery_start": 1})
-    c = preset_config(c, "mdw")
-    generator = np.random.default_rng(0)
+    recipe, generator = two_epochs(), np.random.default_rng(0)
     model = dual_encoder(Tower("stub", lambda key: {}, lambda params, images: images, 6), {}, 6, mode="projection", dim=8)
     rows = generator.normal(size=(2, 86, 6)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +144,7 @@ def stored():
             file[:] = part
         train, val = Inputs(*map(finished_rows, files), np.arange(86)), Inputs(*map(jnp.asarray, rows), jnp.arange(86))
         teacher_embeddings.IN_MEMORY = 0
-        trained = train_experts(model, train, val, fields(Recipe, c.experts), count=1, seed=0, keep=2)
+        trained = train_experts(model, train, val, recipe, count=1, seed=0, keep=2)
     return {"experts": [snapshots[2] for snapshots in trained.snapshots], "loss": [row["loss"] for row in trained.log],
             "nearest": top_captions(rows[0], rows[1], 3)}
 

@@ -260,8 +260,14 @@ def validate_images(images: Sequence[Encoded], check: bool, pool: ThreadPoolExec
     """
     if not check and all(image.sum is not None for image in images):
         return list(images), [None] * len(images)
-    examined = list(_in_blocks(pool, partial(_examine, check=decoder.check if check else None), images))
-    return [image for image, _ in examined], [failure for _, failure in examined]
+    found = list(examined(images, check, pool, decoder))
+    return [image for image, _ in found], [failure for _, failure in found]
+
+
+def examined(images: Sequence[Encoded], check: bool, pool: ThreadPoolExecutor,
+             decoder: Decoder) -> Iterator[tuple[Encoded, str | None]]:
+    """`validate_images`, one image after another: millions need not exist as objects at the same time."""
+    return _in_blocks(pool, partial(_examine, check=decoder.check if check else None), images)
 
 
 def digest_of(pixels: np.ndarray) -> str:

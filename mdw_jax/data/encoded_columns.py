@@ -2,17 +2,17 @@
 
 import dataclasses
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import overload
 
 import numpy as np
 
-from mdw_jax.data.decoding import DIGEST, Decoder, Encoded, Reader, content_digests, validate_images
+from mdw_jax.data.decoding import DIGEST, Decoder, Encoded, Reader, content_digests, examined
 from mdw_jax.io.packed_strings import PackedStrings, StringPacker
 
-_BLOCK = 4096  # images that exist as objects at the same time, with the futures of the threads that look at them
+_BLOCK = 4096  # digests that exist as text at the same time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,24 +138,17 @@ class EncodedColumns(Sequence[Encoded]):
         return EncodedColumns(self.keys[index], self.reads.take(index), self.lengths[index], self.checksums[index],
                               self.contents[index])
 
-    def blocks(self) -> Iterator["EncodedColumns"]:
-        """All images, a few thousand at a time: as many as threads may be asked to look at."""
-        return (self[first:first + _BLOCK] for first in range(0, len(self), _BLOCK))
-
     def validated(self, check: bool, pool: ThreadPoolExecutor, decoder: Decoder) -> tuple["EncodedColumns", dict[int, str]]:
         """As `decoding.validate_images`: the images with what was found out, and {row: why it cannot be used}."""
         if not check and (self.lengths >= 0).all():
             return self, {}
         lengths, checksums, contents = self.lengths.copy(), self.checksums.copy(), self.contents.copy()
         failures: dict[int, str] = {}
-        row = 0
-        for block in self.blocks():
-            for image, failure in zip(*validate_images(block, check, pool, decoder), strict=True):
-                lengths[row], checksums[row] = image.sum or (-1, 0)
-                contents[row] = _number(image.content)
-                if failure:
-                    failures[row] = failure
-                row += 1
+        for row, (image, failure) in enumerate(examined(self, check, pool, decoder)):
+            lengths[row], checksums[row] = image.sum or (-1, 0)
+            contents[row] = _number(image.content)
+            if failure:
+                failures[row] = failure
         return dataclasses.replace(self, lengths=lengths, checksums=checksums, contents=contents), failures
 
     def with_contents(self, pool: ThreadPoolExecutor, decoder: Decoder) -> "EncodedColumns":

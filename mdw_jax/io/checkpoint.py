@@ -4,7 +4,6 @@ The header holds the key, and a sha256 over the key and over name, dtype, shape 
 flips anywhere in the file is found when it is read: it makes the header unreadable, or the checksum another.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ import safetensors
 from safetensors.numpy import save
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import write_atomically
+from mdw_jax.io.files import digest, write_atomically
+from mdw_jax.io.keyed import digest_of_arrays
 from mdw_jax.runtime.pytree import named_leaves, restore
 
 _LOG = logging.getLogger(__name__)
@@ -72,11 +72,7 @@ def _damaged(path, reason: str) -> UserError:
 
 def _checksum(arrays: Mapping[str, np.ndarray], key: str) -> str:
     """sha256 over the key, and over name, dtype, shape and bytes of every array."""
-    sha = hashlib.sha256(key.encode())
-    for name, array in sorted(arrays.items()):
-        sha.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
-        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return sha.hexdigest()
+    return digest(key, digest_of_arrays(arrays))
 
 
 def load_checkpoint(path, like, key: str) -> Any:

@@ -45,7 +45,7 @@ def write_keyed_arrays(path, arrays: Mapping[str, np.ndarray], key: str) -> Path
         key: sha256 of everything the arrays depend on.
     """
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    about = json.dumps({"key": key, "sha256": _digest(arrays)}, sort_keys=True)
+    about = json.dumps({"key": key, "sha256": digest_of_arrays(arrays)}, sort_keys=True)
     return write_atomically(path, save(arrays, {_METADATA: about}))
 
 
@@ -57,10 +57,11 @@ def read_keyed_arrays(path, key: str) -> dict[str, np.ndarray] | None:
             if about["key"] != key:
                 return None
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-        return arrays if about["sha256"] == _digest(arrays) else None
+        return arrays if about["sha256"] == digest_of_arrays(arrays) else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+def digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 (hex) over name, dtype, shape and bytes of all arrays."""
     return digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))

@@ -12,13 +12,14 @@ import logging
 import os
 import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import remove_unfinished, replacing
+from mdw_jax.io.files import remove_unfinished
 
 RENEWED_EVERY = 5.0  # seconds
 _DEAD_AFTER = 4 * RENEWED_EVERY  # seconds without renewal
@@ -139,13 +140,8 @@ def _held_without_lock(file, shared: bool, directory: Path, locks: bool = True) 
 
 def _now_of(directory: Path) -> float:
     """The time by the clock of the file system, which may be another host's."""
-    probe = directory / ".lock-clock"
-    with replacing(probe):
-        pass
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=directory) as probe:
+        return os.fstat(probe.fileno()).st_mtime
 
 
 def _is_alive(process: int) -> bool:

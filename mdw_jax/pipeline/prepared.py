@@ -116,7 +116,7 @@ def _data_facts(pairs: Pairs, fingerprint: str) -> Facts:
     for name in SPLITS:
         split = getattr(pairs, name)
         facts |= {f"{name} images": len(split.images), f"{name} captions": len(split.captions),
-                  f"{name} captions (sha256)": digest(list(split.captions))[:16],
+                  f"{name} captions (sha256)": digest(split.captions)[:16],
                   f"{name} pairs (sha256)": digest(split.image_of)[:16]}
     return {"data": facts | {"whole (sha256)": fingerprint[:16]}}
 

@@ -135,10 +135,14 @@ class _OuterSteps:
         jax.block_until_ready(metrics)
 
 
-def _step_program(case: Case) -> Program:
-    """The outer step with the config's own gradient."""
+def step_and_arguments(case: Case) -> tuple:
+    """The jitted outer step with the config's own gradient, and its arguments, the state first."""
     images, texts = (jnp.copy(case.learned[name]) for name in ("images", "texts"))
     state = init_state(jax.random.key(0), case.method, images, texts)
     arguments = (case.starts, case.targets, jnp.ones((*images.shape[:3], 1)), jax.random.key(0))
-    step = make_outer_step(case.model, case.method)
-    return compile_program(_OuterSteps(step, state, arguments), step, state, *arguments)
+    return make_outer_step(case.model, case.method), state, *arguments
+
+
+def _step_program(case: Case) -> Program:
+    step, state, *arguments = step_and_arguments(case)
+    return compile_program(_OuterSteps(step, state, tuple(arguments)), step, state, *arguments)

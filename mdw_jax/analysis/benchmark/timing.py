@@ -72,15 +72,19 @@ def compile_program(run: Callable[[], Any], function, *arguments) -> Program:
         begin = time.perf_counter()
         call = function.lower(*arguments).compile()
         seconds = time.perf_counter() - begin
-    analysis = call.memory_analysis()
-    memory = analysis and analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    program = Program(run, seconds, memory, count_flops(function, *arguments))
+    program = Program(run, seconds, memory_beyond_inputs(call), count_flops(function, *arguments))
     if len(jax.devices()) == 1:
         return program
-    return program._replace(sent=sum(collective_bytes(call.as_text()).values()), xla_flops=_xla_flops(call))
+    return program._replace(sent=sum(collective_bytes(call.as_text()).values()), xla_flops=xla_flops(call))
 
 
-def _xla_flops(call) -> float | None:
+def memory_beyond_inputs(call) -> int | None:
+    """Bytes that a compiled program needs on a device beyond its inputs; None where the compiler does not tell."""
+    analysis = call.memory_analysis()
+    return analysis and analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+
+
+def xla_flops(call) -> float | None:
     """XLA's own count for one device. It counts a loop's body once: good for comparing devices, not for rates."""
     analysis = call.cost_analysis()
     return analysis and analysis.get("flops")

@@ -1,7 +1,6 @@
 """The problem of a case for the PyTorch reference: as arrays, and as a file for a process of its own."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mdw_jax.analysis.benchmark.case import Case
 from mdw_jax.analysis.benchmark.timing import flatten, threads
+from mdw_jax.models.image.mobilenet import read_mobilenet
 from mdw_jax.models.weights.shipped import shipped_or_local
 
 
@@ -53,9 +53,8 @@ def torch_settings(case: Case, reference, gradient: str):
 
 def mobilenet_graph(path) -> tuple:
     """The operations of a mobilenet file that the tower `mobilenet` reads, up to its average pooling."""
-    with np.load(shipped_or_local(path), allow_pickle=False) as file:
-        ops = json.loads(str(file["ops_json"]))["ops"]
-    return tuple(ops[: next(i for i, op in enumerate(ops) if op["op"] == "AVERAGE_POOL_2D")])
+    graph, _ = read_mobilenet(shipped_or_local(path))
+    return tuple(graph["ops"][:-1])  # the last one is the pooling
 
 
 def torch_problem(case: Case, reference):

@@ -56,7 +56,8 @@ def scale_command(config: ConfigDict, sizes: Sequence[int]) -> None:
     if sizes[0] < max(_LEAST * held, 1):
         raise UserError(f"--scale {sizes[0]} is too few: {held} of the pairs are held out; take {_LEAST * held} or more.")
     rows: list[dict] = []
-    about = {"device": environment()["devices"][0], "commit": environment()["commit"]}
+    made_with = environment()
+    about = {"device": made_with["devices"][0], "commit": made_with["commit"]}
     with progress("bench --scale", len(sizes) * len(STAGES), "stages") as advance:
         for pairs in sizes:
             shards = write_shards(directory / "shards", pairs, config.run.seed)

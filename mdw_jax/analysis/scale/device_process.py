@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from mdw_jax.analysis.benchmark.case import Case, make_case
 from mdw_jax.analysis.benchmark.expert_step import expert_problem
+from mdw_jax.analysis.benchmark.outer_step import step_and_arguments
+from mdw_jax.analysis.benchmark.timing import memory_beyond_inputs, xla_flops
 from mdw_jax.analysis.cost.collectives import collective_bytes
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.stored import read_config_file
 from mdw_jax.io.files import write_json
-from mdw_jax.method.distill import init_state, make_outer_step
 from mdw_jax.method.expert_step import EpochInputs, make_expert_steps
 from mdw_jax.runtime.mesh import REPLICA, mesh_for, shard, vmapped_jit
 from mdw_jax.runtime.pytree import stack
@@ -45,18 +46,14 @@ def steps_on(config: ConfigDict, devices: int) -> Iterator[dict]:
         c[section][name] *= devices
         c.distill.pairs = max(c.distill.pairs, c.distill.batch)
         call = compiled(make_case(c.lock()), devices)
-        memory = call.memory_analysis()
         yield {"step": "outer step" if section == "distill" else "expert steps", "grown": grown, "devices": devices,
-               "flops": float(call.cost_analysis()["flops"]), "sent": sum(collective_bytes(call.as_text()).values()),
-               "memory": memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes}
+               "flops": xla_flops(call), "sent": sum(collective_bytes(call.as_text()).values()),
+               "memory": memory_beyond_inputs(call)}
 
 
 def _outer_step(case: Case, devices: int):
-    images, texts = (jnp.copy(case.learned[name]) for name in ("images", "texts"))
-    state = init_state(jax.random.key(0), case.method, images, texts)
-    weights = jnp.ones((*images.shape[:3], 1))
-    step: Any = make_outer_step(case.model, case.method)
-    return step.lower(state, case.starts, case.targets, weights, jax.random.key(0)).compile()
+    step, *arguments = step_and_arguments(case)
+    return step.lower(*arguments).compile()
 
 
 def _expert_steps(case: Case, devices: int):
