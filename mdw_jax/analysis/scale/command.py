@@ -29,6 +29,7 @@ STAGES = {"prepare": ("features",), "experts": ("closed form", "experts"), "dist
 COLUMNS = ("pairs", "stage", "seconds", "processor_seconds", "memory", "planned_seconds", "planned_memory", "disk",
            "device", "commit")
 FURTHER = (2_900_000, 12_000_000)  # sizes of CC3M and CC12M
+_KEPT = ("size", "fit", "stream", "holdout_val", "holdout_test")  # of the config's own data section
 _LEAST = 4  # times as many pairs as are held out
 
 
@@ -78,7 +79,8 @@ def scale_command(config: ConfigDict, sizes: Sequence[int]) -> None:
     print(markdown_table(growth_rows(rows, FURTHER)) + "\n")
     print("Memory is the peak of the stage's process, with what it maps of files. In brackets: what mdw plan says of this "
           "machine. Powers are fitted to processor seconds and memory; \"further\" is that of what further pairs cost, "
-          "without what starting and compiling do. Further sizes lie on the line through the two largest.\n"
+          "without what starting and compiling do. Further sizes lie on the line through the two largest. Of the config's data "
+          f"section {', '.join(_KEPT)} count; the pairs are made.\n"
           f"{directory / 'scale.csv'}")
 
 
@@ -92,7 +94,7 @@ def config_on(config: ConfigDict, shards: Sequence[Path], folder: Path) -> Confi
     """
     sized = config.copy_and_resolve_references().unlock()
     own, sized.data = sized.data, base().data.unlock()
-    for name in ("size", "fit", "stream", "holdout_val", "holdout_test"):
+    for name in _KEPT:
         sized.data[name] = own[name]
     sized.data.name, sized.run.dir = "webdataset", str(folder)
     sized.data.train_shards = "::".join(str(path.resolve()) for path in shards)
