@@ -79,8 +79,8 @@ def scale_command(config: ConfigDict, sizes: Sequence[int]) -> None:
     print(markdown_table(growth_rows(rows, FURTHER)) + "\n")
     print("Memory is the peak of the stage's process, with what it maps of files. In brackets: what mdw plan says of this "
           "machine. Powers are fitted to processor seconds and memory; \"further\" is that of what further pairs cost, "
-          "without what starting and compiling do. Further sizes lie on the line through the two largest. Of the config's data "
-          f"section {', '.join(_KEPT)} count; the pairs are made.\n"
+          "without what starting and compiling do. Further sizes lie on the line through the two largest. Of the config's "
+          f"data section {', '.join(_KEPT)} count; the pairs are made.\n"
           f"{directory / 'scale.csv'}")
 
 
