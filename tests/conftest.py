@@ -35,9 +35,9 @@ _MISSING = re.compile(r"could not import '([\w.]+)'|is an extra|is not installed
 
 
 def _failed_if_it_must_run(report):
-    """The report; of a test that was skipped for want of a package that MDW_TEST_PACKAGES, as .ci/run sets it, says is
+    """The report; of a test that was skipped for want of a package that PACKAGES_TO_TEST, as .ci/run sets it, says is
     here, a failed one."""
-    packages = os.environ.get("MDW_TEST_PACKAGES", "").split()
+    packages = os.environ.get("PACKAGES_TO_TEST", "").split()
     reason = str(report.longrepr[2]) if report.skipped and isinstance(report.longrepr, tuple) else ""
     found = _MISSING.search(reason)
     if packages and found and (found[1] is None or found[1].partition(".")[0] in packages):
