@@ -50,3 +50,11 @@ def test_test_files_have_names_of_their_own():
     """pytest imports test files of directories without ``__init__.py`` by their names alone."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_test_files_import_each_other_by_bare_names():
+    """`pytest` has no package ``tests`` (only ``python -m pytest`` would, from the directory it is started in)."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            assert module.split(".")[0] != "tests", f"{path}:{node.lineno} imports {module}"

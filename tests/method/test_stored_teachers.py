@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_experts import MODEL, EveryEpoch, planted, recipe
 
 from mdw_jax.data import streaming
 from mdw_jax.data.stored_rows import SideBySide, create_rows, finished_rows, stays_on_host
@@ -11,7 +12,6 @@ from mdw_jax.method import caption_search, closed_form, experts, noise_rate, tea
 from mdw_jax.method.experts import train_experts
 from mdw_jax.method.teacher_embeddings import form_embeddings, teacher_ensembles
 from mdw_jax.method.teachers import all_pair_losses
-from tests.method.test_experts import MODEL, EveryEpoch, planted, recipe
 
 
 @pytest.fixture
