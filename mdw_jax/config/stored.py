@@ -41,7 +41,7 @@ def read_config_file(path: Path) -> ConfigDict:
         UserError: the file is no config, has a key that does not exist, or a value of another type.
     """
     try:
-        stored = flat(read_verified_json(path, note=True))
+        stored = flat(read_verified_json(path, note=path.name in (CONFIG, AS_GIVEN)))  # of a run, and not a user's own
     except FileNotFoundError:
         raise UserError(f"there is no config file {path}; check the path.") from None
     except DamagedError as error:

@@ -22,6 +22,7 @@ _CLOSED_FORM_WIDTH = 256  # the largest rank that val chooses, in most cases
 _PARTS = 3 * 2**27  # bytes of the embeddings of a few steps, or of a block, where all are in files
 _OF_PAIR = 40  # bytes of a pair in a network's batches and division
 _STATES = 5  # parameters, gradient, two moments, average
+CLEAN_SHARE = 0.65  # of the pairs, called clean by a division
 _STORED_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -161,7 +162,8 @@ def generation_amount(config: ConfigDict, generation: Generation, counts: Counts
                 total += Amount(2 * counts.captions * batch * width, 24 * counts.captions * batch) * own
         way = search_of(e.recovery_search, counts.images, counts.captions)
         if phase.recovering and (first or not generation.teacher or way == "sample"):
-            compared = counts.images * captions_compared(way, counts.captions)
+            risky = 1 - CLEAN_SHARE ** math.sqrt(counts.captions / counts.images)  # of the images
+            compared = risky * counts.images * captions_compared(way, counts.captions)
             total += Amount(2 * compared * width, 16 * compared) * (1 if generation.teacher else generation.networks)
     return total
 

@@ -6,7 +6,7 @@ import math
 from ml_collections import ConfigDict
 
 from mdw_jax.analysis.cost.counts import Counts
-from mdw_jax.analysis.cost.expert_work import generations
+from mdw_jax.analysis.cost.expert_work import CLEAN_SHARE, generations
 from mdw_jax.analysis.cost.model_cost import ModelCost
 from mdw_jax.analysis.cost.shared_work import feature_bytes
 from mdw_jax.analysis.cost.unit import (
@@ -38,7 +38,6 @@ _STEPS_REAL, _STEPS_DISTILLED, _STEPS_TAUGHT_PER_PAIR = 80, 600, 14
 _BEYOND_ONE, _BEYOND_SEVERAL = 1.7, 1.4
 _SCALES = 3  # scales that the search tries, where there are several
 _CLUSTERING_BATCHES, _CLUSTERING_BATCH = 60, 4096  # of mini-batch k-means
-_CLEAN = 0.65  # share of the pairs that a division calls clean
 _FORMAT_BYTES = {"safetensors": 4.0, "folder": 1.5, "webdataset": 1.5, "parquet": 1.5}  # per number of an image
 
 
@@ -46,7 +45,7 @@ def prototype_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     """Clusters of pairs in the experts' space, and images that are fitted to their means, for every set."""
     d, sets = run.config.distill, run.config.distill.sets
     networks = generations(run.config, model.dim)[-1].networks
-    pairs = min(_CLEAN * counts.captions, MOST_PAIRS)
+    pairs = min(CLEAN_SHARE * counts.captions, MOST_PAIRS)
     embedded = embedding(model, counts.images, counts.captions) * networks
     clustering = 2 * (pairs + _CLUSTERING_BATCHES * _CLUSTERING_BATCH) * d.pairs * 2 * networks * model.dim
     fitting = 2 * d.pairs * d.prototype_steps * model.tower

@@ -30,6 +30,8 @@ COLUMNS = ("pairs", "stage", "seconds", "processor_seconds", "memory", "planned_
            "device", "commit")
 FURTHER = (2_900_000, 12_000_000)  # sizes of CC3M and CC12M
 _KEPT = ("size", "fit", "stream", "holdout_val", "holdout_test")  # of the config's own data section
+# Processor seconds of the reference core until a process of a later stage has imported all, read its data and begun.
+_START_AGAIN = 5.0
 _LEAST = 4  # times as many pairs as are held out
 
 
@@ -115,7 +117,8 @@ def plans(config: ConfigDict, pairs: int, held: int) -> dict[str, Planned]:
     work = run_work(config, counts)
     device = measured(config, counts)._replace(busy=1.0)
     seconds = seconds_by_stage(work, device, model)
-    return {stage: Planned(sum(seconds.get(part, 0.0) for part in parts),
+    again = {stage: 0.0 if "features" in parts else _START_AGAIN / device.host for stage, parts in STAGES.items()}
+    return {stage: Planned(again[stage] + sum(seconds.get(part, 0.0) for part in parts),
                            max((piece.process_memory + piece.device_memory for piece in work if piece.stage in parts),
                                default=0.0)) for stage, parts in STAGES.items()}
 
