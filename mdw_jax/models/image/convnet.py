@@ -59,8 +59,9 @@ def convnet(image_shape, patches=(4, 2, 2), widths=(64, 128, 128)) -> Tower:
                         "(data.size; of log-mels data.mels and data.frames).")
     module = PatchConvNet(tuple(patches), tuple(widths))
 
+    @jax.jit  # once for all students and experts: a new function would be compiled at each call
     def init(key):
-        return jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))["params"]
+        return module.init(key, jnp.zeros((1, *image_shape)))["params"]
 
     return Tower("convnet", init, lambda params, images: module.apply({"params": params}, images), widths[-1],
                  std=(0.25,) * image_shape[2],

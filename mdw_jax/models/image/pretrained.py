@@ -105,8 +105,10 @@ def tower_of(spec: PretrainedSpec, name: str, image_shape, tensors=None) -> Towe
         variables = assemble(_layout(shapes, spec.name_of), tensors, f"one {name}")
         params, constants = variables["params"], variables.get("batch_stats", {})
 
+    jitted = jax.jit(initialize)  # once: a new function would be compiled at each call
+
     def init(key):
-        return jax.jit(initialize)(key, jnp.zeros(images.shape))["params"] if params is None else params
+        return jitted(key, jnp.zeros(images.shape))["params"] if params is None else params
 
     def apply(params, x, method=None):
         return module.apply({"params": params, "batch_stats": constants}, x, method=method)

@@ -77,8 +77,9 @@ def vit(image_shape, patch: int = 16, width: int = 128, depth: int = 4, heads: i
                         "model.vit_width to a multiple of model.vit_heads.")
     module = VisionTransformer(patch, width, depth, heads)
 
+    @jax.jit  # once for all students and experts: a new function would be compiled at each call
     def init(key):
-        return jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))["params"]
+        return module.init(key, jnp.zeros((1, *image_shape)))["params"]
 
     return Tower("vit", init, lambda params, images: module.apply({"params": params}, images), width,
                  std=(0.25,) * image_shape[2],
