@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from mdw_jax.data.stored_rows import SelectedRows, SideBySide, select_rows, stays_on_host
 from mdw_jax.method.caption_index import FEWEST, compared_by_index, indexed_captions, require_faiss
+from mdw_jax.models.image.conv import on_cpu
 from mdw_jax.runtime.mesh import DATA, mesh_for, shard, to_host
 
 EXACT_UP_TO = 10**11
@@ -20,8 +21,11 @@ EXACT_UP_TO = 10**11
 million pairs have 8e12."""
 SAMPLE = 100_000
 """Captions of a random sample. Time is then linear in the images."""
-_QUERIES, _READ = 500, 8192  # images compared at a time on a device; images for which the captions are read once
-_CAPTIONS, _GROUP = 65_536, 64  # captions compared at a time; captions whose largest similarity is looked at first
+_READ = 8192  # images for which the captions are read once
+# Images and captions compared at a time on a device. On a CPU their similarities are 16 MB: memory that is allocated by
+# more than 32 MB goes back to the system each time, which then clears every page of it, for as long as the product takes.
+_ON_ACCELERATORS, _ON_CPU = (500, 65_536), (250, 16_384)
+_GROUP = 64  # captions whose largest similarity is looked at first
 _RESIDENT = 2**32  # bytes of captions that may stay on the device, instead of being read again and again
 
 
@@ -77,7 +81,7 @@ def top_captions(images, texts, k: int) -> np.ndarray:
     blocks = _resident_blocks(texts) or (lambda: _blocks(texts))
     for start in range(0, len(images), _READ):
         read = _unscaled(images, slice(start, min(start + _READ, len(images))))
-        step = _QUERIES * len(jax.devices())
+        step = _block_sizes()[0] * len(jax.devices())
         queries = [_placed(read[i:i + step], PartitionSpec(DATA)) for i in range(0, len(read), step)]
         best: list = [None] * len(queries)
         for first, count, block in blocks():
@@ -122,9 +126,15 @@ def _unscaled(rows, part) -> np.ndarray | jax.Array:
 
 def _blocks(texts) -> Iterator[tuple[int, int, jax.Array]]:
     """The first row of each block of captions, how many it has, and the block on all devices, filled up to groups."""
-    for start in range(0, len(texts), _CAPTIONS):
-        block = _unscaled(texts, slice(start, min(start + _CAPTIONS, len(texts))))
+    size = _block_sizes()[1]
+    for start in range(0, len(texts), size):
+        block = _unscaled(texts, slice(start, min(start + size, len(texts))))
         yield start, len(block), _filled(_placed(block, PartitionSpec()))
+
+
+def _block_sizes() -> tuple[int, int]:
+    """Images and captions that are compared at a time."""
+    return _ON_CPU if on_cpu() else _ON_ACCELERATORS
 
 
 @jax.jit

@@ -31,13 +31,13 @@ def test_the_nearest_are_those_of_sorting(captions, k):
 
 def test_blocks_of_both_sides_give_the_same(monkeypatch):
     images, texts = embeddings(50, 700)
-    for name, size in (("_QUERIES", 8), ("_READ", 20), ("_CAPTIONS", 192), ("_RESIDENT", 0)):
+    for name, size in (("_ON_CPU", (8, 192)), ("_READ", 20), ("_RESIDENT", 0)):
         monkeypatch.setattr(caption_search, name, size)
     np.testing.assert_array_equal(top_captions(images, texts, 4), by_sorting(images, texts, 4))
 
 
 def test_of_equal_captions_the_first_is_found(monkeypatch):
-    monkeypatch.setattr(caption_search, "_CAPTIONS", 256)
+    monkeypatch.setattr(caption_search, "_ON_CPU", (250, 256))
     images, texts = embeddings(20, 40)
     texts = np.tile(texts, (20, 1))
     found = top_captions(images, texts, 1)[:, 0]
@@ -45,7 +45,7 @@ def test_of_equal_captions_the_first_is_found(monkeypatch):
 
 
 def test_stored_embeddings_are_searched_in_half_precision(tmp_path, monkeypatch):
-    monkeypatch.setattr(caption_search, "_CAPTIONS", 128)
+    monkeypatch.setattr(caption_search, "_ON_CPU", (250, 128))
     both = []
     for rows in embeddings(30, 300):
         parts = []

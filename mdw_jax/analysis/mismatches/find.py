@@ -25,7 +25,7 @@ from mdw_jax.pipeline.reopen import Trained
 from mdw_jax.runtime.progress import progress
 from mdw_jax.runtime.rng import named_generator
 
-_QUERIES, _CANDIDATES = 2048, 16384  # rows of one block of similarities
+_QUERIES, _CANDIDATES = 1024, 4096  # rows of one block of similarities: 16 MB, which need not be allocated each time anew
 
 
 class Judged(NamedTuple):
