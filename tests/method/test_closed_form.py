@@ -149,12 +149,24 @@ def test_given_weights_are_used_and_nothing_is_divided():
     np.testing.assert_allclose(fitted.form.image_map, clean.image_map)
 
 
-def test_clean_pairs_are_not_divided_where_val_likes_all_of_them_better():
+def test_clean_pairs_are_not_divided_where_val_likes_all_of_them_better(monkeypatch):
+    monkeypatch.setattr(cf, "CHANCE", 0.1)  # of small data that are easy
     features, texts, image_of = clusters(300, 0, noise=2.0)
     fitted = cf.fit(features, texts, image_of, *clusters(100, 1, noise=2.0))
     assert cf.divide(fitted.form, features, texts, image_of).mean() < 0.9, "a mixture always finds two components"
     assert (fitted.clean_probability == 1).all() and (fitted.weights == 1).all()
     assert {row.round for row in fitted.table} == {0, 1, 2}
+    best = [max(row.val_r_mean for row in fitted.table if row.round == n) for n in range(3)]
+    assert fitted.dividing_costs == best[0] - max(best[1:]) > cf.CHANCE
+
+
+def test_where_val_sees_no_more_than_chance_between_them_pairs_are_divided(monkeypatch):
+    """Of a million pairs a solve averages mismatches away, and what it teaches needs to know them all the same."""
+    monkeypatch.setattr(cf, "CHANCE", 100.0)
+    features, texts, image_of = clusters(300, 0, noise=2.0)
+    fitted = cf.fit(features, texts, image_of, *clusters(100, 1, noise=2.0))
+    np.testing.assert_array_equal(fitted.clean_probability, cf.divide(fitted.form, features, texts, image_of))
+    assert (fitted.weights == 1).all() and fitted.dividing_costs == 0
 
 
 # ---- choices on val --------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ _STEPS_REAL, _STEPS_DISTILLED, _STEPS_TAUGHT_PER_PAIR = 80, 600, 14
 _BEYOND_ONE, _BEYOND_SEVERAL = 1.7, 1.4
 _SCALES = 3  # scales that the search tries, where there are several
 _CLUSTERING_BATCHES, _CLUSTERING_BATCH = 60, 4096  # of mini-batch k-means
+_EMBED_PAIR = 2.5e-5  # seconds of the host to bring a pair to the experts and back
 _FORMAT_BYTES = {"safetensors": 4.0, "folder": 1.5, "webdataset": 1.5, "parquet": 1.5}  # per number of an image
 
 
@@ -50,7 +51,8 @@ def prototype_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
     clustering = 2 * (pairs + _CLUSTERING_BATCHES * _CLUSTERING_BATCH) * d.pairs * 2 * networks * model.dim
     fitting = 2 * d.pairs * d.prototype_steps * model.tower
     return Work("prototypes", f"{plural(sets * d.pairs, 'image')}, {d.prototype_steps} steps each", sets * embedded.flops,
-                tower_gradient=sets * fitting, moved=sets * embedded.moved, host_flops=sets * clustering, programs=2,
+                tower_gradient=sets * fitting, moved=sets * embedded.moved, host=sets * _EMBED_PAIR * counts.captions,
+                host_flops=sets * clustering, programs=2,
                 tower_programs=3,
                 device_memory=4 * model.backbone + min(25, d.pairs) * model.activations,
                 host_memory=4 * pairs * (2 * networks * model.dim + model.features + counts.text_dim)

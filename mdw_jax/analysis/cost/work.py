@@ -43,7 +43,9 @@ def run_work(config: ConfigDict, counts: Counts) -> list[Work]:
         _add_preset(found, run, counts, model)
     add(found, ("report",), Work("report", "table, figures, page", host=_REPORT_SECONDS + _REPORT_OF_PRESET * len(runs)),
         runs)
-    return sorted(found.values(), key=lambda work: STAGES.index(work.stage))
+    data = found["features",].host_memory  # which all stages hold, or map
+    return sorted((work._replace(host_memory=max(work.host_memory, data)) for work in found.values()),
+                  key=lambda work: STAGES.index(work.stage))
 
 
 def add(found: dict[tuple, Work], key: tuple, work: Work, runs: Sequence[PresetRun]) -> None:

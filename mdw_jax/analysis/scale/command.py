@@ -30,8 +30,9 @@ COLUMNS = ("pairs", "stage", "seconds", "processor_seconds", "memory", "planned_
            "device", "commit")
 FURTHER = (2_900_000, 12_000_000)  # sizes of CC3M and CC12M
 _KEPT = ("size", "fit", "stream", "holdout_val", "holdout_test")  # of the config's own data section
-# Processor seconds of the reference core until a process of a later stage has imported all, read its data and begun.
-_START_AGAIN = 5.0
+# Processor seconds of the reference core until a process of a later stage has imported all and begun; of each pair, to
+# read its features again and check them against their sha256.
+_START_AGAIN, _PAIR_AGAIN = 5.0, 3.0e-5
 _LEAST = 4  # times as many pairs as are held out
 
 
@@ -117,7 +118,8 @@ def plans(config: ConfigDict, pairs: int, held: int) -> dict[str, Planned]:
     work = run_work(config, counts)
     device = measured(config, counts)._replace(busy=1.0)
     seconds = seconds_by_stage(work, device, model)
-    again = {stage: 0.0 if "features" in parts else _START_AGAIN / device.host for stage, parts in STAGES.items()}
+    again = {stage: 0.0 if "features" in parts else (_START_AGAIN + _PAIR_AGAIN * pairs) / device.host
+             for stage, parts in STAGES.items()}
     return {stage: Planned(again[stage] + sum(seconds.get(part, 0.0) for part in parts),
                            max((piece.process_memory + piece.device_memory for piece in work if piece.stage in parts),
                                default=0.0)) for stage, parts in STAGES.items()}
