@@ -288,10 +288,13 @@ def _may_be_image(path: str) -> bool:
 
 def _read_member(archive: zipfile.ZipFile, lock: threading.Lock, member: zipfile.ZipInfo) -> bytes:
     check_length(member.file_size)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Python unpacks all of it at a time, and a hundred bytes become a megabyte.
+        raise ValueError("it is packed in a way that is not read; write the zip file with deflate, as most programs do")
     with lock:  # ZipFile reads bytes under a lock of its own, but counts its open members without one
         file = archive.open(member)
     try:
-        return file.read()
+        return file.read(member.file_size)  # as is announced, whatever more it would unpack to
     finally:
         with lock:
             file.close()

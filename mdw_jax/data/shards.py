@@ -31,10 +31,13 @@ FIELDS = (*CAPTION_COLUMNS, "prompt")
 """What the JSON of a sample calls its captions, in any case; of several the first is taken."""
 _KINDS = {**dict.fromkeys(IMAGES, "image"), **dict.fromkeys(TEXTS, "text"), "json": "json"}
 _NO_SAMPLE = {"cls", "npy", "npz"}  # classes and features: they belong to an image, or to nothing that is read here
-_LARGEST_TEXT = 2**20  # bytes: more is no caption
+_LARGEST_TEXT = 2**20  # bytes: more is no caption, and no name of a member
+_LARGEST_JSON = 2**24
 _FORMAT = "mdw-shard-3"  # change it when an index would come out differently, so that older ones are not used
 _BAD_STATUS = re.compile(rb'"status"\s*:\s*"(?!success")')
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+
+_WORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 Members = dict[str, tuple[int, int] | None]
 
@@ -134,12 +137,18 @@ class _Header(tarfile.TarInfo):
         except ValueError:  # numbers in base 256, or damaged ones
             plain = False
         if not plain:
-            return super().frombuf(buf, encoding, errors)
+            return super().frombuf(buf, encoding, errors)._with_short_name()
         header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
         if buf[345]:
             header.name = f"{buf[345:500].partition(bytes(1))[0].decode(encoding, errors)}/{header.name}"
         header.type, header.size = buf[156:157], size
-        return header
+        return header._with_short_name()
+
+    def _with_short_name(self):
+        """Itself. ReadError where a name, or other words on a member, is so long that it would fill the memory."""
+        if self.type in _WORDS and self.size > _LARGEST_TEXT:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes, where {_LARGEST_TEXT:,} may be")
+        return self
 
 
 class _Indexing:
@@ -229,6 +238,8 @@ class _Indexing:
         member = self._one(name, members, "json")
         if member is None:
             return {}
+        if member.length > _LARGEST_JSON:
+            raise ValueError(f"it has {member.length:,} bytes, where {_LARGEST_JSON:,} may be")
         return parse_json(self.read(member.offset, member.length), (dict, list, str))
 
     def _text(self, member: Member) -> tuple[str, str, list]:

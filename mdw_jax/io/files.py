@@ -18,7 +18,9 @@ from mdw_jax.io.packed_strings import PackedStrings
 from mdw_jax.runtime.processes import is_main
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.mdw-part", re.DOTALL)  # the names that `replacing` makes
-MAX_JSON_BYTES, MAX_JSON_DEPTH = 1 << 28, 64  # what this package writes stays far below both
+MAX_JSON_BYTES, MAX_JSON_DEPTH, MAX_JSON_MEMORY = 1 << 28, 64, 1 << 30  # what this package writes stays far below
+_JSON_COSTS = {"{": 240, "[": 64, ":": 100, ",": 60}  # bytes of memory, at most, that a value takes beside its characters
+_JSON_DEAREST = 50  # times its length, which no JSON text takes
 _JSON_NAMES: dict[type, str] = {dict: "an object", list: "an array", str: "a string"}
 
 
@@ -101,8 +103,20 @@ def read_json(path, kind: type | tuple[type, ...] = dict, max_bytes: int = MAX_J
     return parse_json(read_at_most(path, max_bytes), kind)
 
 
-def parse_json(data: bytes | str, kind: type | tuple[type, ...] = dict) -> Any:
-    """The value of type `kind` that a JSON text holds. Raises ValueError as `read_json` does."""
+def parse_json(data: bytes | str, kind: type | tuple[type, ...] = dict, memory: int = MAX_JSON_MEMORY) -> Any:
+    """The value of type `kind` that a JSON text holds.
+
+    Args:
+        data: the text.
+        kind: as in `read_json`.
+        memory: bytes that its values may take; a text of many tiny ones, which take fifty times their characters, is
+            refused before it is parsed.
+
+    Raises:
+        ValueError: as `read_json` does.
+    """
+    if len(data) * _JSON_DEAREST > memory and (taken := _json_memory(data)) > memory:
+        raise ValueError(f"its values would take some {taken:,} bytes of memory, and may take {memory:,}")
     try:
         value = json.loads(data)
     except RecursionError:
@@ -117,6 +131,12 @@ def parse_json(data: bytes | str, kind: type | tuple[type, ...] = dict) -> Any:
         if not level:
             return value
     raise ValueError(f"nested more than {MAX_JSON_DEPTH} levels deep")
+
+
+def _json_memory(data: bytes | str) -> int:
+    """About how many bytes of memory the values of a JSON text take, not less than they do."""
+    count = data.count if isinstance(data, str) else lambda sign: data.count(sign.encode())
+    return len(data) + sum(cost * count(sign) for sign, cost in _JSON_COSTS.items())
 
 
 def parse_json_lines(data: bytes) -> list[dict]:

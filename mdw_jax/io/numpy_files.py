@@ -47,6 +47,8 @@ def numpy_file(source, mmap_mode: Any = None) -> Iterator[Any]:
 
 
 def _refuse_bomb(archive: zipfile.ZipFile) -> None:
+    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in archive.infolist()):
+        raise ValueError("it is compressed in a way that numpy does not write")  # and that unpacks without bounds
     unpacked = sum(entry.file_size for entry in archive.infolist())
     packed = sum(entry.compress_size for entry in archive.infolist())
     if unpacked > _LARGE and unpacked > _MOST_PACKED * packed:

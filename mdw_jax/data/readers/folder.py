@@ -19,6 +19,7 @@ from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.readers.sidecar import metadata_of, sidecar_entries, split_called, split_directories
 from mdw_jax.data.record_table import Record
 from mdw_jax.data.records import SPLITS, build, names
+from mdw_jax.data.tables.budget import Held
 from mdw_jax.data.tables.cells import FileNames
 from mdw_jax.data.tables.columns import SPLIT_NAMES, find_split_column
 from mdw_jax.data.tables.entries import Columns, Entry, entries_of
@@ -106,8 +107,9 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
     notes += _unread(sources)
     for source in sources:
         table = table if source is sources[0] else _open(source, problems, options)
+        held = Held(source.path, table is not None and table.packed)
         splits.add_all(source, several, entries_of(source.path, table, columns, problems, notes) if table else
-                       sidecar_entries(source.path, caption_lines, problems, notes))
+                       sidecar_entries(source.path, caption_lines, problems, notes), held)
     splits.check(sources[0].path, notes, problems)
     records = _located(splits, images or _directories(sources), columns, (problems, notes, sources[0].path))
     return build(_name(sources[0].path), records, problems=problems, notes=notes, **common)
@@ -155,15 +157,16 @@ class _Splits:
         self.split_of = {value.strip().lower(): split for split in SPLITS
                          for value in (values[split].split("+") if values[split] else SPLIT_NAMES[split])}
 
-    def add_all(self, source: Source, several: bool, entries: Iterator[Entry]) -> None:
-        """Take the entries of a source; `several`: messages name it."""
+    def add_all(self, source: Source, several: bool, entries: Iterator[Entry], held: Held) -> None:
+        """Take the entries of a source; `several`: messages name it. UserError for more than `held` gives."""
         place = ""  # one for all entries of a table
         for entry in entries:
             place = place or (f"{entry.place} of '{source.path}'" if several else entry.place)
-            self.add(entry._replace(name=f"{source.prefix}{entry.name}", place=place), source)
+            new = self.add(entry._replace(name=f"{source.prefix}{entry.name}", place=place), source)
+            held.add(entry.line, new, [*entry.captions, entry.name, *entry.attributes.values()] if new else entry.captions)
 
-    def add(self, entry: Entry, source: Source) -> None:
-        """Take an entry into its split."""
+    def add(self, entry: Entry, source: Source) -> bool:
+        """Take an entry into its split; whether its image was in none before."""
         split: str | None = source.split or "train"
         if self.column:
             split = self.split_of.get(entry.split.strip().lower())
@@ -172,13 +175,15 @@ class _Splits:
         if split is None or split in self.held_out:
             what = entry.split if self.column else "in no list" if split is None else split
             self.left_out[what] = self.left_out.get(what, 0) + 1
-            return
+            return False
         image = self.images[split].get(entry.name)
+        new = image is None
         if image is None:
             image = self.images[split][entry.name] = Image(entry)
         image.captions += entry.captions
         image.numbers.extend(range(self.captions[split], self.captions[split] + len(entry.captions)))
         self.captions[split] += len(entry.captions)
+        return new
 
     def check(self, path: Path, notes: list[str], problems: Problems) -> None:
         """Say what was left out.

@@ -9,6 +9,7 @@ from pathlib import Path
 from mdw_jax.data.decoding import reason
 from mdw_jax.data.problems import quoted
 from mdw_jax.data.readers.sidecar import split_called
+from mdw_jax.data.tables import arrow_rows
 from mdw_jax.data.tables.arrow_rows import ARROW_FILE, ARROW_STREAM, PARQUET
 from mdw_jax.data.tables.columns import is_image_file
 from mdw_jax.errors import UserError
@@ -30,6 +31,7 @@ def load(source: str, options: tuple[str, str, str | None], notes: list[str]) ->
     datasets = library()
     config, revision, cache = options
     directory = Path(source)
+    _check_local(source)
     try:
         if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
             loaded = datasets.load_from_disk(source)
@@ -49,6 +51,14 @@ def load(source: str, options: tuple[str, str, str | None], notes: list[str]) ->
     if directory.is_dir():
         notes += _not_loaded(builder, loaded, directory)
     return loaded
+
+
+def _check_local(source: str) -> None:
+    """Raises UserError for local files that unpack to far more than they are, which the library would do."""
+    places = sorted(Path(source).rglob("*")) if os.path.isdir(source) else map(Path, glob.glob(source, recursive=True))
+    for path in places:
+        if path.suffix in (".parquet", ".arrow") and path.is_file():
+            arrow_rows.check(path, f"'{path}'")
 
 
 def _files(source: str) -> list[Path]:

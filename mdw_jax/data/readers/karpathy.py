@@ -1,7 +1,5 @@
 """Flickr8k, Flickr30K and COCO: images in directories or zip files, captions and splits in Karpathy's JSON."""
 
-import gzip
-import io
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -12,6 +10,7 @@ from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.record_table import Record
 from mdw_jax.data.records import build, splits_to_read
+from mdw_jax.data.tables import json_rows, lines
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import parse_json
 
@@ -60,22 +59,12 @@ def _record(entry: dict, image: Encoded) -> Record:
 
 def _read_json(path) -> dict:
     try:
-        data = Path(path).read_bytes()
-        return parse_json(_unzipped(data) if data[:2] == b"\x1f\x8b" else data, object)
+        path = Path(path)
+        return parse_json(lines.document(path, f"'{path}'"), object, json_rows.document_memory(path))
     except FileNotFoundError:
         raise UserError(f"there is no annotation file '{path}'; give the path of a Karpathy JSON.") from None
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(f"'{path}' is not a readable JSON file ({error}); fetch it again.") from error
-
-
-def _unzipped(data: bytes) -> bytes:
-    """`data` unzipped. Raises ValueError for a bomb: text shrinks to a tenth, and nothing meant to be read to 1 / 200."""
-    limit, unzipped = max(200 * len(data), 2**26), io.BytesIO()
-    with gzip.open(io.BytesIO(data)) as file:
-        while part := file.read(2**20):
-            if unzipped.write(part) and unzipped.tell() > limit:
-                raise ValueError(f"it unpacks to more than {limit} bytes")
-    return unzipped.getvalue()
 
 
 def _need(holder, key: str, kind: type | tuple[type, ...], where: str, path):

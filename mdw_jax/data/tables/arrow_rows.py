@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mdw_jax.data.decoding import reason
+from mdw_jax.data.tables import arrow_budget
+from mdw_jax.data.tables.budget import most_held
 from mdw_jax.errors import UserError
 
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 """The first bytes of these files."""
+_CLOSER = 2**26  # bytes that a column of Parquet may become without being watched
+_ROWS = 4096  # that exist as objects of Python at a time
 
 
 def column_types(path: Path, where: str) -> dict[str, str]:
@@ -32,9 +36,24 @@ def rows(path: Path, where: str, *columns: str) -> Iterator[tuple[int, dict]]:
             roots = [name for name in names
                      if any(column == name or column.startswith(f"{name}/") for column in columns)] or names
             for batch in batches.read(roots):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+                for first in range(0, batch.num_rows, _ROWS):
+                    for row in batch.slice(first, _ROWS).to_pylist():
+                        number += 1
+                        yield number, row
+    except (OSError, ValueError) as error:
+        raise _unreadable(where, error) from None
+
+
+def check(path: Path, where: str) -> None:
+    """Go through what of a file may be far more than is stored, for those who read it by other means.
+
+    Raises:
+        UserError: it is too much (`arrow_budget`), the file is damaged, or pyarrow is missing.
+    """
+    try:
+        with _open(path, where) as batches:
+            for _ in batches.read(batches.schema.names, expanding=True):
+                pass
     except (OSError, ValueError) as error:
         raise _unreadable(where, error) from None
 
@@ -55,21 +74,43 @@ class _open:
                             "give a CSV file.") from error
         with open(path, "rb") as file:
             start = file.read(6)
+        self._path, self._where = path, where
         self._parquet = start[:4] == PARQUET
         if self._parquet:
             self._file = pyarrow.parquet.ParquetFile(path)
             self.schema = self._file.schema_arrow
         else:
             self._source = pyarrow.memory_map(str(path))
+            arrow_budget.check_messages(self._source, path.stat().st_size, where, 8 if start == ARROW_FILE else 0)
+            self._source.seek(0)
             opened = pyarrow.ipc.open_file if start == ARROW_FILE else pyarrow.ipc.open_stream
             self._file = opened(self._source)
             self.schema = self._file.schema
             self._by_number = start == ARROW_FILE
 
-    def read(self, columns: list[str]) -> Iterator:
-        """Record batches of these columns."""
+    def read(self, columns: list[str], expanding: bool = False) -> Iterator:
+        """Record batches of these columns, or of those among them that may be far more than is stored.
+
+        Raises:
+            UserError: what they hold is too much (`arrow_budget`).
+        """
+        expanded = arrow_budget.Expanded(self._path, self._where)
+        for batch in self._batches(columns, expanding):
+            expanded.add(batch)
+            yield batch
+
+    def _batches(self, columns: list[str], expanding: bool) -> Iterator:
         if self._parquet:
-            yield from self._file.iter_batches(columns=columns, batch_size=4096)
+            # Images, which are not gone through twice, have small dictionaries, if any.
+            closer = most_held(self._path.stat().st_size) if expanding else _CLOSER
+            packed = arrow_budget.dictionary_columns(self._file, self._path, self._where, columns, closer)
+            if packed:
+                import pyarrow.parquet
+
+                self._file.close()
+                self._file = pyarrow.parquet.ParquetFile(self._path, read_dictionary=packed)
+            if packed or not expanding:
+                yield from self._file.iter_batches(_ROWS, columns=packed if expanding else columns)
         elif self._by_number:
             yield from (self._file.get_batch(n).select(columns) for n in range(self._file.num_record_batches))
         else:

@@ -14,6 +14,7 @@ from mdw_jax.errors import UserError
 LIST = "written as lists in one cell: read as several captions each"
 TURNS = "in the form of conversations: the answers were read"
 BRACKETS = "in brackets that are no list: read as they stand"
+_LONGEST_LIST = 2**20  # characters of a list in one cell; Python takes a hundred times as much to read it
 _OPENING = {"[": "]", "(": ")", "{": "}"}
 # Fields of a turn in a conversation: who speaks, and what is said. LLaVA, ShareGPT; chat APIs; the Cauldron, where question
 # and answer are one turn.
@@ -41,7 +42,7 @@ def captions_in(value, read_as: Counter) -> list:
     """
     if isinstance(value, str):
         text = value.strip()
-        if text[:1] in _OPENING and text[-1:] == _OPENING[text[:1]]:
+        if text[:1] in _OPENING and text[-1:] == _OPENING[text[:1]] and len(text) <= _LONGEST_LIST:
             if (found := _written_list(text)) is not None:
                 read_as[LIST] += 1
                 return [caption for member in found for caption in captions_in(member, read_as)]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.tables.columns import is_image_file, knows, listed
+from mdw_jax.data.tables.lines import LONGEST_LINE
 from mdw_jax.errors import UserError
 
 Lines = Iterator[tuple[int, str]]  # (number of the line from 1, the line with its end)
@@ -219,7 +220,7 @@ def rows(lines: Lines, dialect: Dialect, where: str, problems: Problems, joined:
     """
     for _ in range(dialect.skipped_lines):
         next(lines, None)
-    cells_of = _quoted_cells(lines, dialect, joined) if dialect.quoting else _plain_cells(lines, dialect)
+    cells_of = _quoted_cells(lines, dialect, joined, where) if dialect.quoting else _plain_cells(lines, dialect)
     if dialect.header:
         next(cells_of, None)
     columns, delimiter = dialect.columns, dialect.delimiter
@@ -264,7 +265,8 @@ def _unescaped(text: str, dialect: Dialect) -> list[str]:
     return next(csv.reader([text], delimiter=dialect.delimiter, quoting=csv.QUOTE_NONE, escapechar=dialect.escape))
 
 
-def _quoted_cells(lines: Lines, dialect: Dialect, joined: Counter) -> Iterator[tuple[int, list[str], str | None]]:
+def _quoted_cells(lines: Lines, dialect: Dialect, joined: Counter,
+                  where: str) -> Iterator[tuple[int, list[str], str | None]]:
     """(line, cells, the line or None where a cell goes over several) of CSV.
 
     A mark that opens a cell and is not closed as CSV asks would swallow the lines that follow. Where that happens in a
@@ -273,13 +275,19 @@ def _quoted_cells(lines: Lines, dialect: Dialect, joined: Counter) -> Iterator[t
     """
     pending: deque = deque()
     used: list[tuple[int, str]] = []
+    taken = 0  # characters of `used`
 
     def feed() -> Iterator[str]:
+        nonlocal taken
         while True:
             entry = pending.popleft() if pending else next(lines, None)
             if entry is None:
                 return
             used.append(entry)
+            taken += len(entry[1])
+            if len(used) > 1 and taken > LONGEST_LINE:
+                raise UserError(f"the row that begins in line {used[0][0]} of {where} has more than {LONGEST_LINE:,} "
+                                "characters in its cells, and no row of captions has; a quotation mark may not be closed.")
             yield entry[1]
 
     def cells_of_feed():
@@ -289,6 +297,7 @@ def _quoted_cells(lines: Lines, dialect: Dialect, joined: Counter) -> Iterator[t
     reader = cells_of_feed()
     while True:
         used.clear()
+        taken = 0
         error = None
         try:
             cells = next(reader)

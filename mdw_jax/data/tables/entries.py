@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mdw_jax.data.problems import Problems, caption_problem
+from mdw_jax.data.problems import LONGEST_CAPTION, Problems, caption_problem
 from mdw_jax.data.record_table import at_line
 from mdw_jax.data.records import pick
 from mdw_jax.data.tables.cells import FileNames, captions_in, read_as_notes
@@ -125,7 +125,9 @@ class _NoColumn(Exception):
 
 def _captions(row: dict, columns: Columns, place: tuple[int, str], read_as: Counter) -> list:
     """The captions of a row; of several columns those that are filled, if any is."""
-    captions = [caption for column in columns.captions for value in _pick(row, column, *place)
+    # What is too long to be a caption is cut, to be told as such and not to be kept.
+    captions = [caption[:LONGEST_CAPTION + 1] if isinstance(caption, str) else caption
+                for column in columns.captions for value in _pick(row, column, *place)
                 for caption in captions_in(value, read_as)]
     if len(columns.captions) > 1:
         return [caption for caption in captions if caption_problem(caption) != "empty caption"] or captions

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mdw_jax.data.problems import Problems, quoted
+from mdw_jax.data.tables import lines
 from mdw_jax.data.tables.columns import SPLIT_NAMES, is_image_file, knows, listed
 from mdw_jax.data.tables.lines import lines_of, open_bytes
 from mdw_jax.errors import UserError
@@ -15,9 +16,9 @@ from mdw_jax.io.files import parse_json
 
 _CHUNK = 2**20
 _SPACE = re.compile(r"[ \t\r\n]*")
-_LARGEST_OBJECT = 2**26  # characters of one object of an array
-LARGEST_DOCUMENT = 2**31
-"""Bytes of a JSON document that is read as a whole: COCO's largest have 90 MB."""
+_LARGEST_OBJECT = lines.LONGEST_LINE  # characters of one object of an array
+DOCUMENT_HELD, DOCUMENT_TIMES = 2**31, 16
+"""The values of a JSON document may take so many bytes of memory, and a larger file so many times its size."""
 
 
 def kind_of(path: Path, sample: str) -> str:
@@ -26,10 +27,10 @@ def kind_of(path: Path, sample: str) -> str:
         return "array"
     filled = (line for _, line in lines_of(path) if line.strip())
     try:
-        first, second = next(filled, ""), next(filled, "")
-        parse_json(first.strip().rstrip(","))
+        parse_json(next(filled, "").strip().rstrip(","))
     except (UserError, ValueError):  # longer than a line can be, as COCO's single one; over several lines; or damaged
         return "document"
+    second = next(filled, "")
     return "lines" if second.lstrip().startswith("{") else "document"
 
 
@@ -94,14 +95,11 @@ def document_rows(path: Path, where: str) -> tuple[str, Iterator[tuple[int, dict
     Raises:
         UserError: it is damaged, or of another form.
     """
-    with open_bytes(path) as file:
-        data = file.read(LARGEST_DOCUMENT + 1)
-    if len(data) > LARGEST_DOCUMENT:
-        raise UserError(f"{where} is one JSON object of more than {LARGEST_DOCUMENT:,} bytes; write one object per line.")
+    data = lines.document(path, where)
     try:
-        document = parse_json(data)
+        document = parse_json(data, memory=document_memory(path))
     except ValueError as error:
-        raise UserError(f"{where} is not readable JSON ({error}); fetch it again.") from None
+        raise UserError(f"{where} is not readable JSON ({error}); fetch it again, or write one object per line.") from None
     if is_karpathy(document):
         raise UserError(f"{where} is in Karpathy's schema; read it with data.name=karpathy.")
     if isinstance(document.get("images"), list) and isinstance(document.get("annotations"), list):
@@ -125,6 +123,11 @@ def document_rows(path: Path, where: str) -> tuple[str, Iterator[tuple[int, dict
     raise UserError(f"{where} is a JSON object of no known form, with the keys {listed(document)}; give Karpathy's or "
                     "COCO's JSON, an array of objects or JSON lines with an image and a caption each, or captions by file "
                     "name.")
+
+
+def document_memory(path: Path) -> int:
+    """The bytes of memory that the values of a JSON document may take."""
+    return max(DOCUMENT_HELD, DOCUMENT_TIMES * path.stat().st_size)
 
 
 def is_karpathy(document: Any) -> bool:

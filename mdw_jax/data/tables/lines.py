@@ -1,26 +1,49 @@
 """Lines of text files, gzipped or not, with their numbers; and the first bytes of a file, which tell its form."""
 
 import codecs
-import gzip
 import io
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
+from mdw_jax.data.tables.budget import unzipped
 from mdw_jax.errors import UserError
 
 GZIP = b"\x1f\x8b"
-LONGEST_LINE = 2**26
+LONGEST_LINE = 2**24
 """Bytes; more is no table."""
+LARGEST_DOCUMENT = 2**31
+"""Bytes of a JSON document that is read as a whole: COCO's largest have 90 MB."""
 _SAMPLE = 2**16
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """The bytes of a file, unzipped where it is gzipped, whatever it is called."""
+    """The bytes of a file, unzipped where it is gzipped, whatever it is called.
+
+    Reading them raises UserError where a gzipped file unpacks to more than text does (`budget.unzipped`).
+    """
+    return unzipped(path) if is_gzipped(path) else open(path, "rb")
+
+
+def is_gzipped(path: Path) -> bool:
+    """Whether a file is gzipped, by its first bytes."""
     with open(path, "rb") as file:
-        zipped = file.read(2) == GZIP
-    return gzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
+        return file.read(2) == GZIP
+
+
+def document(path: Path, where: str) -> bytes:
+    """All bytes of a file that can only be read as a whole, unzipped.
+
+    Raises:
+        UserError: it is larger than `LARGEST_DOCUMENT`, or unpacks to too much.
+    """
+    with open_bytes(path) as file:
+        data = file.read(LARGEST_DOCUMENT + 1)
+    if len(data) > LARGEST_DOCUMENT:
+        raise UserError(f"{where} is one JSON document of more than {LARGEST_DOCUMENT:,} bytes; write one object per line.")
+    return data
 
 
 def head(path: Path) -> bytes:
@@ -65,7 +88,7 @@ def lines_of(path: Path, encoding: str = "", where: str = "") -> Iterator[tuple[
             if not raw:
                 return
             if len(raw) > LONGEST_LINE:
-                raise UserError(f"line {number} of {where} is longer than {LONGEST_LINE:,} bytes; this is no table.")
+                raise _too_long(number, where)
             if number == 1 and raw.startswith(codecs.BOM_UTF8):
                 raw = raw[len(codecs.BOM_UTF8):]
             try:
@@ -87,8 +110,16 @@ def _ends_in_returns(file: IO[bytes]) -> bool:
 def _wide_lines(file: IO[bytes], encoding: str, where: str) -> Iterator[tuple[int, str]]:
     number = 0
     try:
-        for number, line in enumerate(io.TextIOWrapper(file, encoding, newline=""), 1):
+        text = io.TextIOWrapper(file, encoding, newline="")
+        for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE + 1), ""), 1):
+            if len(line) > LONGEST_LINE:
+                raise _too_long(number, where)
             yield number, line
     except UnicodeError as error:
         raise UserError(f"{where} is not in {encoding.upper()} after line {number} ({error}); set data.encoding to what it "
                         "is in.") from None
+
+
+def _too_long(number: int, where: str) -> UserError:
+    return UserError(f"line {number} of {where} is longer than {LONGEST_LINE:,} bytes, and no row of captions is; write "
+                     "its captions in lines of their own.")

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from mdw_jax.data.decoding import reason
 from mdw_jax.data.problems import Problems
-from mdw_jax.data.tables import arrow_rows, delimited, json_rows
-from mdw_jax.data.tables.lines import check_encoding, head, lines_of
+from mdw_jax.data.tables import arrow_rows, budget, delimited, json_rows
+from mdw_jax.data.tables.lines import check_encoding, head, is_gzipped, lines_of
 from mdw_jax.errors import UserError
 
 
@@ -34,6 +34,7 @@ class Table(NamedTuple):
         place: where a row is, with "{}" for its number, for messages.
         of_first_row: whether `columns` are those of the first row, and others may differ, as in JSON.
         read_as: counts captions by how they were read where they are odd; complete when the rows are at their end.
+        packed: whether the file is compressed, so that its rows may be far more than it is.
     """
 
     form: str
@@ -42,6 +43,7 @@ class Table(NamedTuple):
     place: str = "row {}"
     of_first_row: bool = False
     read_as: Counter = Counter()
+    packed: bool = False
 
 
 def open_table(path: Path, problems: Problems, options: Options = Options()) -> Table:
@@ -61,17 +63,22 @@ def open_table(path: Path, problems: Problems, options: Options = Options()) -> 
     if not path.is_file():
         raise UserError(f"there is no table {where}; give the path of the captions.")
     try:
+        if is_gzipped(path):
+            budget.check_unzipped(path)
         start = head(path)
         if start[:4] == arrow_rows.PARQUET or start[:6] == arrow_rows.ARROW_FILE or start[:4] == arrow_rows.ARROW_STREAM:
             kind = "Parquet" if start[:4] == arrow_rows.PARQUET else "Arrow"
             _refuse_unused(where, kind, options)
-            return Table(kind, tuple(arrow_rows.column_types(path, where)), partial(arrow_rows.rows, path, where))
+            return Table(kind, tuple(arrow_rows.column_types(path, where)), partial(arrow_rows.rows, path, where),
+                         packed=True)
         if magic := _foreign(start):
             raise UserError(f"{where} is {magic}, not a table; give the table of the captions.")
         text = start.decode(options.encoding or "utf-8-sig", errors="replace").lstrip("\ufeff \t\r\n")
         if text.startswith(("{", "[")) and not options.delimiter:
-            return _json(path, text, options, where, problems)
-        return _delimited(path, options, where, problems)
+            table = _json(path, text, options, where, problems)
+        else:
+            table = _delimited(path, options, where, problems)
+        return table._replace(packed=is_gzipped(path))
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{where} cannot be read ({reason(error)}); fetch it again.") from None
 
