@@ -1,5 +1,6 @@
 """The launch files are valid for their tools, and `mdw` accepts every command in them."""
 
+import configparser
 import json
 import os
 import re
@@ -8,10 +9,14 @@ import signal
 import stat
 import subprocess
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from mdw_jax.cli import main
 from mdw_jax.cli.arguments import parse
@@ -44,7 +49,8 @@ def stub(tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("script", [*sorted(LAUNCH.glob("*.sh")), ROOT / ".ci" / "run"], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [*sorted(LAUNCH.glob("*.sh")), *sorted((ROOT / ".ci").iterdir())],
+                         ids=lambda path: path.name)
 def test_scripts_are_shell(script):
     subprocess.run(["bash", "-n", script], check=True)
     assert os.access(script, os.X_OK)
@@ -283,3 +289,39 @@ def test_the_container_file():
             assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest
         if name == "RUN":
             subprocess.run(["bash", "-n", "-c", rest], check=True)
+            assert "--no-deps" in rest  # nothing but what the locks name, and the package
+
+
+def _locked(file):
+    """{package: version} of a lock, each with hashes, and no address of where it comes from."""
+    text = (LAUNCH / "locks" / file).read_text()
+    assert not re.search(r"https?:|^-|file:", text, re.MULTILINE)
+    locked = {}
+    for entry in filter(str.strip, re.sub(r"^#.*$", "", text, flags=re.MULTILINE).replace("\\\n", " ").splitlines()):
+        pinned, *hashes = entry.split()
+        name, _, version = pinned.partition("==")
+        assert version and hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", word) for word in hashes), name
+        locked[canonicalize_name(name)] = Version(version)
+    return locked
+
+
+def test_the_locks_of_the_container_are_within_the_bounds_of_the_package():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    wanted = [line for line in config["options"]["install_requires"].splitlines() if line.strip()]
+    wanted += tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    locked = _locked("base.txt")
+    for requirement in map(Requirement, wanted):
+        version = locked.get(canonicalize_name(requirement.name))
+        assert version in requirement.specifier, f"{requirement}, and .ci/lock has {version}"
+
+
+def test_the_locks_of_accelerators_are_of_the_same_jax():
+    base = _locked("base.txt")
+    files = {path.name for path in (LAUNCH / "locks").iterdir()}
+    assert files == {"base.txt", "cpu.txt", "cuda12.txt", "cuda13.txt", "tpu.txt"} and not _locked("cpu.txt")
+    for cuda in ("cuda12", "cuda13"):
+        locked = _locked(f"{cuda}.txt")
+        assert locked[f"jax-{cuda}-plugin"] == locked[f"jax-{cuda}-pjrt"] == base["jax"]
+        assert not locked.keys() & base.keys()
+    assert "libtpu" in _locked("tpu.txt")

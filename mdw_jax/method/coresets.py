@@ -12,6 +12,7 @@ with `one_caption_each` as the candidates, what they choose are different images
 import dataclasses
 from collections.abc import Callable
 
+import chex
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
@@ -90,8 +91,13 @@ def joint_features(images: np.ndarray, texts: np.ndarray, image_of: np.ndarray) 
 
     Returns:
         (K, F + d) float32. A feature of zeros stays zero.
+
+    Raises:
+        AssertionError: features of one image alone, or another number of captions than of entries of `image_of`.
     """
     images = images if hasattr(images, "shape") else np.asarray(images)
+    chex.assert_rank(images, 2)
+    chex.assert_shape(np.asarray(image_of), (len(texts),))
     width, image_of = images.shape[1], np.asarray(image_of)
     joint = np.empty((len(texts), width + np.shape(texts)[1]), np.float32)
     for start in range(0, len(joint), _CHUNK):  # spares copies, also of images that none of the pairs have

@@ -1,5 +1,6 @@
 """P, the learnable soft correspondence between M distilled images and M distilled texts (docs/method.md, section 5.3)."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +70,11 @@ def taught_correspondence(similarity, tau: float, loss: DistillationLoss) -> np.
 
     Returns:
         (M, M) float32.
+
+    Raises:
+        AssertionError: the similarity is not square.
     """
+    chex.assert_shape(np.asarray(similarity), (len(similarity), len(similarity)))
     logits = np.asarray(similarity, np.float32) / tau
     if loss.correspondence_scale is not None:
         return logits / np.float32(loss.correspondence_scale)
@@ -90,8 +95,10 @@ def fitted_correspondence(matrix, kind: str, rank: int, alpha: float) -> dict:
 
     Raises:
         UserError: the kind is unknown, or has no parameters to fit.
+        AssertionError: the matrix is not square.
     """
     matrix = np.asarray(matrix, np.float64)
+    chex.assert_shape(matrix, (len(matrix), len(matrix)))
     if kind == "full":
         return {"matrix": jnp.asarray(matrix, jnp.float32)}
     if kind != "lowrank":

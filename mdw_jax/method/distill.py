@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -51,7 +52,11 @@ def init_state(key, method: Method, images, texts) -> DistillState:
         method: how to distill.
         images: (M, H, W, C) float32 in [0, 1].
         texts: (M, d) features or (M, L, h) embedded tokens.
+
+    Raises:
+        AssertionError: there are more of one than of the other.
     """
+    chex.assert_equal_shape_prefix([jnp.asarray(images), jnp.asarray(texts)], 1)
     learned = {
         "images": jnp.asarray(images, jnp.float32),
         "texts": jnp.asarray(texts, jnp.float32),

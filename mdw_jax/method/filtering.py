@@ -5,6 +5,7 @@ See docs/method.md, section 7. A score is a number for each pair, larger where i
 
 from collections.abc import Iterable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,11 @@ def cosines(images: np.ndarray, texts: np.ndarray, image_of: np.ndarray) -> np.n
         images: (N, D) unit embeddings.
         texts: (K, D) unit embeddings.
         image_of: (K,) the image that each caption is paired with.
+
+    Raises:
+        AssertionError: embeddings of several widths, or another number of captions than of entries of `image_of`.
     """
+    _check_pairs(images, texts, image_of)
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(texts), _BLOCK)]
     return np.concatenate([np.einsum("kd,kd->k", np.asarray(images[image_of[rows]]), np.asarray(texts[rows]))
                            for rows in blocks])
@@ -47,7 +52,11 @@ def neg_clip_loss(generator: np.random.Generator, images: np.ndarray, texts: np.
 
     Returns:
         (K,) float32.
+
+    Raises:
+        AssertionError: as `cosines`.
     """
+    _check_pairs(images, texts, image_of)
     image_of = np.asarray(image_of)
     pairs = len(image_of)
     batches = max(round(pairs / batch), 1)
@@ -63,6 +72,12 @@ def neg_clip_loss(generator: np.random.Generator, images: np.ndarray, texts: np.
             count = min(size, pairs - start)
             total[rows[:count]] += np.asarray(values)[:count]
     return (total / rounds).astype(np.float32)
+
+
+def _check_pairs(images, texts, image_of) -> None:
+    chex.assert_rank([images, texts], 2)
+    chex.assert_axis_dimension(texts, 1, images.shape[1])
+    chex.assert_shape(np.asarray(image_of), (len(texts),))
 
 
 def _neg_clip_loss(images, texts, tau):

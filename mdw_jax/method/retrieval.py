@@ -1,5 +1,6 @@
 """Recall of text -> image (IR) and image -> text (TR) retrieval (docs/method.md, section 6)."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,12 @@ def ranks(similarity, image_of) -> tuple[jax.Array, jax.Array]:
     Returns:
         (K,) rank of each caption's image among all images, and (N,) rank of each image's best caption among all captions
         of other images.
+
+    Raises:
+        AssertionError: other shapes than these.
     """
+    chex.assert_rank(similarity, 2)
+    chex.assert_shape(image_of, similarity.shape[1:])
     captions = jnp.arange(similarity.shape[1])
     own = similarity[image_of, captions]
     text_to_image = (~(similarity < own)).sum(0) - 1

@@ -235,7 +235,7 @@ def test_without_gradio(monkeypatch, folder, capsys):
     with pytest.raises(UserError, match=r"mdw-jax\[demo\]"):
         import_gradio()
     assert main(["demo", str(folder)]) == 2
-    assert "pip install 'mdw-jax[demo]'" in capsys.readouterr().err
+    assert "pip install 'gradio>=6.16' && pip install -U pillow" in capsys.readouterr().err
     assert main(["demo", str(folder), "--port", "99999"]) == 2
     assert "--port is a whole number" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +56,7 @@ def test_outer_steps_bring_the_set_nearer_to_the_real_pairs_and_change_nothing_e
     assert int(metrics["first_nonfinite"]) == -1 and int(state.step) == 12
     for name in ("images", "texts"):
         assert np.abs(state.learned[name] - before[name]).max() > 0.01
-    jax.tree.map(np.testing.assert_array_equal, state.learned["log_inner_lr"], before["log_inner_lr"])
+    chex.assert_trees_all_equal(state.learned["log_inner_lr"], before["log_inner_lr"])
 
 
 def test_a_value_that_is_not_finite_is_named():
@@ -81,4 +82,4 @@ def test_the_network_learns_as_plain_sgd_by_hand():
         gradient = jax.grad(loss)(params)
         velocity = jax.tree.map(lambda v, g, w: 0.5 * v + g + 1e-3 * w, velocity, gradient, params)
         params = jax.tree.map(lambda w, v: w - 0.1 * v, params, velocity)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), network[0], params)
+    chex.assert_trees_all_close(network[0], params, atol=2e-5)

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +125,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     before = jax.tree.map(np.array, state)
     after, metrics = outer_step(METHOD, "projection")(state, begin, target, ONES, jax.random.key(4))
     assert not np.isfinite(float(metrics["gradient"]))
-    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, after))
+    chex.assert_trees_all_equal(before, jax.tree.map(np.array, after))
 
 
 def test_what_is_compiled_ahead_is_what_a_run_calls(caplog):
@@ -155,7 +156,7 @@ def test_average_is_the_exponential_one(method):
         state, _ = run(1, method, state=state)
         average = jax.tree.map(lambda a, x: method.ema_decay * a + (1 - method.ema_decay) * np.asarray(x), average,
                                state.learned)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, state.average)
+        chex.assert_trees_all_close(average, state.average, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,11 +106,11 @@ def test_the_tolerant_loss_beats_infonce_under_noise():
 def test_same_seed_same_experts_and_snapshot_zero_is_the_start():
     data = planted(0.4)
     one, again, other = (train("dtcl", data=data, epochs=3, keep=2, seed=s) for s in (5, 5, 6))
-    jax.tree.map(np.testing.assert_array_equal, one.snapshots, again.snapshots)
+    chex.assert_trees_all_equal(one.snapshots, again.snapshots)
     assert [len(s) for s in one.snapshots] == [3, 3]
     for n in range(2):
         start = MODEL.init(named_key(5, "experts", 0, "init", n))
-        jax.tree.map(np.testing.assert_array_equal, one.snapshots[n][0], start)
+        chex.assert_trees_all_equal(one.snapshots[n][0], start)
     leaf = lambda snapshots, n: jax.tree.leaves(snapshots[n][0])[-1]
     assert not np.array_equal(leaf(one.snapshots, 0), leaf(one.snapshots, 1))
     assert not np.array_equal(leaf(one.snapshots, 0), leaf(other.snapshots, 0))
@@ -120,7 +121,7 @@ def test_best_is_the_epoch_of_the_best_validation():
     trained = train("tolerant", data=data, epochs=4, keep=4)
     for n, name in enumerate("AB"):
         values = [row["val_r_mean"] for row in trained.log if row["network"] == name]
-        jax.tree.map(np.testing.assert_array_equal, trained.best[n], trained.snapshots[n][1 + int(np.argmax(values))])
+        chex.assert_trees_all_equal(trained.best[n], trained.snapshots[n][1 + int(np.argmax(values))])
         np.testing.assert_allclose(experts.scores(MODEL, trained.best[n:n + 1], data[1])[0, -1], max(values), rtol=1e-6)
 
 
@@ -163,8 +164,7 @@ def test_averages_follow_the_weights_by_hand():
     last = train("tolerant", data=data, epochs=1, ema_decay=0.0, batch=320).snapshots[0]
     averaged = train("tolerant", data=data, epochs=1, ema_decay=0.5, batch=320).snapshots[0]
     # One step of 320 pairs; the decay of the first step is 1/10.
-    jax.tree.map(lambda s, w, a: np.testing.assert_allclose(a, 0.1 * s + 0.9 * w, atol=1e-6),
-                 last[0], last[1], averaged[1])
+    chex.assert_trees_all_close(averaged[1], jax.tree.map(lambda s, w: 0.1 * s + 0.9 * w, last[0], last[1]), atol=1e-6)
 
 
 def test_teachers_teach_the_experts_from_their_first_step(plans):
@@ -262,8 +262,7 @@ def test_streamed_images_train_the_same_experts(monkeypatch):
     val = val._replace(images=jnp.asarray(pixels[:60]))
     made = [train_experts(model, pairs._replace(images=images), val, recipe(epochs=3, warmup=1), count=1, seed=0,
                           keep=3, mismatched=mismatched) for images in (jnp.asarray(pixels), lazy)]
-    for one, other in zip(jax.tree.leaves(made[0].snapshots), jax.tree.leaves(made[1].snapshots), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(made[0].snapshots, made[1].snapshots, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(made[0].correct, made[1].correct)
     assert all(row["pairs_per_second"] > 0 and 0 < row["wait_fraction"] < 1 for row in made[1].log)
     assert "wait_fraction" not in made[0].log[0]
@@ -297,7 +296,7 @@ def test_resumed_experts_are_the_same(tmp_path, epochs_before):
     seen = [trained.epochs for trained in expert_epochs(*arguments, **settings, checkpointer=EveryEpoch(tmp_path))]
     assert epochs_before in seen and seen[-1] == 6
     resumed = train_experts(*arguments, **settings, checkpointer=EveryEpoch(tmp_path))  # all of it is there
-    jax.tree.map(np.testing.assert_array_equal, resumed._replace(log=[]), whole._replace(log=[]))
+    chex.assert_trees_all_equal(resumed._replace(log=[]), whole._replace(log=[]))
     assert resumed.log == whole.log and whole.epochs == 6
 
 

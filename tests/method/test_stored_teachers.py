@@ -1,5 +1,6 @@
 """Experts whose teachers' embeddings, images and texts stay on the host learn what those learn that have all in memory."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,7 @@ def in_files(rows, path):
 
 
 def assert_close(one, other, atol):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, other)
+    chex.assert_trees_all_close(one, other, atol=atol)
 
 
 @pytest.mark.parametrize("changes", [{"teacher_count": 0}, {"teacher_count": 1, "teacher_epochs": 2}])
@@ -69,7 +70,7 @@ def test_recovery_and_resuming_from_files(on_host, tmp_path):
         if trained.epochs > 1:
             break
     resumed = train_experts(*arguments, **settings, checkpointer=EveryEpoch(tmp_path))
-    jax.tree.map(np.testing.assert_array_equal, resumed.snapshots, whole.snapshots)
+    chex.assert_trees_all_equal(resumed.snapshots, whole.snapshots)
     np.testing.assert_array_equal(resumed.correct_bits, whole.correct_bits)
     assert whole.log[-1]["precision"] > 0.75
 

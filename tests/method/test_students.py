@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +107,7 @@ def test_trainer_is_plain_sgd_with_momentum():
         grads = jax.grad(loss)(params)
         velocity = jax.tree.map(lambda v, g, w: 0.9 * v + g + 1e-4 * w, velocity, grads, params)
         params = {b: jax.tree.map(lambda w, v, b=b: w - steps[b] * v, params[b], velocity[b]) for b in params}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, params)
+    chex.assert_trees_all_close(after, params, atol=1e-5)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The preset covmatch as a run: no experts, networks that are functions of the step, resuming, what it refuses."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -79,8 +80,8 @@ def test_networks_and_batches_are_functions_of_the_step(finished):
     one = OnlineNetwork(run, prepared, 0)
     in_order = [one.arguments(step) for step in range(5)]
     for step in (4, 1, 3):
-        jax.tree.map(np.testing.assert_array_equal, OnlineNetwork(run, prepared, 0).arguments(step), in_order[step])
-        jax.tree.map(np.testing.assert_array_equal, one.arguments(step), in_order[step])
+        chex.assert_trees_all_equal(OnlineNetwork(run, prepared, 0).arguments(step), in_order[step])
+        chex.assert_trees_all_equal(one.arguments(step), in_order[step])
     weights = [np.asarray(jax.tree.leaves(params)[0]) for params, _ in in_order]
     assert all(np.abs(a - b).max() > 0 for a, b in zip(weights, weights[1:], strict=False))
     batch = in_order[0][1]

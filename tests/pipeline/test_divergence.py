@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +57,7 @@ def first_nonfinite(method=METHOD, learned=lambda tree: tree, starts=lambda tree
     if place < 0:
         assert int(after.step) == 1
         return None
-    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, after))
+    chex.assert_trees_all_equal(before, jax.tree.map(np.array, after))
     return finite_checks(after.learned, method.inner_steps)[place]
 
 

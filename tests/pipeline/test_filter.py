@@ -1,6 +1,6 @@
 """Filters: what they drop, that all that follows sees the rest alone, and that row numbers stay those of the data."""
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_experts_of_a_filter_never_see_a_dropped_pair(data, monkeypatch):
     again = run._replace(experts=run.experts._replace(path=run.experts.path.with_name("again")))
     experts_stage(again, prepared)
     second = read_snapshot(open_trajectory(again.experts.path / "net_00", key=run.experts.key), 1)
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    chex.assert_trees_all_equal(first, second)
 
 
 def test_scoring_experts_are_those_of_other_presets(data):

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,5 +182,5 @@ def test_experts_learn_from_files_what_they_learn_from_memory(tmp_path, monkeypa
     in_memory = experts()
     on_host(monkeypatch)
     from_files = experts()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), from_files.snapshots, in_memory.snapshots)
+    chex.assert_trees_all_close(from_files.snapshots, in_memory.snapshots, atol=1e-3)
     np.testing.assert_array_equal(from_files.correct, in_memory.correct)

@@ -29,7 +29,8 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ImportError:
-        raise UserError("the page needs the package gradio; install it by pip install 'mdw-jax[demo]'.") from None
+        raise UserError("the page needs the package gradio, which asks for a Pillow older than is safe with images of "
+                        "strangers; install both by pip install 'gradio>=6.16' && pip install -U pillow.") from None
     return gradio
 
 

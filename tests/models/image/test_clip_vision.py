@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +45,7 @@ def test_a_whole_model_is_read_and_what_is_missing_is_named():
                 "text_projection.weight": np.zeros((3, 3)), "logit_scale": np.zeros(())}
     params = tower_of(clip_spec(CONFIG), "clip", shape, tensors).init(None)
     expected = jax.eval_shape(fresh.init, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
+    chex.assert_trees_all_equal_shapes(params, expected)
     del tensors["vision_model.encoder.layers.1.mlp.fc2.bias"]
     with pytest.raises(UserError, match="1 tensors .*vision_model.encoder.layers.1.mlp.fc2.bias is missing"):
         tower_of(clip_spec(CONFIG), "clip", shape, tensors)

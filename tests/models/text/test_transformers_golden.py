@@ -1,5 +1,6 @@
 """BERT, DistilBERT and CLIP's text tower against outputs of `transformers`, and their weights by name."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_parameters_are_the_ones_the_module_would_make(kind, path):
         return m.native(last, ids) if "pooler" in read or "text_projection" in read else last
 
     made = jax.eval_shape(lambda key: model.init(key, method=everything), jax.random.key(0))["params"]
-    assert jax.tree.map(lambda a: a.shape, dict(made)) == jax.tree.map(lambda a: a.shape, read)
+    chex.assert_trees_all_equal_shapes(dict(made), read)
 
 
 def test_names_may_be_prefixed_or_old_and_heads_and_the_pooler_do_not_matter():
@@ -66,7 +67,7 @@ def test_names_may_be_prefixed_or_old_and_heads_and_the_pooler_do_not_matter():
     read, expected = (bert.params_from_safetensors(tensors, BERT) for tensors in (old, weights))
     assert "pooler" in expected and "pooler" not in read
     expected.pop("pooler")
-    jax.tree.map(np.testing.assert_array_equal, read, expected)
+    chex.assert_trees_all_equal(read, expected)
 
 
 def test_weights_that_do_not_fit_are_named():
