@@ -10,18 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from mdw_jax.data.tables import parquet_footer
 from mdw_jax.data.tables.budget import most_held, most_unpacked, too_much
 from mdw_jax.errors import UserError
 
 _REMEDY = "if you trust it, write its captions as CSV or JSON lines"
-_DICTIONARY_PAGE = 2
 
 
-def dictionary_columns(file, path: Path, where: str, columns: Sequence[str], closer: int) -> list[str]:
+def dictionary_columns(path: Path, where: str, columns: Sequence[str], closer: int) -> list[str]:
     """The columns of a Parquet file whose values may be many times what is stored, to be read as dictionaries.
 
     Args:
-        file: the `pyarrow.parquet.ParquetFile`.
         path, where: the file, and what to call it.
         columns: those that will be read; of a nested one the first part of its path.
         closer: bytes; a column that cannot become more needs no closer look.
@@ -31,59 +30,22 @@ def dictionary_columns(file, path: Path, where: str, columns: Sequence[str], clo
 
     Raises:
         UserError: the pages unpack to too much, or there are far more rows than the file can hold.
+        ValueError: the footer is damaged.
     """
-    size, unpacked, bound = path.stat().st_size, 0, {}
-    if 8 * file.metadata.num_rows > most_held(size):
-        raise too_much(where, size, most_held(size), f"counts {file.metadata.num_rows:,} rows, which take", _REMEDY)
-    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
-        for number in range(group.num_columns):
-            chunk = group.column(number)
-            if chunk.path_in_schema.split(".")[0] not in columns:
-                continue
-            width = _width(path, chunk, file.schema.column(number))
-            unpacked += max(chunk.total_uncompressed_size, width)
-            if unpacked > most_unpacked(size):
-                raise too_much(where, size, most_unpacked(size), f"unpacks, up to its column '{chunk.path_in_schema}', to",
-                               _REMEDY)
-            if width:
-                name = chunk.path_in_schema
-                bound[name] = bound.get(name, 0) + chunk.num_values * width
-                if chunk.physical_type != "BYTE_ARRAY" and bound[name] > most_held(size):
-                    raise too_much(where, size, most_held(size), f"holds in its column '{name}'", _REMEDY)
-    return [name for name, most in bound.items() if most > closer]
-
-
-def _width(path: Path, chunk, column) -> int:
-    """The bytes that one value of a chunk may stand for beside what is stored: those of its whole dictionary."""
-    if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY":
-        return column.length
-    if chunk.physical_type != "BYTE_ARRAY":
-        return 0
-    starts = [chunk.data_page_offset, *([chunk.dictionary_page_offset] if chunk.has_dictionary_page else [])]
-    with open(path, "rb") as file:
-        file.seek(min(starts))
-        header = file.read(32)
-    try:
-        # A struct of Thrift's compact protocol, whose first fields are three numbers: what kind of page it is, and its
-        # bytes unpacked and as they are.
-        kind, place = _number(header, 0)
-        length, _ = _number(header, place)
-    except (IndexError, ValueError):
-        return chunk.total_uncompressed_size  # written in an odd way: a closer look
-    return length if kind == _DICTIONARY_PAGE else 0
-
-
-def _number(data: bytes, place: int) -> tuple[int, int]:
-    """The 32-bit number of a field in Thrift's compact protocol, and the place behind it."""
-    if data[place] != 0x15:
-        raise ValueError
-    value = shift = 0
-    while True:
-        place += 1
-        value |= (data[place] & 0x7F) << shift
-        shift += 7
-        if data[place] < 0x80:
-            return value >> 1, place + 1  # of zigzag numbers these are not negative
+    size, unpacked, most = path.stat().st_size, 0, {}
+    rows, chunks = parquet_footer.chunks_of(path)
+    if 8 * rows > most_held(size):
+        raise too_much(where, size, most_held(size), f"counts {rows:,} rows, which take", _REMEDY)
+    for chunk in chunks:
+        if chunk.root not in columns:
+            continue
+        unpacked += max(chunk.unpacked, chunk.width)
+        if unpacked > most_unpacked(size):
+            raise too_much(where, size, most_unpacked(size), f"unpacks, up to its column '{chunk.path}', to", _REMEDY)
+        most[chunk.path] = most.get(chunk.path, 0) + chunk.values * chunk.width
+        if chunk.kind == parquet_footer.FIXED_LENGTH and most[chunk.path] > most_held(size):
+            raise too_much(where, size, most_held(size), f"holds in its column '{chunk.path}'", _REMEDY)
+    return [name for name, taken in most.items() if taken > closer]
 
 
 def check_messages(source, size: int, where: str, first: int) -> None:
@@ -173,7 +135,7 @@ def _leaves(array, column: str) -> Iterator[int]:
         yield from _leaves(values, column)
         if str(values.type) in ("string", "large_string", "binary", "large_binary"):
             lengths = compute.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False)
-            rows = array.indices.drop_null().to_numpy(zero_copy_only=False)
+            rows = array.indices.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
             yield int(lengths[rows].sum(dtype=np.int64))
         elif not pyarrow.types.is_primitive(values.type):
             raise UserError(f"{column} of {kind}, which is not read; write it without dictionaries of nested values.")

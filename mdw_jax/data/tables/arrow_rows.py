@@ -10,6 +10,7 @@ from mdw_jax.errors import UserError
 
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 """The first bytes of these files."""
+_DAMAGED = (OSError, ValueError, NotImplementedError, LookupError)  # what pyarrow raises on damaged files
 _CLOSER = 2**26  # bytes that a column of Parquet may become without being watched
 _ROWS = 4096  # that exist as objects of Python at a time
 
@@ -19,7 +20,7 @@ def column_types(path: Path, where: str) -> dict[str, str]:
     try:
         with _open(path, where) as batches:
             return {field.name: str(field.type) for field in batches.schema}
-    except (OSError, ValueError) as error:
+    except _DAMAGED as error:
         raise _unreadable(where, error) from None
 
 
@@ -40,7 +41,7 @@ def rows(path: Path, where: str, *columns: str) -> Iterator[tuple[int, dict]]:
                     for row in batch.slice(first, _ROWS).to_pylist():
                         number += 1
                         yield number, row
-    except (OSError, ValueError) as error:
+    except _DAMAGED as error:
         raise _unreadable(where, error) from None
 
 
@@ -54,7 +55,7 @@ def check(path: Path, where: str) -> None:
         with _open(path, where) as batches:
             for _ in batches.read(batches.schema.names, expanding=True):
                 pass
-    except (OSError, ValueError) as error:
+    except _DAMAGED as error:
         raise _unreadable(where, error) from None
 
 
@@ -81,12 +82,12 @@ class _open:
             self.schema = self._file.schema_arrow
         else:
             self._source = pyarrow.memory_map(str(path))
-            arrow_budget.check_messages(self._source, path.stat().st_size, where, 8 if start == ARROW_FILE else 0)
-            self._source.seek(0)
-            opened = pyarrow.ipc.open_file if start == ARROW_FILE else pyarrow.ipc.open_stream
-            self._file = opened(self._source)
+            # An Arrow file is a stream behind eight bytes, and an index. Read as the stream, it holds what was checked.
+            first = 8 if start == ARROW_FILE else 0
+            arrow_budget.check_messages(self._source, path.stat().st_size, where, first)
+            self._source.seek(first)
+            self._file = pyarrow.ipc.open_stream(self._source)
             self.schema = self._file.schema
-            self._by_number = start == ARROW_FILE
 
     def read(self, columns: list[str], expanding: bool = False) -> Iterator:
         """Record batches of these columns, or of those among them that may be far more than is stored.
@@ -103,7 +104,7 @@ class _open:
         if self._parquet:
             # Images, which are not gone through twice, have small dictionaries, if any.
             closer = most_held(self._path.stat().st_size) if expanding else _CLOSER
-            packed = arrow_budget.dictionary_columns(self._file, self._path, self._where, columns, closer)
+            packed = arrow_budget.dictionary_columns(self._path, self._where, columns, closer)
             if packed:
                 import pyarrow.parquet
 
@@ -111,10 +112,11 @@ class _open:
                 self._file = pyarrow.parquet.ParquetFile(self._path, read_dictionary=packed)
             if packed or not expanding:
                 yield from self._file.iter_batches(_ROWS, columns=packed if expanding else columns)
-        elif self._by_number:
-            yield from (self._file.get_batch(n).select(columns) for n in range(self._file.num_record_batches))
         else:
-            yield from (batch.select(columns) for batch in self._file)
+            for batch in self._file:
+                chosen = batch.select(columns)
+                chosen.validate(full=True)  # offsets of a damaged file lead anywhere in the memory
+                yield chosen
 
     def __enter__(self) -> "_open":
         return self
