@@ -7,11 +7,13 @@ of a holder that died.
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import re
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -25,7 +27,10 @@ RENEWED_EVERY = 5.0  # seconds
 _DEAD_AFTER = 4 * RENEWED_EVERY  # seconds without renewal
 _HOLDER = "process {} on {}"  # the first line of the file while it is held; "left by" stands before it afterwards
 _SHARED = " (shares)"
-_NAMED = re.compile(r"(left by )?process (\d+) on (\S+)( \(shares\))?\n")
+_NAMED = re.compile(r"(left by )?process (\d+) on (\S+)( \(shares\))?")
+# One line, or several where processes that share wrote their names at the same moment.
+_OWN = re.compile(rf"({_NAMED.pattern}\n)+")
+_MOST = 10_000  # characters of a lock that are read
 _log = logging.getLogger(__name__)
 
 
@@ -50,13 +55,14 @@ def hold_run_directory(directory, shared: bool = False) -> Iterator[None]:
         raise UserError(f"cannot make the run directory '{directory}' ({error.strerror}); set run.dir elsewhere."
                         ) from None
     try:
-        file = open(directory / ".lock", "a+", opener=_not_a_link)
+        file = open(directory / ".lock", "a+", encoding="utf-8", errors="replace", opener=_not_a_link)
     except OSError as error:
         raise UserError(f"cannot write in the run directory '{directory}' ({error.strerror}); set run.dir elsewhere."
                         ) from None
     with file:
+        _refuse_foreign(file, directory)
         if not _acquire(file, shared, directory):
-            holder = _content(file).strip().removesuffix(_SHARED).removeprefix("left by ") or "another process"
+            holder = _last_line(file).removesuffix(_SHARED).removeprefix("left by ") or "another process"
             raise UserError(f"the run directory '{directory}' is in use by {holder}; wait for it, or set run.dir to "
                             "another directory (sweeps share one if all are given --shard).")
         name = _HOLDER.format(os.getpid(), socket.gethostname())
@@ -68,17 +74,35 @@ def hold_run_directory(directory, shared: bool = False) -> Iterator[None]:
 
 
 def _not_a_link(path: str, flags: int) -> int:
-    """Open a file that is written to; a link, in a folder that a stranger made, could lead to any file of the user's."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """Open a file that is written to; a link, in a folder that a stranger made, could lead to any file of the user's.
+
+    Nor may it be a pipe, which has no content, or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, ".lock in it is not a file")
+    return descriptor
 
 
 def is_run_lock(path) -> bool:
     """Whether a file is the lock of a run directory, held or not: other programs have files of that name too."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return _NAMED.fullmatch(file.read(1000)) is not None
+            return _OWN.fullmatch(file.read(_MOST)) is not None
     except OSError:
         return False
+
+
+def _refuse_foreign(file, directory: Path) -> None:
+    """Raises UserError where an open file, the lock by its name, holds what `hold_run_directory` never wrote.
+
+    An empty one is taken: a process that is killed before it has written its name leaves it.
+    """
+    content = _content(file)
+    if content and not _OWN.fullmatch(content):
+        raise UserError(f"'{directory / '.lock'}' belongs to another program, and was left as it is; set run.dir to a "
+                        "directory of its own, or remove that file if nothing needs it.")
 
 
 def _acquire(file, shared: bool, directory: Path) -> bool:
@@ -119,7 +143,7 @@ def _held_without_lock(file, shared: bool, directory: Path, locks: bool = True) 
         directory: the run directory.
         locks: whether the system's lock works among the processes of this host.
     """
-    named = _NAMED.fullmatch(_content(file))
+    named = _NAMED.fullmatch(_last_line(file))
     if named is None or named[1] or (shared and named[4]):
         return False
     if named[3] == socket.gethostname():
@@ -175,7 +199,12 @@ def _renewed(file) -> Iterator[None]:
 
 def _content(file) -> str:
     file.seek(0)
-    return file.read(1000)
+    return file.read(_MOST)
+
+
+def _last_line(file) -> str:
+    """Who holds an open lock, or did: of several that share, the last."""
+    return _content(file).rstrip("\n").rpartition("\n")[2]
 
 
 def _write(file, text: str) -> None:

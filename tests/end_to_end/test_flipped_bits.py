@@ -108,7 +108,8 @@ class Readers:
     def report(self):
         """All that pages and `open_run` show."""
         run = open_run(self.folder)
-        found = [run.config, run.environment, run.summary]
+        # The commit has "-dirty" from the moment on at which somebody edits a file of the checkout.
+        found = [run.config, {name: value for name, value in run.environment.items() if name != "commit"}, run.summary]
         for preset in run.presets:
             found += [preset.rows, preset.metadata, preset.experts, [str(path) for path in preset.trajectory_directories]]
             if preset.has_sets:

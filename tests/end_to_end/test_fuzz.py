@@ -1,6 +1,7 @@
 """Every reader on thousands of damaged files: one sentence or a result, never a traceback (slow).
 
-MDW_FUZZ=5000 sets how many mutations of each kind are tried; each is named by its number, so that it can be made again.
+MDW_FUZZ=5000 sets how many mutations of each kind are tried; each is named by its number, so that it can be made again,
+and MDW_FUZZ_FROM=1200 goes on at that number.
 """
 
 import contextlib
@@ -33,7 +34,8 @@ from mdw_jax.models.text.encoder import load_text_encoder
 from mdw_jax.models.text.precomputed import precomputed_features
 from mdw_jax.models.weights.hub import read_tensors
 
-COUNT = int(os.environ.get("MDW_FUZZ", "60"))
+COUNT, FIRST = (int(os.environ.get(name, default)) for name, default in (("MDW_FUZZ", "60"), ("MDW_FUZZ_FROM", "0")))
+_EVERY = 500  # mutations after which it is said how far a kind is
 PAIRS = scenes(train=12, val=4, test=4, size=16, captions_per_image=1)
 
 
@@ -186,7 +188,7 @@ KINDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files_are_one_sentence_or_a_result(kind, tmp_path):
+def test_damaged_files_are_one_sentence_or_a_result(kind, tmp_path, capsys):
     make, read = KINDS[kind]
     source, folder = tmp_path / "source", tmp_path / "data"
     source.mkdir()
@@ -196,7 +198,10 @@ def test_damaged_files_are_one_sentence_or_a_result(kind, tmp_path):
     whole = [path for path in files if path.suffix not in (".jpg", ".jpeg")] if kind != "images" else files
     shutil.copytree(source, folder)
     found = []
-    for n in range(COUNT):
+    for n in range(FIRST, COUNT):
+        if n % _EVERY == 0 and n > FIRST:
+            with capsys.disabled():
+                print(f"{kind}: {n} of {COUNT} mutations, {len(found)} tracebacks so far", flush=True)
         place = whole[n % len(whole)]
         (folder / place).write_bytes(mutated((source / place).read_bytes(), f"{kind} {n}"))
         try:
@@ -209,5 +214,7 @@ def test_damaged_files_are_one_sentence_or_a_result(kind, tmp_path):
         except Exception as error:  # what a user would see as a traceback
             found.append(f"{kind} {n}, {place}: {type(error).__name__}: {str(error)[:200]}")
         shutil.copy(source / place, folder / place)
-    print(f"{kind}: {COUNT} mutations, {len(found)} tracebacks")
+    if COUNT > _EVERY:
+        with capsys.disabled():
+            print(f"{kind}: {COUNT - FIRST} mutations, {len(found)} tracebacks", flush=True)
     assert not found, "\n".join(found[:20])

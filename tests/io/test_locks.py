@@ -178,3 +178,46 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
         with hold_run_directory(tmp_path / "run"):
             pass
     assert (tmp_path / "mine").read_text() == "of the user"
+
+
+@pytest.mark.parametrize("content", [
+    b"12345", b"process 7 on host", b"\xff\x00 of an editor\n", b"process 7 on host\n12345\n",
+    b"process 7 on host\n" * 10_000])
+def test_a_lock_of_another_program_is_left_as_it_is(tmp_path, content):
+    path = tmp_path / ".lock"
+    path.write_bytes(content)
+    for shared in (False, True):
+        with pytest.raises(UserError, match=r"/\.lock' belongs to another program, and was left as it is; set run.dir"):
+            with hold_run_directory(tmp_path, shared):
+                pass
+    assert path.read_bytes() == content and [one.name for one in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match="cannot write in the run directory .*is not a file"):
+        with hold_run_directory(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("content", ["", "process 7 on host (shares)\nprocess 8 on host (shares)\n",
+                                     "left by process 7 on host\n"])
+def test_what_a_kill_leaves_of_our_own_is_taken(tmp_path, content):
+    path = tmp_path / ".lock"
+    path.write_text(content)
+    os.utime(path, (1, 1))
+    with hold_run_directory(tmp_path):
+        assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    assert is_run_lock(path)
+
+
+def test_the_last_of_several_lines_says_who_holds_it(tmp_path, monkeypatch):
+    """Two that share may empty the file one after the other, and then write."""
+    monkeypatch.setattr(run_lock, "RENEWED_EVERY", 0.1)
+    path = tmp_path / "run" / ".lock"
+    other_host(path, 0, "process 7 on elsewhere (shares)\nprocess 8 on elsewhere (shares)\n")
+    assert is_run_lock(path)
+    threading.Timer(0.3, os.utime, (path,)).start()
+    with pytest.raises(UserError, match="in use by process 8 on elsewhere;"):
+        with hold_run_directory(path.parent):
+            pass
