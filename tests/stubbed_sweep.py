@@ -4,12 +4,14 @@
 
 Parts 0 and 1 of 2 run at once, each in a fork of this process, for most of the time would else go into imports. A part
 that is killed is begun again, and after KILLS kills both go to their end. Everything but the stages of a cell is the
-program's own: command line, locks, records of cells, sweep.csv. Some cells fail when they are first tried. Prints a JSON
+program's own: command line, locks, records of cells, sweep.csv; the grid is resolved once for all parts. Some cells fail when they are first tried. Prints a JSON
 of where the kills landed; exits with 1 where a file is not what it must be after a kill.
 """
 
 import collections
+import contextlib
 import csv
+import io
 import json
 import mmap
 import os
@@ -138,8 +140,17 @@ def seeds_of(folder: Path) -> list[int]:
     return [int(row["run.seed"]) for row in rows]
 
 
+def resolve_once(folder: Path, cells: int) -> None:
+    """Resolve the grid, which takes seconds for hundreds of cells, before the forks."""
+    function, found = sweep.grid, []
+    sweep.grid = lambda config, axes: found[0] if found else found.append(function(config, axes)) or found[0]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([*command(folder, cells, None), "--dry-run"]) == 0 and len(found[0]) == cells
+
+
 def work(folder: Path, cells: int, kills: int, seed: int) -> dict:
     """Both parts, to their end; where kills landed, and how often a part ended because cells failed."""
+    resolve_once(folder, cells)
     draw, landed, failed = random.Random(seed), collections.Counter(), 0
     at = mmap.mmap(-1, PARTS)
     parts: list[Part | None] = [Part(folder, cells, number, at) for number in range(PARTS)]

@@ -4,7 +4,15 @@
 `options.py`. Most of these also take `module:function`, see docs/extending.md.
 """
 
-from ml_collections import ConfigDict
+import functools
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+
+@functools.cache
+def defaults() -> FrozenConfigDict:
+    """`base()` to look values up in: it is made once, for that takes 10 ms, and checks of a sweep do it for each cell."""
+    return FrozenConfigDict(base())
 
 
 def base() -> ConfigDict:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mdw_jax.config.defaults import base
+from mdw_jax.config.defaults import defaults
 from mdw_jax.config.loading import has_type_of, type_in_words
 from mdw_jax.config.noise import default_protocol
 from mdw_jax.config.plugins import is_path
@@ -62,15 +62,15 @@ def _check_experts(preset: str, spec: PresetSpec, config: ConfigDict) -> None:
 
 def _check(preset: str, overrides: Mapping[str, Any]) -> None:
     """Raises UserError for a key that a preset cannot override, or a value of another type."""
-    defaults = flat(base())
+    known = flat(defaults())
     for key, value in overrides.items():
-        if key not in defaults:
+        if key not in known:
             raise UserError(f"the preset '{preset}' overrides '{key}', which is not a config key; `mdw config` lists "
                             "all keys.")
         _refuse_shared(f"the preset '{preset}' overrides '{key}'", key)
-        if not has_type_of(defaults[key], value):
+        if not has_type_of(known[key], value):
             raise UserError(f"the preset '{preset}' sets {key} to {value!r}, but it must be "
-                            f"{type_in_words(defaults[key])}; change the preset.")
+                            f"{type_in_words(known[key])}; change the preset.")
 
 
 def _refuse_shared(beginning: str, key: str) -> None:
@@ -93,7 +93,7 @@ def _parse(entry: str) -> _Override:
     name, at, budget = name.partition("@")
     section, _, leaf = key.partition(".")
     try:
-        default = base()[section][leaf]
+        default = defaults()[section][leaf]
         value = {"true": True, "false": False}[text] if isinstance(default, bool) else type(default)(text)
         least = int(budget) if at else 0
         if isinstance(default, tuple) or not (name in PRESETS or is_path(name)):

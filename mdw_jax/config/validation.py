@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mdw_jax.config.defaults import base
+from mdw_jax.config.defaults import defaults
 from mdw_jax.config.noise import fill_in_noise
 from mdw_jax.config.options import (
     CHOICES,
@@ -107,9 +107,9 @@ def refuse_unused(section: str, values: Mapping[str, Any], key: str, noun: str, 
     Raises:
         UserError: a setting differs from its default and is not taken.
     """
-    defaults, taken = base()[section], set(taken)
-    for name in defaults if candidates is None else candidates:
-        if name not in taken and values[name] != defaults[name]:
+    known, taken = defaults()[section], set(taken)
+    for name in known if candidates is None else candidates:
+        if name not in taken and values[name] != known[name]:
             raise UserError(f"{section}.{name} is set, but the {noun} '{values[key]}' does not take it; leave it out, "
                             f"or choose another {section}.{key}.")
 
@@ -170,7 +170,7 @@ def _check_data(config: ConfigDict) -> None:
     data = config.data
     _require(not data.captions or config.text.encoder != "precomputed", "data.captions changes the captions, and "
              "features from a file would not follow; set text.encoder to bow or transformer.")
-    _require(data.captions or data.captions_rate == base().data.captions_rate, "data.captions_rate is set, but "
+    _require(data.captions or data.captions_rate == defaults().data.captions_rate, "data.captions_rate is set, but "
              "data.captions is empty, so no caption changes; set data.captions to generic or truncated.")
 
 
@@ -185,12 +185,12 @@ def _check_model(config: ConfigDict) -> None:
     model = config.model
     _require(model.patches and model.widths, "model.patches or model.widths is empty; give one of each for every "
              "stage, such as 4,2,2 and 64,128,128.")
-    _require(model.pretrain_epochs or model.pretrain_images == base().model.pretrain_images, "model.pretrain_images "
+    _require(model.pretrain_epochs or model.pretrain_images == defaults().model.pretrain_images, "model.pretrain_images "
              "is set, but model.pretrain_epochs is 0, so nothing is pretrained; set it too.")
     own = TOWER_SETTINGS.get(model.tower, ())  # a tower from outside the package takes none
     students = [name for name in TOWER_SETTINGS.get(config.evaluate.tower, ()) if name != "weights"]
     refuse_unused("model", model, "tower", "tower", [*own, *students], _all(TOWER_SETTINGS))
-    _require(model.feature_dtype == base().model.feature_dtype or "projection" in (
+    _require(model.feature_dtype == defaults().model.feature_dtype or "projection" in (
         model.mode, config.evaluate.mode if config.evaluate.tower else ""),
              "model.feature_dtype is of features of images, and model.mode=full has none; leave it out.")
 
@@ -275,7 +275,7 @@ def check_starts(config: ConfigDict) -> None:
     for key, value, settings in (("init", PROTOTYPES, ("prototype_steps", "prototype_lr")),
                                  ("correspondence_init", "experts", ("correspondence_tau", "correspondence_teacher"))):
         if value not in {d[key], *(spec.overrides.get(f"distill.{key}") for spec in specs)}:
-            changed = [name for name in settings if d[name] != base().distill[name]]
+            changed = [name for name in settings if d[name] != defaults().distill[name]]
             _require(not changed, f"distill.{''.join(changed[:1])} is set, but nothing uses it: it belongs to "
                      f"distill.{key}={value}; leave it out, or set that.")
 

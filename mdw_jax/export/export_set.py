@@ -12,6 +12,7 @@ In the directory of an export, depending on its formats:
     train.py                       a PyTorch program that does it, with captions.py, checks.py and photos.py (these beside
                                    distilled.safetensors alone)
     README.md                      the dataset card
+    SHA256SUMS                     the sha256 of every file, as `sha256sum -c` takes it
     card.json                      facts about the set (written last: without it the export is not finished)
 
 No file name is taken from the data.
@@ -28,9 +29,8 @@ from mdw_jax.export.dataset_card import dataset_card
 from mdw_jax.export.formats import FORMATS, NearestCaptions, import_pyarrow, is_image_set, png_loss
 from mdw_jax.export.student_text import about_set
 from mdw_jax.export.training import TRAINING_FILES, Training, training_files
-from mdw_jax.io.checksums import SUMS
+from mdw_jax.io.checksums import SUMS, write_all_listed, write_listed_json
 from mdw_jax.io.distilled_set import CARD, DistilledSet, byte_budget, save_distilled, tensor_file
-from mdw_jax.io.files import write_atomically, write_json
 from mdw_jax.method.losses import distillation_loss_entry
 from mdw_jax.runtime.processes import is_main
 
@@ -82,12 +82,11 @@ def export_set(path, distilled: DistilledSet, nearest: NearestCaptions, card: di
     files[README] = dataset_card(distilled, card, real, training).encode()
     if is_main():
         _remove_export(directory)
-    for name, data in files.items():
-        write_atomically(directory / name, data)
+    write_all_listed(directory, files)
     if "safetensors" in formats:
         save_distilled(directory, distilled, card)
     else:
-        write_json(directory / CARD, card)
+        write_listed_json(directory / CARD, card)
 
 
 def check_settings(formats: Sequence[str], license: str) -> None:

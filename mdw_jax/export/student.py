@@ -1,7 +1,8 @@
-"""A trained student as two files: all that is needed to embed images and captions later.
+"""A trained student as two files, and their checksums: all that is needed to embed images and captions later.
 
     student.safetensors   weights, float32, in PyTorch's layout: "backbone.*", "image_head.*", "text_head.*"
     student.json          how to compute with them (below), the sha256 of the weights, and a description for people
+    SHA256SUMS            the sha256 of both
 
 student.json, written last:
 
@@ -18,7 +19,6 @@ student.json, written last:
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,10 +36,12 @@ from mdw_jax.data.decoding import decode, reason, threads
 from mdw_jax.errors import UserError
 from mdw_jax.export.backbone import SELF_CONTAINED, layout_of, named_tensors, params_from, tower_from
 from mdw_jax.export.captions import caption_encoder
-from mdw_jax.io.files import read_json, write_atomically, write_json
+from mdw_jax.io.checksums import read_verified_json, write_all_listed
+from mdw_jax.io.files import json_bytes
 from mdw_jax.models.dual_encoder import DualEncoder, dual_encoder
 from mdw_jax.models.embedding import compiled_inputs
 from mdw_jax.runtime.mesh import jitted
+from mdw_jax.runtime.processes import is_main
 
 WEIGHTS, RECORD = "student.safetensors", "student.json"
 FORMAT = "mdw_jax.student.1"
@@ -203,10 +205,11 @@ def write_student(path, tensors: Mapping[str, np.ndarray], image: dict, text: di
     directory, data = Path(path), save(dict(tensors))
     record = {"format": FORMAT, "file": WEIGHTS, "sha256": hashlib.sha256(data).hexdigest(), "image": image, "text": text,
               "dim": dim, "tau": tau, "about": dict(about)}
-    json.dumps(record)  # one that JSON cannot hold must fail before an old student is touched
-    (directory / RECORD).unlink(missing_ok=True)
-    write_atomically(directory / WEIGHTS, data)
-    return write_json(directory / RECORD, record)
+    described = json_bytes(record)  # one that JSON cannot hold must fail before an old student is touched
+    if is_main():
+        (directory / RECORD).unlink(missing_ok=True)
+    write_all_listed(directory, {WEIGHTS: data, RECORD: described})
+    return directory / RECORD
 
 
 def load_student(path, *, weights: str | None = None, text_encoder: str | None = None) -> Student:
@@ -255,7 +258,7 @@ def _head_params(model: DualEncoder, tensors) -> dict:
 def _read(directory: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """The record and the tensors of a student, whose sha256 agrees."""
     try:
-        record = read_json(directory / RECORD)
+        record = read_verified_json(directory / RECORD)
         data = (directory / WEIGHTS).read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"'{directory}' holds no student ({Path(error.filename).name} is missing); give the directory that "

@@ -42,8 +42,8 @@ from mdw_jax.config.sections import fields
 from mdw_jax.errors import UserError
 from mdw_jax.export.backbone import SELF_CONTAINED, layout_of, named_tensors
 from mdw_jax.export.templates.checks import InputError, captions_digest, check_files, check_record, check_texts
+from mdw_jax.io.checksums import read_verified_json
 from mdw_jax.io.distilled_set import TENSORS, DistilledSet
-from mdw_jax.io.files import read_json
 from mdw_jax.io.scores import METRICS
 from mdw_jax.method.student_schedule import schedule_of
 from mdw_jax.method.students import Protocol
@@ -219,7 +219,7 @@ def load_training(path) -> Training:
     """
     directory = Path(path)
     try:
-        record = read_json(directory / RECORD)
+        record = read_verified_json(directory / RECORD)
     except FileNotFoundError:
         raise UserError(f"'{directory}' has no {RECORD}, which says how its students are trained: an earlier version of "
                         "mdw-jax exported it; export the set again.") from None

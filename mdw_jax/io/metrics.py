@@ -9,9 +9,13 @@
 Rows are appended as they come, and no row comes twice: a run that was killed and repeats some steps recognizes the rows
 it already has. The other writers get the rows that are new in the CSV or, if they are used for the first time, all rows
 that the stage still knows.
+
+`.metrics.csv.sha256` is there while nobody appends. It is not in SHA256SUMS, whose writers hold another lock.
 """
 
 import contextlib
+import hashlib
+import logging
 import os
 import secrets
 import time
@@ -21,12 +25,15 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mdw_jax.errors import UserError
+from mdw_jax.io.checksums import DamagedError
 from mdw_jax.io.files import digest, write_atomically
 from mdw_jax.io.locks import locked
 from mdw_jax.runtime.processes import is_main
 
 FILE, COLUMNS = "metrics.csv", ("stage", "name", "step", "metric", "value")
 _DAMAGED = "surrogateescape"  # bytes that are no text are kept as they are
+_TRIES, _PAUSE = 4, 0.05  # a reader may meet the file and its sha256 of two moments
+_LOG = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -73,6 +80,7 @@ def open_metrics(config: ConfigDict, directory: Path, factories: Sequence[Writer
             writers.append(factory(config, run_directory, name))
             stack.callback(writers[-1].close)
         metrics = _CsvAndOthers(run_directory / FILE, name, writers)
+        stack.callback(_seal, run_directory / FILE)
         stack.callback(metrics.replace_changed_rows)
         metrics.close = stack.pop_all().close  # type: ignore[method-assign]
     return metrics
@@ -104,6 +112,7 @@ class _CsvAndOthers(MetricsWriter):
         with _open_csv(self.path) as file:
             file.seek(0)
             rows = [tuple(line.decode(errors=_DAMAGED).rstrip("\n").split(",")) for line in file]
+            _digest_file(self.path).unlink(missing_ok=True)
             write_atomically(self.path, b"".join(_line((*row[:-1], self.changed.get(row[:-1], row[-1])))
                                                  for row in rows))
 
@@ -118,6 +127,7 @@ def _open_csv(path: Path) -> Iterator:
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
         if not file.seek(0, os.SEEK_END):
+            _digest_file(path).unlink(missing_ok=True)  # of a file that somebody deleted
             file.write(_line(COLUMNS))
         yield file
 
@@ -126,9 +136,50 @@ def _line(cells: Sequence[str]) -> bytes:
     return (",".join(cells) + "\n").encode(errors=_DAMAGED)
 
 
+def read_metrics(path: Path) -> bytes:
+    """What metrics.csv holds.
+
+    Raises:
+        OSError: it cannot be read.
+        DamagedError: it is not as it was when the last writer closed it, and nobody has appended since.
+    """
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_PAUSE)
+        data = path.read_bytes()
+        try:
+            if _digest_file(path).read_bytes() == _digest_line(path, data):
+                return data
+        except OSError:  # somebody appends, or was killed while it did, or an earlier version wrote it
+            return data
+    raise DamagedError(f"it does not fit {_digest_file(path).name} beside it: it was edited, or one of the two is damaged")
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _digest_line(path: Path, data: bytes) -> bytes:
+    """As `sha256sum` writes it, and `sha256sum -c` takes it."""
+    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()
+
+
+def _seal(path: Path) -> None:
+    """Keep the sha256 of the CSV until somebody appends to it."""
+    with _open_csv(path) as file:
+        file.seek(0)
+        write_atomically(_digest_file(path), _digest_line(path, file.read()))
+
+
 def _rows_of(path: Path, name: str) -> dict[tuple, str]:
     """{(stage, name, step, metric): value} of one name."""
     with _open_csv(path) as file:
+        try:
+            read_metrics(path)
+        except DamagedError as error:
+            _LOG.warning("'%s' is damaged (%s): its curves may be wrong, no score is; delete it to have those alone that "
+                         "are still to come.", path, error)
+            _digest_file(path).unlink(missing_ok=True)  # it is said once
         file.seek(0)
         rows = (line.decode(errors=_DAMAGED).rstrip("\n").split(",") for line in file)
         return {tuple(row[:-1]): row[-1] for row in rows if len(row) == len(COLUMNS) and row[1] == name}
@@ -137,6 +188,7 @@ def _rows_of(path: Path, name: str) -> dict[tuple, str]:
 def _append(path: Path, rows: dict[tuple, str]) -> None:
     if rows:
         with _open_csv(path) as file:
+            _digest_file(path).unlink(missing_ok=True)
             file.write(b"".join(_line((*row, value)) for row, value in rows.items()))
 
 

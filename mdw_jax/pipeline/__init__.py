@@ -17,8 +17,8 @@ In the run directory:
     noise/  cache/                   noise draws; features of frozen encoders
     filter/<score>-<key>/            rows of the training pairs that a filter keeps, kept.npy; filter.json (last)
     experts/<recipe>-<key>/          trajectories net_00, ... and networks at their best epoch best_00, ...; log.jsonl;
-                                     division.npy; correct.npy; experts.json (written last); state-*.safetensors during
-                                     training
+                                     division.npy; correct.npy; experts.json (written last); state-*.safetensors and
+                                     teachers-*/ during training
     distilled/<preset>-<key>/set_<i>/
                                      metrics.jsonl; record.safetensors (images at a few steps); distilled.safetensors;
                                      card.json (written last); nearest.json (captions); scores-<split>-<key>.json;

@@ -1,7 +1,6 @@
 """Experts of a preset: train them, store what distillation, coresets and reports read."""
 
 import contextlib
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,8 @@ def experts_stage(run: PresetRun, prepared: Prepared) -> dict:
         if record is None:
             require_training(f"the experts of the preset {run.name} are")
             record = _train(run, prepared)
+        else:
+            ExpertCheckpointer(run.experts).clear_after_kill(record)
         estimate = run.noise.true_rate is None or run.config.noise.estimate
         if estimate and run.filter is None and record["rate"]["estimated"] is None:
             require_training(f"the networks that estimate the noise rate of the preset {run.name} are")
@@ -100,12 +101,36 @@ class ExpertCheckpointer(Checkpointer):
     def clear(self) -> None:
         """Remove all states and teachers' embeddings, once every process has the record that replaces them."""
         barrier()
-        shutil.rmtree(self.folder(), ignore_errors=True)
+        _remove(self.folder())
         for path in self._experts.path.glob("state-*.safetensors") if is_main() else ():
             path.unlink(missing_ok=True)
 
+    def clear_after_kill(self, record: dict) -> None:
+        """Remove what is left where a process was killed right after it had written `record`, the last of the stage.
+
+        That is also what processes left that there are no more, but not what an estimation of the noise rate goes on from.
+        """
+        if not is_main():
+            return
+        for path in self._experts.path.glob("teachers-*"):
+            _remove(path)
+        estimated = isinstance(record["rate"], dict) and record["rate"].get("estimated") is not None
+        for path in self._experts.path.glob("state-*.safetensors"):
+            if estimated or not path.name.startswith("state-rate-"):
+                with contextlib.suppress(OSError):  # a run that can only be read
+                    path.unlink(missing_ok=True)
+
     def _path(self, name: str) -> Path:
         return self._experts.path / f"state-{name.replace(' ', '-')}.safetensors"
+
+
+def _remove(folder: Path) -> None:
+    """Remove a directory of teachers' embeddings, but for what somebody else put there."""
+    for path in () if folder.is_symlink() else folder.glob("*.npy"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    with contextlib.suppress(OSError):  # it is not empty, or not there
+        folder.rmdir()
 
 
 def _train(run: PresetRun, prepared: Prepared) -> dict:

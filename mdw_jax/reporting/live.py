@@ -4,6 +4,7 @@ Imports neither jax nor matplotlib, so that it can be made anew every few second
 """
 
 import csv
+import io
 import time
 from collections.abc import Mapping
 from html import escape
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import read_json
-from mdw_jax.io.metrics import COLUMNS, FILE
+from mdw_jax.io.checksums import DamagedError, read_verified_json
+from mdw_jax.io.metrics import COLUMNS, FILE, read_metrics
 from mdw_jax.reporting import html, svg
 from mdw_jax.reporting.run_list import is_in_use, state
 
@@ -42,13 +43,13 @@ def live_page(path: Path, script: str = "", note: str = "") -> str:
     Returns:
         HTML.
     """
-    curves = read_curves(path)
+    curves, damage = _curves_and_damage(path)
     config = _config(path)
     charts = [chart for stage, shown in _CHARTS.items() for chart in _charts_of(stage, shown, curves)]
     since = "since it was begun" if is_in_use(path) else "from its beginning to its last sign of life"
     tiles = html.tiles([(_age(_seconds(path)), since), *_tiles(config, curves)])
     about = f"Data {config['data']['name']}; presets {', '.join(config['run']['presets'])}." if config else ""
-    sentences = [sentence for sentence in (_sentence(path), note, about) if sentence]
+    sentences = [sentence for sentence in (_sentence(path), note, damage, about) if sentence]
     top = f'<div class="verdict">{html.paragraphs(sentences)}</div>\n{tiles}'
     drawn = f'<div class="charts">{"".join(charts)}</div>' if charts else "<p>Nothing has three points yet.</p>"
     return html.page(f"{path.resolve().name}: {state(path)}", top, [
@@ -58,25 +59,37 @@ def live_page(path: Path, script: str = "", note: str = "") -> str:
     ], script=script)
 
 
+def _curves_and_damage(path: Path) -> tuple[dict[tuple[str, str, str], Curve], str]:
+    """The curves of a run; and, where metrics.csv is damaged, none and a sentence."""
+    try:
+        return read_curves(path), ""
+    except DamagedError as error:
+        return {}, (f"{FILE} is damaged ({error}); its curves are left out. The scores do not depend on it; delete the "
+                    f".{FILE}.sha256 beside it to see what it holds.")
+
+
 def read_curves(path: Path) -> dict[tuple[str, str, str], Curve]:
     """What metrics.csv of a run holds so far; {} where there is none yet. Rows that are being written are left out.
 
     Returns:
         {(stage, directory, metric): its values}; a stage is "experts" or "distill", and values of several networks of a
         directory are averaged, as in the report.
+
+    Raises:
+        DamagedError: the file is not as it was written.
     """
     sums: dict[tuple[str, str, str], dict[int, list[float]]] = {}
     try:
-        with open(path / FILE, newline="", encoding="utf-8", errors="replace") as file:
-            for row in csv.reader(file):
-                if len(row) != len(COLUMNS):
-                    continue
-                stage, name, step, metric, value = row
-                stage = stage.partition("/")[0]
-                try:
-                    sums.setdefault((stage, name, metric), {}).setdefault(int(step), []).append(float(value))
-                except ValueError:  # the header, or half a row
-                    continue
+        text = read_metrics(path / FILE).decode(errors="replace")
+        for row in csv.reader(io.StringIO(text, newline="")):
+            if len(row) != len(COLUMNS):
+                continue
+            stage, name, step, metric, value = row
+            stage = stage.partition("/")[0]
+            try:
+                sums.setdefault((stage, name, metric), {}).setdefault(int(step), []).append(float(value))
+            except ValueError:  # the header, or half a row
+                continue
     except (OSError, csv.Error):
         return {}
     return {key: Curve(sorted(steps), [sum(steps[n]) / len(steps[n]) for n in sorted(steps)])
@@ -140,7 +153,7 @@ def _sentence(path: Path) -> str:
 
 def _config(path: Path) -> Mapping | None:
     try:
-        config = read_json(path / "config.json")
+        config = read_verified_json(path / "config.json")
         texts = [config["data"]["name"], *config["run"]["presets"]]
         known = all(isinstance(config[name], dict) for name in ("experts", "distill"))
         return config if known and all(isinstance(text, str) for text in texts) else None

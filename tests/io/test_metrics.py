@@ -13,6 +13,7 @@ import pytest
 from mdw_jax.config import base, resolve
 from mdw_jax.errors import UserError
 from mdw_jax.io import metrics
+from mdw_jax.io.checksums import DamagedError
 from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.sweep import grid
 
@@ -22,6 +23,11 @@ def config(folder, **watched):
     c.run.dir = str(folder)
     c.watch.update(watched)
     return c
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(metrics, "_PAUSE", 0)
 
 
 def opened(folder, name="distilled/mdw-1/set_0", **watched):
@@ -84,6 +90,37 @@ def test_damaged_bytes_are_no_traceback_and_the_number_is_written_again(tmp_path
     with opened(tmp_path) as writer:
         writer.write("distill", 0, {"loss": 1.0})
     assert (tmp_path / "metrics.csv").read_bytes() == whole
+
+
+def test_every_flipped_bit_is_found_once_nobody_appends(tmp_path, caplog):
+    path, seal = tmp_path / "metrics.csv", tmp_path / ".metrics.csv.sha256"
+    with opened(tmp_path) as writer:
+        writer.write("distill", 0, {"loss": 1.0})
+        assert not seal.exists()
+        with opened(tmp_path, "experts/dtcl-2"):  # another part of a sweep, which ends first
+            pass
+        assert metrics.read_metrics(path) == path.read_bytes() and seal.exists()
+        writer.write("distill", 1, {"loss": 0.5})
+        assert not seal.exists()
+    whole, sealed = path.read_bytes(), seal.read_bytes()
+    assert metrics.read_metrics(path) == whole
+    for changed in (path, seal):
+        good = changed.read_bytes()
+        for place in range(0, len(good), 7):
+            changed.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1:])
+            with pytest.raises(DamagedError, match=r"does not fit \.metrics\.csv\.sha256 beside it"):
+                metrics.read_metrics(path)
+        changed.write_bytes(good)
+    assert not caplog.records
+    path.write_bytes(whole.replace(b"1.0", b"9.0"))
+    for said in (1, 1):  # a run goes on, and says it once
+        with opened(tmp_path) as writer:
+            writer.write("distill", 2, {"loss": 0.25})
+        assert len(caplog.records) == said and "its curves may be wrong, no score is; delete it" in caplog.text
+    path.unlink()  # as the sentence says
+    with opened(tmp_path) as writer:
+        writer.write("distill", 3, {"loss": 0.125})
+    assert numbers(tmp_path) == [(3, "loss", 0.125)] and len(caplog.records) == 1 and seal.read_bytes() != sealed
 
 
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch):

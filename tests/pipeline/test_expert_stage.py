@@ -11,6 +11,7 @@ import pytest
 from mdw_jax.analysis.fairness.recall import preset_hits
 from mdw_jax.config import base, resolve
 from mdw_jax.config.sections import fields
+from mdw_jax.io.checksums import write_listed_json
 from mdw_jax.io.records import stored_array
 from mdw_jax.io.trajectory import open_trajectory, read_snapshot
 from mdw_jax.method.certificate import NO_CERTIFICATE, excess_risk_bound
@@ -68,6 +69,27 @@ def test_the_log_the_metrics_and_the_history_of_pairs(stage):
             for network in "AB"]
     np.testing.assert_allclose([network[-1] for network in record["val"]], best, rtol=1e-6)
     assert not list(run.experts.path.glob("state-*"))
+
+
+@pytest.mark.parametrize("estimated", [None, {"eta": 0.4}])
+def test_what_a_kill_after_the_record_left_is_removed(stage, estimated):
+    """The record is written, and then the states go: a kill in between, also of one of several processes."""
+    run, record, prepared = stage
+    path = run.experts.path
+    left = ["teachers-0/peers-0-image.npy", "teachers-1/closed-form-text.npy", "state-experts.safetensors"]
+    kept = ["teachers-0/notes.txt", "state-of-affairs.txt"]
+    of_the_rate = ["state-rate-a.safetensors"]  # an estimation goes on from it
+    for name in (*left, *kept, *of_the_rate):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).touch()
+    write_listed_json(path / "experts.json", {**record, "rate": {**record["rate"], "estimated": estimated}})
+    assert experts_stage(run, prepared)["rate"]["estimated"] == estimated
+    assert [name for name in (*left, *kept, *of_the_rate) if (path / name).exists()] == kept + of_the_rate * (not estimated)
+    assert not (path / "teachers-1").exists()
+    for name in (*kept, *of_the_rate):
+        (path / name).unlink(missing_ok=True)
+    (path / "teachers-0").rmdir()
+    write_listed_json(path / "experts.json", record)
 
 
 def squared(logits):

@@ -74,6 +74,10 @@ def test_the_page_of_a_run_that_goes_on_says_how_far_it_is(tmp_path):
     charts = [one["aria-label"] for one in reader.attributes("svg") if one.get("role") == "img"]
     assert charts == ["Experts. val r_mean, % by epoch. dtcl: 11 to 41",
                       "Matching loss. relative to the experts' movement by outer step. mdw, set 0: 2 to 1.8"]
+    (folder / ".metrics.csv.sha256").write_text("of another content")
+    paragraphs = Reader(live_page(folder)).text["p"]
+    assert paragraphs[1].startswith("metrics.csv is damaged (") and "Nothing has three points yet." in paragraphs
+    (folder / ".metrics.csv.sha256").unlink()  # as it says
     begin(folder, losses=2, epochs=2)
     assert "Nothing has three points yet." in live_page(folder)
     (folder / "metrics.csv").unlink()

@@ -1,10 +1,15 @@
-"""What a training.json must hold; `mdw train` and train.py check it alike. The standard library alone."""
+"""What a training.json must hold; `mdw train` and train.py check it alike. The standard library alone.
+
+And SHA256SUMS, the sha256 of the files beside it, as `sha256sum` writes and checks it; its last line, which is a comment to
+that program, is the sha256 of the lines above.
+"""
 
 import hashlib
 import math
 
 MOST_STEPS, LARGEST_STEP_SIZE, WIDEST, LARGEST_SIDE, SEEDS = 10**7, 1e6, 1 << 16, 4096, 1 << 63
 METRICS = (*(f"{side}@{k}" for side in ("IR", "TR") for k in (1, 5, 10)), "r_mean")
+SUMS, _LAST_LINE = "SHA256SUMS", "# sha256 of the lines above: "
 _MOST_PERCENT = 100 + 1e-4  # float32 rounds means of recalls
 
 
@@ -142,6 +147,43 @@ def _check(record, rules):
 def _shown(value):
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_listed(path):
+    """The bytes of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        InputError: SHA256SUMS beside it lists another content. A file that is not listed, as of earlier versions, is taken.
+    """
+    data = path.read_bytes()
+    text, lines = _read_sums(path.parent)
+    listed = [line[:64] for line in lines if line[66:] == path.name]
+    if text and hashlib.sha256(data).hexdigest() not in listed:
+        head, _, last = text.rpartition(_LAST_LINE)
+        if listed or last != _digest(head) + "\n":
+            raise InputError(f"it is not as it was written: {SUMS} beside it lists another sha256, or is damaged")
+    return data
+
+
+def list_files(directory, names):
+    """List the sha256 of files that were just written into SHA256SUMS beside them, with what it lists of other files."""
+    _, lines = _read_sums(directory)
+    listed = {line[66:]: line for line in lines if (directory / line[66:]).is_file()}
+    listed.update((name, f"{hashlib.sha256((directory / name).read_bytes()).hexdigest()}  {name}") for name in names)
+    head = "".join(f"{listed[name]}\n" for name in sorted(listed))
+    (directory / SUMS).write_bytes(f"{head}{_LAST_LINE}{_digest(head)}\n".encode())
+
+
+def _read_sums(directory):
+    """The text of SHA256SUMS in a directory, "" where there is none, and those of its lines that name a file."""
+    path = directory / SUMS
+    text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
+    return text, [line for line in text.split("\n") if line[64:66] in ("  ", " *")]
+
+
+def _digest(text):
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def captions_digest(captions):

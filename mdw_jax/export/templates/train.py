@@ -21,7 +21,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from captions import encode, read_captions  # beside this file
 from checks import METRICS as ALL_METRICS
-from checks import SEEDS, InputError, captions_digest, check_files, check_record, check_texts, is_whole
+from checks import (
+    SEEDS,
+    InputError,
+    captions_digest,
+    check_files,
+    check_record,
+    check_texts,
+    is_whole,
+    list_files,
+    read_listed,
+)
 from photos import photos_of
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -327,8 +337,8 @@ def read_record():
     """What training.json says, checked."""
     path = HERE / "training.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        record = json.loads(read_listed(path))
+    except (OSError, ValueError, InputError) as error:
         raise InputError(f"training.json in '{HERE}' cannot be read ({error}); export or copy the set again.") from None
     with_directory(check_record, record)
     with_directory(check_files, record)
@@ -356,7 +366,7 @@ def load_set(record):
 
 
 def save(student, record, scores, options):
-    """student.safetensors and student.json: all that it takes to embed images and captions later."""
+    """student.safetensors and student.json, and their checksums: all that it takes to embed images and captions later."""
     options.out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
     save_file(tensors, options.out / "student.safetensors")
@@ -367,6 +377,7 @@ def save(student, record, scores, options):
     description = {"format": "mdw_jax.student.1", "file": "student.safetensors", "sha256": sha256, "image": image,
                    "text": record["text"], "dim": record["dim"], "tau": record["tau"], "about": about}
     (options.out / "student.json").write_text(json.dumps(description, indent=2))
+    list_files(options.out, ("student.json", "student.safetensors"))
 
 
 def parse(arguments):
