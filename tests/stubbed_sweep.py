@@ -4,8 +4,9 @@
 
 Parts 0 and 1 of 2 run at once, each in a fork of this process, for most of the time would else go into imports. A part
 that is killed is begun again, and after KILLS kills both go to their end. Everything but the stages of a cell is the
-program's own: command line, locks, records of cells, sweep.csv; the grid is resolved once for all parts. Some cells fail when they are first tried. Prints a JSON
-of where the kills landed; exits with 1 where a file is not what it must be after a kill.
+program's own: command line, locks, records of cells, sweep.csv; the grid is resolved once for all parts. Some cells
+fail when they are first tried. Prints a JSON of where the kills landed; exits with 1 where a file is not what it must be
+after a kill.
 """
 
 import collections

