@@ -9,15 +9,16 @@ A process that dies at any moment leaves a file that one of its lines fits. Two 
 hold a lock (the stages do); without one a line may get lost, and its file then counts as one that is not listed.
 
 A file that is not listed was written by an earlier version, or brought by somebody else: it is read unchecked. What no
-result is read from (figures, pages, metrics.csv, text for people) is not listed, and files that hold their own sha256
-(`io/checkpoint.py`, `io/keyed.py`, noise draws) need not be.
+result is read from (figures, pages, text for people) is not listed, and files that hold their own sha256
+(`io/checkpoint.py`, `io/keyed.py`, noise draws) need not be, nor metrics.csv, which is appended to (`io/metrics.py`).
 """
 
+import contextlib
 import hashlib
 import logging
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,23 @@ def write_all_listed(folder, contents: Mapping[str, bytes]) -> None:
     for name, data in contents.items():
         write_atomically(folder / name, data)
     _write_sums(folder, {line for line in kept if line[1] not in contents} | new)
+
+
+@contextlib.contextmanager
+def listed_when_written(path) -> Iterator[None]:
+    """Let the block write a file that is too large to be held in memory, and list it then; meanwhile it is not listed.
+
+    Raises:
+        UserError: the list is damaged.
+    """
+    path = Path(path)
+    others = lambda: {line for line in _lines_of_files(path.parent) if line[1] != path.name}
+    if (path.parent / SUMS).exists():
+        _write_sums(path.parent, others())
+    yield
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    _write_sums(path.parent, others() | {(sha256, path.name)})
 
 
 def write_listed_json(path, value) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from mdw_jax.config.presets import safe_name
 from mdw_jax.config.sections import config_digest, differences, flat, refuse_sweep
 from mdw_jax.errors import UserError
-from mdw_jax.io.checksums import DamagedError, read_verified_json
+from mdw_jax.io.checksums import DamagedError, read_verified, read_verified_json
 from mdw_jax.io.locate import refuse_unusable_path
 from mdw_jax.io.locks import is_locked
 from mdw_jax.io.run_lock import is_run_lock
@@ -146,10 +146,18 @@ def state(path: Path) -> str:
 
 def _other_commands(path: Path) -> str:
     """What commands without a config.json have done: "certified, fairness measured, 2 sets exported"."""
+    done = [words if _is_as_written(path / name) else f"damaged {name}" for name, words in
+            (("certificate.csv", "certified"), ("fairness.csv", "fairness measured")) if (path / name).exists()]
     exported = len(list(path.glob("export/*/card.json")))
-    done = {"certified": (path / "certificate.csv").exists(), "fairness measured": (path / "fairness.csv").exists(),
-            f"{plural(exported, 'set')} exported": exported}
-    return ", ".join(words for words, holds in done.items() if holds)
+    return ", ".join([*done, *[f"{plural(exported, 'set')} exported"] * (exported > 0)])
+
+
+def _is_as_written(path: Path) -> bool:
+    try:
+        read_verified(path)
+    except (OSError, DamagedError):
+        return False
+    return True
 
 
 def _stage(path: Path, config: dict | None) -> str:

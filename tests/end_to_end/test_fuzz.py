@@ -5,6 +5,7 @@ and MDW_FUZZ_FROM=1200 goes on at that number.
 """
 
 import contextlib
+import functools
 import io
 import os
 import shutil
@@ -22,7 +23,7 @@ from test_run_report import make_run
 from tiny_models import write_model
 
 from mdw_jax import load_distilled, open_run, open_trajectory
-from mdw_jax.cli import main
+from mdw_jax.cli import arguments, main
 from mdw_jax.data import noise
 from mdw_jax.data.decoding import decode
 from mdw_jax.data.synthetic.scenes import scenes
@@ -37,6 +38,12 @@ from mdw_jax.models.weights.hub import read_tensors
 COUNT, FIRST = (int(os.environ.get(name, default)) for name, default in (("MDW_FUZZ", "60"), ("MDW_FUZZ_FROM", "0")))
 _EVERY = 500  # mutations after which it is said how far a kind is
 PAIRS = scenes(train=12, val=4, test=4, size=16, captions_per_image=1)
+
+
+@pytest.fixture(autouse=True)
+def parsers_made_once(monkeypatch):
+    """Half the time of a command on little data goes into its parser, which reads no file."""
+    monkeypatch.setattr(arguments, "make_parsers", functools.cache(arguments.make_parsers))
 
 
 def command(*words):

@@ -235,8 +235,8 @@ def test_the_same_set_is_the_same_files_and_nothing_old_is_left(tmp_path, export
     few = make_set(images=make_set().images[:2], texts=make_set().texts[:2], correspondence={})
     export(again, few, ["folder"])
     assert {str(path.relative_to(again)) for path in again.rglob("*") if path.is_file()} == {
-        "notes.txt", "README.md", "card.json", "images/mine.png", "images/metadata.jsonl", "images/000000.png",
-        "images/000001.png"}
+        "notes.txt", "README.md", "card.json", "SHA256SUMS", "images/mine.png", "images/metadata.jsonl",
+        "images/000000.png", "images/000001.png"}
 
 
 @pytest.mark.parametrize("changes, match", [

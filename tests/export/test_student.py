@@ -16,6 +16,8 @@ from mdw_jax.errors import UserError
 from mdw_jax.export.backbone import tower_from
 from mdw_jax.export.captions import caption_encoder, text_layout
 from mdw_jax.export.student import RECORD, WEIGHTS, load_student, save_student
+from mdw_jax.io import checksums
+from mdw_jax.io.checksums import write_listed
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.image.convnet import convnet
 from mdw_jax.models.image.mobilenet import mobilenet_of
@@ -129,9 +131,22 @@ def test_precomputed_texts_need_an_encoder(tmp_path):
 def test_records_that_are_none_are_refused(copied, change, message):
     record = json.loads((copied / RECORD).read_text())
     change(record)
-    (copied / RECORD).write_text(json.dumps(record))
+    write_listed(copied / RECORD, json.dumps(record).encode())
     with pytest.raises(UserError, match=message):
         load_student(copied)
+
+
+def test_a_flipped_bit_of_the_record_is_found(copied, monkeypatch):
+    """A digit of tau, or of a size, would else be another student."""
+    monkeypatch.setattr(checksums, "_PAUSE", 0)
+    good = (copied / RECORD).read_bytes()
+    for place in range(0, len(good), 11):
+        (copied / RECORD).write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1:])
+        with pytest.raises(UserError, match="the student in .* cannot be read .* SHA256SUMS .* train or copy it again"):
+            load_student(copied)
+    (copied / checksums.SUMS).unlink()  # of an earlier version
+    (copied / RECORD).write_bytes(good)
+    assert load_student(copied).sha256
 
 
 def test_weights_that_are_missing_or_too_many_are_refused(copied):
@@ -140,7 +155,7 @@ def test_weights_that_are_missing_or_too_many_are_refused(copied):
                              ({k: v for k, v in tensors.items() if k != "text_head.fc.bias"}, "is missing")):
         save_file(changed, copied / WEIGHTS)
         record["sha256"] = hashlib.sha256((copied / WEIGHTS).read_bytes()).hexdigest()
-        (copied / RECORD).write_text(json.dumps(record))
+        write_listed(copied / RECORD, json.dumps(record).encode())
         with pytest.raises(UserError, match=message):
             load_student(copied)
     with pytest.raises(UserError, match="holds no student"):

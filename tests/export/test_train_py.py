@@ -24,6 +24,7 @@ from mdw_jax.data.decoding import decode  # noqa: E402
 from mdw_jax.export.backbone import named_tensors  # noqa: E402
 from mdw_jax.export.captions import caption_encoder, text_layout  # noqa: E402
 from mdw_jax.export.student import load_student  # noqa: E402
+from mdw_jax.io.checksums import write_listed  # noqa: E402
 from mdw_jax.method.correspondence import correspondence  # noqa: E402
 from mdw_jax.method.losses import DISTILLATION_LOSSES  # noqa: E402
 from mdw_jax.method.retrieval import recalls  # noqa: E402
@@ -273,7 +274,11 @@ def test_a_student_of_train_py_is_read_by_this_package(tmp_path):
     torch.manual_seed(0)
     student = train.Student(record, backbone_tensors(tower, tower.init(None)))
     train.save(student, record, None, types.SimpleNamespace(out=tmp_path / "s", seed=5))
+    train.save(student, record, None, types.SimpleNamespace(out=tmp_path / "s", seed=5))  # once more, over the first
     read = load_student(tmp_path / "s")
+    sums = (tmp_path / "s" / "SHA256SUMS").read_bytes()
+    write_listed(tmp_path / "s" / "student.safetensors", (tmp_path / "s" / "student.safetensors").read_bytes())
+    assert (tmp_path / "s" / "SHA256SUMS").read_bytes() == sums  # the list is as this package writes it
     images = torch.from_numpy(IMAGES).float() / 255
     with torch.no_grad():
         ours = student.embed_images(student.inputs(images)).numpy(), student.embed_texts(

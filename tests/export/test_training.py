@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from mdw_jax.export.export_set import PROGRAMS, export_set
 from mdw_jax.export.student import load_student
 from mdw_jax.export.train_command import train_command
 from mdw_jax.export.training import TRAINING_FILES, expected_scores, load_training
+from mdw_jax.io import checksums
+from mdw_jax.io.checksums import write_listed
 from mdw_jax.io.distilled_set import load_distilled
 from mdw_jax.io.scores import METRICS
 from mdw_jax.pipeline.run import evaluate_command
@@ -176,13 +179,41 @@ def test_exports_of_earlier_versions_and_damaged_ones(run, tmp_path):
                             ({"phases": [{"steps": 10**9, "factor": 1}]}, r"cannot be used: phases\[0\] is"),
                             ({"backbone": {"file": "../../x", "sha256": ""}}, "cannot be used"),
                             ({"set": {"file": "distilled.safetensors", "sha256": "0"}}, "of another set")):
-        (folder / "training.json").write_text(json.dumps(record | change))
+        write_listed(folder / "training.json", json.dumps(record | change).encode())
         with pytest.raises(UserError, match=message):
             train_set(folder)
-    (folder / "training.json").write_text(json.dumps(record))
+    write_listed(folder / "training.json", json.dumps(record).encode())
     (folder / "backbone.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match="its sha256 differs"):
         train_set(folder)
+
+
+@pytest.mark.parametrize("name", ["training.json", "SHA256SUMS"])
+def test_every_flipped_bit_of_the_record_is_found_by_both_programs(run, tmp_path, monkeypatch, name):
+    """And by `sha256sum -c`, which every file of the export is listed for."""
+    folder = shutil.copytree(run / "export" / "random-0", tmp_path / "copy", ignore=shutil.ignore_patterns("student"))
+    good = (folder / name).read_bytes()
+    program = load_program_of(run / "export" / "random-0", monkey_torch())
+    monkeypatch.setattr(program, "HERE", folder)
+    monkeypatch.setattr(checksums, "_PAUSE", 0)
+    expected, found = load_training(folder).record, 0
+    assert program.read_record() == expected
+    draw = random.Random(0)
+    for place in (draw.randrange(len(good)) for _ in range(60)):
+        (folder / name).write_bytes(good[:place] + bytes([good[place] ^ 1 << draw.randrange(8)]) + good[place + 1:])
+        try:
+            assert load_training(folder).record == expected
+        except UserError as error:
+            found += 1
+            with pytest.raises(program.InputError) as theirs:
+                program.read_record()
+            assert "training.json in" in str(error) and "training.json in" in str(theirs.value)
+        else:
+            assert program.read_record() == expected
+    assert found == 60 if name == "training.json" else 5 < found < 55
+    (folder / name).write_bytes(good)
+    listed = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines() if not line.startswith("#")}
+    assert listed == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"SHA256SUMS"}
 
 
 def test_an_export_without_evaluation_says_so_and_formats_without_numbers_have_no_program(tmp_path, capsys):
@@ -233,7 +264,7 @@ def test_a_record_that_cannot_be_trained_by_names_its_key(run, tmp_path, monkeyp
     """`mdw train` and train.py say the same sentence."""
     folder = shutil.copytree(run / "export" / "random-0", tmp_path / "copy")
     record = json.loads((folder / "training.json").read_text())
-    (folder / "training.json").write_text(json.dumps(changed(record, key, value)))
+    write_listed(folder / "training.json", json.dumps(changed(record, key, value)).encode())
     with pytest.raises(UserError, match=rf"training.json in '.*copy' cannot be used: {key}[ .\[].*export or copy") as ours:
         train_set(folder, out=str(tmp_path / "s"))
     program = load_program_of(run / "export" / "random-0", monkey_torch())
@@ -246,7 +277,7 @@ def test_a_record_that_cannot_be_trained_by_names_its_key(run, tmp_path, monkeyp
 def test_earlier_exports_have_no_digest_of_captions_and_are_trained_on(run, tmp_path):
     folder = shutil.copytree(run / "export" / "random-0", tmp_path / "copy")
     record = json.loads((folder / "training.json").read_text())
-    (folder / "training.json").write_text(json.dumps(changed(record, "test_captions_sha256", ...)))
+    write_listed(folder / "training.json", json.dumps(changed(record, "test_captions_sha256", ...)).encode())
     assert "test_captions_sha256" not in load_training(folder).record
 
 
@@ -255,7 +286,7 @@ def test_a_diverged_training_writes_nothing(run, tmp_path, monkeypatch):
     record = json.loads((folder / "training.json").read_text())
     for key, value in (("step_sizes.image", 9e5), ("step_sizes.text", 9e5), ("optimizer.weight_decay", 9e5)):
         record = changed(record, key, value)
-    (folder / "training.json").write_text(json.dumps(record))
+    write_listed(folder / "training.json", json.dumps(record).encode())
     with pytest.raises(UserError, match="the training diverged: .* nothing was written"):
         train_set(folder, out=str(tmp_path / "s"))
     program = load_program_of(run / "export" / "random-0", monkey_torch())

@@ -11,6 +11,7 @@ from mdw_jax.io import checksums
 from mdw_jax.io.checksums import (
     SUMS,
     DamagedError,
+    listed_when_written,
     read_verified,
     read_verified_json,
     remove_listed,
@@ -138,6 +139,24 @@ def test_removed_and_renamed_files(tmp_path):
     (tmp_path / "d").write_bytes(b"3")
     with pytest.raises(DamagedError):
         read_verified(tmp_path / "d")
+
+
+def test_a_file_that_is_written_piece_by_piece(tmp_path):
+    path = tmp_path / "a"
+    with listed_when_written(path):
+        path.write_bytes(b"1")
+    write_listed(tmp_path / "b", b"2")
+    with pytest.raises(KeyboardInterrupt), listed_when_written(path):
+        path.write_bytes(b"3")
+        assert read_verified(path) == b"3"  # not listed
+        raise KeyboardInterrupt
+    assert read_verified(path) == b"3" and names(tmp_path) == ["b"]
+    with listed_when_written(path):
+        path.write_bytes(b"4")
+    path.write_bytes(b"5")
+    with pytest.raises(DamagedError):
+        read_verified(path)
+    assert names(tmp_path) == ["a", "b"]
 
 
 def test_files_of_earlier_versions_are_read_with_one_note(tmp_path, caplog, monkeypatch):

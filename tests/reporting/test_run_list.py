@@ -15,6 +15,7 @@ from scipy.stats import ttest_ind
 from mdw_jax.cli import main
 from mdw_jax.config import base, resolve
 from mdw_jax.config.sections import config_digest
+from mdw_jax.io.checksums import write_listed
 from mdw_jax.io.run_lock import hold_run_directory
 from mdw_jax.reporting.run_list import described, run_directories, state
 from mdw_jax.reporting.stats import welch
@@ -140,6 +141,15 @@ def test_what_is_another_programs_hides_no_run(tmp_path, capsys, foreign):
     write(tmp_path / ".lock", "")
     assert main(["runs", str(tmp_path)]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", str(folder)]
+
+
+def test_what_other_commands_wrote_is_damaged_where_it_is(tmp_path):
+    write(tmp_path / ".lock", LOCK)
+    for name in ("certificate.csv", "fairness.csv"):
+        write_listed(tmp_path / name, b"a,b\n1,2\n")
+    assert state(tmp_path) == "certified, fairness measured"
+    write(tmp_path / "fairness.csv", "a,b\n1,3\n")
+    assert state(tmp_path) == "certified, damaged fairness.csv"
 
 
 def test_a_sweep_says_how_many_cells_are_done(tmp_path):

@@ -17,7 +17,8 @@ from mdw_jax.analysis.fairness.report import draw_shares, report
 from mdw_jax.analysis.fairness.representation import representation_rows
 from mdw_jax.config import resolve
 from mdw_jax.errors import UserError
-from mdw_jax.io.files import write_csv
+from mdw_jax.io.checksums import write_listed
+from mdw_jax.io.files import csv_bytes
 from mdw_jax.io.spreadsheet import safe_cell
 from mdw_jax.pipeline.announce import announce_noise, announce_source
 from mdw_jax.pipeline.prepared import prepare
@@ -67,7 +68,7 @@ def fairness_command(config: ConfigDict) -> None:
     reference = next((name for name in ("full", "experts", *references) if name in sums), None)
     rows += recall_rows(attributes, sums, reference, settings.resamples, seed)
     safe_rows = [{name: safe_cell(cell) for name, cell in row.items()} for row in rows]  # groups are words of the data
-    write_csv(folder / "fairness.csv", list(COLUMNS), safe_rows)
+    write_listed(folder / "fairness.csv", csv_bytes(COLUMNS, safe_rows))
     figure = folder / "figures" / "fairness.png"
     draw_shares(attributes, rows, figure)
     print(report(rows, reference, other_attributes))

@@ -1,14 +1,17 @@
 """`mdw mismatches RUN`: the suspected mismatches of a run's training pairs, as a CSV and in words."""
 
+import contextlib
 import itertools
 from pathlib import Path
 
 from mdw_jax.analysis.mismatches.find import judge, quality, suggest, suspected
 from mdw_jax.analysis.mismatches.rows import COLUMNS, csv_rows, terminal_rows
 from mdw_jax.analysis.mismatches.words import nothing_listed, quality_in_words, rate_in_words, threshold_in_words
+from mdw_jax.io.checksums import listed_when_written
 from mdw_jax.io.spreadsheet import refuse_other, write_spreadsheet
 from mdw_jax.pipeline.announce import announce_source
 from mdw_jax.pipeline.reopen import reopen, trained_preset
+from mdw_jax.reporting.run_list import is_in_use
 from mdw_jax.reporting.text import aligned
 
 NAME = "mismatches.csv"
@@ -48,6 +51,9 @@ def mismatches_command(directory: str, out: str | None, preset: str, by: str, be
     found = quality(judged, rows, suggestions)
     if found is not None and found.recall is not None:
         print(quality_in_words(found))
-    count = write_spreadsheet(path, COLUMNS, csv_rows(judged, train, rows, suggestions))
+    # A place of the user's own gets no SHA256SUMS, and that of a run where a process is at work is not ours to write.
+    listed = out is None and not is_in_use(Path(directory))
+    with listed_when_written(path) if listed else contextlib.nullcontext():
+        count = write_spreadsheet(path, COLUMNS, csv_rows(judged, train, rows, suggestions))
     print(f"\n{aligned(terminal_rows(list(itertools.islice(csv_rows(judged, train, rows, suggestions), _SHOWN))))}\n")
     print(f"list: {path} ({count:,} rows; UTF-8 with a byte order mark, text that begins like a formula has an apostrophe)")
