@@ -264,7 +264,9 @@ def _read(directory: Path) -> tuple[dict, dict[str, np.ndarray]]:
         raise UserError(f"'{directory}' holds no student ({Path(error.filename).name} is missing); give the directory that "
                         "mdw train or train.py wrote.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"the student in '{directory}' cannot be read ({error}); train or copy it again.") from None
+        name = Path(getattr(error, "filename", None) or RECORD).name
+        raise UserError(f"{name} of the student in '{directory}' cannot be read ({error}); train or copy it again."
+                        ) from None
     if record.get("format") != FORMAT:
         raise UserError(f"{RECORD} in '{directory}' is of the format {record.get('format')!r}, not {FORMAT}; train it "
                         "again with this version.")

@@ -269,8 +269,8 @@ def _tensors(directory: Path, entry) -> dict[str, np.ndarray]:
             raise ValueError(f"it is called {entry['file']!r}")
         data = (directory / entry["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise ValueError("its sha256 differs")
+            raise ValueError(f"its sha256 differs from that in {RECORD}")
         return load(data)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"a file of the export '{directory}' that {RECORD} names cannot be used ({error}); export or copy "
-                        "the set again.") from None
+        raise UserError(f"{entry.get('file')!r} of the export '{directory}' cannot be used ({error}); export or copy the "
+                        "set again.") from None
