@@ -14,6 +14,7 @@ result is read from (figures, pages, text for people) is not listed, and files t
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import re
@@ -173,6 +174,11 @@ def _read_sums(folder: Path) -> _Sums | None:
         data = read_at_most(path, _MAX_BYTES) if path.is_file() else b""
     except (OSError, ValueError):
         return _Sums(frozenset(), False)
+    return _parsed(data)
+
+
+@functools.lru_cache(maxsize=2)  # a sweep reads hundreds of cells by one list, after each cell
+def _parsed(data: bytes) -> _Sums:
     head, mark, last = data.rpartition(_LAST.encode())
     intact = bool(mark) and last == f"{hashlib.sha256(head).hexdigest()}\n".encode()
     found = (_LINE.fullmatch(line) for line in data.decode(errors="replace").split("\n"))

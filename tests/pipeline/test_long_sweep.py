@@ -1,6 +1,6 @@
 """A sweep of many cells in two parts, both killed again and again: one row for each cell at the end (slow).
 
-MDW_CELLS=500 is days of sweeping in minutes; a fifth as many kills.
+MDW_CELLS=500 is days of sweeping in minutes; a fifth as many kills. MDW_SEED=1, 2, ...: at other moments.
 """
 
 import collections
@@ -18,7 +18,7 @@ from stubbed_sweep import FAILS_EVERY, command, score
 from mdw_jax.cli import main
 from mdw_jax.io.checksums import read_verified_json
 
-CELLS = int(os.environ.get("MDW_CELLS", "40"))
+CELLS, SEED = int(os.environ.get("MDW_CELLS", "40")), os.environ.get("MDW_SEED", "0")
 PROGRAM = Path(__file__).parents[1] / "stubbed_sweep.py"
 
 
@@ -26,7 +26,7 @@ PROGRAM = Path(__file__).parents[1] / "stubbed_sweep.py"
 def test_one_row_for_each_cell_however_often_the_parts_are_killed(tmp_path, capsys):
     folder, kills = tmp_path / "run", CELLS // 5
     Path(f"{folder}.py").write_text("from mdw_jax.config import base as get_config\n")
-    done = subprocess.run([sys.executable, PROGRAM, folder, str(CELLS), str(kills), "0"], text=True, capture_output=True,
+    done = subprocess.run([sys.executable, PROGRAM, folder, str(CELLS), str(kills), SEED], text=True, capture_output=True,
                           env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(PROGRAM.parents[1])})
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])

@@ -224,9 +224,10 @@ def test_features_go_on_after_the_rows_that_are_there(tmp_path, monkeypatch):
 def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
     """kill -9 at random moments of the work, restarted each time; every run that gets to its end is compared.
 
-    Experts are a small part of a run, and hardly hit in one: they are killed apart as well. MDW_KILLS: how often each.
+    Experts are a small part of a run, and hardly hit in one: they are killed apart as well. MDW_KILLS: how often each;
+    MDW_SEED=1, 2, ...: at other moments.
     """
-    kills = int(os.environ.get("MDW_KILLS", kills))
+    kills, seed = int(os.environ.get("MDW_KILLS", kills)), seed + 1000 * int(os.environ.get("MDW_SEED", "0"))
     changes = {"run__presets": "mdw,random", "experts__teacher_count": 1, "distill__steps": 20, "distill__sets": 2,
                "distill__checkpoint_every": 8, "evaluate__steps": 100}
     eager = "import mdw_jax.pipeline.experts as e; e.SAVE_EVERY = 0.0\nimport sys\nfrom mdw_jax.cli import main\n" \
@@ -262,7 +263,9 @@ def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
             landed.append(stage_of(folder))
             if len(landed) % 20 == 0:
                 with capsys.disabled():
-                    print(f"{len(landed)} kills, {finished} runs ended alike", flush=True)
+                    print(f"{command}: {len(landed)} kills (", ", ".join(
+                        f"{landed.count(stage)} in {stage}" for stage in dict.fromkeys(landed)),
+                        f"), {finished} ended alike", sep="", flush=True)
             process.kill()
         process.wait()
         output = process.stderr.read()
@@ -275,7 +278,7 @@ def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
     assert process.returncode == 0, output
     assert results(folder) == wanted and not left_over(folder)
     with capsys.disabled():
-        print(f"\n{kills} kills in work of {seconds:.1f} s: "
+        print(f"\n{command}: {kills} kills in work of {seconds:.1f} s: "
               + ", ".join(f"{landed.count(stage)} in {stage}" for stage in dict.fromkeys(landed))
               + f"; {finished + 1} runs came to their end, all alike")
 
