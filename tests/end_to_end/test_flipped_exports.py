@@ -5,6 +5,7 @@ that no command reads, which `sha256sum -c` checks.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -87,8 +88,6 @@ class ExportReaders(Readers):
 
 
 def digest_of(path):
-    import hashlib
-
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
