@@ -5,6 +5,7 @@ MDW_CELLS=500 is days of sweeping in minutes; a fifth as many kills. MDW_SEED=1,
 
 import collections
 import csv
+import hashlib
 import json
 import os
 import re
@@ -37,6 +38,8 @@ def test_one_row_for_each_cell_however_often_the_parts_are_killed(tmp_path, caps
 
     records = list(folder.glob("sweep/*.json"))
     assert sorted(read_verified_json(path)["rows"][0]["run.seed"] for path in records) == list(range(CELLS))
+    listed = (folder / "sweep" / "SHA256SUMS").read_text()
+    assert all(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" in listed for path in records)
     assert not list(folder.glob("sweep/*.failed.json")) and len(list(folder.glob("tried/*"))) == CELLS // FAILS_EVERY
     left = [path for path in folder.rglob("*") if re.search(r"part$|tmp", path.name)]
     assert not left, left
