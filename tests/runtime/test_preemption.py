@@ -1,9 +1,11 @@
 """Runs that are stopped, by a signal or with kill -9, end where an undisturbed one does."""
 
+import contextlib
 import json
 import os
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -95,7 +97,7 @@ def results(folder):
 def left_over(folder):
     """Names of what only an unfinished run needs."""
     return [path.name for path in folder.rglob("*")
-            if re.search(r"^checkpoint|^history|^candidates|^start|^state-|\.part$|tmp", path.name)]
+            if re.search(r"^checkpoint|^history|^candidates|^start|^state-|^teachers-|part$|tmp", path.name)]
 
 
 def test_stopped_runs_end_where_an_undisturbed_one_does(run):
@@ -219,9 +221,65 @@ def test_features_go_on_after_the_rows_that_are_there(tmp_path, monkeypatch):
     assert image_features(model, images, tmp_path / "stopped", "key").keys() == images.keys() and len(calls) == 6
 
 
+# Forks a run for each line that it is given, for most of the time would go into imports: its process, and how it ended.
+ONE_BY_ONE = """
+import json, os, sys
+import mdw_jax.pipeline.distill, mdw_jax.pipeline.experts, mdw_jax.pipeline.run
+from mdw_jax.cli import main
+
+mdw_jax.pipeline.experts.SAVE_EVERY = 0.0
+for line in sys.stdin:
+    words, log = json.loads(line)
+    process = os.fork()
+    if not process:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+        sys.exit(main(words))
+    print(process, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+class Runs:
+    """Runs of `mdw`, one after the other.
+
+    Attributes:
+        code: how the latest ended; None while it goes on.
+        log: what it wrote to stderr.
+    """
+
+    def __init__(self, log):
+        self.log, self.code, self._number = log, 0, 0
+        self._forks = subprocess.Popen([sys.executable, "-c", ONE_BY_ONE], env=environment(), bufsize=0,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def begin(self, words, folder):
+        """Begin a run, and wait until it holds its folder: before that there is nothing to break."""
+        self._forks.stdin.write(json.dumps([words, str(self.log)]).encode() + b"\n")
+        self._number, self.code = int(self._forks.stdout.readline()), None
+        lock = folder / ".lock"
+        while self.wait(0.01) is None and not (lock.exists() and f"process {self._number} " in lock.read_text()):
+            pass
+
+    def wait(self, seconds=None):
+        if self.code is None and select.select([self._forks.stdout], [], [], seconds)[0]:
+            self.code = int(self._forks.stdout.readline())
+        return self.code
+
+    def kill(self):
+        os.kill(self._number, signal.SIGKILL)
+        return self.wait()
+
+    def close(self):
+        if self.wait(0) is None:
+            self.kill()
+        self._forks.stdin.close()
+        self._forks.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "seed", "kills", "files"), [("run", 20, 20, 19), ("experts", 10, 10, 5)])
-def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
+def test_killed_at_random_moments(run, tmp_path, capsys, command, seed, kills, files):
     """kill -9 at random moments of the work, restarted each time; every run that gets to its end is compared.
 
     Experts are a small part of a run, and hardly hit in one: they are killed apart as well. MDW_KILLS: how often each;
@@ -230,57 +288,36 @@ def test_killed_at_random_moments(run, capsys, command, seed, kills, files):
     kills, seed = int(os.environ.get("MDW_KILLS", kills)), seed + 1000 * int(os.environ.get("MDW_SEED", "0"))
     changes = {"run__presets": "mdw,random", "experts__teacher_count": 1, "distill__steps": 20, "distill__sets": 2,
                "distill__checkpoint_every": 8, "evaluate__steps": 100}
-    eager = "import mdw_jax.pipeline.experts as e; e.SAVE_EVERY = 0.0\nimport sys\nfrom mdw_jax.cli import main\n" \
-            "sys.exit(main(sys.argv[1:]))"
-    draw, whole = random.Random(seed), run("whole")
+    draw, whole, seconds = random.Random(seed), run("whole"), 0.0
+    with contextlib.closing(Runs(tmp_path / "log")) as runs:
+        begin = lambda folder: runs.begin(arguments(command, folder, **changes), folder)
+        for folder in (whole, run("warm")):  # the second time nothing has to be compiled: how long the work takes
+            begin(folder)
+            start = time.monotonic()
+            assert runs.wait() == 0, runs.log.read_text()
+            seconds = time.monotonic() - start
+        wanted = results(whole)
+        assert len(wanted) == files
 
-    def begin(folder):
-        words = [sys.executable, "-c", eager, *arguments(command, folder, **changes)]
-        return subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-    def until_at_work(process, folder):
-        """Waits until the process holds its run folder; before that there is nothing to break."""
-        lock = folder / ".lock"
-        while process.poll() is None and not (lock.exists() and f"process {process.pid} " in lock.read_text()):
-            time.sleep(0.01)
-
-    for folder in (whole, run("warm")):  # the second time nothing has to be compiled: how long the work takes
-        process = begin(folder)
-        until_at_work(process, folder)
-        start = time.monotonic()
-        assert process.wait() == 0, process.stderr.read()
-        seconds = time.monotonic() - start
-    wanted = results(whole)
-    assert len(wanted) == files
-
-    folder, landed, finished = run("killed"), [], 0
-    while len(landed) < kills:
-        process = begin(folder)
-        until_at_work(process, folder)
-        try:
-            process.wait(draw.uniform(0, 0.6 * seconds))
-        except subprocess.TimeoutExpired:
-            landed.append(stage_of(folder))
-            if len(landed) % 20 == 0:
-                with capsys.disabled():
-                    print(f"{command}: {len(landed)} kills (", ", ".join(
-                        f"{landed.count(stage)} in {stage}" for stage in dict.fromkeys(landed)),
-                        f"), {finished} ended alike", sep="", flush=True)
-            process.kill()
-        process.wait()
-        output = process.stderr.read()
-        assert "Traceback" not in output and process.returncode in (0, -signal.SIGKILL), output
-        if process.returncode == 0:
-            assert results(folder) == wanted and not left_over(folder)
-            finished, folder = finished + 1, run("killed")
-    process = begin(folder)
-    _, output = process.communicate()
-    assert process.returncode == 0, output
-    assert results(folder) == wanted and not left_over(folder)
+        folder, landed, finished = run("killed"), [], 0
+        counts = lambda: ", ".join(f"{landed.count(stage)} in {stage}" for stage in dict.fromkeys(landed))
+        while len(landed) < kills or runs.code:  # the last is not killed
+            begin(folder)
+            wait = draw.uniform(0, 0.6 * seconds) if len(landed) < kills else None
+            if runs.wait(wait) is None:
+                landed.append(stage_of(folder))
+                runs.kill()
+                if len(landed) % 20 == 0:
+                    with capsys.disabled():
+                        print(f"{command}: {len(landed)} kills ({counts()}), {finished} ended alike", flush=True)
+            output = runs.log.read_text()
+            assert "Traceback" not in output and runs.code in (0, -signal.SIGKILL), output
+            if runs.code == 0:
+                assert results(folder) == wanted and not left_over(folder)
+                finished, folder = finished + 1, run("killed")
     with capsys.disabled():
-        print(f"\n{command}: {kills} kills in work of {seconds:.1f} s: "
-              + ", ".join(f"{landed.count(stage)} in {stage}" for stage in dict.fromkeys(landed))
-              + f"; {finished + 1} runs came to their end, all alike")
+        print(f"\n{command}: {kills} kills in work of {seconds:.1f} s: {counts()}; {finished} runs came to their end, all "
+              "alike")
 
 
 def stage_of(folder):
