@@ -15,7 +15,7 @@ from mdw_jax.errors import UserError
 from mdw_jax.models.text import bert, clip
 from mdw_jax.models.text.bert import Bert
 from mdw_jax.models.text.clip import ClipText, end_positions
-from mdw_jax.models.text.tokenizer import read_tokenizer
+from mdw_jax.models.text.tokenizer import encoded, read_tokenizer
 from mdw_jax.models.weights.hub import model_directory, read_json, read_tensors
 from mdw_jax.runtime.mesh import DATA, mesh_for, replicated, shard, to_host
 
@@ -73,7 +73,7 @@ class TextEncoder:
 
 def _tokenize(tokenizer, end_token: int | None, captions) -> tuple[np.ndarray, np.ndarray]:
     """K captions -> ids and mask, (K, L) int32 each, padded with 0 to the longest of them."""
-    tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(captions))]
+    tokens = [encoding.ids for encoding in encoded(tokenizer, list(captions))]
     lengths = np.array([len(ids) for ids in tokens], int)
     ids = np.zeros((len(tokens), lengths.max(initial=0)), np.int32)
     for row, tokens_of_one in zip(ids, tokens, strict=True):
@@ -127,7 +127,7 @@ def load_text_encoder(source, pooling: str = "mean", max_tokens: int = 64,
     tokenizer.enable_truncation(max_tokens)
     end_token = model.end_token if isinstance(model, ClipText) else None
     tokenize = functools.partial(_tokenize, tokenizer, end_token)
-    empty = tokenizer.encode("").ids
+    empty = encoded(tokenizer, [""])[0].ids
     if len(empty) < 2 or (end_token is not None and tokenize([""])[1].sum() != len(empty)):
         raise UserError(f"the tokenizer of '{source}' does not put the model's special tokens around captions (only "
                         f"{empty}); give the files of one model.")

@@ -53,6 +53,21 @@ _FORMS = ((("tokenizer.json",), lambda directory: Tokenizer.from_file(str(direct
           (("vocab.json", "merges.txt"), _clip_bpe))
 
 
+def encoded(tokenizer, captions: list[str]) -> list:
+    """The encodings of captions by a tokenizer.
+
+    Raises:
+        UserError: its files lack what some captions need, which the library finds out here: the token for unknown words.
+    """
+    try:
+        return tokenizer.encode_batch(captions)
+    except BaseException as error:  # bare Exceptions, and panics, which are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"the tokenizer of the text encoder cannot encode captions ({error}); fetch the model again."
+                        ) from None
+
+
 def read_tokenizer(directory: Path):
     """The tokenizer of `directory`, without padding or truncation.
 
