@@ -256,3 +256,12 @@ def test_text_features_are_keyed_by_weights_pooling_and_truncation(folder, tmp_p
     save_file(changed, folder / "model.safetensors")
     again = features_of(max_tokens=16, cache_dir=tmp_path / "cache")
     assert len(keys | {again.key}) == 4 and not np.allclose(again.val, features.val)
+
+
+def test_a_vocabulary_without_the_token_for_unknown_words_is_one_sentence(folder):
+    """The library finds it out when it meets such a word."""
+    lines = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text("\n".join("[unk]" if line == "[UNK]" else line for line in lines) + "\n")
+    _, _, tokenize = load_text_encoder(str(folder), max_tokens=16)
+    with pytest.raises(UserError, match="cannot encode captions .*UNK.*fetch the model again"):
+        tokenize(["xylophones"])
