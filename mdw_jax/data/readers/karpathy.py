@@ -14,6 +14,7 @@ from mdw_jax.data.tables import json_rows, lines
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import parse_json
 
+_DIGITS = 18  # of a sentid, which is kept in 64 bits
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
@@ -92,6 +93,9 @@ def _by_split(document, path, wanted: dict[str, str]) -> tuple[dict[str, list[di
             if isinstance(sentid, str) and not sentid.isdecimal():
                 raise UserError(f"'sentid' of a sentence of {where} in '{path}' is {quoted(sentid)}, no number; number the "
                                 "captions.")
+            if len(str(sentid)) > _DIGITS:
+                raise UserError(f"'sentid' of a sentence of {where} in '{path}' is {quoted(str(sentid))}, and may have "
+                                f"{_DIGITS} digits; number the captions.")
             _need(sentence, "raw", object, f"a sentence of {where}", path)
         if "filepath" in entry:
             _need(entry, "filepath", str, where, path)

@@ -148,6 +148,8 @@ def _set_sentence(image, sentence, key, value):
     (_set_sentence(3, 0, "raw", True), r"1 broken row \(caption 1 of '3.png'"),
     (_set_sentence(3, 0, "sentid", 104), "1 sentids .* the first is 104"),
     (_set_sentence(3, 0, "sentid", "a"), "'sentid' of a sentence of image 3 .* is 'a', no number"),
+    (_set_sentence(3, 0, "sentid", 10**18), "'sentid' of a sentence of image 3 .* may have 18 digits"),
+    (_set_sentence(3, 0, "sentid", "9" * 5000), "'sentid' of a sentence of image 3 .* may have 18 digits"),
     (_set_sentence(3, 0, "sentid", 1.5), "'sentid' of a sentence of image 3 .* float, not int or str"),
     (lambda document: [document["images"].pop(i) for i in (6, 1)], "no image of split 'val'"),
 ])
