@@ -148,7 +148,9 @@ for ((i = 0; i < 200; i++)); do sleep 0.05; done; exit 9"""
 def test_a_local_stop_reaches_all_processes_and_waits_for_them(stub, tmp_path, monkeypatch, number, status):
     stub("mdw", WAITS)
     monkeypatch.setenv("PROCESSES", "2")
-    process = subprocess.Popen([LAUNCH / "local.sh", CONFIG])
+    # A shell that runs tests in the background has them ignore Ctrl-C, and a shell cannot trap what it is to ignore.
+    process = subprocess.Popen([LAUNCH / "local.sh", CONFIG],
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for _ in range(200):
         if len(list(tmp_path.glob("mdw.*.waits"))) == 2:
             break

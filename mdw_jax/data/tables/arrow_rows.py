@@ -115,7 +115,8 @@ class _open:
         else:
             for batch in self._file:
                 chosen = batch.select(columns)
-                chosen.validate(full=True)  # offsets of a damaged file lead anywhere in the memory
+                for column in chosen.columns:  # offsets of a damaged file lead anywhere in the memory
+                    column.view(_of_bytes(column.type)).validate(full=True)
                 yield chosen
 
     def __enter__(self) -> "_open":
@@ -123,3 +124,15 @@ class _open:
 
     def __exit__(self, *error) -> None:
         (self._file if self._parquet else self._source).close()
+
+
+def _of_bytes(kind):
+    """An Arrow type with bytes for texts: one that is no Unicode is a broken row, and not a broken file."""
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([kind.field(n).with_type(_of_bytes(kind.field(n).type)) for n in range(kind.num_fields)])
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        make = pyarrow.list_ if pyarrow.types.is_list(kind) else pyarrow.large_list
+        return make(kind.value_field.with_type(_of_bytes(kind.value_type)))
+    return {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}.get(kind, kind)
