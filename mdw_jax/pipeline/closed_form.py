@@ -126,8 +126,8 @@ def _make(run: PresetRun, prepared: Prepared, folder: StageFolder, rows: np.ndar
         on_val, on_test = (closed_form.recalls(fitted.form, *split) for split in (val, test))
         advance(1, val_r_mean=float(on_val[-1]))
     if fitted.dividing_costs and is_main():
-        print(f"closed form: val likes all pairs alike better, by {fitted.dividing_costs:.2f} points of r_mean, than those "
-              "that do not look mismatched: no pair is called so, and experts that it teaches take them all.", flush=True)
+        print(f"closed form: on val all pairs score {fitted.dividing_costs:.2f} points more than without those suspected "
+              "to be mismatched, so none is left out, and experts that it teaches take all of them too.", flush=True)
     probability = spread(fitted.clean_probability, rows, len(noise.image_of))
     record = {"key": folder.key, "noise": noise.sha256, "ridge": fitted.ridge, "rank": fitted.rank,
               "tau": closed_form.calibrated_tau(fitted.form, *val), "metrics": list(METRICS), "val": on_val.tolist(),

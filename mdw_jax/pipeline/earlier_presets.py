@@ -91,5 +91,6 @@ def keep_other_scores(directory: Path, resolved: ConfigDict, key: str) -> None:
 
 
 def _damaged(directory: Path, error: DamagedError) -> UserError:
-    return UserError(f"{CONFIG}, {SUMMARY} or {SCORES} in '{directory}' is damaged, and says which scores are to be kept "
-                     f"there ({error}); delete it if this command names all presets that you need.")
+    return UserError(f"{CONFIG}, {SUMMARY} or {SCORES} in '{directory}' is damaged or was edited, and says which scores "
+                     f"are to be kept there ({error}). Put back what it was, and give a setting that should differ on the "
+                     "command line; or delete the file if this command names all presets that you need.")
