@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mdw_jax.config.defaults import base
+from mdw_jax.config.defaults import base, defaults
 from mdw_jax.config.loading import has_type_of, type_in_words
 from mdw_jax.config.plugin_values import plugin_values
 from mdw_jax.config.plugins import is_path
@@ -49,13 +49,13 @@ def read_config_file(path: Path) -> ConfigDict:
                         "run was made with, or a copy of this file elsewhere if it is as you mean it.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"config file {path} cannot be read ({error}); give another.") from None
-    config, defaults = base(), flat(base())
+    config, known = base(), flat(defaults())
     for key, value in stored.items():
-        if key not in defaults:
+        if key not in known:
             raise UserError(f"config file {path} sets config.{key}, which this version does not have; it is of another "
                             "version of mdw-jax, or no config.")
-        if not has_type_of(defaults[key], value):
-            raise UserError(f"config file {path}: config.{key} must be {type_in_words(defaults[key])}, not {value!r}.")
+        if not has_type_of(known[key], value):
+            raise UserError(f"config file {path}: config.{key} must be {type_in_words(known[key])}, not {value!r}.")
         section, _, name = key.partition(".")
         config[section][name] = tuple(value) if isinstance(value, list) else value
     return config

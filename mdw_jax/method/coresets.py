@@ -97,8 +97,8 @@ def joint_features(images: np.ndarray, texts: np.ndarray, image_of: np.ndarray) 
     """
     images = images if hasattr(images, "shape") else np.asarray(images)
     chex.assert_rank(images, 2)
-    chex.assert_shape(np.asarray(image_of), (len(texts),))
     width, image_of = images.shape[1], np.asarray(image_of)
+    chex.assert_shape(image_of, (len(texts),))
     joint = np.empty((len(texts), width + np.shape(texts)[1]), np.float32)
     for start in range(0, len(joint), _CHUNK):  # spares copies, also of images that none of the pairs have
         part = slice(start, start + _CHUNK)

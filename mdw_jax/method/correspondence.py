@@ -74,8 +74,8 @@ def taught_correspondence(similarity, tau: float, loss: DistillationLoss) -> np.
     Raises:
         AssertionError: the similarity is not square.
     """
-    chex.assert_shape(np.asarray(similarity), (len(similarity), len(similarity)))
     logits = np.asarray(similarity, np.float32) / tau
+    chex.assert_shape(logits, (len(logits), len(logits)))
     if loss.correspondence_scale is not None:
         return logits / np.float32(loss.correspondence_scale)
     return np.asarray((jax.nn.softmax(logits, axis=1) + jax.nn.softmax(logits, axis=0)) / 2)

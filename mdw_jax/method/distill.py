@@ -56,12 +56,12 @@ def init_state(key, method: Method, images, texts) -> DistillState:
     Raises:
         AssertionError: there are more of one than of the other.
     """
-    chex.assert_equal_shape_prefix([jnp.asarray(images), jnp.asarray(texts)], 1)
     learned = {
         "images": jnp.asarray(images, jnp.float32),
         "texts": jnp.asarray(texts, jnp.float32),
         "correspondence": init_correspondence(key, method.correspondence, len(texts), method.rank),
     }
+    chex.assert_equal_shape_prefix([learned["images"], learned["texts"]], 1)
     sizes = {"image": jnp.float32(method.inner_lr_image), "text": jnp.float32(method.inner_lr_text)}
     if method.inner_lr_form == "linear":
         learned["inner_lr"] = sizes

@@ -132,11 +132,11 @@ class _Reader:
         return self._bytes(1)[0]
 
     def _bytes(self, count: int) -> bytes:
-        found = self._data[self._place:self._place + count]
-        if len(found) < count:
+        data = self._data[self._place:self._place + count]
+        if len(data) < count:
             raise ValueError("it ends early")
         self._place += count
-        return found
+        return data
 
     def _unsigned(self) -> int:
         value = 0

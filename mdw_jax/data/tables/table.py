@@ -63,7 +63,8 @@ def open_table(path: Path, problems: Problems, options: Options = Options()) -> 
     if not path.is_file():
         raise UserError(f"there is no table {where}; give the path of the captions.")
     try:
-        if is_gzipped(path):
+        gzipped = is_gzipped(path)
+        if gzipped:
             budget.check_unzipped(path)
         start = head(path)
         if start[:4] == arrow_rows.PARQUET or start[:6] == arrow_rows.ARROW_FILE or start[:4] == arrow_rows.ARROW_STREAM:
@@ -78,7 +79,7 @@ def open_table(path: Path, problems: Problems, options: Options = Options()) -> 
             table = _json(path, text, options, where, problems)
         else:
             table = _delimited(path, options, where, problems)
-        return table._replace(packed=is_gzipped(path))
+        return table._replace(packed=gzipped)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{where} cannot be read ({reason(error)}); fetch it again.") from None
 
