@@ -23,11 +23,12 @@ from mdw_jax.runtime.meeting import Place, meet
 meeting._ACKNOWLEDGED = 3.0
 process, count, port, timeout, value, act = sys.argv[1:]
 process = int(process)
+say = lambda line: os.write(1, (line + "\\n").encode())  # whole, where two threads speak: `print` writes words one by one
 try:
     met = meet(Place("localhost", int(port), int(count), process, float(timeout)), {"config": {"a": value}})
     others = peers.Peers(process, met)
-    others.on_stop(lambda number: (print("told to stop by", number, flush=True), os._exit(85)))
-    print("ready", flush=True)
+    others.on_stop(lambda number: (say(f"told to stop by {number}"), os._exit(85)))
+    say("ready")
     if act == "fail":
         raise UserError("the disk is full.")
     if act == "differ":
@@ -47,7 +48,7 @@ try:
     if act == "finish":
         time.sleep(process * 0.3)
         others.finish()
-        print("finished", flush=True)
+        say("finished")
         sys.exit(0)
     threading.Event().wait()
 except UserError as error:
