@@ -129,6 +129,8 @@ def base() -> ConfigDict:
     c.experts.count = 4  # number of experts; each is a pair of networks with two trajectories
     c.experts.epochs = 6  # epochs of each expert
     c.experts.closed_form = False  # begin with a closed form (docs/method.md, 2.7): it divides the pairs and teaches first
+    # what networks start from, those aside whose paths are matched; closed_form: heads that compute the closed form
+    c.experts.init = "random"
     c.experts.teacher_count = 0  # experts of a first generation, which teaches the others from the start; 0: none
     c.experts.teacher_epochs = 6  # epochs of the first generation
     # epochs of a last generation, taught by the experts, whose paths distillation matches: plain SGD, which a student's few
@@ -181,7 +183,7 @@ def base() -> ConfigDict:
     c.distill.inner_steps = 16  # S, steps of the student in an unroll
     c.distill.batch = 50  # distilled pairs per inner step, at most all of them
     # images of the set of which an image tower holds what its gradient needs at a time, for one more forward pass; 0: all
-    c.distill.chunk = 100
+    c.distill.chunk = 50
     # what an image tower computes again when its gradient is due, rather than hold it; blocks: all inside its blocks, for
     # one more forward pass; for accelerators (on a CPU XLA undoes it)
     c.distill.remat = "none"

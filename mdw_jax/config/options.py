@@ -73,6 +73,7 @@ PROTOTYPES = "prototypes"  # pipeline/prototypes.py
 SET_OPTIMIZERS = ("adam", "sgd")  # method/distill.py: SET_OPTIMIZERS, of the distilled set
 DECAYS = ("cosine", "none")  # method/distill.py: DECAYS
 SEARCHES = ("auto", "exact", "ann", "sample")  # method/caption_search.py: SEARCHES, beside auto
+EXPERT_INITS = ("random", "closed_form")  # method/generation.py: init_state
 EXPERT_OPTIMIZERS = ("sgd", "adam")  # method/expert_step.py: EXPERT_OPTIMIZERS
 # pipeline/preset_run.py: SCORER_RECIPES
 FILTER_SCORES = ("cosine", "dtcl_cosine", "neg_clip_loss", "closed_form")
@@ -119,6 +120,7 @@ CHOICES: dict[str, Choice] = {
     "model.feature_dtype": Choice(FEATURE_DTYPES, "dtype of features"),
     "experts.recipe": Choice(tuple(RECIPES), "expert recipe"),
     "experts.augment": Choice(AUGMENTATIONS, "augmentation", plugin=True),
+    "experts.init": Choice(EXPERT_INITS, "start of the experts"),
     "experts.optimizer": Choice(EXPERT_OPTIMIZERS, "optimizer of the experts"),
     "experts.decay": Choice(DECAYS, "learning rate decay"),
     "experts.division": Choice(DIVISIONS, "division"),

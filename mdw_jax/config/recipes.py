@@ -3,7 +3,8 @@
 from typing import Any
 
 # Networks that nobody teaches, with the optimizer of published experts.
-_ALONE = {"teacher_count": 0, "closed_form": False, "trajectory_epochs": 0, "optimizer": "sgd", "decay": "none"}
+_ALONE = {"teacher_count": 0, "closed_form": False, "init": "random", "trajectory_epochs": 0, "optimizer": "sgd",
+          "decay": "none"}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dtcl": {},  # dual-track collaborative learning with recovery: the method of this work

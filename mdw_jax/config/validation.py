@@ -223,6 +223,11 @@ def _check_experts(config: ConfigDict) -> None:
              f"experts.augment ({e.augment}) needs images, which projection mode does not train on; set it to none.")
     _require(e.optimizer == "sgd" or not e.momentum, f"experts.momentum is of SGD, and experts.optimizer is {e.optimizer}; "
              "leave it at 0.")
+    _require(e.init == "random" or e.closed_form, "experts.init=closed_form starts networks from the closed form, which "
+             "experts.closed_form=False leaves out; set experts.closed_form to True, or experts.init to random.")
+    _require(e.init == "random" or (config.model.mode == "projection" and not config.text.train),
+             "experts.init=closed_form is a start of heads on frozen features; set model.mode to projection and text.train "
+             "to False, or experts.init to random.")
     presets = [preset_spec(name) for name in config.run.presets]
     trained = any(spec.needs_experts and "experts.recipe" not in spec.overrides for spec in presets)
     recovers = e.division in DIVIDING and (e.recovery_weight or e.guidance_weight)

@@ -24,6 +24,7 @@ class Recipe:
     """How experts are trained: the fields of `config.experts`, explained there."""
 
     closed_form: bool
+    init: str
     teacher_count: int
     teacher_epochs: int
     epochs: int

@@ -158,6 +158,7 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
     if recipe.recovery_weight:
         require_search(recipe.recovery_search, len(train.images), len(train.image_of))
     checkpointer = checkpointer or Checkpointer()
+    form = first_teacher.form if first_teacher is not None and recipe.init == "closed_form" else None
     teacher, earlier = None, TrainedExperts(0, [], [], [], np.ones(0), np.zeros(0, np.uint8))
     if first_teacher is not None:
         teacher = lambda: first_teacher
@@ -167,14 +168,14 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
         first = dataclasses.replace(recipe, warmup=recipe.teacher_epochs) if teacher is None else recipe
         generation = make_generation("teachers", model, train, val, first, count=recipe.teacher_count,
                                      epochs=recipe.teacher_epochs, seed=seed, rate=rate, mismatched=mismatched,
-                                     teacher=teacher, folder=checkpointer.folder)
+                                     teacher=teacher, form=form, folder=checkpointer.folder)
         for state in generation_epochs(generation, checkpointer):
             yield _trained(state)
         teacher, earlier = _ensemble_teacher(generation, state.best, first_teacher), _trained(state)
         recipe = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
     generation = make_generation("experts", model, train, val, recipe, count=count, epochs=recipe.epochs, seed=seed,
                                  keep=0 if recipe.trajectory_epochs else keep, rate=rate, mismatched=mismatched,
-                                 teacher=teacher, folder=checkpointer.folder)
+                                 teacher=teacher, form=form, folder=checkpointer.folder)
     for state in generation_epochs(generation, checkpointer):
         trained = _trained(state)
         trained = trained._replace(epochs=earlier.epochs + trained.epochs, log=earlier.log + trained.log)

@@ -9,6 +9,8 @@ import numpy as np
 
 from mdw_jax.data.stored_rows import stays_on_host
 from mdw_jax.method.caption_search import search_of
+from mdw_jax.method.closed_form import ClosedForm
+from mdw_jax.method.closed_form_heads import closed_form_heads
 from mdw_jax.method.expert_state import Checkpointer, ExpertTrainState
 from mdw_jax.method.expert_step import ExpertSteps, Recipe, make_expert_steps
 from mdw_jax.method.teachers import Teacher
@@ -37,6 +39,7 @@ class Generation:
         mismatched: (K,) bool, the truth, or None.
         teacher: makes the finished teacher that teaches all networks from the first step; None: they teach each other
             after the warm-up.
+        form: the closed form that the networks start from; None: from random parameters.
         folder: makes the directory for embeddings that are too large for memory.
     """
 
@@ -52,6 +55,7 @@ class Generation:
     seed: int
     mismatched: np.ndarray | None
     teacher: Callable[[], Teacher] | None
+    form: ClosedForm | None
     folder: Callable[[], Path]
 
     @property
@@ -74,7 +78,8 @@ class Generation:
 
 def make_generation(name: str, model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *, count: int,
                     epochs: int, seed: int, folder: Callable[[], Path], keep: int = 0, rate: float = 0.0,
-                    mismatched: np.ndarray | None = None, teacher: Callable[[], Teacher] | None = None) -> Generation:
+                    mismatched: np.ndarray | None = None, teacher: Callable[[], Teacher] | None = None,
+                    form: ClosedForm | None = None) -> Generation:
     """A generation of `count` pairs of networks, its data on all devices or, where they stay on the host, there.
 
     Args: as in `Generation` and `train_experts`.
@@ -82,13 +87,16 @@ def make_generation(name: str, model: DualEncoder, train: Inputs, val: Inputs, r
     steps = make_expert_steps(model, recipe, rate, epochs * (len(train.image_of) // recipe.batch))
     placed = lambda rows: rows if stays_on_host(rows) else replicated(rows)
     train = train._replace(images=placed(train.images), texts=placed(train.texts))
-    return Generation(name, model, train, val, recipe, steps, 2 * count, epochs, keep, seed, mismatched, teacher, folder)
+    return Generation(name, model, train, val, recipe, steps, 2 * count, epochs, keep, seed, mismatched, teacher, form,
+                      folder)
 
 
 def init_state(generation: Generation) -> ExpertTrainState:
     """The state before the first epoch."""
     networks = range(generation.networks)
     params = [generation.model.init(generation.key(n, "init")) for n in networks]
+    if generation.form is not None:
+        params = [closed_form_heads(p, generation.form, generation.key(n, "rotation")) for n, p in enumerate(params)]
     pairs = len(generation.image_of)
     return ExpertTrainState(0, [generation.steps.init(p) for p in params], [[p] for p in params], params, [],
                             np.ones(pairs, np.float32),

@@ -11,6 +11,7 @@ import numpy as np
 from mdw_jax.config.options import DIVIDING
 from mdw_jax.data.stored_rows import select_rows, stays_on_host
 from mdw_jax.method.caption_search import SEARCHES
+from mdw_jax.method.closed_form import ClosedForm
 from mdw_jax.method.expert_step import Recipe, compiled_pair_losses
 from mdw_jax.runtime.rng import named_generator
 
@@ -25,11 +26,13 @@ class Teacher(NamedTuple):
             that stay on the host.
         texts: (K, D) of all captions, likewise.
         clean_probability: (K,) its division of the pairs; None: by its losses.
+        form: the closed form that it is, where networks may start from it; None: it is none.
     """
 
     images: Any
     texts: Any
     clean_probability: Any = None
+    form: ClosedForm | None = None
 
 
 class Phase(NamedTuple):

@@ -191,7 +191,7 @@ def _closed_form_teacher(run: PresetRun, prepared: Prepared, kept: np.ndarray, c
     stored = load_closed_form(run, prepared, kept)
     features, texts = backbone_features(prepared)[1], select_rows(prepared.texts.train, kept)
     images, captions = form_embeddings(stored.form, features, texts, checkpointer.folder)
-    return Teacher(images, captions, stored.clean_probability[kept])
+    return Teacher(images, captions, stored.clean_probability[kept], stored.form)
 
 
 def _store(run: PresetRun, trained: TrainedExperts, kept: np.ndarray) -> None:

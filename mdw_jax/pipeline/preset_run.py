@@ -202,6 +202,8 @@ def _experts_key(c: ConfigDict, prepared: Prepared, noise: Noise, filtering: Fil
         ignored += ["trajectory_epochs", "trajectory_lr"]
     if not (c.experts.teacher_count or c.experts.closed_form):
         ignored.append("lr_with_teachers")
+    if c.experts.init == "random":  # the keys of before there was a choice
+        ignored.append("init")
     if c.experts.recovery_search == "auto" or not c.experts.recovery_weight:  # the keys of before there was a choice
         ignored.append("recovery_search")
     recipe = {key: value for key, value in c.experts.to_dict().items() if key not in ignored}
