@@ -131,6 +131,30 @@ def test_what_is_not_known_is_refused(images, name):
         _read(images, text, file, **settings)
 
 
+CUT = {"one line": '3.jpg,"d, which', "several lines": '3.jpg,"d,\nwhich',
+       "several columns": '3.jpg,1,"d, which'}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_table_that_ends_within_a_quoted_cell_is_said_to_be_cut_off(images, name):
+    row = "{}.jpg,1,{}\n" if name == "several columns" else "{}.jpg,{}\n"
+    head = "image,number,caption\n" if name == "several columns" else "image,caption\n"
+    text = head + "".join(row.format(i, c) for i, c in enumerate(("a", '"b, b"', "c"))) + CUT[name]
+    with pytest.raises(UserError, match="line 5 of .* the end of the file does not close, .* seems to be cut off"):
+        _read(images, text)
+    pairs = _read(images, text, on_error="skip", max_skipped=0.5)
+    assert pairs.skipped == {"broken row": 1} and _captions(pairs) == [["a"], ["b, b"], ["c"], None]
+    assert any("1 caption in line 5" in note and "seems to be cut off" in note for note in pairs.notes)
+
+
+@pytest.mark.parametrize("text", [_rows("a", "b", "c", '"d'),  # a line that is written to its end
+                                  _rows("a", '"b', "c", "d").rstrip()])  # a mark in the middle
+def test_a_stray_mark_is_no_end_of_a_table(images, text):
+    pairs = _read(images, text)
+    assert [captions[0].strip('"') for captions in _captions(pairs)] == list("abcd")
+    assert not any("cut off" in note for note in pairs.notes)
+
+
 def test_directories_that_are_not_read_are_named(tmp_path):
     for word in ("train", "val", "test", "extra"):
         forms.write_images(tmp_path / word, lambda i: f"{i}.jpg", range(2))

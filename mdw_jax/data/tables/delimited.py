@@ -225,6 +225,12 @@ def rows(lines: Lines, dialect: Dialect, where: str, problems: Problems, joined:
         next(cells_of, None)
     columns, delimiter = dialect.columns, dialect.delimiter
     for number, cells, raw in cells_of:
+        if cells is None:
+            problems.add("broken row", f"line {number} of {where} begins a cell in quotation marks that the end of the "
+                         f"file does not close, so that the file seems to be cut off: {quoted((raw or '').strip(), 80)}")
+            joined[f"in line {number}, in quotation marks that the end of the file does not close: left out; the file "
+                   "seems to be cut off, and rows may be missing"] += 1
+            continue
         while dialect.trailing and len(cells) > len(columns) and not cells[-1].strip():
             cells = cells[:-1]
         if len(cells) > len(columns) == 2 and raw is not None:
@@ -249,7 +255,7 @@ def rows(lines: Lines, dialect: Dialect, where: str, problems: Problems, joined:
         yield number, dict(zip(columns, cells, strict=True))
 
 
-def _plain_cells(lines: Lines, dialect: Dialect) -> Iterator[tuple[int, list[str], str]]:
+def _plain_cells(lines: Lines, dialect: Dialect) -> Iterator[tuple[int, list[str] | None, str]]:
     """(line, cells, the line) of a table where quotation marks are letters like others."""
     for number, line in lines:
         text = line.rstrip("\r\n")
@@ -266,12 +272,12 @@ def _unescaped(text: str, dialect: Dialect) -> list[str]:
 
 
 def _quoted_cells(lines: Lines, dialect: Dialect, joined: Counter,
-                  where: str) -> Iterator[tuple[int, list[str], str | None]]:
+                  where: str) -> Iterator[tuple[int, list[str] | None, str | None]]:
     """(line, cells, the line or None where a cell goes over several) of CSV.
 
     A mark that opens a cell and is not closed as CSV asks would swallow the lines that follow. Where that happens in a
     table of two columns the line is taken as it is written, and the lines after it are read anew; in another it has no
-    cells.
+    cells ([]). The cells of a row within which the file ends are None.
     """
     pending: deque = deque()
     used: list[tuple[int, str]] = []
@@ -311,6 +317,9 @@ def _quoted_cells(lines: Lines, dialect: Dialect, joined: Counter,
         if error is None and (len(used) == 1 or not _swallowed(used, dialect)):
             yield number, cells, first if len(used) == 1 else None
             continue
+        if _is_cut_off(error, used, dialect):
+            yield number, None, first
+            return
         pending.extendleft(reversed(used[1:]))
         reader = cells_of_feed()
         head, delimiter, tail = first.rstrip("\r\n").partition(dialect.delimiter)
@@ -319,6 +328,17 @@ def _quoted_cells(lines: Lines, dialect: Dialect, joined: Counter,
             yield number, [head.strip(), tail.strip()], first
         else:
             yield number, [], first
+
+
+def _is_cut_off(error: csv.Error | None, used: list[tuple[int, str]], dialect: Dialect) -> bool:
+    """Whether the file ends within a cell of the row of `used`: without the end of a line, and no row is swallowed.
+
+    A mark that is not closed in the middle of a table reaches its end as well; then later lines name images too.
+    """
+    if str(error) != "unexpected end of data" or used[-1][1].endswith(("\n", "\r")):
+        return False
+    names = [any(is_image_file(cell.strip().strip('"')) for cell in line.split(dialect.delimiter)) for _, line in used]
+    return len(used) == 1 or (names[0] and not any(names[1:]))
 
 
 def _swallowed(used: list[tuple[int, str]], dialect: Dialect) -> bool:
