@@ -8,7 +8,7 @@ import threading
 import unicodedata
 import zipfile
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 
 from mdw_jax.data.decoding import Encoded, check_length
@@ -38,7 +38,7 @@ def locate(names: Sequence[Sequence[str]], images, problems: Problems | None = N
         UserError: images are missing, there twice, since nobody knows which of the two the captions describe, or named
             by addresses in the web.
     """
-    sources = [_source(path) for path in _sources(images)]
+    sources = image_sources(images)
     images = ", ".join(map(str, images)) if isinstance(images, (list, tuple)) else images
     located: list[Encoded | None] = []
     absent, doubled, places = [], [], []
@@ -97,15 +97,15 @@ def _hint(name: str, sources: Sequence["_Directory | _Archive"]) -> str:
     """In parentheses why an image is not found, and what may be meant; "" if nothing is like it."""
     notes = ["names that lead out of a directory are not followed"] if _leads_out(name) else []
     wanted = posixpath.basename(name.replace("\\", "/"))
-    folded, stem = _folded(wanted), _folded(posixpath.splitext(wanted)[0])
+    letters, stem = folded(wanted), folded(posixpath.splitext(wanted)[0])
     likely: tuple[int, str] = (4, "")
     for path in (path for source in sources for path in source.paths()):
         file = posixpath.basename(path)
         if file == wanted:
             likely = min(likely, (0, f"there is {quoted(path)}"))
-        elif _folded(file) == folded:
+        elif folded(file) == letters:
             likely = min(likely, (1, f"there is {quoted(path)}, spelled in other letters"))
-        elif _folded(posixpath.splitext(file)[0]) == stem:
+        elif folded(posixpath.splitext(file)[0]) == stem:
             likely = min(likely, (2, f"there is {quoted(path)}, with another extension"))
         elif file.endswith(".zip"):
             likely = min(likely, (3, f"there is {quoted(path)}; zip files are read where data.images names them"))
@@ -113,13 +113,13 @@ def _hint(name: str, sources: Sequence["_Directory | _Archive"]) -> str:
     return f" ({'; '.join(notes)})" if notes else ""
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """A name as it is in all spellings: of letters' case, and of accents, which macOS stores apart."""
     return name.lower() if name.isascii() else unicodedata.normalize("NFKC", name).casefold()
 
 
-def _sources(images) -> list[str]:
-    """The directories and zip files that `images` lists, each once, in order."""
+def image_sources(images) -> list["_Directory | _Archive"]:
+    """The directories and zip files that `images` lists, each once, in order; UserError where one is not there."""
     entries = images if isinstance(images, (list, tuple)) else [images]
     sources = {}
     for part in (piece for entry in entries for piece in _pieces(os.fspath(entry))):
@@ -129,7 +129,7 @@ def _sources(images) -> list[str]:
         sources.update((os.path.realpath(match), match) for match in matches)
     if not sources:
         raise UserError("no image directory or zip file is given; set data.images to where the images are.")
-    return list(sources.values())
+    return [_source(path) for path in sources.values()]
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -196,10 +196,18 @@ class _Directory:
     def _ends(self) -> "_Ends":
         return _Ends(self._walk())
 
-    def _walk(self) -> Iterator[str]:
+    def below(self, tops: Container[str] | None) -> Iterator[str]:
+        """The paths of all files, or of those in the folders of these names (`folded`; "": in none) at the top alone."""
+        for path in self.paths() if tops is None else self._walk(tops):
+            if (tops is None or "/" in path or "" in tops) and _may_be_image(path):
+                yield path
+
+    def _walk(self, tops: Container[str] | None = None) -> Iterator[str]:
         for directory, folders, files in os.walk(self._root):  # links to directories are not followed
             folders[:] = [folder for folder in folders if not folder.startswith(".")]  # thumbnails, caches, trash
             under = os.path.relpath(directory, self._root).replace(os.sep, "/")
+            if under == "." and tops is not None:
+                folders[:] = [folder for folder in folders if folded(folder) in tops]
             yield from files if under == "." else (f"{under}/{file}" for file in files)
 
 
@@ -237,6 +245,10 @@ class _Archive:
     def paths(self) -> Iterator[str]:
         """The paths of all files."""
         return iter(self._ends)
+
+    def below(self, tops: Container[str] | None) -> Iterator[str]:
+        """The paths of all files, wherever they are: what is in an archive of images belongs together."""
+        return self.paths()
 
     def place(self, path: str) -> str:
         """Where the file of a path is."""

@@ -1,6 +1,7 @@
 """Images in directories or zip files with captions in a table of any form, or in a text beside each image."""
 
 import glob
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from mdw_jax.data.tables.columns import SPLIT_NAMES, find_split_column
 from mdw_jax.data.tables.entries import Columns, Entry, entries_of
 from mdw_jax.data.tables.lines import lines_of
 from mdw_jax.data.tables.table import Options, Table, open_table
+from mdw_jax.data.uncaptioned import uncaptioned_note
 from mdw_jax.errors import UserError
 
 
@@ -77,8 +79,7 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
         attribute_columns: kept in `Split.attributes`, from the first row of an image; those of CSV are text.
         train_split, val_split, test_split: values of `split_column`, several with "+"; "": those of `SPLIT_NAMES`.
         delimiter: of a text table: one character, or tab, comma, pipe, semicolon; "": found out.
-        quoting: of a text table: `csv`, `none`; "": found out (commas and semicolons with quotation marks, tabs and
-            pipes without).
+        quoting: of a text table: `csv`, `none`; "": found out (commas and semicolons with marks, tabs and pipes without).
         encoding: of a text table, such as latin-1; "": UTF-8.
         caption_lines: what several lines in a text beside an image are: `split`: a caption each, `join`: one caption; "":
             found out.
@@ -111,6 +112,7 @@ def folder(annotations, images="", *, val_annotations="", test_annotations="", t
         splits.add_all(source, several, entries_of(source.path, table, columns, problems, notes) if table else
                        sidecar_entries(source.path, caption_lines, problems, notes), held)
     splits.check(sources[0].path, notes, problems)
+    notes += _uncaptioned(splits, sources, images)
     records = _located(splits, images or _directories(sources), columns, (problems, notes, sources[0].path))
     return build(_name(sources[0].path), records, problems=problems, notes=notes, **common)
 
@@ -154,6 +156,7 @@ class _Splits:
         self.captions = dict.fromkeys(SPLITS, 0)
         self.column, self.lists, self.held_out, self.values = column, lists, held_out, values
         self.left_out: dict[str, int] = {}
+        self._of_others: set[str] = set()  # names of images of splits that are not read
         self.split_of = {value.strip().lower(): split for split in SPLITS
                          for value in (values[split].split("+") if values[split] else SPLIT_NAMES[split])}
 
@@ -165,6 +168,10 @@ class _Splits:
             new = self.add(entry._replace(name=f"{source.prefix}{entry.name}", place=place), source)
             held.add(entry.line, new, [*entry.captions, entry.name, *entry.attributes.values()] if new else entry.captions)
 
+    def named(self) -> Iterator[str]:
+        """The names of all images, those of splits that are not read too."""
+        yield from itertools.chain(self._of_others, *self.images.values())
+
     def add(self, entry: Entry, source: Source) -> bool:
         """Take an entry into its split; whether its image was in none before."""
         split: str | None = source.split or "train"
@@ -175,7 +182,9 @@ class _Splits:
         if split is None or split in self.held_out:
             what = entry.split if self.column else "in no list" if split is None else split
             self.left_out[what] = self.left_out.get(what, 0) + 1
-            return False
+            new = entry.name not in self._of_others
+            self._of_others.add(entry.name)
+            return new
         image = self.images[split].get(entry.name)
         new = image is None
         if image is None:
@@ -265,6 +274,13 @@ def _unread(sources: Sequence[Source]) -> list[str]:
     others = [entry.name for entry in sorted(Path(root).iterdir())
               if entry.is_dir() and entry.name not in read and not entry.name.startswith(".")]
     return [f"directories beside those of the splits are not read: {', '.join(others)}."] * bool(others)
+
+
+def _uncaptioned(splits: _Splits, sources: Sequence[Source], images) -> list[str]:
+    """How many images no row names, in a sentence; of directories without a table those without a text are problems."""
+    if any(source.path.is_dir() for source in sources):
+        return []
+    return uncaptioned_note(splits.named(), images or _directories(sources), sources[0].path.name, bool(images))
 
 
 def _directories(sources: Sequence[Source]) -> list[str]:

@@ -11,6 +11,7 @@ from mdw_jax.data.problems import Problems, quoted
 from mdw_jax.data.record_table import Record
 from mdw_jax.data.records import build, splits_to_read
 from mdw_jax.data.tables import json_rows, lines
+from mdw_jax.data.uncaptioned import uncaptioned_note
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import parse_json
 
@@ -40,6 +41,7 @@ def karpathy(annotations, images, *, train_split: str = "train+restval", val_spl
     wanted = splits_to_read(common, train=train_split, val=val_split, test=test_split)
     entries, notes = _by_split(document, annotations, wanted)
     keys = [_names(entry) for split in entries.values() for entry in split]
+    notes += uncaptioned_note((_names(entry)[0] for entry in document["images"]), images, Path(annotations).name, True)
     encoded = iter(locate(keys, images, problems))
     records = {split: [_record(entry, image) for entry in members if (image := next(encoded)) is not None]
                for split, members in entries.items()}
