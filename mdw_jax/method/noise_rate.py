@@ -162,15 +162,15 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
         checkpointer: where to resume from and to keep states.
 
     Returns:
-        The estimate; `UNKNOWN` where a fold is smaller than two batches or `FEWEST_PAIRS`, or where networks do not tell
-        its pairs from random ones: nearly all are mismatched then, or the networks are too weak to know.
+        The estimate; `UNKNOWN` where a fold has fewer pairs than `fewest_of_fold`, or where networks do not tell its
+        pairs from random ones: nearly all are mismatched then, or the networks are too weak to know.
     """
     image_of, checkpointer = np.asarray(train.image_of), checkpointer or Checkpointer()
     fold = named_generator(seed, "rate").permutation(image_of.max() + 1)[image_of] % 2
     observed, null, judged = [], [], []
     for side in (0, 1):
         learn, judge = np.flatnonzero(fold != side), np.flatnonzero(fold == side)
-        if min(len(learn), len(judge)) < max(2 * recipe.batch, FEWEST_PAIRS):
+        if min(len(learn), len(judge)) < fewest_of_fold(recipe.batch):
             return UNKNOWN
         fold_pairs = Inputs(train.images, select_rows(train.texts, learn), image_of[learn])
         networks = _train_fold(f"rate {side}", model, fold_pairs, val, recipe, seed, checkpointer)
@@ -183,6 +183,11 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
         judged.append(image_of[judge])
     observed, null, judged = map(np.concatenate, (observed, null, judged))
     return estimate_rate(observed, null, judged, seed=seed) if separation(observed, null) >= LEAST_SEPARATION else UNKNOWN
+
+
+def fewest_of_fold(batch: int) -> int:
+    """The fewest pairs of each of the two folds with which the rate is estimated, with experts of this batch."""
+    return max(2 * batch, FEWEST_PAIRS)
 
 
 def separation(observed, null) -> float:

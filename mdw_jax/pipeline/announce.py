@@ -8,8 +8,10 @@ from ml_collections import ConfigDict
 
 from mdw_jax.config.noise import noise_lines
 from mdw_jax.config.overrides import preset_config
+from mdw_jax.config.presets import preset_spec
 from mdw_jax.data.decoding import threads
 from mdw_jax.data.pairs import Pairs
+from mdw_jax.method.noise_rate import fewest_of_fold
 from mdw_jax.models.weights.shipped import SHIPPED
 from mdw_jax.pipeline.inputs import source_notes
 from mdw_jax.runtime.processes import is_main
@@ -62,13 +64,26 @@ def announce_data(config: ConfigDict, pairs: Pairs) -> None:
     counts = ", ".join(f"{len(split.images)} {name}" for name, split in
                        (("train", pairs.train), ("val", pairs.val), ("test", pairs.test)))
     held = [name for name in ("val", "test") if config.data[f"holdout_{name}"]]
+    natural = config.noise.protocol == "natural"
     print(f"data: {pairs.name}: images {counts}; {len(pairs.train.captions)} training captions"
-          + (f"; {' and '.join(held)} held out of train by content" if held else ""))
-    if config.noise.protocol == "natural" and not config.noise.rate:
-        print("noise: the pairs are taken as they are; how many are mismatched is unknown, and estimated from the experts")
+          + (f"; {' and '.join(held)} held out of train by content" if held else "")
+          + (" (and as noisy: scores are lower than they would be on clean pairs)" if held and natural else ""))
+    if natural and not config.noise.rate:
+        print("noise: the pairs are taken as they are; how many are mismatched is unknown, and "
+              f"{_estimated(config, pairs)}")
     sets, presets = config.distill.sets, ", ".join(config.run.presets)
     print(f"to do: {presets}; {config.distill.pairs} pairs{f', {sets} sets each' if sets > 1 else ''}, "
           f"{config.evaluate.students} students a set", flush=True)
+
+
+def _estimated(config: ConfigDict, pairs: Pairs) -> str:
+    """Whether the share of mismatched pairs will be estimated, in words that go on with "it is unknown, and"."""
+    if not any(preset_spec(name).needs_experts for name in config.run.presets):
+        return "not estimated: no preset here trains experts, which tell"
+    fewest = 2 * fewest_of_fold(config.experts.batch)
+    if len(pairs.train.captions) < fewest:
+        return f"not estimated: that takes {fewest:,} training captions"
+    return "estimated from the experts, as far as they tell right pairs from wrong ones"
 
 
 def _tower(c: ConfigDict) -> str:

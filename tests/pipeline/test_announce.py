@@ -81,6 +81,23 @@ def test_a_run_says_what_it_read_and_what_it_will_do(capsys):
     announce_data(resolve(c), Pairs("photos", split(4), split(2), split(1), notes=("read as a table.",)))
     assert capsys.readouterr().out.splitlines() == [
         "data: read as a table.",
-        "data: photos: images 4 train, 2 val, 1 test; 4 training captions; val held out of train by content",
-        "noise: the pairs are taken as they are; how many are mismatched is unknown, and estimated from the experts",
+        "data: photos: images 4 train, 2 val, 1 test; 4 training captions; val held out of train by content (and as noisy: "
+        "scores are lower than they would be on clean pairs)",
+        "noise: the pairs are taken as they are; how many are mismatched is unknown, and not estimated: that takes 1,000 "
+        "training captions",
         "to do: random, infonce, mdw, full; 100 pairs, 5 students a set"]
+
+
+@pytest.mark.parametrize(("presets", "batch", "captions", "said"), [
+    (("random", "mdw"), 128, 1000, "estimated from the experts, as far as they tell right pairs from wrong ones"),
+    (("random", "mdw"), 128, 999, "not estimated: that takes 1,000 training captions"),
+    (("random", "mdw"), 300, 1199, "not estimated: that takes 1,200 training captions"),
+    (("random", "closed_form"), 128, 1000, "not estimated: no preset here trains experts, which tell"),
+])
+def test_an_estimate_is_promised_where_there_will_be_one(presets, batch, captions, said, capsys):
+    c = base()
+    c.noise.protocol, c.run.presets, c.experts.batch = "natural", presets, batch
+    split = Split(np.zeros((captions, 1, 1, 3), np.uint8), ("a",) * captions, np.arange(captions), np.arange(captions))
+    announce_data(resolve(c), Pairs("photos", split, split, split))
+    out = capsys.readouterr().out
+    assert f"is unknown, and {said}\n" in out and "as noisy" not in out
