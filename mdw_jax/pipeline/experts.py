@@ -29,11 +29,12 @@ from mdw_jax.method.noise_rate import noise_rate
 from mdw_jax.method.retrieval import scores
 from mdw_jax.method.teacher_embeddings import form_embeddings
 from mdw_jax.method.teachers import Teacher
-from mdw_jax.pipeline.closed_form import load_closed_form
+from mdw_jax.pipeline.closed_form import closed_form_stage, load_closed_form
 from mdw_jax.pipeline.filter import kept_rows, training_inputs
 from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun, StageFolder, last_snapshot
+from mdw_jax.reporting.verdict import below_closed_form
 from mdw_jax.runtime.may_train import require_training
 from mdw_jax.runtime.processes import barrier, is_main
 from mdw_jax.runtime.progress import progress
@@ -154,6 +155,11 @@ def _train(run: PresetRun, prepared: Prepared) -> dict:
     }
     write_listed_json(run.experts.path / "experts.json", record)
     checkpointer.clear()
+    if recipe.closed_form:
+        form = closed_form_stage(run, prepared, kept)["val"][-1]
+        words = below_closed_form(float(np.mean(val, 0)[-1]), form, run.config.distill.correspondence_teacher)
+        if words and is_main():
+            print(f"experts: {words}.", flush=True)
     return record
 
 

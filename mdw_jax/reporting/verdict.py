@@ -1,4 +1,4 @@
-"""The verdict on a run in two to five sentences: what its set is worth, and what to try next.
+"""The verdict on a run in two to six sentences: what its set is worth, and what to try next.
 
 A difference counts where its 95 % interval (Welch) leaves out 0: over sets, the independent unit, where both rows have
 several, otherwise over students, which does not say how much another set would differ. Imports neither jax nor matplotlib.
@@ -23,6 +23,7 @@ WIDE = 2.0  # half an interval of a mean, in points, beyond which more sets or s
 FEW_VAL_IMAGES = 100
 LARGE_SIDE = 64  # of stored images, from which smaller ones are advised: they buy pairs for the same bytes
 MOST_ADVICE = 3
+CLEARLY_BELOW = 1.0  # points of r_mean on val by which experts are called worse than the closed form
 
 
 class Comparison(NamedTuple):
@@ -60,19 +61,21 @@ def verdict_of(run: Run) -> list[str]:
 
 
 def verdict(results: Results) -> list[str]:
-    """Two to five sentences on a run.
+    """Two to six sentences on a run.
 
     Args:
         results: what it reached.
 
     Returns:
         The sentences: the score; what it is better and not better than; what distilling added, and what is kept of the
-        best reference on all data; what limits all that; what to try next. Those with nothing to say are left out.
+        best reference on all data; whether the experts are worse than the closed form; what limits all that; what to try
+        next. Those with nothing to say are left out.
     """
     if results.main.kind == "reference":
-        return _of_references(results)
+        return [*_of_references(results), *filter(None, [_experts_below(results)])]
     found = comparisons(results)
-    sentences = [_score(results), _compared(found), _gained(results), _limits(results, found), _advice(results, found)]
+    sentences = [_score(results), _compared(found), _gained(results), _experts_below(results), _limits(results, found),
+                 _advice(results, found)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -215,6 +218,31 @@ def _kept(main: Row, top: Row) -> str:
     return f"the set {'reaches' if kept >= 1 else 'keeps'} {kept:.0%} of"
 
 
+def _experts_below(results: Results) -> str:
+    """What to do where the experts ended clearly below the closed form of the same pairs on val."""
+    rows = {row.name: row for row in (results.main, *results.others)}
+    experts, form = rows.get("experts"), rows.get("closed_form")
+    if not (experts and form) or experts.on_val is None or form.on_val is None:
+        return ""
+    words = below_closed_form(experts.on_val, form.on_val, results.teacher)
+    return f"{words[:1].upper()}{words[1:]} (on test {experts.mean:.1f} against {form.mean:.1f})." if words else ""
+
+
+def below_closed_form(experts: float, form: float, teacher: str) -> str:
+    """That experts ended clearly below the closed form, and what to do, in a clause; "" where they did not.
+
+    Args:
+        experts, form: r_mean on val, in %.
+        teacher: `distill.correspondence_teacher`; "" where it is not known.
+    """
+    if form - experts < CLEARLY_BELOW:
+        return ""
+    try_it = ("" if teacher in ("closed_form", "both") else
+              ", and distill.correspondence_teacher=closed_form has P from it instead of from the experts")
+    return (f"the experts ended below the closed form, with {experts:.1f} % r_mean on val against {form:.1f}: of these "
+            f"pairs the closed form, in closed_form/ of the run folder, is the better model{try_it}")
+
+
 def _start_and_best(results: Results):
     """The best candidate of step 0, and the best of all; None where there is no choice between start and checkpoints."""
     starts = [row for row in results.candidates if row["step"] == 0]
@@ -231,10 +259,20 @@ def _limits(results: Results, found: Sequence[Comparison]) -> str:
         parts.append(f"bytes are not equal: {sizes} as {results.main.label}")
     if results.noise["rate"] is None and _is_uninformative(results.noise.get("estimated")):
         parts.append("the estimate of the noise does not tell how many pairs are mismatched")
-    elif results.noise["rate"] is None and (results.noise.get("estimated") or {"low": 0})["low"] >= NOISY:
-        parts.append("val and test are as they came too: pairs that are mismatched there make all scores here too low")
+    if results.noise["rate"] is None and _may_be_noisy(results):
+        parts.append("the pairs held out for val and test are as noisy as train: scores here are lower than they would be "
+                     "on clean pairs" if results.held_out else
+                     "val and test are as they came too: pairs that are mismatched there make all scores here too low")
     text = "; ".join(parts)
     return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _may_be_noisy(results: Results) -> bool:
+    """Whether val and test are too noisy for their scores: they are where train is, as is known of pairs held out of it."""
+    estimate = results.noise.get("estimated")
+    if estimate is None or _is_uninformative(estimate):
+        return results.held_out
+    return estimate["high" if results.held_out else "low"] >= NOISY
 
 
 def _is_uninformative(estimate) -> bool:

@@ -1,7 +1,7 @@
 """What the verdict on a run is made from: the scores of its presets, and the few facts that change what they mean."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mdw_jax.config.presets import PRESETS
@@ -22,6 +22,7 @@ class Row(NamedTuple):
         on_test: whether students were selected on test, so that the scores are optimistic.
         learned: whether outer steps were taken; False for real pairs, prototypes and references.
         needs_experts: whether experts are trained for it; None where that is not known.
+        on_val: mean r_mean on val, in %; None where it is not known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Row(NamedTuple):
     on_test: bool = False
     learned: bool = False
     needs_experts: bool | None = True
+    on_val: float | None = None
 
     @property
     def students(self) -> list[float]:
@@ -57,6 +59,8 @@ class Results(NamedTuple):
         candidates: of the main row's first set (`Candidate` of the pipeline, as dicts); () where there are none.
         val_images, test_images, test_captions: sizes of these splits; None where the run does not say.
         image_side: pixels per side of stored square images; None for others.
+        held_out: whether val or test were held out of the same pairs as train.
+        teacher: `distill.correspondence_teacher`; "" where it is not known.
     """
 
     main: Row
@@ -69,6 +73,8 @@ class Results(NamedTuple):
     test_images: int | None = None
     test_captions: int | None = None
     image_side: int | None = None
+    held_out: bool = False
+    teacher: str = ""
 
 
 def results_of(run: Run) -> Results:
@@ -82,7 +88,15 @@ def results_of(run: Run) -> Results:
         _row(main), tuple(_row(preset) for preset in run.presets if preset is not main), main.metadata["pairs"],
         run.summary["captions"], main.metadata["noise"], tuple(main.candidates) if main.has_sets else (),
         splits.get("val", {}).get("images"), splits.get("test", {}).get("images"),
-        splits.get("test", {}).get("captions"), side)
+        splits.get("test", {}).get("captions"), side,
+        any(_setting(run, "data", f"holdout_{split}") for split in ("val", "test")),
+        str(_setting(run, "distill", "correspondence_teacher") or ""))
+
+
+def _setting(run: Run, section: str, key: str):
+    """A setting of a run's config; None where it has none, as in the config of an earlier version."""
+    settings = run.config.get(section)
+    return settings.get(key) if isinstance(settings, dict) else None
 
 
 def _row(preset: PresetResults) -> Row:
@@ -96,7 +110,13 @@ def _row(preset: PresetResults) -> Row:
         frozenset(name for row in preset.rows for name in (row.get("at_edge") or "").split()),
         any(row["select_on"] == "test" for row in preset.rows),
         preset.kind == "distilled" and not (spec and spec.overrides.get("distill.steps") == 0),
-        spec.needs_experts if spec else "experts" in preset.metadata)
+        spec.needs_experts if spec else "experts" in preset.metadata, _mean_on_val(preset.rows))
+
+
+def _mean_on_val(rows: Sequence[Mapping]) -> float | None:
+    values = [row.get("val_r_mean") for row in rows]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def guessing(images: int, captions: int) -> float:

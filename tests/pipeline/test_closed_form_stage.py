@@ -15,7 +15,7 @@ from mdw_jax.io.scores import METRICS
 from mdw_jax.method import closed_form as method
 from mdw_jax.pipeline import closed_form as stage
 from mdw_jax.pipeline import run as commands
-from mdw_jax.pipeline.experts import kept_pairs
+from mdw_jax.pipeline.experts import experts_stage, kept_pairs
 from mdw_jax.pipeline.prepared import prepare
 from mdw_jax.pipeline.preset_run import open_preset
 
@@ -107,6 +107,16 @@ def test_fairness_counts_the_hits_of_the_closed_form(data):
     captions, images = preset_hits(run, prepared)
     expected = stage.closed_form_stage(run, prepared, kept_pairs(run, prepared))["test"]
     np.testing.assert_allclose(100 * np.concatenate([captions.mean(0), images.mean(0)]), expected[:6], rtol=1e-5)
+
+
+def test_experts_that_end_below_it_are_said(data, capsys):
+    directory, prepared = data
+    run = open_preset(tiny(directory, experts__closed_form=True, experts__lr=1e-7), prepared, "experts")
+    record = experts_stage(run, prepared)
+    form = stage.closed_form_stage(run, prepared, kept_pairs(run, prepared))["val"][-1]
+    reached = np.mean(record["val"], 0)[-1]
+    assert (f"experts: the experts ended below the closed form, with {reached:.1f} % r_mean on val against {form:.1f}: "
+            in capsys.readouterr().out)
 
 
 def test_full_mode_takes_the_backbone_with_its_first_weights(tmp_path):

@@ -9,7 +9,7 @@ from test_run_report import change_report, make_natural, make_run, page_of
 
 from mdw_jax.reporting.run_files import Run
 from mdw_jax.reporting.verdict import verdict, verdict_of
-from mdw_jax.reporting.verdict_results import Results, Row, guessing
+from mdw_jax.reporting.verdict_results import Results, Row, guessing, results_of
 
 DRAWN = {"label": "40%", "protocol": "image", "rate": 0.4, "estimated": None}
 NATURAL = {"label": "natural", "protocol": "natural", "rate": None}
@@ -272,6 +272,47 @@ def test_scores_on_test_pairs_that_are_mismatched_themselves_are_too_low(low, sa
     estimated = {"eta": low + 0.05, "low": low, "high": low + 0.1, "confidence": 0.95}
     sentence = "Val and test are as they came too: pairs that are mismatched there make all scores here too low."
     assert (sentence in verdict(results(noise=NATURAL | {"estimated": estimated}))) is said
+
+
+@pytest.mark.parametrize(("estimated", "said"), [
+    (None, True), ((0.0, 1.0), True), ((0.0, 0.2), True), ((0.0, 0.04), False)])
+def test_held_out_pairs_are_as_noisy_as_train(estimated, said):
+    estimated = estimated and {"eta": 0.0, "low": estimated[0], "high": estimated[1], "confidence": 0.95}
+    sentence = ("he pairs held out for val and test are as noisy as train: scores here are lower than they would be on "
+                "clean pairs.")
+    told = " ".join(verdict(results(noise=NATURAL | {"estimated": estimated}, held_out=True)))
+    assert (sentence in told) is said and "as they came too" not in told
+    assert sentence not in " ".join(verdict(results(held_out=True)))  # noise is drawn in train alone
+
+
+FORM = row("closed_form", 43.2, label="closed form", kind="reference", on_val=44.1)
+
+
+@pytest.mark.parametrize("main", [MDW, FORM])
+def test_experts_below_the_closed_form_are_said(main):
+    experts = row("experts", 35, 36, kind="reference", on_val=36.9)
+    others = (RANDOM, CORRESPOND, experts, *[FORM] * (main is MDW))
+    [told] = [words for words in verdict(results(main, others)) if "below" in words]
+    assert told == ("The experts ended below the closed form, with 36.9 % r_mean on val against 44.1: of these pairs the "
+                    "closed form, in closed_form/ of the run folder, is the better model, and "
+                    "distill.correspondence_teacher=closed_form has P from it instead of from the experts (on test 35.5 "
+                    "against 43.2).")
+    assert "correspondence_teacher" not in " ".join(verdict(results(main, others, teacher="both")))
+    near = (RANDOM, CORRESPOND, experts._replace(on_val=43.2), *[FORM] * (main is MDW))
+    assert "below" not in " ".join(verdict(results(main, near)))
+
+
+def test_val_scores_and_settings_are_read_from_a_run(tmp_path):
+    run = Run(make_natural(tmp_path / "run"))
+    assert results_of(run).main.on_val is None and results_of(run).held_out is False
+    for n, one in enumerate(run.main.rows):
+        one["val_r_mean"] = 40.0 + n
+    assert results_of(run).main.on_val == 40 + (len(run.main.rows) - 1) / 2
+    run.config["data"] = {"holdout_test": 5}
+    run.config["distill"] = {"correspondence_teacher": "both"}
+    assert results_of(run).held_out and results_of(run).teacher == "both"
+    run.config["data"] = []
+    assert not results_of(run).held_out
 
 
 def test_a_published_method_is_advised_in_studies_alone():
