@@ -250,7 +250,7 @@ def test_a_table_needs_no_config(calls):
     assert main(["table", "a.csv", "--ci", "b.csv"]) == 0
     words = ["--rows", "preset,distill.pairs", "--columns=", "--metric=IR@1", "--out", "t.md", "--plot=t.png"]
     assert main(["table", "a.csv", *words]) == 0
-    assert calls == [("table_command", ["a.csv", "b.csv"], ["preset"], ["noise.rate"], "r_mean", True, None, None),
+    assert calls == [("table_command", ["a.csv", "b.csv"], ["preset"], None, "r_mean", True, None, None),
                      ("table_command", ["a.csv"], ["preset", "distill.pairs"], [], "IR@1", False, "t.md", "t.png")]
 
 

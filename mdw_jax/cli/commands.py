@@ -80,6 +80,10 @@ def _names(text: str) -> Sequence[str]:
     return [name for name in text.split(",") if name]
 
 
+def _names_or_none(text: str | None) -> Sequence[str] | None:
+    return None if text is None else _names(text)
+
+
 def _probability(text: str) -> float:
     try:
         value = float(text)
@@ -165,14 +169,15 @@ COMMANDS = {
         details="Writes sweep.csv in config.run.dir, one row per student. Finished cells are skipped, failed ones are "
                 "tried again."),
     "table": Command(
-        "turn CSVs of sweeps into a table in Markdown", "reporting.result_table:table_command",
+        "turn CSVs of sweeps and runs into a table in Markdown", "reporting.result_table:table_command",
         "mdw table runs/grid/sweep.csv --rows preset --columns noise.rate --out table.md",
-        operands=Operands("FILE.csv", "a CSV that mdw sweep wrote", "no CSV given; write mdw table FILE.csv."),
+        operands=Operands("FILE.csv", "a sweep.csv of mdw sweep or a scores.csv of mdw run, or the folder of one",
+                          "no CSV given; write mdw table FILE.csv."),
         options=(
             Option("--rows", "columns of the CSV whose values become the rows of the table (preset), such as "
                    "preset,distill.pairs", "KEYS", "preset", _names),
-            Option("--columns", "likewise for its columns (noise.rate); --columns= for a single column", "KEYS",
-                   "noise.rate", _names),
+            Option("--columns", "likewise for its columns (noise.rate, if the CSV has it); --columns= for a single column",
+                   "KEYS", None, _names_or_none),
             Option("--metric", "the number to show (r_mean)", "NAME", "r_mean"),
             Option("--ci", "show half the 95 % confidence interval of the mean over distilled sets, instead of the "
                    "standard deviation"),

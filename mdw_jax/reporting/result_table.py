@@ -1,4 +1,4 @@
-"""`mdw table`: Markdown tables from tidy CSVs with one row per student, as `mdw sweep` writes them."""
+"""`mdw table`: Markdown tables from tidy CSVs of sweeps and runs, with one row per student."""
 
 import difflib
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from mdw_jax.errors import UserError
 from mdw_jax.io.checksums import DamagedError
 from mdw_jax.io.files import write_atomically
-from mdw_jax.io.scores import METRICS, read_scores
+from mdw_jax.io.scores import METRICS, SCORES, read_scores
 from mdw_jax.reporting.noise_text import estimate_in_words
 from mdw_jax.reporting.preset_info import preset_info
 from mdw_jax.reporting.stats import deviation, half_interval
@@ -19,12 +19,18 @@ from mdw_jax.reporting.text import AT_EDGE, AT_EDGE_MEANS, markdown_table, plura
 
 _NEEDED = ("preset", "set", "student", "select_on")
 _OPTIMISTIC = "(optimistic)"
+SWEEP = "sweep.csv"
 
 
-def table_command(files: Sequence[str], rows: Sequence[str], columns: Sequence[str], metric: str, interval: bool,
+def table_command(files: Sequence[str], rows: Sequence[str], columns: Sequence[str] | None, metric: str, interval: bool,
                   out: str | None, plot: str | None) -> None:
-    """Print the table of these CSVs, or write it to the file `out`; with `plot`, also draw it as a PNG there."""
+    """Print the table of these CSVs, or write it to the file `out`; with `plot`, also draw it as a PNG there.
+
+    `columns` None: noise.rate, where the CSVs have it (a run's scores.csv, of one rate, has not).
+    """
     data = read_rows(files)
+    if columns is None:
+        columns = ["noise.rate"] if "noise.rate" in data[0] and "noise.rate" not in rows else []
     text = table(data, rows, columns, metric, interval)
     if plot is not None:
         try:
@@ -46,7 +52,7 @@ def read_rows(files: Iterable) -> list[dict[str, str]]:
     """Read several tables of students as one.
 
     Args:
-        files: paths of CSVs with the columns preset, set, student and select_on.
+        files: paths of CSVs with the columns preset, set, student and select_on, or of the folders of runs or sweeps.
 
     Returns:
         The rows as text, each with the columns of all files; a row that occurs twice is kept once.
@@ -71,10 +77,16 @@ def read_rows(files: Iterable) -> list[dict[str, str]]:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
+    if path.is_dir():
+        held = [path / name for name in (SWEEP, SCORES) if (path / name).is_file()]
+        if not held:
+            raise UserError(f"'{path}' is a directory without {SWEEP} (of mdw sweep) or {SCORES} (of mdw run); give a "
+                            "directory that has one, or a CSV.")
+        path = held[0]
     try:
         return [{printable(name): printable(cell) for name, cell in row.items()} for row in read_scores(path, _NEEDED)]
     except FileNotFoundError:
-        raise UserError(f"there is no file '{path}'; `mdw sweep` writes one.") from None
+        raise UserError(f"there is no file '{path}'; mdw sweep writes {SWEEP}, and mdw run {SCORES}.") from None
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror}); give a CSV.") from None
     except DamagedError as error:

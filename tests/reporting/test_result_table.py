@@ -143,6 +143,20 @@ def test_out(write, tmp_path, capsys):
         table_command([path], ["preset"], ["noise.rate"], "r_mean", False, f"{path}/table.md", None)
 
 
+def test_the_scores_of_a_run_have_one_column(write, tmp_path, capsys):
+    scores = [{name: value for name, value in row.items() if "." not in name and name != "commit"} for row in GRID[:8]]
+    path = write(scores, "scores.csv")
+    for given in (path, str(tmp_path)):  # the folder of a run
+        table_command([given], ["preset"], None, "r_mean", False, None, None)
+        assert "| preset | r_mean |" in (printed := capsys.readouterr().out) and "| random | 4.00 +- 2.58 |" in printed
+    write(GRID)  # the folder of a sweep
+    table_command([str(tmp_path)], ["preset"], None, "r_mean", False, None, None)
+    assert "| preset | noise.rate = 0 | noise.rate = 0.4 |" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="a directory without sweep.csv .* or scores.csv"):
+        read_rows([tmp_path / "empty"])
+
+
 @pytest.mark.parametrize("options, words", [
     ({"rows": ["presets"]}, "no column 'presets'; did you mean preset?"),
     ({"metric": "qqqq"}, "no column 'qqqq'; there are preset, noise.rate, "),
