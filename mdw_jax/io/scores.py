@@ -42,8 +42,8 @@ def read_scores(path, columns: Sequence[str] = ("preset", "set", "select_on"), n
         raise OlderVersionError("was made by an older version of mdw-jax; run mdw again in another directory")
     missing = [name for name in (*columns, *numbers) if name not in names]
     if missing:
-        raise ValueError("is not a table of students such as mdw sweep (sweep.csv) and mdw run (scores.csv) write: it has no "
-                         f"column '{missing[0]}'; give another")
+        raise ValueError("is not a table of students such as mdw sweep (sweep.csv) and mdw run (scores.csv) write: it has "
+                         f"no column '{missing[0]}'; give another")
     if not rows:
         raise ValueError("holds no rows yet; finish a cell of the sweep, or evaluate the run")
     if any(row[name] == "" for row in rows for name in columns):
