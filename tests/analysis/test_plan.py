@@ -14,10 +14,10 @@ from mdw_jax.analysis.cost.devices import DEVICES, Device
 from mdw_jax.analysis.cost.expert_work import generations
 from mdw_jax.analysis.cost.flops import count_flops
 from mdw_jax.analysis.cost.model_cost import model_cost, programs_of
-from mdw_jax.analysis.cost.plan import peak_memory, plan, plan_command
+from mdw_jax.analysis.cost.plan import head_lines, note_lines, peak_memory, plan, plan_command, table_rows
 from mdw_jax.analysis.cost.set_work import outer_flops, outer_work
-from mdw_jax.analysis.cost.times import in_words, seconds_by_stage, seconds_of
-from mdw_jax.analysis.cost.unit import student_step
+from mdw_jax.analysis.cost.times import in_words, seconds_by_stage, seconds_of, waits_for_images
+from mdw_jax.analysis.cost.unit import Work, student_step
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config import base, frozen_backbone, resolve
 from mdw_jax.config.loading import load_config
@@ -163,6 +163,40 @@ def test_what_does_not_fit_is_said(monkeypatch):
     monkeypatch.setitem(DEVICES, "h100", DEVICES["h100"]._replace(memory=1e6))
     [misfit] = plan(config()).misfits
     assert re.search("about .* MiB of memory are needed, more than the 977 KiB of one h100; ", misfit)
+
+
+@pytest.mark.parametrize("share, said", [(0.8, "the fewest that fit are 2 devices (plan.devices=2)"),
+                                         (1e-6, "more devices alone do not help (up to 64 were tried)")])
+def test_the_fewest_devices_that_fit_are_said(share, said, monkeypatch):
+    needed = max(row.work.device_memory for row in plan(config(experts__count=30)).rows)
+    monkeypatch.setitem(DEVICES, "h100", DEVICES["h100"]._replace(memory=share * needed))
+    [misfit] = plan(config(experts__count=30)).misfits
+    assert misfit.endswith(f"; {said}.")
+    assert bool(plan(config(experts__count=30, plan__devices=2)).misfits) == (share < 0.1)
+
+
+def test_rows_that_wait_for_decoded_images_say_so():
+    model, _ = costs(config())
+    quick, slow = Work("experts", "", tower_gradient=1e14, decoding=1.0), Work("experts", "", decoding=40.0)
+    on = (DEVICES["h100"], model, 2, 0.3)
+    assert not waits_for_images(quick, *on) and waits_for_images(slow, *on)
+    assert seconds_of(slow, *on) == 40 / 16 and seconds_of(quick, *on) > 1 / 16
+    streamed = config(data__name="folder", data__annotations="t.csv", data__holdout_val=1, data__holdout_test=1,
+                      data__stream=True, plan__images=10**6, plan__captions=10**6)
+    found = plan(streamed)
+    waiting = [row["stage"] for row in table_rows(found) if row["time"].endswith(" (decoding)")]
+    assert "experts" in waiting and "total" not in waiting
+    assert any(line.startswith("Decoding: ") and "8 cores" in line for line in note_lines(streamed, found))
+    assert not any(line.startswith("Decoding: ") for line in note_lines(config(), plan(config())))
+
+
+def test_what_takes_the_disk_and_where_the_device_is_from_are_said():
+    found = plan(load_config("cc3m", []))
+    [line] = [line for line in note_lines(load_config("cc3m", []), found) if line.startswith("Disk: ")]
+    assert re.match(r"Disk: \d+ GiB embeddings of teachers, removed .*, [\d.]+ GiB snapshots and records of experts", line)
+    scratch = sum(row.work.scratch for row in found.rows)
+    assert 0.9 < scratch / sum(row.work.disk for row in found.rows) < 1
+    assert "as plan.devices and plan.device of this config say" in head_lines(load_config("cc3m", []), found)[-1]
 
 
 def test_here_is_measured_and_looks_at_memory_and_disk(tmp_path, monkeypatch):

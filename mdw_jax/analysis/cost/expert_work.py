@@ -86,6 +86,7 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
     history = networks * last.epochs * counts.captions / 8
     words = ", ".join(f"{g.networks} x {g.epochs} {g.name}" for g in all_of_them)
     steps = counts.captions // min(e.batch, counts.captions)
+    scratch = max(_teacher_bytes(config, g, counts, model)[1] for g in all_of_them)
     work = Work(
         "experts", f"{e.recipe}: {words} (networks x epochs), {steps:,} steps each",
         host=2e-5 * counts.captions * len(all_of_them),
@@ -97,8 +98,7 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
         + max(_host_rows(config, g, counts) for g in all_of_them)
         + sum(feature_bytes(config, counts.captions, counts.images, model))
         + max(_teacher_bytes(config, g, counts, model)[0] for g in all_of_them),
-        disk=snapshots * model.parameters + history + 4 * counts.captions
-        + max(_teacher_bytes(config, g, counts, model)[1] for g in all_of_them))
+        disk=snapshots * model.parameters + history + 4 * counts.captions + scratch, scratch=scratch)
     return of_networks(work, model, total)
 
 

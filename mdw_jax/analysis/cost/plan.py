@@ -13,7 +13,7 @@ from mdw_jax.analysis.cost.counts import Counts, counts_of
 from mdw_jax.analysis.cost.devices import DEVICES, Device, host_memory, this_machine
 from mdw_jax.analysis.cost.model_cost import ModelCost, model_cost
 from mdw_jax.analysis.cost.programs import Programs
-from mdw_jax.analysis.cost.times import BUSY, seconds_of
+from mdw_jax.analysis.cost.times import BUSY, seconds_of, waits_for_images
 from mdw_jax.analysis.cost.unit import Work
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config.overrides import preset_config
@@ -23,21 +23,24 @@ from mdw_jax.models.image.conv import as_on_accelerator
 from mdw_jax.reporting.text import markdown_table, scaled, scaled_bytes, time_in_words
 
 HERE = "here"
+_WAITS = " (decoding)"
+MOST_DEVICES = 64  # that are tried for the fewest that fit
 _ADDED = ("flops", "tower_forward", "tower_gradient", "moved", "host", "host_flops", "decoding", "programs",
-          "tower_programs", "disk")
+          "tower_programs", "disk", "scratch")
 # What makes a stage smaller.
 _ADVICE = {
-    "experts": "lower experts.batch, experts.count or data.size, set model.mode=projection, or take more devices",
+    "experts": "lower experts.batch, experts.count or data.size, or set model.mode=projection",
     "distillation": "lower distill.chunk, distill.pairs, distill.batch, distill.trajectories or data.size",
     "students": "lower evaluate.batch or data.size",
 }
 
 
 class PlannedWork(NamedTuple):
-    """One row of a plan: a piece of work and its seconds on all the devices together."""
+    """One row of a plan: a piece of work, its seconds on all the devices together, and whether most are decoding's."""
 
     work: Work
     seconds: float
+    waits_for_images: bool = False
 
 
 class Plan(NamedTuple):
@@ -123,9 +126,10 @@ def plan(config: ConfigDict) -> Plan:
     work = run_work(config, counts)
     if settings.compile:
         work = with_compiled_memory(config, work, counts)
-    rows = [PlannedWork(piece, seconds_of(piece, device, model, devices, settings.utilization)) for piece in merged(work)]
+    on = (device, model, devices, settings.utilization)
+    rows = [PlannedWork(piece, seconds_of(piece, *on), waits_for_images(piece, *on)) for piece in merged(work)]
     return Plan(rows, counts, counted, device, settings.device, devices, settings.price, model, tower.sizes,
-                misfits(config, work, device))
+                misfits(config, work, device, counts))
 
 
 def merged(work: Iterable[Work]) -> list[Work]:
@@ -185,7 +189,7 @@ def peak_memory(function, arguments: tuple, donated: int | tuple = ()) -> float:
             - sizes.alias_size_in_bytes)
 
 
-def misfits(config: ConfigDict, work: Sequence[Work], device: Device) -> list[str]:
+def misfits(config: ConfigDict, work: Sequence[Work], device: Device, counts: Counts) -> list[str]:
     """What does not fit, in sentences: into the device's memory, and, of this machine, into its memory and its disk."""
     settings, found = config.plan, []
     largest = max(work, key=lambda piece: piece.device_memory)
@@ -195,7 +199,7 @@ def misfits(config: ConfigDict, work: Sequence[Work], device: Device) -> list[st
     if needed > device.memory:
         found.append(f"{largest.stage}: about {scaled_bytes(needed)} of memory are needed, more than the "
                      f"{scaled_bytes(device.memory)} {'free here' if here else f'of one {settings.device}'}; "
-                     f"{_ADVICE.get(largest.stage, 'lower data.size')}.")
+                     f"{_ADVICE.get(largest.stage, 'lower data.size')}{'' if here else _fewest(config, device, counts)}.")
     if here and not on_cpu and host > host_memory():
         found.append(f"the data need about {scaled_bytes(host)} of the host's memory, more than the "
                      f"{scaled_bytes(host_memory())} free here; set data.stream=true.")
@@ -203,6 +207,16 @@ def misfits(config: ConfigDict, work: Sequence[Work], device: Device) -> list[st
         found.append(f"the run writes about {scaled_bytes(disk)}, more than the {scaled_bytes(free)} free where run.dir "
                      f"('{config.run.dir}') is; choose another, or set experts.store_dtype=bfloat16.")
     return found
+
+
+def _fewest(config: ConfigDict, device: Device, counts: Counts) -> str:
+    """How many devices are enough, by the formulas, in words that go on after what else helps."""
+    several = config.copy_and_resolve_references().unlock()
+    for devices in range(config.plan.devices + 1, MOST_DEVICES + 1):
+        several.plan.devices = devices
+        if all(piece.device_memory <= device.memory for piece in run_work(several, counts)):
+            return f"; the fewest that fit are {devices} devices (plan.devices={devices})"
+    return f"; more devices alone do not help (up to {MOST_DEVICES} were tried)"
 
 
 def free_disk(directory: str) -> int:
@@ -219,7 +233,8 @@ def head_lines(config: ConfigDict, found: Plan) -> list[str]:
     frozen = f", frozen backbone {found.model.backbone:,}" if found.model.projection else ""
     busy = f"; other work on it makes all {found.device.busy:.1f} times as long" if found.device.busy > BUSY else ""
     devices = f"this machine, measured just now{busy}" if name == HERE else (
-        f"{found.devices} x {name}, at {config.plan.utilization:.0%} of the peak that its maker states")
+        f"{found.devices} x {name}, as plan.devices and plan.device of this config say (nothing here was looked at; "
+        f"plan.device=here plans for this machine), at {config.plan.utilization:.0%} of the peak that its maker states")
     return [f"data:   {found.counted}",
             f"model:  {m.tower}, {m.mode} mode, {sides} numbers an image, M = {config.distill.pairs}; parameters: "
             f"{parts}{frozen}",
@@ -228,17 +243,33 @@ def head_lines(config: ConfigDict, found: Plan) -> list[str]:
 
 def table_rows(found: Plan) -> list[dict[str, str]]:
     """The table: a row for each piece of work, and their sums (of memory the largest)."""
-    rows = [_row(row.work.stage, row.work.what, ", ".join(row.work.presets), row.work, row.seconds) for row in found.rows]
+    rows = [_row(row.work.stage, row.work.what, ", ".join(row.work.presets), row.work, row.seconds, row.waits_for_images)
+            for row in found.rows]
     total = _sum([*(row.work for row in found.rows), Work("total", "")])
     return [*rows, _row("total", "", "", total, found.seconds)]
 
 
-def _row(stage: str, what: str, presets: str, work: Work, seconds: float) -> dict[str, str]:
+def _row(stage: str, what: str, presets: str, work: Work, seconds: float, waits: bool = False) -> dict[str, str]:
     return {"stage": stage, "what": what, "presets": presets,
-            "operations": f"{scaled(work.operations, 1000, ' KMGTPEZ')}FLOP", "time": time_in_words(seconds),
+            "operations": f"{scaled(work.operations, 1000, ' KMGTPEZ')}FLOP",
+            "time": time_in_words(seconds) + _WAITS * waits,
             "device memory": f"about {scaled_bytes(work.device_memory)}" if work.device_memory else "",
             "host memory": f"about {scaled_bytes(work.process_memory)}" if work.host_memory else "",
             "disk": scaled_bytes(work.disk) if work.disk else ""}
+
+
+def _disk_line(found: Plan) -> list[str]:
+    """What takes the bytes on disk, the most first."""
+    work = [row.work for row in found.rows]
+    parts = {"embeddings of teachers, removed when their networks are trained": sum(piece.scratch for piece in work),
+             "snapshots and records of experts": sum(piece.disk - piece.scratch for piece in work
+                                                     if piece.stage == "experts"),
+             "features": sum(piece.disk for piece in work if piece.stage == "features")}
+    total = sum(piece.disk for piece in work)
+    parts["all else"] = total - sum(parts.values())
+    listed = ", ".join(f"{scaled_bytes(size)} {what}" for what, size in sorted(parts.items(), key=lambda part: -part[1])
+                       if size >= 0.01 * total)
+    return [f"Disk: {listed}."] if total else []
 
 
 def note_lines(config: ConfigDict, found: Plan) -> list[str]:
@@ -246,6 +277,12 @@ def note_lines(config: ConfigDict, found: Plan) -> list[str]:
     lines = [f"Does not fit: {misfit}" for misfit in found.misfits] or ["Fits: " + (
         "the memory and the disk of this machine." if found.name == HERE else
         f"the memory of one {found.name}. The machine needs the host memory and the disk of the last row.")]
+    if any(row.waits_for_images for row in found.rows):
+        cores = f"the {found.device.cores:g} cores of this machine" if found.name == HERE else (
+            f"{found.device.cores:g} cores of the host for each device")
+        lines.append(f"Decoding: where the time says so, it is that of decoding images by {cores}; more cores shorten it, "
+                     "faster devices do not.")
+    lines += _disk_line(found)
     if found.price:
         hours = found.devices * found.seconds / 3600
         lines.append(f"Price: {found.total_price:,.2f} ({hours:,.2f} device hours at {found.price:g}).")

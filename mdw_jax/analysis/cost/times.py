@@ -32,6 +32,25 @@ def seconds_of(work: Work, device: Device, model: ModelCost, devices: int = 1, u
         devices: how many devices share it; the host's part is not shared.
         utilization: share of the peak FLOP/s to count on, of a device that is not measured.
     """
+    on_device, on_host, decoding = _parts(work, device, model, devices, utilization)
+    if _share_cores(device):
+        return (on_device + decoding + on_host) * device.busy
+    return (max(on_device, decoding) + on_host) * device.busy
+
+
+def waits_for_images(work: Work, device: Device, model: ModelCost, devices: int = 1, utilization: float = 1.0) -> bool:
+    """Whether decoding images takes most of the time of a piece of work. Args: as in `seconds_of`."""
+    on_device, on_host, decoding = _parts(work, device, model, devices, utilization)
+    return decoding > (on_device + on_host if _share_cores(device) else max(on_device, on_host))
+
+
+def _share_cores(device: Device) -> bool:
+    """Whether images are decoded by the cores that are the device."""
+    return device.measured and jax.default_backend() == "cpu"
+
+
+def _parts(work: Work, device: Device, model: ModelCost, devices: int, utilization: float) -> tuple[float, float, float]:
+    """Seconds of the devices, of the host, and of decoding images."""
     if device.measured:
         heads, tower = device.matmul * _HEADS_SHARE, device.tower or device.matmul * _TOWER_SHARE
         gradient = tower * _GRADIENT_SHARE
@@ -42,9 +61,7 @@ def seconds_of(work: Work, device: Device, model: ModelCost, devices: int = 1, u
     compiling = _COMPILE_PROGRAM * work.programs + _COMPILE_LAYER * model.layers * work.tower_programs
     on_host = (work.host + work.host_flops / _HOST_FLOPS + compiling) / device.host
     decoding = work.decoding / (device.cores * devices * device.host)
-    if device.measured and jax.default_backend() == "cpu":  # the same cores
-        return (on_device + decoding + on_host) * device.busy
-    return (max(on_device / devices, decoding) + on_host) * device.busy
+    return on_device if _share_cores(device) else on_device / devices, on_host, decoding
 
 
 def seconds_here(config: ConfigDict, counts: Counts) -> dict[str, float]:

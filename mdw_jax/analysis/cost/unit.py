@@ -33,7 +33,8 @@ class Work(NamedTuple):
         tower_programs: how many passes of a tower are in compiled programs: a gradient has three.
         device_memory: bytes on the device at its peak, by a formula.
         host_memory: bytes on the host beside `HOST_BASE` and `HOST_COMPILED`, files that it maps included.
-        disk: bytes that it leaves on disk.
+        disk: bytes that it writes to disk.
+        scratch: of them teachers' embeddings, which are removed when the networks are trained.
         presets: the presets that need it.
     """
 
@@ -51,6 +52,7 @@ class Work(NamedTuple):
     device_memory: float = 0.0
     host_memory: float = 0.0
     disk: float = 0.0
+    scratch: float = 0.0
     presets: tuple[str, ...] = ()
 
     @property
