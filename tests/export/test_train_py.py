@@ -194,7 +194,8 @@ def test_training_step_by_step(mode):
             self.load_state_dict(tensors_of(first[0]))
 
     program = types.SimpleNamespace(**vars(train))
-    function = types.FunctionType(train.train.__code__, {**vars(program), "Student": Loaded})
+    function = types.FunctionType(train.train.__code__, {**vars(program), "Student": Loaded}, None,
+                                  train.train.__defaults__)
     pairs = {"images": torch.from_numpy(images), "texts": torch.from_numpy(texts), "p": {"matrix": torch.from_numpy(p)}}
     found = function(record, pairs, {}, "cpu").state_dict()
     moved = 0.0
@@ -317,6 +318,19 @@ def test_broken_photos_are_counted(tmp_path):
     with pytest.raises(words.InputError, match=r"3 images in '.*' cannot be read, the first is bad.png \("):
         photos.photos_of(tmp_path, names, image)
     assert photos.photos_of(tmp_path, names[:1], image).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("every", [0.0, 60.0])
+def test_a_long_training_shows_how_far_it_is(every, monkeypatch, capsys):
+    monkeypatch.setattr(train, "SHOW_EVERY", every)
+    record = record_of(TOWERS["convnet"](), phases=[{"steps": 2, "factor": 1.0}, {"steps": 1, "factor": 0.1}])
+    texts = torch.from_numpy(normal(len(IMAGES[:M]), TEXT))
+    pairs = {"images": torch.from_numpy(IMAGES[:M]).float() / 255, "texts": texts, "p": {}}
+    train.train(record | {"batch": len(texts)}, pairs, {}, "cpu", "student 2 of 3")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", loss ")[0] for line in lines] == [
+        f"student 2 of 3: {done} of 3 steps" for done in (1, 2, 3) if not every]
+    assert all(float(line.split(", loss ")[1]) > 0 for line in lines)
 
 
 def test_a_diverged_student_is_refused():

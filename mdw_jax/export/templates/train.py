@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
+SHOW_EVERY = 5.0  # seconds between two lines of progress
 METRICS = ALL_METRICS[:-1]  # recall in percent, text -> image first; without r_mean
 
 
@@ -209,7 +211,7 @@ def correspondence(p, rows, alpha):
     return torch.diag(p["diag"][rows]) + alpha / left.shape[1] * left @ right.T
 
 
-def train(record, pairs, tensors, device):
+def train(record, pairs, tensors, device, name="student"):
     """One student, trained on the set as its JAX counterpart is: SGD with momentum and weight decay, random batches."""
     if record["loss"] not in LOSSES:
         raise InputError(f"The loss of this set, '{record['loss']}', comes from outside mdw-jax: add it to LOSSES in "
@@ -220,6 +222,7 @@ def train(record, pairs, tensors, device):
     groups = [{"params": parameters, "lr": record["step_sizes"][branch], "size": record["step_sizes"][branch]}
               for branch, parameters in student.branches().items()]
     optimizer = torch.optim.SGD(groups, **{name: record["optimizer"][name] for name in ("momentum", "weight_decay")})
+    steps, done, shown = sum(phase["steps"] for phase in record["phases"]), 0, time.monotonic()
     for phase in record["phases"]:
         for group in optimizer.param_groups:
             group["lr"] = phase["factor"] * group["size"]
@@ -230,6 +233,10 @@ def train(record, pairs, tensors, device):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            done += 1
+            if time.monotonic() - shown >= SHOW_EVERY:
+                print(f"{name}: {done} of {steps} steps, loss {loss.item():.4g}", flush=True)
+                shown = time.monotonic()
     if not all(part.isfinite().all() for part in (loss, *student.parameters())):
         raise InputError("The training diverged: weights or the loss of a student are not finite numbers, and nothing was "
                          "written; export or copy the set again, or give another --seed.")
@@ -417,7 +424,8 @@ def main(arguments=None):
     students, scores = [], []
     for number in range(options.students):
         torch.manual_seed(options.seed + number)
-        students.append(train(record, pairs, tensors, options.device))
+        name = f"student {number + 1} of {options.students}"
+        students.append(train(record, pairs, tensors, options.device, name))
         scores += [recalls(students[-1], data, options.device)] if data else []
     try:
         save(students[0], record, scores[0] if scores else None, options)
