@@ -14,7 +14,6 @@ from mdw_jax.io.distilled_set import (
     save_distilled,
     write_captions,
 )
-from mdw_jax.io.files import digest
 from mdw_jax.io.records import complete, write_lines
 from mdw_jax.models.embedding import nearest_captions
 from mdw_jax.pipeline.candidates import CANDIDATES
@@ -25,7 +24,7 @@ from mdw_jax.pipeline.inputs import source_notes
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun
 from mdw_jax.pipeline.prototypes import START
-from mdw_jax.pipeline.sets import set_folder
+from mdw_jax.pipeline.sets import set_folder, set_key
 from mdw_jax.runtime.may_train import require_training
 from mdw_jax.runtime.processes import barrier, broadcast_from_main, is_main
 
@@ -40,7 +39,7 @@ def distill_stage(run: PresetRun, prepared: Prepared) -> list[Path]:
         return []
     directories = [set_folder(run, index) for index in range(run.config.distill.sets)]
     for index, directory in enumerate(directories):
-        key = digest(run.sets.key, index)
+        key = set_key(run, index)
         if complete(directory / CARD, key) is None:
             require_training(f"set {index} of the preset {run.name} is")
             _make_set(run, prepared, index, directory, key)

@@ -18,8 +18,8 @@ from mdw_jax.pipeline.distill import distill_stage
 from mdw_jax.pipeline.experts import experts_stage, kept_pairs
 from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.prepared import Prepared, student_model, tower_settings
-from mdw_jax.pipeline.preset_run import PresetRun
-from mdw_jax.pipeline.sets import student_data
+from mdw_jax.pipeline.preset_run import PresetRun, StageFolder
+from mdw_jax.pipeline.sets import set_folder, set_key, student_data
 from mdw_jax.runtime.progress import progress
 from mdw_jax.runtime.rng import named_generator
 
@@ -36,13 +36,11 @@ def evaluate_stage(run: PresetRun, prepared: Prepared) -> list[dict]:
     if not run.spec.has_sets:
         return _expert_rows(run, prepared)
     c, protocol = run.config, student_protocol(run)
-    students_tower = tower_settings(c.model, c.evaluate.tower) if c.evaluate.tower else {}
     model_and_splits, rows = None, []
     for index, directory in enumerate(distill_stage(run, prepared)):
-        distilled, card = load_distilled(directory, c.distill.loss)
+        distilled, _ = load_distilled(directory, c.distill.loss)
         _check_shapes(directory, distilled, prepared)
-        key = digest(card["key"], c.evaluate.to_dict(), students_tower, *plugin_sources(c, "evaluate"))
-        path = directory / f"scores-{protocol.select_on}-{key[:10]}.json"
+        path, key = scores_place(run, index)
         record = complete(path, key, "rows")
         if record is None:
             model_and_splits = model_and_splits or student_model(c, prepared)  # one for all sets: each is compiled anew
@@ -65,6 +63,14 @@ def evaluate_stage(run: PresetRun, prepared: Prepared) -> list[dict]:
         size = byte_budget(distilled)["total"]
         rows += [{**row, "bytes": size} for row in record["rows"]]
     return rows
+
+
+def scores_place(run: PresetRun, index: int) -> StageFolder:
+    """The file of the scores of set `index` of a preset, and their key."""
+    c = run.config
+    students_tower = tower_settings(c.model, c.evaluate.tower) if c.evaluate.tower else {}
+    key = digest(set_key(run, index), c.evaluate.to_dict(), students_tower, *plugin_sources(c, "evaluate"))
+    return StageFolder(set_folder(run, index) / f"scores-{student_protocol(run).select_on}-{key[:10]}.json", key)
 
 
 def student_protocol(run: PresetRun) -> Protocol:

@@ -1,6 +1,6 @@
 """The stages of a run, in order, over the presets of its config, and what they print."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,8 @@ from mdw_jax.reporting.verdict import verdict_of
 from mdw_jax.runtime.may_train import training_allowed
 from mdw_jax.runtime.processes import is_main
 
-Estimate = Callable[[ConfigDict, Pairs], str]
+# Of a config, not resolved, and its data; of a run that goes on also what is prepared and its presets, else None and ().
+Estimate = Callable[[ConfigDict, Pairs, Prepared | None, Sequence[PresetRun]], str]
 # Columns of scores.csv. Not read off the rows: the keys of rows that come from a file have another order.
 _COLUMNS = ("preset", "set", "student", "select_on", "lr_scale", "steps", "at_edge", "val_r_mean", *METRICS,
             "hard_r_mean", "bytes")
@@ -65,17 +66,20 @@ def _begin(config: ConfigDict, estimate: Estimate | None = None) -> _Begun:
     train writes nothing here: it may still be refused, and the folder is to stay as it was.
     """
     resolved = resolve_run(config)
-    announce_run(resolved, (Path(config.run.dir) / CONFIG).exists())
+    goes_on = (Path(config.run.dir) / CONFIG).exists()
+    announce_run(resolved, goes_on)
     announce_noise(config)
     directory = run_folder(config)
     pairs = load_pairs(resolved.data, directory / "cache")
     announce_data(resolved, pairs)
-    if estimate is not None and is_main():
-        print(f"time: {estimate(config, pairs)}", flush=True)
+    if estimate is not None and is_main() and not goes_on:
+        print(f"time: {estimate(config, pairs, None, ())}", flush=True)
     for name in config.run.presets:
         check_enough_data(preset_config(config, name), pairs, preset_spec(name))
     prepared = prepare(resolved)
     runs = [open_preset(config, prepared, name) for name in config.run.presets]
+    if estimate is not None and is_main() and goes_on:  # only now it is known which results these presets have
+        print(f"time: {estimate(config, pairs, prepared, runs)}", flush=True)
     earlier = earlier_presets(config, prepared)
     whole, whole_resolved = config.copy_and_resolve_references().unlock(), ConfigDict(resolved.to_dict())
     for one in (whole, whole_resolved):
@@ -134,7 +138,7 @@ def run_command(config: ConfigDict, estimate: Estimate | None = None) -> None:
 
     Args:
         config: the run's config, not resolved.
-        estimate: how long that takes, in words, of the config and its data; None: it is not said.
+        estimate: how long that takes, in words; None: it is not said.
 
     A stage skips what is complete, and makes what it needs of the stages before it: `distill_stage` trains experts that
     are missing, `evaluate_stage` also distills. So an interrupted run goes on where it stopped, and each stage can be

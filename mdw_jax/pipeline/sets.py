@@ -9,6 +9,7 @@ import numpy as np
 from mdw_jax.data.noise import Noise
 from mdw_jax.data.resizing import enlarged, shrunk
 from mdw_jax.io.distilled_set import DistilledSet
+from mdw_jax.io.files import digest
 from mdw_jax.method.distill import Method
 from mdw_jax.method.students import StudentData
 from mdw_jax.models.dual_encoder import DualEncoder
@@ -22,6 +23,11 @@ _CHUNK = 100  # images of a set that a frozen backbone sees at a time
 def set_folder(run: PresetRun, index: int) -> Path:
     """The directory of distilled set `index` of a preset."""
     return run.sets.path / f"set_{index}"
+
+
+def set_key(run: PresetRun, index: int) -> str:
+    """Digest of everything that distilled set `index` of a preset depends on."""
+    return digest(run.sets.key, index)
 
 
 def real_pairs(prepared: Prepared, noise: Noise, rows: np.ndarray, image_size: int = 0

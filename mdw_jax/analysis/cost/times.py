@@ -9,7 +9,7 @@ from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.devices import Device, this_machine
 from mdw_jax.analysis.cost.model_cost import ModelCost, model_cost
 from mdw_jax.analysis.cost.unit import STAGES, Work
-from mdw_jax.analysis.cost.work import run_work
+from mdw_jax.analysis.cost.work import Left, run_work
 from mdw_jax.config.overrides import preset_config
 
 # Of the measured rate of matrix products, what heads reach beside all else, and a tower's forward pass where it is not
@@ -86,9 +86,10 @@ def measured(config: ConfigDict, counts: Counts) -> Device:
     return this_machine(tower if model.layers <= _MOST_LAYERS else None, model.tower)
 
 
-def _seconds_on(device: Device, config: ConfigDict, counts: Counts) -> dict[str, float]:
+def _seconds_on(device: Device, config: ConfigDict, counts: Counts, left: Left | None = None) -> dict[str, float]:
     model, _ = model_cost(preset_config(config, config.run.presets[0]), counts.text_dim)
-    return seconds_by_stage(run_work(config, counts), device, model, devices=len(jax.devices()))
+    work = run_work(config, counts, left) if left else run_work(config, counts)
+    return seconds_by_stage(work, device, model, devices=len(jax.devices()))
 
 
 def seconds_by_stage(work: Sequence[Work], device: Device, model: ModelCost, devices: int = 1, utilization: float = 1.0
@@ -99,16 +100,16 @@ def seconds_by_stage(work: Sequence[Work], device: Device, model: ModelCost, dev
     return {stage: seconds for stage, seconds in found.items() if seconds}
 
 
-def estimate_in_words(config: ConfigDict, counts: Counts) -> str:
+def estimate_in_words(config: ConfigDict, counts: Counts, left: Left | None = None) -> str:
     """The same in words: "about 6 minutes: features 1, experts 1, prototypes 2, distillation 2, students 1".
 
-    Args: as in `seconds_here`.
+    Args: as in `seconds_here`, and of a run that goes on what is `left`, as in `run_work`; None: all of it.
 
     Raises:
         UserError: as `seconds_here`.
     """
     device = measured(config, counts)
-    words = in_words(_seconds_on(device, config, counts))
+    words = in_words(_seconds_on(device, config, counts, left))
     if device.busy <= BUSY:
         return words
     return f"{words} (other work on this machine makes it {device.busy:.1f} times as long)"

@@ -1,6 +1,6 @@
 """The work of a whole run, stage by stage. What presets share counts once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
@@ -23,7 +23,11 @@ from mdw_jax.pipeline.preset_run import PresetRun, planned_preset
 _REPORT_SECONDS, _REPORT_OF_PRESET = 2.0, 0.1  # table, figures and page, on the reference core
 
 
-def run_work(config: ConfigDict, counts: Counts) -> list[Work]:
+Left = Callable[[str, str], float]
+"""(kind of work, preset) -> the share of it that is left to do, from 0 to 1; kinds are those of `_add_preset`."""
+
+
+def run_work(config: ConfigDict, counts: Counts, left: Left = lambda kind, preset: 1.0) -> list[Work]:
     """All work of `mdw run`, in the order of the stages.
 
     Experts, closed forms and filters that several presets share count once.
@@ -31,6 +35,7 @@ def run_work(config: ConfigDict, counts: Counts) -> list[Work]:
     Args:
         config: the run's config, not resolved.
         counts: sizes of the data.
+        left: what a run that goes on has not done yet; by default all of it.
 
     Raises:
         UserError: the config is not valid.
@@ -38,13 +43,15 @@ def run_work(config: ConfigDict, counts: Counts) -> list[Work]:
     runs = [planned_preset(config, name) for name in config.run.presets]
     model, _ = model_cost(runs[0].config, counts.text_dim)
     found: dict[tuple, Work] = {}
-    add(found, ("features",), feature_work(runs[0].config, counts, model), runs)
+    features = feature_work(runs[0].config, counts, model)
+    if left("features", runs[0].name):
+        add(found, ("features",), features, runs)
     for run in runs:
-        _add_preset(found, run, counts, model)
+        _add_preset(found, run, counts, model, left)
     add(found, ("report",), Work("report", "table, figures, page", host=_REPORT_SECONDS + _REPORT_OF_PRESET * len(runs)),
         runs)
-    data = found["features",].host_memory  # which all stages hold, or map
-    return sorted((work._replace(host_memory=max(work.host_memory, data)) for work in found.values()),
+    # The data, which all stages hold, or map.
+    return sorted((work._replace(host_memory=max(work.host_memory, features.host_memory)) for work in found.values()),
                   key=lambda work: STAGES.index(work.stage))
 
 
@@ -55,37 +62,42 @@ def add(found: dict[tuple, Work], key: tuple, work: Work, runs: Sequence[PresetR
     found[key] = earlier._replace(presets=presets)
 
 
-def _add_preset(found: dict[tuple, Work], run: PresetRun, counts: Counts, model: ModelCost) -> None:
-    """Add the work of one preset."""
+def _add_preset(found: dict[tuple, Work], run: PresetRun, counts: Counts, model: ModelCost, left: Left) -> None:
+    """Add the work of one preset that is left."""
     c, devices = run.config, run.config.plan.devices
+
+    def need(kind: str, key: tuple, work: Work) -> None:
+        if share := left(kind, run.name):
+            add(found, key, work.part(share) if share < 1 else work, [run])
+
     kept = counts
     if run.filter:
         if run.filter.scorer:
-            add(found, ("experts", run.filter.scorer.experts.key),
-                expert_work(run.filter.scorer, counts, model, devices), [run])
+            need("scorer", ("experts", run.filter.scorer.experts.key),
+                 expert_work(run.filter.scorer, counts, model, devices))
         else:
-            add(found, ("closed form", run.noise.sha256, None), closed_form_work(counts, model), [run])
+            need("scorer", ("closed form", run.noise.sha256, None), closed_form_work(counts, model))
         kept = counts._replace(captions=round(counts.captions * (1 - (c.filter.drop or c.noise.rate))))
     if needs_closed_form(run):
-        add(found, ("closed form", run.noise.sha256, run.filter and run.filter.folder.key),
-            closed_form_work(kept, model), [run])
+        need("closed form", ("closed form", run.noise.sha256, run.filter and run.filter.folder.key),
+             closed_form_work(kept, model))
     if run.spec.needs_experts:
-        add(found, ("experts", run.experts.key), expert_work(run, kept, model, devices), [run])
+        need("experts", ("experts", run.experts.key), expert_work(run, kept, model, devices))
         if (c.noise.estimate or c.noise.protocol == "natural" and not c.noise.file) and run.filter is None:
-            add(found, ("rate", run.experts.key), rate_work(run, kept, model), [run])
+            need("rate", ("rate", run.experts.key), rate_work(run, kept, model))
     if run.spec.kind == "coreset" and run.spec.coreset != "random":
-        add(found, ("coreset", run.name), coreset_work(run, kept, model), [run])
+        need("sets", ("coreset", run.name), coreset_work(run, kept, model))
     if run.spec.kind == "distilled":
         if c.distill.init == PROTOTYPES:
-            add(found, ("prototypes", run.name), prototype_work(run, kept, model), [run])
+            need("sets", ("prototypes", run.name), prototype_work(run, kept, model))
         if c.distill.steps:
-            add(found, ("outer steps", run.name), outer_work(run, model, devices), [run])
-        add(found, ("candidates", run.name), candidate_work(run, counts, model), [run])
+            need("sets", ("outer steps", run.name), outer_work(run, model, devices))
+        need("sets", ("candidates", run.name), candidate_work(run, counts, model))
     if run.spec.has_sets:
         students = students_model(c, counts) if c.evaluate.tower else model
         if c.evaluate.tower and students.projection:
-            add(found, ("features of students",), students_feature_work(counts, students), [run])
-        add(found, ("students", run.name), student_work(run, counts, students), [run])
+            need("students", ("features of students",), students_feature_work(counts, students))
+        need("students", ("students", run.name), student_work(run, counts, students))
 
 
 def students_model(c: ConfigDict, counts: Counts) -> ModelCost:
