@@ -481,6 +481,16 @@ def test_logging(file, monkeypatch, capsys):
     assert not logging.getLogger("mdw_jax").handlers
 
 
+@pytest.mark.parametrize("words, chosen, level", [([], None, "2"), (["--debug"], None, None), ([], "0", "0")])
+def test_of_xlas_own_lines_errors_are_shown(words, chosen, level, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "")  # so that it is as before after the test
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    if chosen:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", chosen)
+    assert main(["--version", *words]) == 0
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
+
+
 def test_help_and_version(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out

@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         `preemption.exit_status` says.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if "--debug" not in argv:  # of XLA's C++, errors alone; jax reads it when it is imported, and a user's choice stays
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with terminal_safe_output(), _logging_to_stderr(logging.WARNING if "--quiet" in argv else logging.INFO):
         try:
             _dispatch(argv)
