@@ -214,13 +214,14 @@ PRESETS: dict[str, PresetSpec] = {
     "vld_taught": PresetSpec(_VLD | _TAUGHT, "VLD, P from its experts"),
     "repblend_taught": PresetSpec(_REPBLEND | _TAUGHT, "RepBlend, P from its experts",
                                   overrides_by_pairs=_REPBLEND_BY_PAIRS),
-    # These distill nothing: they score what training on all pairs, or solving from them, reaches. "As they came": without
-    # drawn noise, whatever noise the data have of their own, so that no label calls pairs clean that nobody has checked.
+    # These distill nothing: they score what training on all pairs, or solving from them, reaches. "Before noise was drawn":
+    # on the same pairs without the mismatches that a run makes on purpose. Whatever noise the data have of their own stays,
+    # so that no label calls pairs clean that nobody has checked.
     "experts": PresetSpec(label="the experts themselves", kind="reference"),
-    "full": PresetSpec(_INFONCE | _UNDRAWN, "full data as it came", kind="reference"),
+    "full": PresetSpec(_INFONCE | _UNDRAWN, "InfoNCE experts, before noise was drawn", kind="reference"),
     "closed_form": PresetSpec(label="closed form on the training pairs", kind="reference", needs_experts=False,
                               closed_form=True),
-    "closed_form_full": PresetSpec(_UNDRAWN, "closed form on the pairs as they came", kind="reference", needs_experts=False,
+    "closed_form_full": PresetSpec(_UNDRAWN, "closed form, before noise was drawn", kind="reference", needs_experts=False,
                                    closed_form=True),
 }
 LABELS = {name: spec.label for name, spec in PRESETS.items()}

@@ -179,7 +179,7 @@ def _tiles(run: Run) -> str:
     others = {preset.name: preset for preset in run.presets if preset is not main}
     for name, words in (("random", "of as many random pairs"),
                         ("experts", "of the experts themselves, networks trained on all the pairs"),
-                        ("full", "of experts on all data as it came")):
+                        ("full", "of InfoNCE experts on all pairs, before noise was drawn")):
         if name in others:
             tiles.append((_r_mean(others[name]), words))
     if main.has_sets:

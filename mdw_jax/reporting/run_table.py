@@ -9,6 +9,9 @@ from mdw_jax.reporting.text import AT_EDGE, AT_EDGE_MEANS, plural
 HARD_TARGETS = "r_mean, hard targets"  # heading of the column `hard_r_mean`
 _HARD_TARGETS_MEAN = (f"{HARD_TARGETS}: of students of the same images and texts that learn from neither P nor the "
                       "learned step sizes, with InfoNCE; chosen in the same way.")
+UNDRAWN_PRESETS = ("full", "closed_form_full")
+BEFORE_NOISE = ("Before noise was drawn: on the same training pairs, without the mismatches that this run made on purpose; "
+                "the other rows have them.")
 
 
 def table(run: Run) -> list[dict[str, str]]:
@@ -48,6 +51,8 @@ def footnotes(run: Run) -> list[str]:
     rows = [row for preset in run.presets for row in preset.rows]
     notes = {AT_EDGE_MEANS: any(row.get("at_edge") for row in rows),
              _HARD_TARGETS_MEAN: any("hard_r_mean" in row for row in rows)}
+    notes[BEFORE_NOISE] = any(preset.name in UNDRAWN_PRESETS for preset in run.presets) and any(
+        preset.metadata["noise"]["rate"] for preset in run.presets)
     unchanged = [preset.label for preset in run.presets_with_sets
                  if preset.metrics and preset.chosen_candidate and preset.chosen_candidate["step"] == 0]
     if unchanged:

@@ -44,7 +44,9 @@ def test_a_run_scores_both_presets_in_one_row_each(tmp_path):
     records = [json.loads(path.read_text()) for path in tmp_path.glob("closed_form/*/closed_form.json")]
     assert {tuple(f"{float(row[name]):.4f}" for name in METRICS) for row in rows} == {
         tuple(f"{value:.4f}" for value in record["test"]) for record in records}
-    assert "closed form on the pairs as they came" in (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text()
+    assert "| closed form, before noise was drawn |" in table
+    assert "Before noise was drawn: on the same training pairs, without the mismatches that this run made on purpose" in table
     assert not (tmp_path / "experts").exists()
 
 

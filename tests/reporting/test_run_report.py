@@ -22,7 +22,7 @@ from mdw_jax.io.distilled_set import CARD, TENSORS, DistilledSet, save_distilled
 from mdw_jax.io.scores import METRICS
 from mdw_jax.reporting.run_files import Run
 from mdw_jax.reporting.run_report import report_command
-from mdw_jax.reporting.run_table import footnotes, table
+from mdw_jax.reporting.run_table import BEFORE_NOISE, footnotes, table
 from mdw_jax.reporting.stats import half_interval_of_scores
 
 STEPS = 12
@@ -257,6 +257,17 @@ def test_the_title_says_what_there_is(tmp_path):
 
 NATURAL = {"label": "natural", "protocol": "natural", "rate": None, "sha256": "f" * 64,
            "estimated": {"eta": 0.125, "low": 0.1, "high": 0.15, "confidence": 0.95}}
+
+
+def test_rows_without_the_drawn_noise_are_explained(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert BEFORE_NOISE not in footnotes(Run(folder))
+    change_report(folder, lambda presets: presets[2].update(name="full"))
+    scores = folder / "scores.csv"
+    scores.write_text(scores.read_text().replace("\nexperts,", "\nfull,"))
+    assert BEFORE_NOISE in footnotes(Run(folder))
+    change_report(folder, lambda presets: [one["noise"].update({"rate": 0.0}) for one in presets])
+    assert BEFORE_NOISE not in footnotes(Run(folder))
 
 
 def make_natural(folder, **changes):
