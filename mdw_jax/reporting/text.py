@@ -79,6 +79,15 @@ def cell_text(value) -> str:
     return f"{float(value):,.2f}" if value == 0 or abs(float(value)) >= 0.01 else f"{float(value):.2g}"
 
 
+def probability_text(value: float) -> str:
+    """A probability for people, with no more digits than mean something: "< 0.001", "0.004", "0.03", "0.97", "> 0.99"."""
+    if value < 0.001:
+        return "< 0.001"
+    if value > 0.99:
+        return "> 0.99"
+    return f"{value:.3f}" if value < 0.01 else f"{value:.2f}"
+
+
 def scaled(number: float, step: int, prefixes: str) -> str:
     """Three digits and a prefix: (3.21e12, 1000, " KMGT") -> "3.21 T"."""
     power = min(int(math.log(max(number, 1), step)), len(prefixes) - 1)

@@ -1,6 +1,7 @@
 """The list of suspected mismatches: against brute force, against the truth, and what it says where nobody knows."""
 
 import csv
+import re
 import shutil
 
 import numpy as np
@@ -152,6 +153,9 @@ def test_the_command(folder, nothing_trains, capsys, tmp_path):
     with open(tmp_path / "list.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS and len(rows) == 5 and {row["truth"] for row in rows} <= {"matched", "mismatched"}
+    shown = [line for line in out.splitlines() if line.startswith(("1  ", "2  ", "3  ", "4  ", "5  "))]
+    assert "  belong together  cosine" in out and len(shown) == 5
+    assert all(re.search(r"  (< 0\.001|0\.00\d|0\.\d\d) +-?[01]\.\d\d  ", line) for line in shown)
     assert set(folder.rglob("*")) == before
     (tmp_path / "captions.csv").write_text("image,caption\n")
     assert main(["mismatches", str(folder), "--out", str(tmp_path / "captions.csv")]) == 2

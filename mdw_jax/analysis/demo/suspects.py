@@ -12,6 +12,7 @@ from mdw_jax.analysis.mismatches.words import nothing_listed, quality_in_words, 
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.io.spreadsheet import write_spreadsheet
 from mdw_jax.reporting import figures
+from mdw_jax.reporting.text import probability_text
 
 PAGE = 12  # pairs shown at a time
 
@@ -55,7 +56,7 @@ def _cards(judged: Judged, pairs: Pairs, rows: np.ndarray) -> list[Card]:
         better = ("nothing fits it better" if caption == row else train.captions[caption])
         lines = [(f"given, cosine {judged.similarity[row]:.2f}", train.captions[row]),
                  (f"fits better, cosine {suggestions.caption_similarity[n]:.2f}", better),
-                 ("", f"belong together: p {_small(judged.clean_probability[row])}"), ("", name)]
+                 ("", f"belong together: p {_with_sign(judged.clean_probability[row])}"), ("", name)]
         if judged.mismatched is not None:
             lines.append(("", "truth: mismatched on purpose" if judged.mismatched[row] else
                           "truth: not mismatched on purpose"))
@@ -63,8 +64,9 @@ def _cards(judged: Judged, pairs: Pairs, rows: np.ndarray) -> list[Card]:
     return cards
 
 
-def _small(probability: float) -> str:
-    return f"{probability:.3f}" if probability >= 0.001 else "below 0.001"
+def _with_sign(probability: float) -> str:
+    text = probability_text(probability)
+    return text if text[0] in "<>" else f"= {text}"
 
 
 def export_suspects(judged: Judged, pairs: Pairs, below: float, path) -> tuple[Path, str]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from mdw_jax.analysis.mismatches.find import Judged, Suggestions
 from mdw_jax.data.pairs import Split
+from mdw_jax.reporting.text import probability_text
 
 COLUMNS = ("rank", "image", "caption", "clean_probability", "similarity", "suggested_caption",
            "suggested_caption_similarity", "suggested_caption_from", "suggested_image", "suggested_image_similarity",
@@ -67,7 +68,7 @@ def _number(value) -> float:
 def terminal_rows(table: list[dict]) -> list[dict[str, str]]:
     """A few columns of rows of the CSV, captions cut, for a terminal."""
     return [{"": str(row["rank"]), "image": _cut(row["image"], 26), "caption": _cut(row["caption"]),
-             "p": row["clean_probability"], "cosine": f"{row['similarity']:.2f}",
+             "belong together": probability_text(float(row["clean_probability"])), "cosine": f"{row['similarity']:.2f}",
              "fits better": "(the given one)" if row["suggested_caption"] == row["caption"] else
              _cut(row["suggested_caption"]), "cosine of it": f"{row['suggested_caption_similarity']:.2f}",
              **({"truth": row["truth"]} if "truth" in row else {})} for row in table]
