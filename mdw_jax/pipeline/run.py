@@ -182,7 +182,8 @@ def _write_results(begun: _Begun, rows: list[dict]) -> None:
     run_notes.write_audio_files(directory, begun.prepared, begun.runs)
     print(f"page:   {directory / 'index.html'}")
     if begun.resolved.noise.protocol == "natural":
-        print(f"next:   mdw mismatches {directory} (suspected mismatches); mdw export {directory} (the set, with train.py)")
+        print(f"next:   mdw mismatches {directory} (suspected mismatches); mdw export {directory} (the set, with train.py, "
+              "whose student mdw search finds photos with)")
 
 
 STAGES = {"prepare": prepare_command, "experts": experts_command, "distill": distill_command,
