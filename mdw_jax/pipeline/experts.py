@@ -35,6 +35,7 @@ from mdw_jax.pipeline.metrics import open_writers
 from mdw_jax.pipeline.prepared import Prepared, backbone_features
 from mdw_jax.pipeline.preset_run import PresetRun, StageFolder, last_snapshot
 from mdw_jax.reporting.verdict import below_closed_form
+from mdw_jax.reporting.verdict_results import without_closed_form
 from mdw_jax.runtime.may_train import require_training
 from mdw_jax.runtime.processes import barrier, is_main
 from mdw_jax.runtime.progress import progress
@@ -157,7 +158,7 @@ def _train(run: PresetRun, prepared: Prepared) -> dict:
     checkpointer.clear()
     if recipe.closed_form:
         form = closed_form_stage(run, prepared, kept)["val"][-1]
-        words = below_closed_form(float(np.mean(val, 0)[-1]), form, run.config.distill.correspondence_teacher)
+        words = below_closed_form(float(np.mean(val, 0)[-1]), form, without_closed_form(run.config.to_dict()))
         if words and is_main():
             print(f"experts: {words}.", flush=True)
     return record

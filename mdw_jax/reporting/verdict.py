@@ -224,21 +224,20 @@ def _experts_below(results: Results) -> str:
     experts, form = rows.get("experts"), rows.get("closed_form")
     if not (experts and form) or experts.on_val is None or form.on_val is None:
         return ""
-    words = below_closed_form(experts.on_val, form.on_val, results.teacher)
+    words = below_closed_form(experts.on_val, form.on_val, results.untried)
     return f"{words[:1].upper()}{words[1:]} (on test {experts.mean:.1f} against {form.mean:.1f})." if words else ""
 
 
-def below_closed_form(experts: float, form: float, teacher: str) -> str:
+def below_closed_form(experts: float, form: float, untried: Sequence[str]) -> str:
     """That experts ended clearly below the closed form, and what to do, in a clause; "" where they did not.
 
     Args:
         experts, form: r_mean on val, in %.
-        teacher: `distill.correspondence_teacher`; "" where it is not known.
+        untried: what may help (`without_closed_form`).
     """
     if form - experts < CLEARLY_BELOW:
         return ""
-    try_it = ("" if teacher in ("closed_form", "both") else
-              ", and distill.correspondence_teacher=closed_form has P from it instead of from the experts")
+    try_it = f"; {_and(untried)}" if untried else ""
     return (f"the experts ended below the closed form, with {experts:.1f} % r_mean on val against {form:.1f}: of these "
             f"pairs the closed form, in closed_form/ of the run folder, is the better model{try_it}")
 

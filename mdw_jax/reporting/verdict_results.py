@@ -60,7 +60,7 @@ class Results(NamedTuple):
         val_images, test_images, test_captions: sizes of these splits; None where the run does not say.
         image_side: pixels per side of stored square images; None for others.
         held_out: whether val or test were held out of the same pairs as train.
-        teacher: `distill.correspondence_teacher`; "" where it is not known.
+        untried: what may help where the experts end below the closed form (`without_closed_form`).
     """
 
     main: Row
@@ -74,7 +74,7 @@ class Results(NamedTuple):
     test_captions: int | None = None
     image_side: int | None = None
     held_out: bool = False
-    teacher: str = ""
+    untried: tuple[str, ...] = ()
 
 
 def results_of(run: Run) -> Results:
@@ -89,13 +89,26 @@ def results_of(run: Run) -> Results:
         run.summary["captions"], main.metadata["noise"], tuple(main.candidates) if main.has_sets else (),
         splits.get("val", {}).get("images"), splits.get("test", {}).get("images"),
         splits.get("test", {}).get("captions"), side,
-        any(_setting(run, "data", f"holdout_{split}") for split in ("val", "test")),
-        str(_setting(run, "distill", "correspondence_teacher") or ""))
+        any(_setting(run.config, "data", f"holdout_{split}") for split in ("val", "test")), without_closed_form(run.config))
 
 
-def _setting(run: Run, section: str, key: str):
-    """A setting of a run's config; None where it has none, as in the config of an earlier version."""
-    settings = run.config.get(section)
+def without_closed_form(config: Mapping) -> tuple[str, ...]:
+    """Settings by which a closed form is used for more, and are not set; each in words.
+
+    Args:
+        config: a resolved config, as nested dicts; of an earlier version sections or keys may be missing.
+    """
+    found = []
+    if _setting(config, "experts", "init") == "random" and _setting(config, "model", "mode") == "projection" and (
+            not _setting(config, "text", "train")):
+        found.append("experts.init=closed_form starts the experts from it")
+    if _setting(config, "distill", "correspondence_teacher") in ("experts", "matched"):
+        found.append("distill.correspondence_teacher=closed_form has P from it")
+    return tuple(found)
+
+
+def _setting(config: Mapping, section: str, key: str):
+    settings = config.get(section)
     return settings.get(key) if isinstance(settings, dict) else None
 
 

@@ -9,7 +9,7 @@ from test_run_report import change_report, make_natural, make_run, page_of
 
 from mdw_jax.reporting.run_files import Run
 from mdw_jax.reporting.verdict import verdict, verdict_of
-from mdw_jax.reporting.verdict_results import Results, Row, guessing, results_of
+from mdw_jax.reporting.verdict_results import Results, Row, guessing, results_of, without_closed_form
 
 DRAWN = {"label": "40%", "protocol": "image", "rate": 0.4, "estimated": None}
 NATURAL = {"label": "natural", "protocol": "natural", "rate": None}
@@ -292,12 +292,11 @@ FORM = row("closed_form", 43.2, label="closed form", kind="reference", on_val=44
 def test_experts_below_the_closed_form_are_said(main):
     experts = row("experts", 35, 36, kind="reference", on_val=36.9)
     others = (RANDOM, CORRESPOND, experts, *[FORM] * (main is MDW))
-    [told] = [words for words in verdict(results(main, others)) if "below" in words]
+    [told] = [words for words in verdict(results(main, others, untried=("one", "two"))) if "below" in words]
     assert told == ("The experts ended below the closed form, with 36.9 % r_mean on val against 44.1: of these pairs the "
-                    "closed form, in closed_form/ of the run folder, is the better model, and "
-                    "distill.correspondence_teacher=closed_form has P from it instead of from the experts (on test 35.5 "
-                    "against 43.2).")
-    assert "correspondence_teacher" not in " ".join(verdict(results(main, others, teacher="both")))
+                    "closed form, in closed_form/ of the run folder, is the better model; one and two (on "
+                    "test 35.5 against 43.2).")
+    assert "is the better model (on test" in " ".join(verdict(results(main, others)))
     near = (RANDOM, CORRESPOND, experts._replace(on_val=43.2), *[FORM] * (main is MDW))
     assert "below" not in " ".join(verdict(results(main, near)))
 
@@ -309,10 +308,18 @@ def test_val_scores_and_settings_are_read_from_a_run(tmp_path):
         one["val_r_mean"] = 40.0 + n
     assert results_of(run).main.on_val == 40 + (len(run.main.rows) - 1) / 2
     run.config["data"] = {"holdout_test": 5}
-    run.config["distill"] = {"correspondence_teacher": "both"}
-    assert results_of(run).held_out and results_of(run).teacher == "both"
+    assert results_of(run).held_out
     run.config["data"] = []
     assert not results_of(run).held_out
+
+
+def test_what_a_closed_form_is_not_used_for():
+    config = {"experts": {"init": "random"}, "model": {"mode": "projection"}, "text": {"train": False},
+              "distill": {"correspondence_teacher": "experts"}}
+    assert [words.partition(" ")[0] for words in without_closed_form(config)] == [
+        "experts.init=closed_form", "distill.correspondence_teacher=closed_form"]
+    full = config | {"model": {"mode": "full"}, "distill": {"correspondence_teacher": "both"}}
+    assert without_closed_form(full) == without_closed_form({}) == ()
 
 
 def test_a_published_method_is_advised_in_studies_alone():
