@@ -293,10 +293,12 @@ def test_experts_below_the_closed_form_are_said(main):
     experts = row("experts", 35, 36, kind="reference", on_val=36.9)
     others = (RANDOM, CORRESPOND, experts, *[FORM] * (main is MDW))
     [told] = [words for words in verdict(results(main, others, untried=("one", "two"))) if "below" in words]
-    assert told == ("The experts ended below the closed form, with 36.9 % r_mean on val against 44.1: of these pairs the "
-                    "closed form, in closed_form/ of the run folder, is the better model; one and two (on "
+    assert told == ("The experts ended below the closed form, with 36.9 % r_mean on val against 44.1: by that the "
+                    "closed form, in closed_form/ of the run folder, is the better model of these pairs; one and two (on "
                     "test 35.5 against 43.2).")
-    assert "is the better model (on test" in " ".join(verdict(results(main, others)))
+    assert "the better model of these pairs (on test" in " ".join(verdict(results(main, others)))
+    otherwise = (RANDOM, CORRESPOND, experts._replace(scores=((43, 44),)), *[FORM] * (main is MDW))
+    assert "below" not in " ".join(verdict(results(main, otherwise)))
     near = (RANDOM, CORRESPOND, experts._replace(on_val=43.2), *[FORM] * (main is MDW))
     assert "below" not in " ".join(verdict(results(main, near)))
 
