@@ -530,7 +530,7 @@ FOLDERS = {
     "table not in UTF-8": (lambda t: folder(t, table_text().encode() + "6.png,café,train\n".encode("latin-1")),
                            r"line 8 of '.*captions.csv' is not in UTF-8.*data.encoding=latin-1"),
     "table of open quotes": (lambda t: folder(t, table_text() + '6.png,"photo'),
-                             r"line 8 of '.*captions.csv' begins a cell .* the end of the file does not close.*'6.png,\"photo'"),
+                             r"line 8 of '.*captions.csv' begins a cell .* seems to be cut off.*'6.png,\"photo'"),
     "table with a comma in a caption": (lambda t: folder(t, table_text() + "6.png,a dog, running,train\n"),
                                         r"line 8 of '.*captions.csv' has 4 cells for 3 columns.*data.on_error=skip"),
     "no such image column": (lambda t: folder(t) | {"data.image_column": "file"}, r"no column 'file'; it has image"),
