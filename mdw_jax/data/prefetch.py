@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from mdw_jax.errors import UserError
+from mdw_jax.runtime.freed_memory import give_back
 
 
 @dataclasses.dataclass
@@ -104,3 +105,4 @@ def _batches(images, index_batches, prefetch, to_device, stats):
         closed.set()
         room.release()
         thread.join()
+        give_back()
