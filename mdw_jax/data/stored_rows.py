@@ -17,6 +17,10 @@ import numpy as np
 
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.errors import UserError
+from mdw_jax.io.file_rows import FileRows
+
+MAPPED = 2**29
+"""Bytes of a file of teachers' embeddings that is memory-mapped; what is larger is read (`io.file_rows`)."""
 
 
 class SideBySide:
@@ -26,14 +30,14 @@ class SideBySide:
     (`models.embedding.ensemble_embeddings`): dot products of rows are the mean of the networks'.
 
     Args:
-        parts: n arrays of N rows each.
+        parts: n arrays of N rows each, or `FileRows`.
         factor: of all numbers.
     """
 
     dtype = np.dtype(np.float32)
     ndim = 2
 
-    def __init__(self, parts: Sequence[np.ndarray], factor: float = 1.0):
+    def __init__(self, parts: Sequence[np.ndarray | FileRows], factor: float = 1.0):
         self._parts, self._factor = tuple(parts), np.float32(factor)
         self.shape = (len(self._parts[0]), sum(part.shape[1] for part in self._parts))
 
@@ -53,7 +57,7 @@ class SelectedRows:
     """Some rows of an array that stays on the host, as an array of their own.
 
     Args:
-        array: (N, ...), memory-mapped or one of the classes of this module.
+        array: (N, ...), memory-mapped, `FileRows` or one of the classes of this module.
         rows: (n,) rows of it.
     """
 
@@ -75,7 +79,7 @@ class SelectedRows:
 
 def stays_on_host(array) -> bool:
     """Whether the rows of an array are fetched when a computation needs them: streamed images and rows in files."""
-    return isinstance(array, (LazyImages, np.memmap, SideBySide, SelectedRows))
+    return isinstance(array, (LazyImages, np.memmap, FileRows, SideBySide, SelectedRows))
 
 
 def select_rows(array, rows: np.ndarray) -> Any:
@@ -86,8 +90,9 @@ def select_rows(array, rows: np.ndarray) -> Any:
     return SelectedRows(array, rows) if stays_on_host(array) else array[rows]
 
 
-def create_rows(path: Path, shape: tuple[int, ...], dtype=np.float16) -> np.memmap:
-    """A new memory-mapped .npy file to be filled. An older file of that name is let go, also where it is still mapped.
+def create_rows(path: Path, shape: tuple[int, ...], dtype=np.float16) -> np.memmap | FileRows:
+    """A new .npy file to be filled, slice by slice; mapped up to `MAPPED` bytes. An older file of that name is let go, also
+    where it is still used.
 
     Its room is taken at once: a process that fills a mapped file on a full disk is killed without a word.
 
@@ -104,6 +109,8 @@ def create_rows(path: Path, shape: tuple[int, ...], dtype=np.float16) -> np.memm
             path.unlink(missing_ok=True)
             raise UserError(f"'{path.parent}' needs {needed / 2**30:.1f} GiB for '{path.name}', and its file system has "
                             f"{free / 2**30:.1f} GiB free; make room there, or set run.dir to a directory elsewhere.")
+        if needed > MAPPED:
+            return FileRows(file, dtype, shape, file.tell())
         return np.memmap(file, dtype, "r+", file.tell(), shape)
 
 
@@ -127,9 +134,11 @@ def _room_taken(file: int, size: int) -> bool:
     return True
 
 
-def finished_rows(rows: np.memmap) -> np.memmap:
-    """A file of `create_rows` that is filled, written to the disk, for reading. It stays mapped, and is not opened by its
+def finished_rows(rows: np.memmap | FileRows) -> np.memmap | FileRows:
+    """A file of `create_rows` that is filled, written to the disk, for reading. It stays open, and is not opened by its
     name again, under which another process may have made its own."""
     rows.flush()
+    if isinstance(rows, FileRows):
+        return rows.read_only()
     rows.flags.writeable = False
     return rows

@@ -1,4 +1,4 @@
-"""Rows of a large array that are computed once: kept on disk as they come, and read back memory-mapped.
+"""Rows of a large array that are computed once: kept on disk as they come, and read back from there.
 
 `NAME.npy` is a plain file of numpy. `NAME.json` beside it has its key, its shape, and the sha256 of each chunk of rows that
 is on disk; it is written after the chunk, so that a process that is killed loses only the rows that came after it.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mdw_jax.io.file_rows import FileRows
 from mdw_jax.io.files import write_json
 from mdw_jax.io.keyed import read_keyed_json
 from mdw_jax.io.locks import locked
@@ -25,10 +26,11 @@ IN_MEMORY = 2**26
 """Bytes of an array that is read as a whole and not mapped."""
 ON_DEVICES = 2**30
 """Bytes of an array that may be copied to devices as a whole. Of a larger one the rows stay in the file until a computation
-takes them: it is an `np.memmap` (`data.stored_rows.stays_on_host`)."""
+takes them, and it is no map of all of it: `io.file_rows.FileRows`."""
 
 
-def cached_rows(path, key: str, count: int, dtype: str, compute: Callable[[int], Iterable[np.ndarray]]) -> np.ndarray:
+def cached_rows(path, key: str, count: int, dtype: str, compute: Callable[[int], Iterable[np.ndarray]]
+                ) -> np.ndarray | FileRows:
     """The rows that `compute` gives: from the cache, or computed, from the first one on that the cache lacks.
 
     What is damaged, or of another key, is computed again. With several processes all compute, and process 0 writes. Of
@@ -42,7 +44,8 @@ def cached_rows(path, key: str, count: int, dtype: str, compute: Callable[[int],
         compute: called with the first row that is missing; gives the rows from there on, (n, d) at a time.
 
     Returns:
-        (count, d) of `dtype`; a large one is mapped from the file, and read-only (`IN_MEMORY`, `ON_DEVICES`).
+        (count, d) of `dtype`; a large one is mapped from the file, and read-only (`IN_MEMORY`), a larger one is read from
+        it row by row (`ON_DEVICES`).
     """
     if path is None:
         return np.concatenate([np.asarray(rows, dtype) for rows in compute(0)])
@@ -134,11 +137,12 @@ class _RowFile:
         self._chunks.append([len(rows), hashlib.sha256(content).hexdigest()])
         write_json(self._mark, {"key": self._key, "width": rows.shape[1], "start": start, "chunks": self._chunks})
 
-    def read(self) -> np.ndarray:
-        """The whole array."""
+    def read(self) -> np.ndarray | FileRows:
+        """The array."""
         size = self._data.stat().st_size
-        rows = np.load(self._data, mmap_mode="r" if size > IN_MEMORY else None, allow_pickle=False)
-        return rows if size > ON_DEVICES else np.asarray(rows)
+        if size > ON_DEVICES:
+            return FileRows.open(self._data)
+        return np.asarray(np.load(self._data, mmap_mode="r" if size > IN_MEMORY else None, allow_pickle=False))
 
     def _header(self, width: int) -> bytes:
         header = io.BytesIO()

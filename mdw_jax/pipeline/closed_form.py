@@ -48,7 +48,7 @@ class StoredClosedForm(NamedTuple):
 
 
 class FrozenFeatures(NamedTuple):
-    """(N, F) float32 features of the images of each split by the frozen backbone."""
+    """(N, F) features of the images of each split by the frozen backbone; those of `train` may stay on the host."""
 
     train: np.ndarray
     val: np.ndarray
@@ -118,7 +118,7 @@ def _make(run: PresetRun, prepared: Prepared, folder: StageFolder, rows: np.ndar
     """Solve and store; the record comes last."""
     with progress(f"closed form (noise {run.noise.label})", 1, "solved") as advance:
         noise = run.noise
-        features, texts = frozen_features(prepared), prepared.texts.in_float32()
+        features, texts = frozen_features(prepared), prepared.texts
         val = (features.val, np.asarray(texts.val), np.asarray(prepared.val.image_of))
         test = (features.test, np.asarray(texts.test), np.asarray(prepared.test.image_of))
         fitted = closed_form.fit(features.train, select_rows(texts.train, rows), np.asarray(noise.image_of)[rows], *val,

@@ -19,6 +19,7 @@ from mdw_jax.data.noise import Noise
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.data.stored_rows import stays_on_host
 from mdw_jax.data.streaming import concat_map
+from mdw_jax.io.file_rows import FileRows
 from mdw_jax.io.files import digest
 from mdw_jax.models.build import BuildContext, build_model
 from mdw_jax.models.dual_encoder import DualEncoder, TextTower
@@ -57,7 +58,7 @@ class Prepared:
     captions: TextFeatures
     text_tower: TextTower | None
     model: DualEncoder
-    train_images: jax.Array | LazyImages
+    train_images: jax.Array | LazyImages | FileRows
     val: Inputs
     test: Inputs
     key: str
@@ -186,12 +187,12 @@ def backbone_features(prepared: Prepared) -> tuple[Callable, Any]:
 
     Returns:
         The jitted function from images (B, H, W, C) to features (B, F), and the features of all training images,
-        (N, F), float32 or, where they stay on the host, as they are stored.
+        (N, F), float32 or as they are stored (`model.feature_dtype`): convert the rows that you take.
     """
     model = prepared.model
     if model.mode == "projection":
         images = prepared.train_images
-        return compiled_inputs(model), images if stays_on_host(images) else np.asarray(images, np.float32)
+        return compiled_inputs(model), images if stays_on_host(images) else np.asarray(images)
     params = first_backbone(model)
     forward = jax.jit(lambda images: frozen_features_of(model, params, to_float(images)))
     return forward, np.asarray(concat_map(forward, prepared.train_images, 100))

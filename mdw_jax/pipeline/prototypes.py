@@ -49,8 +49,9 @@ def prototype_pairs(run: PresetRun, prepared: Prepared, index: int, directory: P
     generator = named_generator(run.config.run.seed, "prototypes", run.name, index)
     rows = clean_rows(run, prepared, generator)
     image_of = np.asarray(run.noise.image_of)[rows]
-    features, texts = backbone_features(prepared)[1], np.asarray(prepared.texts.train[rows], np.float32)
-    clusters = prototypes(expert_features(run, prepared, rows), features[image_of], texts, count,
+    features, texts = (np.asarray(array[of_pairs], np.float32) for array, of_pairs in (
+        (backbone_features(prepared)[1], image_of), (prepared.texts.train, rows)))
+    clusters = prototypes(expert_features(run, prepared, rows), features, texts, count,
                           int(generator.integers(2**31)))
     images, _ = real_pairs(prepared, run.noise, rows[clusters.nearest], settings.image_size)
     if settings.prototype_steps:

@@ -8,6 +8,7 @@ import pytest
 from mdw_jax.data import stored_rows
 from mdw_jax.data.stored_rows import SelectedRows, SideBySide, create_rows, finished_rows, select_rows, stays_on_host
 from mdw_jax.errors import UserError
+from mdw_jax.io.file_rows import FileRows
 
 
 def files(tmp_path, count=3, rows=7, width=4):
@@ -48,6 +49,21 @@ def test_a_file_that_is_made_anew_leaves_the_mapped_one_as_it_was(tmp_path):
     old = finished_rows(old)
     create_rows(tmp_path / "rows.npy", (2, 2))[:] = 2
     assert (old == 1).all() and (np.load(tmp_path / "rows.npy") == 2).all()
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_large_files_are_read_and_not_mapped(tmp_path, monkeypatch, mapped):
+    monkeypatch.setattr(stored_rows, "MAPPED", 10**6 if mapped else 20)
+    parts = files(tmp_path)
+    assert all(isinstance(part, np.memmap if mapped else FileRows) and stays_on_host(part) for part in parts)
+    for n, part in enumerate(parts):
+        expected = np.random.default_rng(n).normal(size=(7, 4)).astype(np.float16)
+        np.testing.assert_array_equal(part, expected)
+        np.testing.assert_array_equal(np.load(tmp_path / f"{n}.npy"), expected)
+        with pytest.raises(ValueError, match="read-only"):
+            part[:] = 0
+    rows = np.array([[6, 2], [2, 0]])
+    np.testing.assert_array_equal(SideBySide(parts, 0.5)[rows], 0.5 * np.concatenate(list(map(np.asarray, parts)), 1)[rows])
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):

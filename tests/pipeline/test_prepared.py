@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from mdw_jax.config import base, resolve
 from mdw_jax.config.sections import fields
+from mdw_jax.data import stored_rows
 from mdw_jax.data.stored_rows import stays_on_host
 from mdw_jax.errors import UserError
 from mdw_jax.io import row_cache
@@ -153,6 +154,7 @@ def test_a_tower_with_published_weights_is_read_from_a_file(folder, prepared, tm
 def on_host(monkeypatch):
     monkeypatch.setattr(row_cache, "IN_MEMORY", 0)
     monkeypatch.setattr(row_cache, "ON_DEVICES", 0)
+    monkeypatch.setattr(stored_rows, "MAPPED", 0)
 
 
 PROJECTION = {"model__mode": "projection", "data__train": 60, "noise__rate": 0.3, "distill__pairs": 8, "experts__count": 1,

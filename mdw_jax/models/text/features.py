@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from mdw_jax.config import options
 from mdw_jax.data.pairs import Pairs
 from mdw_jax.errors import UserError
+from mdw_jax.io.file_rows import FileRows
 from mdw_jax.io.files import digest
 from mdw_jax.io.packed_strings import PackedStrings
 from mdw_jax.io.row_cache import cached_rows
@@ -28,20 +30,15 @@ class TextFeatures:
     """Features of all captions of a data set.
 
     Attributes:
-        train, val, test: (K_split, d) float32 or float16, row k for caption k of that split; mapped from the disk where
-            they are large.
+        train, val, test: (K_split, d) float32 or float16, row k for caption k of that split; `train` is mapped from the
+            disk where it is large, and stays there where it is larger (`io.row_cache`).
         key: sha256 of everything they depend on: encoder, settings, weights or file, captions.
     """
 
-    train: np.ndarray
+    train: np.ndarray | FileRows
     val: np.ndarray
     test: np.ndarray
     key: str
-
-    def in_float32(self) -> "TextFeatures":
-        """The same for sums over many rows, in which half precision would lose too much."""
-        return dataclasses.replace(self, **{split: getattr(self, split).astype(np.float32, copy=False)
-                                            for split in _SPLITS})
 
 
 # An encoder is a function of all captions' numbers (K,) and all settings. It returns the settings that its features depend
@@ -122,7 +119,9 @@ def text_features(pairs: Pairs, encoder: str, *, cache_dir=None, dim: int = 384,
             yield _as(dtype, features_of(some, caption_ids[first:last]))
 
     cache = None if cache_dir is None else Path(cache_dir) / f"text-{key[:16]}"
-    train, val, test = np.split(cached_rows(cache, key, int(ends[-1]), dtype, compute), ends[1:-1])
+    rows = cached_rows(cache, key, int(ends[-1]), dtype, compute)
+    part = rows.part if isinstance(rows, FileRows) else lambda start, stop: rows[start:stop]
+    train, val, test = itertools.starmap(part, itertools.pairwise(ends.tolist()))
     return TextFeatures(train, np.asarray(val), np.asarray(test), key)
 
 
