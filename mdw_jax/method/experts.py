@@ -171,6 +171,7 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
                                      teacher=teacher, form=form, folder=checkpointer.folder)
         for state in generation_epochs(generation, checkpointer):
             yield _trained(state)
+        first_teacher = _division_of(first_teacher)
         teacher, earlier = _ensemble_teacher(generation, state.best, first_teacher), _trained(state)
         recipe = dataclasses.replace(recipe, lr=recipe.lr_with_teachers)
     generation = make_generation("experts", model, train, val, recipe, count=count, epochs=recipe.epochs, seed=seed,
@@ -180,6 +181,7 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
         trained = _trained(state)
         trained = trained._replace(epochs=earlier.epochs + trained.epochs, log=earlier.log + trained.log)
         yield trained
+    first_teacher = _division_of(first_teacher)
     if recipe.trajectory_epochs:
         plain = dataclasses.replace(recipe, optimizer="sgd", decay="none", momentum=0.0, lr=recipe.trajectory_lr)
         generation = make_generation("trajectories", model, train, val, plain, count=count, keep=keep, seed=seed, rate=rate,
@@ -192,6 +194,11 @@ def expert_epochs(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe
 
 def _trained(state: ExpertTrainState) -> TrainedExperts:
     return TrainedExperts(state.epoch, state.snapshots, state.log, state.best, state.clean_probability, state.correct_bits)
+
+
+def _division_of(teacher: Teacher | None) -> Teacher | None:
+    """A teacher of which no more than its division is needed: its embeddings, large arrays or mapped files, are let go."""
+    return teacher and teacher._replace(images=None, texts=None)
 
 
 def _ensemble_teacher(generation: Generation, networks: list, first_teacher: Teacher | None) -> Callable[[], Teacher]:

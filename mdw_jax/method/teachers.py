@@ -15,7 +15,7 @@ from mdw_jax.method.closed_form import ClosedForm
 from mdw_jax.method.expert_step import Recipe, compiled_pair_losses
 from mdw_jax.runtime.rng import named_generator
 
-_PART_BYTES = 2**27  # of embeddings whose losses are computed at a time, where these stay on the host
+_PART_BYTES = 2**25  # of embeddings whose losses are computed at a time, where these stay on the host
 
 
 class Teacher(NamedTuple):

@@ -1,5 +1,8 @@
 """Experts whose teachers' embeddings, images and texts stay on the host learn what those learn that have all in memory."""
 
+import gc
+import weakref
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,12 +10,13 @@ import numpy as np
 import pytest
 from test_experts import MODEL, EveryEpoch, planted, recipe
 
-from mdw_jax.data import streaming
+from mdw_jax.data import stored_rows, streaming
 from mdw_jax.data.stored_rows import SideBySide, create_rows, finished_rows, stays_on_host
 from mdw_jax.method import caption_search, closed_form, experts, noise_rate, teacher_embeddings, teachers
 from mdw_jax.method.experts import train_experts
 from mdw_jax.method.teacher_embeddings import form_embeddings, teacher_ensembles
-from mdw_jax.method.teachers import all_pair_losses
+from mdw_jax.method.teachers import Teacher, all_pair_losses
+from mdw_jax.models.embedding import embeddings
 
 
 @pytest.fixture
@@ -50,8 +54,9 @@ def test_the_same_experts_but_for_half_precision(monkeypatch, changes):
     assert "wait_fraction" in stored.log[-1] and "wait_fraction" not in in_memory.log[-1]
 
 
-@pytest.mark.parametrize("debias", [False, True])
-def test_images_and_texts_in_files_train_the_same_experts(tmp_path, debias):
+@pytest.mark.parametrize("debias, mapped", [(False, True), (True, True), (True, False)])
+def test_images_and_texts_in_files_train_the_same_experts(tmp_path, monkeypatch, debias, mapped):
+    monkeypatch.setattr(stored_rows, "MAPPED", 10**9 if mapped else 0)
     pairs, val, mismatched = planted(0.4)
     stored = pairs._replace(images=in_files(np.asarray(pairs.images), tmp_path / "images.npy"),
                             texts=in_files(np.asarray(pairs.texts), tmp_path / "texts.npy"))
@@ -73,6 +78,27 @@ def test_recovery_and_resuming_from_files(on_host, tmp_path):
     chex.assert_trees_all_equal(resumed.snapshots, whole.snapshots)
     np.testing.assert_array_equal(resumed.correct_bits, whole.correct_bits)
     assert whole.log[-1]["precision"] > 0.75
+
+
+@pytest.mark.parametrize("teacher_count", [0, 1])
+def test_a_first_teachers_embeddings_are_let_go_once_it_has_taught(teacher_count):
+    pairs, val, mismatched = planted(0.4)
+    network = MODEL.init(jax.random.key(0))
+    images, texts = map(np.array, embeddings(MODEL, network, pairs))
+    held = weakref.ref(images)
+    settings = recipe("dtcl", epochs=2, teacher_count=teacher_count, teacher_epochs=1, trajectory_epochs=1,
+                      trajectory_lr=0.1)
+    division = np.where(mismatched, 0.1, 0.9).astype(np.float32)
+    training = experts.expert_epochs(MODEL, pairs, val, settings, count=1, seed=0, keep=1, mismatched=mismatched,
+                                     first_teacher=Teacher(images, texts, division))
+    del images, texts
+    alive = {}
+    for trained in training:
+        gc.collect()
+        alive.setdefault(trained.log[-1]["generation"] if trained.log else "", held() is not None)  # after its first epoch
+    assert alive == {"": True} | ({"teachers": True} if teacher_count else {}) | {
+        "experts": not teacher_count, "trajectories": False}
+    np.testing.assert_array_equal(trained.clean_probability, division)
 
 
 def test_losses_of_stored_embeddings_are_those_of_their_networks(on_host, tmp_path):
