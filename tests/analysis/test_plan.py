@@ -89,8 +89,40 @@ def test_generations_are_those_that_experts_train():
     assert [(g.name, g.networks, g.epochs, g.teacher, g.keep) for g in generations(resolve(config()), 48)] == [
         ("experts", 4, 3, 0, 2)]
     c = config(frozen_backbone, experts__trajectory_epochs=2, distill__match_epochs=2)
-    names = [(g.name, g.networks, g.teacher, g.keep) for g in generations(resolve(c), 48)]
-    assert names == [("teachers", 4, 256, 0), ("experts", 4, 4 * 48, 0), ("trajectories", 4, 4 * 48, 2)]
+    names = [(g.name, g.networks, g.teacher, g.form, g.keep) for g in generations(resolve(c), 48)]
+    assert names == [("teachers", 4, 0, True, 0), ("experts", 4, 4 * 48, False, 0), ("trajectories", 4, 4 * 48, False, 2)]
+
+
+def experts_of(config, captions, text_dim=384):
+    """The work of the experts of so many pairs, one caption each."""
+    counts = Counts(captions, captions, 500, 500, 500, 500, text_dim)
+    found = run_work(config, counts)
+    return next(work for work in found if work.stage == "experts" and "noise rate" not in work.what)
+
+
+def test_what_is_read_from_files_is_not_held():
+    """A million pairs of 256 and 384 features: texts are in a file of 1.5 GB, images of 1.0 GB are on the device."""
+    c = load_config("configs/scale.py")
+    small, large = (experts_of(c, pairs) for pairs in (200_000, 1_000_000))
+    texts = 4 * 384 * 200_000
+    assert texts < small.host_memory < 2 * texts
+    # Per pair: what is known of it, two networks' batches and candidates, and a closed form's rows in mapped files.
+    assert large.host_memory == pytest.approx(1e6 * (320 + 2 * (40 + 20) + 2 * 2 * 256), rel=0.15)
+    assert large.device_memory == pytest.approx(4 * 256 * 1e6, rel=0.2)
+    more = experts_of(c, 4_000_000)  # images are read from their file too, and the closed form's rows; networks' are mapped
+    assert more.device_memory < 0.3e9
+    assert more.host_memory == pytest.approx(4e6 * (320 + 2 * (40 + 20) + 2 * 2 * 2 * 64), rel=0.15)
+
+
+def test_a_closed_forms_rank_is_what_features_allow():
+    """Time is counted by a usual rank, files by a large one; neither is above the width of the features."""
+    c = load_config("configs/scale.py")
+    wide, narrow = (experts_of(c, 1_000_000, text_dim) for text_dim in (384, 50))
+    # Two epochs of a closed form's sample search and four of two networks of 64; a third of the images has a risky pair.
+    compared = 0.35 * 1e6 * 1e5 * 2
+    assert wide.search == pytest.approx(compared * (2 * 100 + 4 * 128), rel=0.01)
+    assert narrow.search == pytest.approx(compared * (2 * 50 + 4 * 128), rel=0.01)
+    assert wide.disk - narrow.disk > 0 and wide.disk == pytest.approx(2 * 256 * 2e6, rel=0.05)
 
 
 def test_what_lies_on_disk_can_be_counted_by_hand():

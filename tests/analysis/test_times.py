@@ -11,6 +11,7 @@ from mdw_jax.analysis.cost.devices import Device, this_machine
 from mdw_jax.analysis.cost.model_cost import model_cost
 from mdw_jax.analysis.cost.times import BUSY, estimate_in_words, measured, seconds_by_stage, seconds_here
 from mdw_jax.analysis.cost.work import run_work
+from mdw_jax.analysis.scale import command
 from mdw_jax.config.loading import load_config
 from mdw_jax.config.overrides import preset_config
 
@@ -44,6 +45,18 @@ def test_runs_took_what_is_estimated_within_a_factor_of_one_and_a_half(name):
     model, _ = model_cost(preset_config(config, config.run.presets[0]), counts.text_dim)
     estimate = sum(seconds_by_stage(run_work(config, counts), CORE, model).values())
     assert took / 1.5 < estimate < took * 1.5
+
+
+# Processor seconds of the experts of `mdw bench --scale`, from a process of their own, on one core of the same machine.
+SCALE = {50_000: 39.4, 200_000: 173.5, 1_000_000: 1032.0}
+
+
+@pytest.mark.parametrize("pairs", SCALE)
+def test_experts_of_made_pairs_took_what_is_planned_within_a_factor_of_one_and_a_half(monkeypatch, pairs):
+    monkeypatch.setattr(command, "measured", lambda config, counts: CORE)
+    config = command.config_on(load_config(str(CONFIGS / "scale.py")), [], Path("runs/scale"))
+    planned = command.plans(config, pairs - 1000, 500)["experts"].seconds
+    assert SCALE[pairs] / 1.5 < planned < SCALE[pairs] * 1.5
 
 
 def test_an_estimate_for_this_machine_takes_seconds():

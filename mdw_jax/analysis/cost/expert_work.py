@@ -7,23 +7,34 @@ from ml_collections import ConfigDict
 
 from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.model_cost import ModelCost
-from mdw_jax.analysis.cost.shared_work import decode_seconds, feature_bytes
+from mdw_jax.analysis.cost.shared_work import decode_seconds, feature_bytes, in_memory, pair_bytes
 from mdw_jax.analysis.cost.unit import Amount, Work, compiled_towers, embedding, of_networks, scoring, student_step
 from mdw_jax.config.options import DIVIDING
 from mdw_jax.config.sections import fields
-from mdw_jax.io.row_cache import ON_DEVICES
+from mdw_jax.data.stored_rows import MAPPED
 from mdw_jax.method.caption_search import captions_compared, search_of
 from mdw_jax.method.expert_step import Recipe
 from mdw_jax.method.teacher_embeddings import IN_MEMORY, memory_bytes
 from mdw_jax.method.teachers import epoch_phase
 from mdw_jax.pipeline.preset_run import PresetRun, last_snapshot
 
-_CLOSED_FORM_WIDTH = 256  # the largest rank that val chooses, in most cases
-_PARTS = 3 * 2**27  # bytes of the embeddings of a few steps, or of a block, where all are in files
+# Ranks of closed forms that val chose: of 23 sets of pairs the mean (they reach from 16 to 300, half of them to 75), by
+# which time is counted; and what one of them exceeds, by which memory and files are, for these have to be there.
+_USUAL_RANK, _LARGE_RANK = 100, 256
+_PARTS = 2**27  # bytes of the embeddings of a few steps, or of a block, where all are in files
 _OF_PAIR = 40  # bytes of a pair in a network's batches and division
 _STATES = 5  # parameters, gradient, two moments, average
 CLEAN_SHARE = 0.65  # of the pairs, called clean by a division
 _STORED_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+class TeacherBytes(NamedTuple):
+    """Bytes of the embeddings of a generation's teachers (`method.teacher_embeddings`): on each device, on the host, and in
+    files, of which the smaller ones are mapped."""
+
+    device: float = 0.0
+    host: float = 0.0
+    disk: float = 0.0
 
 
 class Generation(NamedTuple):
@@ -33,8 +44,9 @@ class Generation(NamedTuple):
         name: "teachers", "experts" or "trajectories".
         networks: how many.
         epochs: of each.
-        teacher: width of the embeddings of a finished teacher; 0: they teach each other.
-        form: whether that teacher is a closed form, and no ensemble of networks.
+        teacher: width of the embeddings of a finished ensemble that teaches them; 0: a closed form does, or they teach each
+            other.
+        form: whether a closed form teaches them.
         keep: snapshots beside the first that are stored of each.
     """
 
@@ -54,15 +66,25 @@ def generations(config: ConfigDict, dim: int) -> list[Generation]:
         dim: width of the shared space.
     """
     e, keep = config.experts, last_snapshot(config)
-    found, teacher = [], _CLOSED_FORM_WIDTH if e.closed_form else 0
+    found, teacher = [], 0
     if e.teacher_count:
-        found.append(Generation("teachers", 2 * e.teacher_count, e.teacher_epochs, teacher, e.closed_form, 0))
+        found.append(Generation("teachers", 2 * e.teacher_count, e.teacher_epochs, 0, e.closed_form, 0))
         teacher = 2 * e.teacher_count * dim
     form = e.closed_form and not e.teacher_count
     found.append(Generation("experts", 2 * e.count, e.epochs, teacher, form, 0 if e.trajectory_epochs else keep))
     if e.trajectory_epochs:
         found.append(Generation("trajectories", 2 * e.count, e.trajectory_epochs, 2 * e.count * dim, False, keep))
     return found
+
+
+def _form_rank(rank: int, model: ModelCost) -> int:
+    """A closed form's rank, where the features allow it."""
+    return min(rank, model.features, model.text_dim)
+
+
+def _finished(generation: Generation) -> bool:
+    """Whether a finished teacher teaches a generation."""
+    return generation.form or generation.teacher > 0
 
 
 def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) -> Work:
@@ -86,7 +108,7 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
     history = networks * last.epochs * counts.captions / 8
     words = ", ".join(f"{g.networks} x {g.epochs} {g.name}" for g in all_of_them)
     steps = counts.captions // min(e.batch, counts.captions)
-    scratch = max(_teacher_bytes(config, g, counts, model)[1] for g in all_of_them)
+    scratch = max(_teacher_bytes(config, g, counts, model).disk for g in all_of_them)
     work = Work(
         "experts", f"{e.recipe}: {words} (networks x epochs), {steps:,} steps each",
         host=2e-5 * counts.captions * len(all_of_them),
@@ -95,9 +117,8 @@ def expert_work(run: PresetRun, counts: Counts, model: ModelCost, devices: int) 
         tower_programs=compiled_towers(model, 4),
         device_memory=max(_generation_memory(config, g, counts, model, devices) for g in all_of_them),
         host_memory=2 * history + networks * 4 * model.parameters * (last.keep + 2)
-        + max(_host_rows(config, g, counts) for g in all_of_them)
-        + sum(feature_bytes(config, counts.captions, counts.images, model))
-        + max(_teacher_bytes(config, g, counts, model)[0] for g in all_of_them),
+        + max(_host_rows(config, g, counts) + _teacher_bytes(config, g, counts, model).host for g in all_of_them)
+        + in_memory(feature_bytes(config, counts.captions, counts.images, model)[0]) + pair_bytes(counts.captions),
         disk=snapshots * model.parameters + history + 4 * counts.captions + scratch, scratch=scratch)
     return of_networks(work, model, total)
 
@@ -109,36 +130,41 @@ def _generation_memory(config: ConfigDict, generation: Generation, counts: Count
     streamed = config.data.stream and not model.projection
     alone = streamed and devices == 1  # then network after network
     together = 1 if alone else generation.networks / math.gcd(generation.networks, devices)
-    features = [size for size in feature_bytes(config, counts.captions, counts.images, model)
-                if size <= ON_DEVICES]  # larger ones stay in files, and are read by the batch
+    features = map(in_memory, feature_bytes(config, counts.captions, counts.images, model))
     pixels = 0 if model.projection or streamed else counts.images * model.pixels
     batch = min(e.batch, counts.captions)
     network = 4 * _STATES * model.parameters + 32 * batch * model.dim
     network += 0 if model.projection else batch * model.activations
     return (pixels + sum(features) + together * network
-            + _teacher_bytes(config, generation, counts, model)[0])
+            + _teacher_bytes(config, generation, counts, model).device)
 
 
-def _teacher_bytes(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost) -> tuple[float, float]:
-    """Bytes of teachers' embeddings on a device, and in files (`method.teacher_embeddings`)."""
-    e, rows, networks = config.experts, counts.images + counts.captions, generation.networks
+def _teacher_bytes(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost) -> TeacherBytes:
+    """What the teachers of a generation embed, all images and all captions."""
+    e, sides, networks = config.experts, (counts.images, counts.captions), generation.networks
     if e.division not in DIVIDING:  # nobody teaches: guidance and recovery are parts of a division
-        return 0.0, 0.0
+        return TeacherBytes()
     if generation.form:
-        width, held = generation.teacher, memory_bytes(generation.teacher, rows, 0, [[0]])
+        files, width = 1, _form_rank(_LARGE_RANK, model)
+        held = memory_bytes(width, sum(sides), 0, [[0]])
     elif generation.teacher:
-        width, held = generation.teacher, memory_bytes(generation.teacher, rows, 1, [[0]])
+        files, width = generation.teacher // model.dim, model.dim
+        held = memory_bytes(generation.teacher, sum(sides), 1, [[0]])
     else:
-        peers = min(e.peers, max(networks - 1, 1))
-        width, held = networks * model.dim, memory_bytes(model.dim, rows, networks, [range(peers)] * networks)
-    return (held, 0.0) if held <= IN_MEMORY else (_PARTS, 2 * width * rows)
+        files, width, peers = networks, model.dim, min(e.peers, max(networks - 1, 1))
+        held = memory_bytes(width, sum(sides), networks, [range(peers)] * networks)
+    if held <= IN_MEMORY:
+        return TeacherBytes(device=held)
+    sizes = [files * 2 * width * rows for rows in sides]
+    mapped = sum(size for size in sizes if size <= files * MAPPED)
+    return TeacherBytes(_PARTS, _PARTS + mapped, sum(sizes))
 
 
 def _host_rows(config: ConfigDict, generation: Generation, counts: Counts) -> float:
     """Bytes on the host of what each network has for each pair: its batches, its division, and its candidates."""
     e = config.experts
     candidates = 4 * e.recovery_top_k * counts.images if e.recovery_weight else 0
-    return generation.networks * (_OF_PAIR * counts.captions + (1 if generation.teacher else 2) * candidates)
+    return generation.networks * (_OF_PAIR * counts.captions + (1 if _finished(generation) else 2) * candidates)
 
 
 def generation_amount(config: ConfigDict, generation: Generation, counts: Counts, model: ModelCost) -> Amount:
@@ -147,24 +173,25 @@ def generation_amount(config: ConfigDict, generation: Generation, counts: Counts
     batch = min(e.batch, counts.captions)
     steps = counts.captions // batch
     width = generation.teacher or model.dim * min(e.peers, max(generation.networks - 1, 1))
+    width, finished = _form_rank(_USUAL_RANK, model) if generation.form else width, _finished(generation)
     total = Amount()
     taught = Amount(2 * batch**2 * width, 4 * batch * (width * 8 + 6 * batch))
     everything = embedding(model, counts.images, counts.captions)
     for epoch in range(generation.epochs):
-        phase = epoch_phase(recipe, epoch, generation.teacher > 0)
+        phase = epoch_phase(recipe, epoch, finished)
         step = student_step(model, batch, expert=True) + (taught if phase.guided else Amount())
         total += (step * steps + scoring(model, counts.val_images, counts.val_captions)) * generation.networks
         first = epoch == 0
-        if (phase.divided or phase.guided) and (first or not generation.teacher):
-            own = 1 if generation.teacher else generation.networks
+        if (phase.divided or phase.guided) and (first or not finished):
+            own = 1 if finished else generation.networks
             total += everything * generation.networks  # of the teachers' generation, where it is finished
             if e.division in DIVIDING:
                 total += Amount(2 * counts.captions * batch * width, 24 * counts.captions * batch) * own
         way = search_of(e.recovery_search, counts.images, counts.captions)
-        if phase.recovering and (first or not generation.teacher or way == "sample"):
+        if phase.recovering and (first or not finished or way == "sample"):
             risky = 1 - CLEAN_SHARE ** math.sqrt(counts.captions / counts.images)  # of the images
             compared = risky * counts.images * captions_compared(way, counts.captions)
-            total += Amount(2 * compared * width, 16 * compared) * (1 if generation.teacher else generation.networks)
+            total += Amount(moved=16 * compared, search=2 * compared * width) * (1 if finished else generation.networks)
     return total
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.expert_work import CLEAN_SHARE, generations
 from mdw_jax.analysis.cost.model_cost import ModelCost
-from mdw_jax.analysis.cost.shared_work import feature_bytes
+from mdw_jax.analysis.cost.shared_work import feature_bytes, in_memory, pair_bytes
 from mdw_jax.analysis.cost.unit import (
     Amount,
     Work,
@@ -56,7 +56,8 @@ def prototype_work(run: PresetRun, counts: Counts, model: ModelCost) -> Work:
                 tower_programs=3,
                 device_memory=4 * model.backbone + min(25, d.pairs) * model.activations,
                 host_memory=4 * pairs * (2 * networks * model.dim + model.features + counts.text_dim)
-                + sum(feature_bytes(run.config, counts.captions, counts.images, model)))
+                + in_memory(feature_bytes(run.config, counts.captions, counts.images, model)[0])
+                + pair_bytes(counts.captions))
 
 
 def outer_work(run: PresetRun, model: ModelCost, devices: int) -> Work:

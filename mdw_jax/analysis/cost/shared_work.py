@@ -7,6 +7,7 @@ from mdw_jax.analysis.cost.counts import Counts
 from mdw_jax.analysis.cost.model_cost import ModelCost
 from mdw_jax.analysis.cost.unit import Work
 from mdw_jax.config.options import GENERATED_READERS
+from mdw_jax.io.row_cache import ON_DEVICES
 from mdw_jax.method.closed_form import RANKS, RIDGES
 from mdw_jax.pipeline.closed_form import ROUNDS
 
@@ -21,6 +22,7 @@ _TOKENS = 16  # of a caption, in the buckets that the encoder pads to
 _EIGEN = 8  # FLOP per cube of the width, of an eigendecomposition
 _BATCH = 100  # images in a forward pass (`pipeline.feature_cache`)
 _PAIR_BYTES = 320  # of a pair on the host: its caption, its place in the files, what is known of it
+_BLOCK = 65_536  # rows that a closed form embeds at a time
 _KEPT_FORWARD = 1 / 15  # of what a gradient needs, what a forward pass has in memory at a time
 
 
@@ -35,15 +37,15 @@ def feature_work(config: ConfigDict, counts: Counts, model: ModelCost) -> Work:
     host = _START + drawn * _DRAW_PIXEL * model.pixels + captions * _HASH_CAPTION
     encoding = captions * text_encoder_flops(config, counts) if config.text.encoder == "transformer" else 0
     features = images * model.tower if model.projection else 0
-    in_memory = 0 if data.stream else images * model.pixels
-    of_texts, of_images = feature_bytes(config, captions, images, model)
-    stored = of_texts + of_images
+    pixels = 0 if data.stream else images * model.pixels
+    sizes = feature_bytes(config, captions, images, model)
+    of_images, stored = in_memory(sizes[1]), sum(sizes)  # features of captions are mapped, and not touched yet
     return Work(
         "features", f"data, features of {captions:,} captions" + (f" and {images:,} images" if features else ""),
         flops=encoding, tower_forward=features, tower_gradient=pretraining, host=host, decoding=decoding, programs=4,
         tower_programs=(1 if features else 0) + (3 if pretraining else 0),
-        host_memory=in_memory + stored + _PAIR_BYTES * captions,
-        device_memory=4 * model.backbone + _BATCH * _KEPT_FORWARD * model.activations,
+        host_memory=pixels + of_images + pair_bytes(captions),
+        device_memory=max(4 * model.backbone + _BATCH * _KEPT_FORWARD * model.activations, of_images),
         disk=stored + (4 * model.backbone if pretraining else 0))
 
 
@@ -52,6 +54,16 @@ def feature_bytes(config: ConfigDict, captions: int, images: int, model: ModelCo
     of_texts = np.dtype(config.text.dtype).itemsize * captions * model.text_dim
     of_images = np.dtype(config.model.feature_dtype).itemsize * images * model.features
     return of_texts, of_images if model.projection else 0.0
+
+
+def in_memory(size: float) -> float:
+    """Bytes in memory of features that have so many in their file: all, or, of those that are read from it, none."""
+    return size if size <= ON_DEVICES else 0.0
+
+
+def pair_bytes(captions: int) -> float:
+    """Bytes on the host of what is known of so many pairs, beside their features."""
+    return _PAIR_BYTES * captions
 
 
 def decode_seconds(counts: Counts, model: ModelCost) -> float:
@@ -74,7 +86,7 @@ def text_encoder_flops(config: ConfigDict, counts: Counts) -> int:
     return tokens * layers * (24 * counts.text_dim**2 + 4 * tokens * counts.text_dim)
 
 
-def closed_form_work(counts: Counts, model: ModelCost) -> Work:
+def closed_form_work(config: ConfigDict, counts: Counts, model: ModelCost) -> Work:
     """Solving for all ridges and ranks, in every round of its own division (`method.closed_form.fit`)."""
     images, captions, f, d = counts.images, counts.captions, model.features, counts.text_dim
     rank = min(f, d)
@@ -87,5 +99,6 @@ def closed_form_work(counts: Counts, model: ModelCost) -> Work:
     return Work(
         "closed form", f"solved in {rounds} rounds", moved=rounds * tried * 48 * val * queries,
         host_flops=rounds * (2 * moments + search + division), host=1e-5 * captions, programs=1,
-        host_memory=8 * (f * f + d * d + f * d) + 4 * rank * (images + captions),
+        host_memory=8 * (f * f + d * d + f * d) + 4 * (f + d + 3 * rank) * min(captions, _BLOCK) + pair_bytes(captions)
+        + in_memory(feature_bytes(config, captions, images, model)[0]),
         disk=4 * (rank * (f + d) + captions))

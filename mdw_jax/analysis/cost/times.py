@@ -12,9 +12,10 @@ from mdw_jax.analysis.cost.unit import STAGES, Work
 from mdw_jax.analysis.cost.work import Left, run_work
 from mdw_jax.config.overrides import preset_config
 
-# Of the measured rate of matrix products, what heads reach beside all else, and a tower's forward pass where it is not
-# measured itself; and of a tower's forward pass, what passes with gradients do. Measured for this work, on a CPU.
-_HEADS_SHARE, _TOWER_SHARE, _GRADIENT_SHARE = 0.85, 0.45, 0.9
+# Of the measured rate of matrix products (of a batch, which are small), what heads reach beside all else, a search by the
+# large ones of its blocks, and a tower's forward pass where it is not measured itself; and of a tower's forward pass, what
+# passes with gradients do. Measured for this work, on a CPU.
+_HEADS_SHARE, _SEARCH_SHARE, _TOWER_SHARE, _GRADIENT_SHARE = 0.85, 1.8, 0.45, 0.9
 _MOST_LAYERS = 12  # of a tower that compiles in a second, and is measured before a run
 BUSY = 1.3  # more seconds than so pass in one of the processor's: it is said that others use the machine
 _HOST_FLOPS = 4e10  # double precision on one core of the reference machine
@@ -53,10 +54,11 @@ def _parts(work: Work, device: Device, model: ModelCost, devices: int, utilizati
     """Seconds of the devices, of the host, and of decoding images."""
     if device.measured:
         heads, tower = device.matmul * _HEADS_SHARE, device.tower or device.matmul * _TOWER_SHARE
+        search = device.matmul * _SEARCH_SHARE
         gradient = tower * _GRADIENT_SHARE
     else:
-        heads = tower = gradient = device.matmul * utilization
-    on_device = (work.flops / heads + work.tower_forward / tower + work.tower_gradient / gradient
+        heads = search = tower = gradient = device.matmul * utilization
+    on_device = (work.flops / heads + work.search / search + work.tower_forward / tower + work.tower_gradient / gradient
                  + work.moved / device.bandwidth)
     compiling = _COMPILE_PROGRAM * work.programs + _COMPILE_LAYER * model.layers * work.tower_programs
     on_host = (work.host + work.host_flops / _HOST_FLOPS + compiling) / device.host

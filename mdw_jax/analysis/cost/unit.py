@@ -24,6 +24,7 @@ class Work(NamedTuple):
         stage: one of `STAGES`.
         what: in words, with its number of networks, sets or steps.
         flops: operations of matrix products, those of towers aside.
+        search: operations of products of thousands of rows with each other, in a search for the nearest captions.
         tower_forward: operations of forward passes of the image tower alone.
         tower_gradient: operations of passes of the image tower with gradients.
         moved: bytes that all else moves through the device's memory.
@@ -42,6 +43,7 @@ class Work(NamedTuple):
     stage: str
     what: str
     flops: float = 0.0
+    search: float = 0.0
     tower_forward: float = 0.0
     tower_gradient: float = 0.0
     moved: float = 0.0
@@ -68,21 +70,22 @@ class Work(NamedTuple):
     @property
     def operations(self) -> float:
         """All of them, wherever they are done."""
-        return self.flops + self.tower_forward + self.tower_gradient + self.host_flops
+        return self.flops + self.search + self.tower_forward + self.tower_gradient + self.host_flops
 
 
 @dataclasses.dataclass(frozen=True)
 class Amount:
-    """Operations, and bytes moved by what is no product."""
+    """Operations, bytes moved by what is no product, and operations of a search (`Work.search`)."""
 
     flops: float = 0.0
     moved: float = 0.0
+    search: float = 0.0
 
     def __add__(self, other: "Amount") -> "Amount":
-        return Amount(self.flops + other.flops, self.moved + other.moved)
+        return Amount(self.flops + other.flops, self.moved + other.moved, self.search + other.search)
 
     def __mul__(self, times: float) -> "Amount":
-        return Amount(self.flops * times, self.moved * times)
+        return Amount(self.flops * times, self.moved * times, self.search * times)
 
 
 def student_step(model: ModelCost, batch: int, expert: bool = False) -> Amount:
@@ -110,9 +113,8 @@ def scoring(model: ModelCost, images: int, captions: int) -> Amount:
 
 def of_networks(work: Work, model: ModelCost, amount: Amount) -> Work:
     """The work of steps of whole networks: of a tower where it is trained, of heads where not."""
-    if model.projection:
-        return work._replace(flops=amount.flops, moved=amount.moved)
-    return work._replace(tower_gradient=amount.flops, moved=amount.moved)
+    work = work._replace(moved=amount.moved, search=amount.search)
+    return work._replace(flops=amount.flops) if model.projection else work._replace(tower_gradient=amount.flops)
 
 
 def compiled_towers(model: ModelCost, passes: int) -> int:

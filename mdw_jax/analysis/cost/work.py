@@ -76,11 +76,11 @@ def _add_preset(found: dict[tuple, Work], run: PresetRun, counts: Counts, model:
             need("scorer", ("experts", run.filter.scorer.experts.key),
                  expert_work(run.filter.scorer, counts, model, devices))
         else:
-            need("scorer", ("closed form", run.noise.sha256, None), closed_form_work(counts, model))
+            need("scorer", ("closed form", run.noise.sha256, None), closed_form_work(c, counts, model))
         kept = counts._replace(captions=round(counts.captions * (1 - (c.filter.drop or c.noise.rate))))
     if needs_closed_form(run):
         need("closed form", ("closed form", run.noise.sha256, run.filter and run.filter.folder.key),
-             closed_form_work(kept, model))
+             closed_form_work(c, kept, model))
     if run.spec.needs_experts:
         need("experts", ("experts", run.experts.key), expert_work(run, kept, model, devices))
         if (c.noise.estimate or c.noise.protocol == "natural" and not c.noise.file) and run.filter is None:
