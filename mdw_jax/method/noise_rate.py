@@ -167,22 +167,32 @@ def noise_rate(model: DualEncoder, train: Inputs, val: Inputs, recipe: Recipe, *
     """
     image_of, checkpointer = np.asarray(train.image_of), checkpointer or Checkpointer()
     fold = named_generator(seed, "rate").permutation(image_of.max() + 1)[image_of] % 2
-    observed, null, judged = [], [], []
+    judged, losses = [], []
     for side in (0, 1):
         learn, judge = np.flatnonzero(fold != side), np.flatnonzero(fold == side)
         if min(len(learn), len(judge)) < fewest_of_fold(recipe.batch):
             return UNKNOWN
-        fold_pairs = Inputs(train.images, select_rows(train.texts, learn), image_of[learn])
-        networks = _train_fold(f"rate {side}", model, fold_pairs, val, recipe, seed, checkpointer)
-        judged_pairs = Inputs(train.images, select_rows(train.texts, judge), None)
-        ensemble, = teacher_ensembles(model, networks, judged_pairs, [range(len(networks))], checkpointer.folder,
-                                      f"rate-{side}")
-        for losses, mismatch in ((observed, False), (null, True)):
-            losses += all_pair_losses([ensemble], model.tau, image_of[judge], recipe.batch, seed=seed,
-                                      epoch=f"rate {side}", mismatch=mismatch)
+        # One fold's texts and embeddings at a time: each is a function's own, and let go with it.
+        networks = _train_fold(f"rate {side}", model, _pairs_of(train, learn), val, recipe, seed, checkpointer)
+        losses.append(_fold_losses(side, model, networks, _pairs_of(train, judge), recipe, seed, checkpointer))
         judged.append(image_of[judge])
-    observed, null, judged = map(np.concatenate, (observed, null, judged))
-    return estimate_rate(observed, null, judged, seed=seed) if separation(observed, null) >= LEAST_SEPARATION else UNKNOWN
+    observed, null = map(np.concatenate, zip(*losses, strict=True))
+    if separation(observed, null) < LEAST_SEPARATION:
+        return UNKNOWN
+    return estimate_rate(observed, null, np.concatenate(judged), seed=seed)
+
+
+def _pairs_of(train: Inputs, rows: np.ndarray) -> Inputs:
+    """All images, and the captions of these rows."""
+    return Inputs(train.images, select_rows(train.texts, rows), np.asarray(train.image_of)[rows])
+
+
+def _fold_losses(side: int, model: DualEncoder, networks: list, pairs: Inputs, recipe: Recipe, seed: int,
+                 checkpointer: Checkpointer) -> list[np.ndarray]:
+    """The losses of pairs by networks that did not learn them, as given and mismatched on purpose."""
+    ensemble, = teacher_ensembles(model, networks, pairs, [range(len(networks))], checkpointer.folder, f"rate-{side}")
+    return [all_pair_losses([ensemble], model.tau, pairs.image_of, recipe.batch, seed=seed, epoch=f"rate {side}",
+                            mismatch=mismatch)[0] for mismatch in (False, True)]
 
 
 def fewest_of_fold(batch: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from mdw_jax.data.lazy_images import LazyImages
 from mdw_jax.data.streaming import map_batches
 from mdw_jax.errors import UserError
+from mdw_jax.io.file_rows import FileRows
 from mdw_jax.io.row_cache import cached_rows
 from mdw_jax.models.dual_encoder import DualEncoder
 from mdw_jax.models.embedding import compiled_inputs
@@ -18,7 +19,7 @@ _BATCH = 100  # images
 
 
 def image_features(model: DualEncoder, images: Mapping[str, np.ndarray | LazyImages], cache: Path, key: str,
-                   dtype: str = "float32") -> dict[str, np.ndarray]:
+                   dtype: str = "float32") -> dict[str, np.ndarray | FileRows]:
     """Pooled features of a model's frozen backbone, each split's computed once.
 
     After an interruption, or when the process was killed, the rows that were computed are in the cache, and the next call
@@ -32,12 +33,12 @@ def image_features(model: DualEncoder, images: Mapping[str, np.ndarray | LazyIma
         dtype: in which the features are kept: float32 or float16.
 
     Returns:
-        {split: (N, F) of `dtype`}, mapped from the disk where it is large.
+        {split: (N, F) of `dtype`}, mapped from the disk where it is large, and left there where it is larger.
 
     Raises:
         UserError: some features are not finite.
     """
-    features = {}
+    features: dict[str, np.ndarray | FileRows] = {}
     for split, rows in images.items():  # students ask for fewer splits than experts
         streamed = isinstance(rows, LazyImages)
         # The frozen weights go to all devices once.

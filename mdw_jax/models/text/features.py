@@ -120,8 +120,8 @@ def text_features(pairs: Pairs, encoder: str, *, cache_dir=None, dim: int = 384,
 
     cache = None if cache_dir is None else Path(cache_dir) / f"text-{key[:16]}"
     rows = cached_rows(cache, key, int(ends[-1]), dtype, compute)
-    part = rows.part if isinstance(rows, FileRows) else lambda start, stop: rows[start:stop]
-    train, val, test = itertools.starmap(part, itertools.pairwise(ends.tolist()))
+    train, val, test = (rows.part(start, stop) if isinstance(rows, FileRows) else rows[start:stop]
+                        for start, stop in itertools.pairwise(ends.tolist()))
     return TextFeatures(train, np.asarray(val), np.asarray(test), key)
 
 
