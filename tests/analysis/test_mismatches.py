@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from tiny_config import tiny_config
 
+from mdw_jax.analysis.demo.query import nearest_hits
 from mdw_jax.analysis.mismatches import find, words
 from mdw_jax.analysis.mismatches.command import mismatches_command
 from mdw_jax.analysis.mismatches.find import best_matches, judge, local_similarity, quality, suggest, suspected
 from mdw_jax.analysis.mismatches.rows import COLUMNS
 from mdw_jax.cli import main
+from mdw_jax.data.stored_rows import stays_on_host
 from mdw_jax.errors import UserError
 from mdw_jax.io.files import read_json, write_json
 from mdw_jax.pipeline import experts as expert_stage
@@ -82,6 +84,33 @@ def test_pairs_are_judged_as_the_experts_did(opened, judged):
     np.testing.assert_allclose(suggestions.image_similarity, cosine[:, rows].max(0), atol=2e-3)
     np.testing.assert_allclose(cosine[judged.image_of[rows], suggestions.caption], suggestions.caption_similarity,
                                atol=2e-3)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_large_embeddings_lie_in_files_and_say_the_same(folder, opened, monkeypatch, streamed):
+    """Rows that stay on the host for images that are decoded once for all networks, and for features."""
+    trained = trained_preset(opened)
+    if streamed:
+        monkeypatch.setattr(find, "LazyImages", type(opened.prepared.train_images))
+    before, judgements = set(folder.rglob("*")), {}
+    for large in (False, True):
+        monkeypatch.setattr(find, "IN_MEMORY", 0 if large else 10**9)
+        judged = judge(trained, opened.prepared, "similarity")
+        assert stays_on_host(judged.images) == stays_on_host(judged.texts) == large
+        rows = suspected(judged, 0.9)
+        judgements[large] = (judged, rows, suggest(judged, rows))
+        assert set(folder.rglob("*")) == before
+    (judged, rows, suggestions), (stored, of_stored, suggestions_of_stored) = judgements.values()
+    assert len(rows)
+    if streamed:  # half precision comes before the division by the root
+        np.testing.assert_allclose(stored.similarity, judged.similarity, atol=2e-3)
+        return
+    np.testing.assert_array_equal(stored.images[:], judged.images.astype(np.float32))
+    np.testing.assert_array_equal(stored.similarity, judged.similarity)
+    np.testing.assert_array_equal(of_stored, rows)
+    for name in suggestions._fields:
+        np.testing.assert_array_equal(getattr(suggestions_of_stored, name), getattr(suggestions, name))
+    assert nearest_hits(judged.texts[3], stored.images, 4) == nearest_hits(judged.texts[3], judged.images, 4)
 
 
 def test_the_order_and_the_limits_of_a_list(judged):

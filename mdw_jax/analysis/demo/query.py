@@ -50,17 +50,18 @@ class Hit(NamedTuple):
     cosine: float
 
 
-def nearest_hits(query: np.ndarray, rows: np.ndarray, count: int) -> list[Hit]:
+def nearest_hits(query: np.ndarray, rows, count: int) -> list[Hit]:
     """The rows of largest dot product with a query.
 
     Args:
         query: (1, D) or (D,).
-        rows: (N, D).
+        rows: (N, D), an array or rows that stay on the host.
         count: how many, at most.
     """
     query = np.asarray(query, np.float32).reshape(-1)
-    scores = np.concatenate([np.asarray(part, np.float32) @ query
-                             for part in np.array_split(rows, max(1, -(-len(rows) // 65536)))])
+    parts = np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // 65536)))
+    scores = np.concatenate([np.asarray(rows[part[0]:part[-1] + 1] if len(part) else rows[:0], np.float32) @ query
+                             for part in parts])
     return [Hit(int(row), float(scores[row])) for row in np.argsort(-scores, kind="stable")[:count]]
 
 
@@ -143,7 +144,7 @@ def _features_of_captions(sentences: list[str], prepared: Prepared, known: np.nd
     captions = prepared.pairs.train.captions
     rows = [nearest_hits(words, known, 1)[0].row for words in bow_features(sentences)]
     words = "; ".join(f"\u201c{captions[row]}\u201d" for row in rows)
-    return np.asarray(prepared.texts.train)[rows], (
+    return np.asarray(prepared.texts.train[np.array(rows)]), (
         f"This run read the features of its captions from a file, and no encoder for new sentences is known: searched is "
         f"for the training caption nearest in words, {words}.")
 

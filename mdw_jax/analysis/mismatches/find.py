@@ -8,6 +8,9 @@ array of images by captions is ever made: similarities are computed in blocks, f
 
 import contextlib
 import functools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -15,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdw_jax.data.lazy_images import LazyImages
+from mdw_jax.data.stored_rows import SelectedRows, SideBySide, create_rows, finished_rows, select_rows
 from mdw_jax.io.records import stored_array
 from mdw_jax.method.division import divide
-from mdw_jax.models.embedding import embeddings_of_all
+from mdw_jax.method.teacher_embeddings import IN_MEMORY, memory_bytes
+from mdw_jax.models.embedding import Inputs, embeddings_of_all, stored_embeddings
 from mdw_jax.pipeline.expert_networks import expert_networks, network_embeddings
 from mdw_jax.pipeline.prepared import Prepared
 from mdw_jax.pipeline.preset_run import PresetRun, read_division
@@ -26,6 +31,7 @@ from mdw_jax.runtime.progress import progress
 from mdw_jax.runtime.rng import named_generator
 
 _QUERIES, _CANDIDATES = 1024, 4096  # rows of one block of similarities: 16 MB, which need not be allocated each time anew
+_READ = 65_536  # rows of a network's embeddings that are divided at a time
 
 
 class Judged(NamedTuple):
@@ -38,7 +44,8 @@ class Judged(NamedTuple):
         clean_probability: (K,) the probability that the pair belongs together.
         divided_by: what the probability is: a key of `words.SOURCES`.
         similarity: (K,) mean cosine of the pair over the networks.
-        images, texts: (N, D) and (K, D) float16 embeddings of the ensemble; dot products are those means.
+        images, texts: (N, D) and (K, D) float16 embeddings of the ensemble; dot products are those means. Large ones are
+            `SideBySide` rows of files.
         dropped: (K,) bool, a filter had dropped the pair before the experts were trained.
         true_image_of: (K,) the image that each caption came with, where the noise was drawn; None where nobody knows.
         rate: "true" and "estimated", as in experts.json.
@@ -50,8 +57,8 @@ class Judged(NamedTuple):
     clean_probability: np.ndarray
     divided_by: str
     similarity: np.ndarray
-    images: np.ndarray
-    texts: np.ndarray
+    images: np.ndarray | SideBySide
+    texts: np.ndarray | SideBySide
     dropped: np.ndarray
     true_image_of: np.ndarray | None
     rate: dict
@@ -140,7 +147,7 @@ def local_similarity(images, texts, image_of, similarity, *, sample: int = 2000,
     return (similarity - (of_images[image_of] + of_texts) / 2).astype(np.float32)
 
 
-def _level(rows: np.ndarray, others: np.ndarray, neighbors: int) -> np.ndarray:
+def _level(rows, others: np.ndarray, neighbors: int) -> np.ndarray:
     """(n,) mean dot product of each row with the nearest ones of the others."""
     others, neighbors = jnp.asarray(others, jnp.float32), min(neighbors, len(others))
     blocks = (jnp.asarray(rows[start:start + _QUERIES], jnp.float32) for start in range(0, len(rows), _QUERIES))
@@ -152,24 +159,47 @@ def _nearest_mean(rows, others, neighbors: int):
     return jax.lax.top_k(rows @ others.T, neighbors)[0].mean(1)
 
 
-def _ensemble(trained: Trained, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) and (K, D) float16 embeddings of all networks side by side, divided by the root of their number."""
+def _ensemble(trained: Trained, prepared: Prepared) -> tuple:
+    """(N, D) and (K, D) float16 embeddings of all networks side by side, divided by the root of their number.
+
+    Beyond `teacher_embeddings.IN_MEMORY` bytes they lie in files beside the experts whose names are removed at once, and
+    are `SideBySide`; one network's are made at a time, or, of streamed images, which are decoded once, all in one pass.
+    """
     run, record = trained
     data, count = prepared.train(run.noise), record["networks"]
-    if isinstance(data.images, LazyImages):  # decoded once for all networks
-        pairs = iter(embeddings_of_all(prepared.model, list(expert_networks(run.experts)), data))
-    else:
-        pairs = network_embeddings(run.experts, prepared.model, data)
-    both: list[np.ndarray] = []
-    with progress(f"embeddings of {run.name}", count, "networks") as advance:
-        for n, of_network in enumerate(pairs):
-            for part, rows in enumerate(of_network):
-                rows = np.asarray(rows)
-                if n == 0:
-                    both.append(np.empty((len(rows), count * rows.shape[1]), np.float16))
-                both[part][:, n * rows.shape[1]:(n + 1) * rows.shape[1]] = rows / np.sqrt(count)
+    large = memory_bytes(prepared.model.dim, len(data.images) + len(data.texts), count, []) > IN_MEMORY
+    folder = run.experts.path / f"embeddings-all-{jax.process_index()}"
+    sides: tuple[list, list] = ([], [])
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        advance = stack.enter_context(progress(f"embeddings of {run.name}", count, "networks"))
+        for n, of_network in enumerate(_each_network(trained, prepared, data, folder if large else None)):
+            for side, rows, branch in zip(sides, of_network, ("image", "text"), strict=True):
+                path = folder / f"part-{n}-{branch}.npy" if large else None
+                side.append(_divided(rows, float(np.sqrt(count)), path))
             advance(1)
-    return both[0], both[1]
+    if large:
+        return SideBySide(sides[0]), SideBySide(sides[1])
+    return np.concatenate(sides[0], 1), np.concatenate(sides[1], 1)
+
+
+def _each_network(trained: Trained, prepared: Prepared, data: Inputs, folder: Path | None) -> Iterator[tuple]:
+    """The embeddings of images and captions by each network; where they are large, a folder for them."""
+    experts, model = trained.run.experts, prepared.model
+    if not isinstance(data.images, LazyImages):
+        return network_embeddings(experts, model, data)
+    networks = list(expert_networks(experts))  # images are decoded once for all
+    return iter(embeddings_of_all(model, networks, data) if folder is None
+                else stored_embeddings(model, networks, data, folder, "network"))
+
+
+def _divided(rows, divisor: float, path: Path | None):
+    """(n, D) rows over a number, float16: in memory, or in a file."""
+    found = np.empty(rows.shape, np.float16) if path is None else create_rows(path, rows.shape)
+    for start in range(0, len(rows), _READ):
+        part = slice(start, min(start + _READ, len(rows)))
+        found[part] = np.asarray(rows[part]) / np.float64(divisor)
+    return found if path is None else finished_rows(found)
 
 
 def suspected(judged: Judged, below: float, top: int = 0) -> np.ndarray:
@@ -196,13 +226,13 @@ def _better(queries, candidates, start, best, values):
     return jnp.where(value > values, index + start, best), jnp.maximum(value, values)
 
 
-def best_matches(queries: np.ndarray, candidates: np.ndarray, sizes: tuple[int, int] = (_QUERIES, _CANDIDATES),
+def best_matches(queries, candidates, sizes: tuple[int, int] = (_QUERIES, _CANDIDATES),
                  advance=lambda n: None) -> tuple[np.ndarray, np.ndarray]:
     """For each query the candidate of largest dot product, the first of equal ones.
 
     Args:
-        queries: (n, D).
-        candidates: (m, D).
+        queries: (n, D), an array or rows that stay on the host.
+        candidates: (m, D), likewise.
         sizes: rows of queries and of candidates in memory at a time.
         advance: called with the number of queries that are done.
 
@@ -233,8 +263,8 @@ def suggest(judged: Judged, rows: np.ndarray, quiet: bool = False) -> Suggestion
     shown = contextlib.nullcontext(lambda n: None) if quiet else progress(
         "better matches", len(images) + len(rows), "images and captions")
     with shown as advance:
-        caption, caption_similarity = best_matches(judged.images[images], judged.texts, advance=advance)
-        image, image_similarity = best_matches(judged.texts[rows], judged.images, advance=advance)
+        caption, caption_similarity = best_matches(select_rows(judged.images, images), judged.texts, advance=advance)
+        image, image_similarity = best_matches(SelectedRows(judged.texts, rows), judged.images, advance=advance)
     return Suggestions(caption[place], caption_similarity[place], image, image_similarity)
 
 
