@@ -117,9 +117,43 @@ def listen(port: int) -> socket.socket:
     return socket.create_server(("", port), backlog=1024)
 
 
-def free_port(first: int) -> int:
-    """A port that nobody listens on: `first`, or any other one if that is in use."""
-    for port in (first, 0):
-        with contextlib.suppress(OSError, OverflowError), listen(port) as found:
-            return found.getsockname()[1]
+def hold_port(first: int) -> socket.socket:
+    """A port kept for a server that begins later: `first`, or any other one if that is in use.
+
+    The socket is bound and does not listen. Servers of other programs are refused the port until it is closed; one that
+    shares ports (SO_REUSEPORT), as gRPC's and so jax's do, can be begun beside it. Where the system knows no such option,
+    it has to be closed first. For a minute after an earlier run, whose connections are being closed at `first`, the port is
+    found and not kept from others.
+
+    Raises:
+        OSError: no port is free.
+    """
+    for port, lately_used in ((first, False), (first, True), (0, False)):
+        if lately_used and not _nobody_listens(port):
+            continue  # else connections of an earlier run are still being closed there
+        with contextlib.suppress(OSError, OverflowError):
+            return _bound(port, lately_used)
     raise OSError("no port of this machine is free")
+
+
+def _bound(port: int, lately_used: bool) -> socket.socket:
+    dual = socket.has_dualstack_ipv6()
+    held = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
+    try:
+        if dual:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if lately_used:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("", port))
+        if hasattr(socket, "SO_REUSEPORT"):  # only now: before, the port could have been another server's that shares it
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except BaseException:
+        held.close()
+        raise
+    return held
+
+
+def _nobody_listens(port: int) -> bool:
+    with contextlib.suppress(OSError, OverflowError), listen(port):
+        return True
+    return False

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mdw_jax.errors import UserError
 from mdw_jax.runtime.agreement import Facts, difference
-from mdw_jax.runtime.links import Link, free_port, hang_up, listen, ready
+from mdw_jax.runtime.links import Link, hang_up, hold_port, listen, ready
 
 _LOG = logging.getLogger(__name__)
 _RETRY, _SAY_AFTER = 0.3, 10.0  # seconds between two attempts, and until it is said that one waits
@@ -52,11 +52,13 @@ class Met(NamedTuple):
         links: {process: the connection to it}; all others in process 0, process 0 alone in the others.
         hosts: the machine of each process.
         port: a port of process 0 for jax's coordinator.
+        held: in process 0 what keeps it (`links.hold_port`), to be closed once the coordinator is there; else None.
     """
 
     links: dict[int, Link]
     hosts: list[str]
     port: int
+    held: socket.socket | None = None
 
 
 def meet(place: Place, facts: Facts) -> Met:
@@ -94,14 +96,18 @@ def _receive(place: Place, hello: dict[str, Any]) -> Met:
         hosts = [str(one["host"]) for one in ordered]
         verdict = difference([{"number of processes": {"MDW_PROCESSES": one["count"]}, **one["facts"]}
                               for one in ordered], hosts)
-    port = free_port(place.port + 1)
+    held = hold_port(place.port + 1)
+    port = held.getsockname()[1]
+    if not hasattr(socket, "SO_REUSEPORT"):
+        held.close()
     answer = {"verdict": verdict, "hosts": hosts, "port": port}
     for link in links.values():
         link.send(answer)
     if verdict is not None:
+        held.close()
         hang_up(links.values())
         raise UserError(verdict)
-    return Met(links, hosts, port)
+    return Met(links, hosts, port, held)
 
 
 def _gather(server: socket.socket, place: Place, hello: dict[str, Any]) -> tuple[dict[int, Link], dict[int, dict]]:

@@ -17,6 +17,7 @@ compares what has to be the same in all of them (`mdw_jax.runtime.meeting`); fro
 """
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -72,7 +73,8 @@ def join(environment: Mapping[str, str] = os.environ, facts: Facts | None = None
     met = meet(place, {**(facts or {}), **program_facts()})
     set_peers(Peers(place.process, met))
     atexit.register(peers().finish)
-    _initialize(place, met.port, devices)
+    with met.held or contextlib.nullcontext():
+        _initialize(place, met.port, devices)
 
 
 def _initialize(place: Place, port: int, devices: Any) -> None:

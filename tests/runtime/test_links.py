@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mdw_jax.runtime.links import GONE, Link, free_port, hang_up, listen
+from mdw_jax.runtime.links import GONE, Link, hang_up, hold_port, listen
 
 
 @pytest.fixture
@@ -67,8 +67,34 @@ def test_the_kernel_asks_whether_a_silent_machine_is_there(pair):
         assert option("TCP_USER_TIMEOUT") == 1000 * GONE
 
 
-def test_a_free_port_is_the_first_that_is():
+def test_a_port_is_held_the_first_that_is_free():
     with listen(0) as taken:
         port = taken.getsockname()[1]
-        assert free_port(port) != port
-    assert free_port(port) == port and 0 < free_port(1 << 16) < 1 << 16
+        with hold_port(port) as other:
+            assert other.getsockname()[1] != port
+    with hold_port(port) as held, hold_port(1 << 16) as high:
+        assert held.getsockname()[1] == port and 0 < high.getsockname()[1] < 1 << 16
+
+
+@pytest.mark.parametrize("lately_used", [False, True])
+def test_a_held_port_is_no_other_programs_but_of_a_server_that_shares_it(lately_used):
+    with listen(0) as first:
+        port = first.getsockname()[1]
+        if lately_used:  # a connection that the server closed first is remembered for a minute
+            with socket.create_connection(("localhost", port)) as visitor:
+                first.accept()[0].close()
+                assert visitor.recv(1) == b""
+    with hold_port(port) as held:
+        assert held.getsockname()[1] == port
+        if not lately_used:
+            with hold_port(port) as other:
+                assert other.getsockname()[1] != port
+            with pytest.raises(OSError):
+                listen(port)
+        with socket.socket() as sharing:
+            sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sharing.bind(("", port))
+            sharing.listen()
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            sharing.accept()[0].close()  # what is held gets no connections
