@@ -136,8 +136,9 @@ class Demo:
         return None if both is None else np.einsum("md,md->m", *both)
 
     @functools.cached_property
-    def embedded_pairs(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """(N, D) training images and (K, D) training captions of the run by the encoder; None where that is unknown."""
+    def embedded_pairs(self) -> tuple | None:
+        """(N, D) training images and (K, D) training captions of the run by the encoder, arrays or rows that stay on the
+        host; None where that is unknown."""
         if self.opened is None or self.encoder is None:
             return None
         if "student" not in self.paths:
