@@ -14,9 +14,15 @@ from mdw_jax.analysis.cost.devices import DEVICES, Device
 from mdw_jax.analysis.cost.expert_work import generations
 from mdw_jax.analysis.cost.flops import count_flops
 from mdw_jax.analysis.cost.model_cost import model_cost, programs_of
+<<<<<<< HEAD
 from mdw_jax.analysis.cost.plan import head_lines, note_lines, peak_memory, plan, plan_command, table_rows
 from mdw_jax.analysis.cost.set_work import outer_flops, outer_work
 from mdw_jax.analysis.cost.times import in_words, seconds_by_stage, seconds_of, waits_for_images
+=======
+from mdw_jax.analysis.cost.plan import merged, peak_memory, plan, plan_command
+from mdw_jax.analysis.cost.set_work import outer_flops, outer_work
+from mdw_jax.analysis.cost.times import in_words, seconds_by_stage, seconds_of
+>>>>>>> f31bc3d (Pieces of a plan that read the same add their searches too; what every stage holds on the device is counted in the bench of sizes)
 from mdw_jax.analysis.cost.unit import Work, student_step
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config import base, frozen_backbone, resolve
@@ -98,6 +104,14 @@ def experts_of(config, captions, text_dim=384):
     counts = Counts(captions, captions, 500, 500, 500, 500, text_dim)
     found = run_work(config, counts)
     return next(work for work in found if work.stage == "experts" and "noise rate" not in work.what)
+
+
+def test_pieces_that_read_the_same_are_added_in_all_that_they_cost():
+    """Each number is added, but for memory, of which the largest counts."""
+    numbers = {name: 3 for name in Work._fields if name not in ("stage", "what", "presets")}
+    [both] = merged([Work("experts", "the same", **numbers)] * 2)
+    assert {name: getattr(both, name) for name in numbers} == {
+        name: 3 if name in ("device_memory", "host_memory") else 6 for name in numbers}
 
 
 def test_what_is_read_from_files_is_not_held():

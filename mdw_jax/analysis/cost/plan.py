@@ -25,7 +25,7 @@ from mdw_jax.reporting.text import markdown_table, scaled, scaled_bytes, time_in
 HERE = "here"
 _WAITS = " (decoding)"
 MOST_DEVICES = 64  # that are tried for the fewest that fit
-_ADDED = ("flops", "tower_forward", "tower_gradient", "moved", "host", "host_flops", "decoding", "programs",
+_ADDED = ("flops", "search", "tower_forward", "tower_gradient", "moved", "host", "host_flops", "decoding", "programs",
           "tower_programs", "disk", "scratch")
 # What makes a stage smaller.
 _ADVICE = {

@@ -120,9 +120,10 @@ def plans(config: ConfigDict, pairs: int, held: int) -> dict[str, Planned]:
     seconds = seconds_by_stage(work, device, model)
     again = {stage: 0.0 if "features" in parts else (_START_AGAIN + _PAIR_AGAIN * pairs) / device.host
              for stage, parts in STAGES.items()}
+    features = max(piece.device_memory for piece in work if piece.stage == "features")  # which all stages begin with
     return {stage: Planned(again[stage] + sum(seconds.get(part, 0.0) for part in parts),
-                           max((piece.process_memory + piece.device_memory for piece in work if piece.stage in parts),
-                               default=0.0)) for stage, parts in STAGES.items()}
+                           max((piece.process_memory + max(piece.device_memory, features) for piece in work
+                                if piece.stage in parts), default=0.0)) for stage, parts in STAGES.items()}
 
 
 def measured_rows(rows: Sequence[dict]) -> list[dict[str, str]]:
