@@ -14,15 +14,9 @@ from mdw_jax.analysis.cost.devices import DEVICES, Device
 from mdw_jax.analysis.cost.expert_work import generations
 from mdw_jax.analysis.cost.flops import count_flops
 from mdw_jax.analysis.cost.model_cost import model_cost, programs_of
-<<<<<<< HEAD
-from mdw_jax.analysis.cost.plan import head_lines, note_lines, peak_memory, plan, plan_command, table_rows
+from mdw_jax.analysis.cost.plan import head_lines, merged, note_lines, peak_memory, plan, plan_command, table_rows
 from mdw_jax.analysis.cost.set_work import outer_flops, outer_work
 from mdw_jax.analysis.cost.times import in_words, seconds_by_stage, seconds_of, waits_for_images
-=======
-from mdw_jax.analysis.cost.plan import merged, peak_memory, plan, plan_command
-from mdw_jax.analysis.cost.set_work import outer_flops, outer_work
-from mdw_jax.analysis.cost.times import in_words, seconds_by_stage, seconds_of
->>>>>>> f31bc3d (Pieces of a plan that read the same add their searches too; what every stage holds on the device is counted in the bench of sizes)
 from mdw_jax.analysis.cost.unit import Work, student_step
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config import base, frozen_backbone, resolve
