@@ -129,7 +129,8 @@ def base() -> ConfigDict:
     c.experts.count = 4  # number of experts; each is a pair of networks with two trajectories
     c.experts.epochs = 6  # epochs of each expert
     c.experts.closed_form = False  # begin with a closed form (docs/method.md, 2.7): it divides the pairs and teaches first
-    # what networks start from, those aside whose paths are matched; closed_form: heads that compute the closed form
+    # what networks start from, those aside whose paths are matched; closed_form: heads that compute the closed form, which
+    # stay the expert where no epoch is better on val
     c.experts.init = "random"
     c.experts.teacher_count = 0  # experts of a first generation, which teaches the others from the start; 0: none
     c.experts.teacher_epochs = 6  # epochs of the first generation

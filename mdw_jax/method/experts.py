@@ -353,7 +353,10 @@ def finish_epoch(generation: Generation, state: ExpertTrainState, batches: list[
         correct = np.unpackbits(correct_bits[n, max(epoch - 1, 0)], count=len(generation.image_of))
         correct[np.asarray(batches[n].rows).ravel()] = np.asarray(results.correct[n]).ravel()
         correct_bits[n, epoch] = np.packbits(correct)
-    best_before = [max((row["val_r_mean"] for row in state.log[n::len(networks)]), default=-1.0) for n in networks]
+    if generation.form is None:
+        best_before = [max((row["val_r_mean"] for row in state.log[n::len(networks)]), default=-1.0) for n in networks]
+    else:  # the start may be the best: few pairs teach less than the closed form knows
+        best_before = [float(on_val[-1]) for on_val in scores(generation.model, state.best, generation.val)]
     best = [averages[n] if rows[n]["val_r_mean"] > best_before[n] else state.best[n] for n in networks]
     snapshots = state.snapshots
     if epoch + 1 <= generation.keep:

@@ -12,6 +12,7 @@ from mdw_jax.errors import UserError
 from mdw_jax.method import closed_form as cf
 from mdw_jax.method.closed_form_heads import closed_form_heads
 from mdw_jax.method.experts import train_experts
+from mdw_jax.method.retrieval import scores
 from mdw_jax.models.dual_encoder import dual_encoder
 from mdw_jax.models.image.tower import Tower
 from mdw_jax.runtime.rng import named_key
@@ -83,6 +84,17 @@ def test_experts_start_there_and_the_networks_to_match_do_not():
     begins = train_experts(OTHER_MODEL, pairs, val, matched, **settings).snapshots[0][0]
     random = OTHER_MODEL.init(named_key(0, "trajectories", 0, "init", 0))
     np.testing.assert_array_equal(begins["text"]["projection"]["kernel"], random["text"]["projection"]["kernel"])
+
+
+def test_the_start_stays_the_expert_where_no_epoch_is_better():
+    pairs, val, mismatched = planted(0.4)
+    teacher, _ = with_form(pairs, val)
+    ruined = recipe(closed_form=True, init="closed_form", epochs=2, lr_with_teachers=30.0, recovery_weight=0.0)
+    trained = train_experts(OTHER_MODEL, pairs, val, ruined, count=1, seed=0, keep=1, mismatched=mismatched,
+                            first_teacher=teacher)
+    start = trained.snapshots[0][0]
+    np.testing.assert_array_equal(trained.best[0]["text"]["projection"]["kernel"], start["text"]["projection"]["kernel"])
+    assert max(row["val_r_mean"] for row in trained.log) < scores(OTHER_MODEL, [start], val)[0, -1]
 
 
 def with_form(pairs, val):
