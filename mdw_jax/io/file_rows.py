@@ -71,7 +71,7 @@ class FileRows:
             rows = np.flatnonzero(rows)
         elif rows.size and not np.issubdtype(rows.dtype, np.integer):
             raise IndexError(f"rows are chosen by integers, bools or slices, not by {rows.dtype}.")
-        flat = rows.ravel()
+        flat = rows.ravel().astype(np.int64, copy=False)  # of 8 bits, the number of rows could not be added
         if flat.size and not -len(self) <= flat.min() <= flat.max() < len(self):
             raise IndexError(f"row numbers reach from {flat.min()} to {flat.max()}, of {len(self)} rows.")
         flat = np.where(flat < 0, flat + len(self), flat)

@@ -26,6 +26,14 @@ def test_it_indexes_like_the_array_in_memory(rows, index):
                                   else WHOLE[index], strict=True)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_row_numbers_of_few_bits_choose_among_more_rows_than_they_reach(tmp_path, dtype):
+    whole = np.arange(300, dtype=np.float32)[:, None]
+    np.save(tmp_path / "rows.npy", whole)
+    index = np.array([100, 2, -1]).astype(dtype)
+    np.testing.assert_array_equal(FileRows.open(tmp_path / "rows.npy")[index], whole[index])
+
+
 def test_a_part_is_read_from_its_place(rows):
     part = rows.part(2, 8)
     assert part.shape == (6, 2, 3) and len(part) == 6 and part.nbytes == 6 * 24 and part.ndim == 3
