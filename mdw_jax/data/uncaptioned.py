@@ -26,8 +26,15 @@ def uncaptioned_note(named: Iterable[str], images, table: str, everywhere: bool)
     tops = None if everywhere else {folded(name.split("/")[0]) if "/" in name else "" for name in named}
     if tops is not None and any(name.startswith("..") for name in named):
         tops = None
-    found = sorted(path for source in image_sources(images) for path in source.below(tops)
-                   if is_image_file(path) and not any(end in ends for end in _ends(source.place(path))))
+    met, found = set(), []
+    for source in image_sources(images):
+        for path in filter(is_image_file, source.below(tops)):
+            its = [end for end in _ends(source.place(path)) if end in ends]
+            met.update(its)
+            found += [path] * (not its)
+    # Names that no file has may have the directories of another machine; readers then look for the files alone.
+    files = {end.rpartition("/")[2] for end in ends - met}
+    found = sorted(path for path in found if folded(posixpath.basename(path)) not in files)
     if not found:
         return []
     first = ", ".join(map(quoted, found[:SHOWN])) + (", ..." if len(found) > SHOWN else ".")

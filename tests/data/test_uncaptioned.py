@@ -39,6 +39,13 @@ def test_all_that_is_named_is_no_note(tmp_path):
     assert note == "1 image file in no row of 't.csv' that can be read, so not used: 'top/c.jpg'."
 
 
+@pytest.mark.parametrize("directory", ["/elsewhere/photos/", "../x/", "val2014/", "C:\\photos\\"])
+def test_names_with_the_directories_of_another_machine_are_those_of_their_files(tmp_path, directory):
+    _touch(tmp_path, "a.jpg", "deep/B.jpg", "c.jpg")
+    [note] = uncaptioned_note([f"{directory}a.jpg", f"{directory}b.jpg", "d.jpg"], tmp_path, "t.csv", True)
+    assert note == "1 image file in no row of 't.csv' that can be read, so not used: 'c.jpg'."
+
+
 def test_readers_and_inspect_say_it(tmp_path, capsys):
     forms.write_images(tmp_path, lambda i: f"{i}.jpg", range(6))
     rows = [{"image": f"{i}.jpg", "caption": "a", "split": ("train", "val", "test", "other")[i]} for i in range(4)]
