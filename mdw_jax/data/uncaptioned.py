@@ -16,7 +16,7 @@ def uncaptioned_note(named: Iterable[str], images, table: str, everywhere: bool)
 
     Args:
         named: what the rows call their images, those of splits that are not read among them.
-        images: where the images are, as in `archives.locate`.
+        images: where the images are, as in `archives.locate`; the root of the file system is not looked through.
         table: what the table is called.
         everywhere: look at all images below `images`; else only in those of its folders that hold an image with a name
             (beside a table there may be other things).
@@ -28,6 +28,9 @@ def uncaptioned_note(named: Iterable[str], images, table: str, everywhere: bool)
         tops = None
     met, found = set(), []
     for source in image_sources(images):
+        root = os.path.abspath(source.place(""))
+        if root == os.path.dirname(root):
+            continue  # a table of absolute names: all files of the machine are not its images, and take long to go through
         for path in filter(is_image_file, source.below(tops)):
             its = [end for end in _ends(source.place(path)) if end in ends]
             met.update(its)

@@ -46,6 +46,12 @@ def test_names_with_the_directories_of_another_machine_are_those_of_their_files(
     assert note == "1 image file in no row of 't.csv' that can be read, so not used: 'c.jpg'."
 
 
+def test_the_whole_file_system_is_not_looked_through(tmp_path, monkeypatch):
+    _touch(tmp_path, "a.jpg", "b.jpg")
+    monkeypatch.setattr("os.walk", lambda *args, **kwargs: pytest.fail("it is"))
+    assert uncaptioned_note([str(tmp_path / "a.jpg")], "/", "t.csv", True) == []
+
+
 def test_readers_and_inspect_say_it(tmp_path, capsys):
     forms.write_images(tmp_path, lambda i: f"{i}.jpg", range(6))
     rows = [{"image": f"{i}.jpg", "caption": "a", "split": ("train", "val", "test", "other")[i]} for i in range(4)]
