@@ -108,6 +108,19 @@ def test_pieces_that_read_the_same_are_added_in_all_that_they_cost():
         name: 3 if name in ("device_memory", "host_memory") else 6 for name in numbers}
 
 
+def test_a_share_of_work_has_less_of_its_search_too():
+    assert Work("experts", "", flops=4, search=8).part(0.25).operations == 3
+
+
+def test_the_total_of_a_table_is_no_less_than_its_largest_row(monkeypatch):
+    c = config(run__presets=("mdw",))
+    found = plan(c)
+    of_total = []
+    monkeypatch.setattr("mdw_jax.analysis.cost.plan._row", lambda *args: of_total.append(args[3].process_memory) or {})
+    table_rows(found)
+    assert of_total[-1] == pytest.approx(max(of_total[:-1])) and of_total[-1] > 0
+
+
 def test_what_is_read_from_files_is_not_held():
     """A million pairs of 256 and 384 features: texts are in a file of 1.5 GB, images of 1.0 GB are on the device."""
     c = load_config("configs/scale.py")

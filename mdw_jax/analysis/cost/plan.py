@@ -14,7 +14,7 @@ from mdw_jax.analysis.cost.devices import DEVICES, Device, host_memory, this_mac
 from mdw_jax.analysis.cost.model_cost import ModelCost, model_cost
 from mdw_jax.analysis.cost.programs import Programs
 from mdw_jax.analysis.cost.times import BUSY, seconds_of, waits_for_images
-from mdw_jax.analysis.cost.unit import Work
+from mdw_jax.analysis.cost.unit import HOST_BASE, Work
 from mdw_jax.analysis.cost.work import run_work
 from mdw_jax.config.overrides import preset_config
 from mdw_jax.config.presets import preset_spec
@@ -245,7 +245,9 @@ def table_rows(found: Plan) -> list[dict[str, str]]:
     """The table: a row for each piece of work, and their sums (of memory the largest)."""
     rows = [_row(row.work.stage, row.work.what, ", ".join(row.work.presets), row.work, row.seconds, row.waits_for_images)
             for row in found.rows]
-    total = _sum([*(row.work for row in found.rows), Work("total", "")])
+    # The largest with the programs that its stage compiles: a total has none of its own.
+    total = _sum([Work("total", ""), *(row.work for row in found.rows)])._replace(
+        host_memory=max(row.work.process_memory for row in found.rows) - HOST_BASE)
     return [*rows, _row("total", "", "", total, found.seconds)]
 
 

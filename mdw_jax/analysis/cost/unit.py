@@ -10,7 +10,8 @@ STAGES = ("features", "closed form", "experts", "prototypes", "distillation", "s
 # Bytes of a process on the host that has imported everything, and of the programs that a stage compiles; measured on a CPU.
 HOST_BASE = 0.5e9
 HOST_COMPILED = {"experts": 0.35e9, "prototypes": 0.35e9, "distillation": 0.35e9, "students": 0.15e9}
-_TIMED = ("flops", "tower_forward", "tower_gradient", "moved", "host", "host_flops", "decoding")  # what a share has less of
+# What a share of some work has less of.
+_TIMED = ("flops", "search", "tower_forward", "tower_gradient", "moved", "host", "host_flops", "decoding")
 _RANKING_PASSES = 12  # passes over the similarities of a split for its recalls (`method.retrieval.ranks`)
 # Passes over the parameters in a step: gradient, momentum and parameters, each written and read; of experts moments and
 # moving averages too.
