@@ -101,7 +101,8 @@ def without_closed_form(config: Mapping) -> tuple[str, ...]:
     found = []
     if _setting(config, "experts", "init") == "random" and _setting(config, "model", "mode") == "projection" and (
             not _setting(config, "text", "train")):
-        found.append("experts.init=closed_form starts the experts from it")
+        both = "" if _setting(config, "experts", "closed_form") else "experts.closed_form=true "  # without, it is refused
+        found.append(f"{both}experts.init=closed_form starts the experts from it")
     if _setting(config, "distill", "correspondence_teacher") in ("experts", "matched"):
         found.append("distill.correspondence_teacher=closed_form has P from it")
     return tuple(found)

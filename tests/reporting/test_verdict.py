@@ -316,10 +316,12 @@ def test_val_scores_and_settings_are_read_from_a_run(tmp_path):
 
 
 def test_what_a_closed_form_is_not_used_for():
-    config = {"experts": {"init": "random"}, "model": {"mode": "projection"}, "text": {"train": False},
+    config = {"experts": {"init": "random", "closed_form": True}, "model": {"mode": "projection"}, "text": {"train": False},
               "distill": {"correspondence_teacher": "experts"}}
     assert [words.partition(" ")[0] for words in without_closed_form(config)] == [
         "experts.init=closed_form", "distill.correspondence_teacher=closed_form"]
+    without = config | {"experts": {"init": "random", "closed_form": False}}  # of which experts.init alone is refused
+    assert without_closed_form(without)[0].startswith("experts.closed_form=true experts.init=closed_form starts ")
     full = config | {"model": {"mode": "full"}, "distill": {"correspondence_teacher": "both"}}
     assert without_closed_form(full) == without_closed_form({}) == ()
 
