@@ -130,7 +130,8 @@ def base() -> ConfigDict:
     c.experts.epochs = 6  # epochs of each expert
     c.experts.closed_form = False  # begin with a closed form (docs/method.md, 2.7): it divides the pairs and teaches first
     # what networks start from, those aside whose paths are matched; closed_form: heads that compute the closed form, which
-    # stay the expert where no epoch is better on val
+    # stay the expert where no epoch is better on val; auto: so where experts.closed_form is set and both heads see frozen
+    # features, else random
     c.experts.init = "random"
     c.experts.teacher_count = 0  # experts of a first generation, which teaches the others from the start; 0: none
     c.experts.teacher_epochs = 6  # epochs of the first generation

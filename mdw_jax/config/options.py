@@ -73,7 +73,7 @@ PROTOTYPES = "prototypes"  # pipeline/prototypes.py
 SET_OPTIMIZERS = ("adam", "sgd")  # method/distill.py: SET_OPTIMIZERS, of the distilled set
 DECAYS = ("cosine", "none")  # method/distill.py: DECAYS
 SEARCHES = ("auto", "exact", "ann", "sample")  # method/caption_search.py: SEARCHES, beside auto
-EXPERT_INITS = ("random", "closed_form")  # method/generation.py: init_state
+EXPERT_INITS = ("random", "closed_form", "auto")  # method/generation.py: init_state
 EXPERT_OPTIMIZERS = ("sgd", "adam")  # method/expert_step.py: EXPERT_OPTIMIZERS
 # pipeline/preset_run.py: SCORER_RECIPES
 FILTER_SCORES = ("cosine", "dtcl_cosine", "neg_clip_loss", "closed_form")

@@ -64,7 +64,7 @@ _RANGES = (
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Fill in the expert recipe, the noise and the batch of a small set, and check the config.
+    """Fill in the expert recipe and start, the noise and the batch of a small set, and check the config.
 
     Args:
         config: all keys of `base()`; it stays as it is.
@@ -80,6 +80,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _check_choices(config)
     fill_in_noise(config)
     config.experts.update(RECIPES[config.experts.recipe])
+    if config.experts.init == "auto":
+        config.experts.init = "closed_form" if config.experts.closed_form and _has_frozen_features(config) else "random"
     if config.experts.division == "clean" and config.experts.clean_loss == "infonce":
         config.experts.lr = config.experts.lr_infonce
     config.distill.batch = min(config.distill.batch, config.distill.pairs)
@@ -217,6 +219,10 @@ def _check_filter(config: ConfigDict) -> None:
              "experts.recipe.")
 
 
+def _has_frozen_features(config: ConfigDict) -> bool:
+    return config.model.mode == "projection" and not config.text.train
+
+
 def _check_experts(config: ConfigDict) -> None:
     e = config.experts
     _require(config.model.mode != "projection" or e.augment == "none",
@@ -225,7 +231,7 @@ def _check_experts(config: ConfigDict) -> None:
              "leave it at 0.")
     _require(e.init == "random" or e.closed_form, "experts.init=closed_form starts networks from the closed form, which "
              "experts.closed_form=False leaves out; set experts.closed_form to True, or experts.init to random.")
-    _require(e.init == "random" or (config.model.mode == "projection" and not config.text.train),
+    _require(e.init == "random" or _has_frozen_features(config),
              "experts.init=closed_form is a start of heads on frozen features; set model.mode to projection and text.train "
              "to False, or experts.init to random.")
     presets = [preset_spec(name) for name in config.run.presets]

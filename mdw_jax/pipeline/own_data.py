@@ -68,7 +68,7 @@ def _settings_for(accelerator: bool) -> ConfigDict:
         c.model.tower, c.model.weights = _HUB_TOWER
     if is_installed(_MINILM) or is_reachable(_HUB_MINILM):
         c.text.encoder, c.text.path = "transformer", _MINILM if is_installed(_MINILM) else _HUB_MINILM
-    c.experts.init = "closed_form"  # of few pairs, networks from random parameters learn less than it knows
+    c.experts.init = "auto"  # of few pairs, networks from random parameters learn less than it knows
     c.distill.ceo = False  # it brings nothing measurable (docs/results.md)
     c.distill.inner_steps, c.distill.steps = 64, 150
     c.evaluate.lr_scales = (1.0,)  # every search on Flickr8k chose it (docs/results.md)

@@ -105,6 +105,16 @@ def with_form(pairs, val):
     return teacher._replace(form=form), form
 
 
+@pytest.mark.parametrize(("changes", "start"), [
+    ({}, "closed_form"), ({"experts.closed_form": False}, "random"), ({"model.mode": "full"}, "random"),
+    ({"experts.recipe": "infonce"}, "random")])
+def test_auto_starts_from_the_closed_form_where_there_is_one(changes, start):
+    c = base()
+    c.update_from_flattened_dict({"model.mode": "projection", "experts.closed_form": True, "experts.init": "auto",
+                                  **changes})
+    assert resolve(c).experts.init == start
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"experts.closed_form": False}, "set experts.closed_form to True"),
     ({"model.mode": "full"}, "set model.mode to projection"),
