@@ -76,10 +76,10 @@ class FileRows:
             raise IndexError(f"row numbers reach from {flat.min()} to {flat.max()}, of {len(self)} rows.")
         flat = np.where(flat < 0, flat + len(self), flat)
         if len(flat) and int(flat[-1]) - int(flat[0]) == len(flat) - 1 and (np.diff(flat) == 1).all():
-            found = self._run(int(flat[0]), int(flat[-1]) + 1)
+            values = self._run(int(flat[0]), int(flat[-1]) + 1)
         else:
-            found = self._picked(flat)
-        return found.reshape(*rows.shape, *self.shape[1:])
+            values = self._picked(flat)
+        return values.reshape(*rows.shape, *self.shape[1:])
 
     def __setitem__(self, rows: slice, values) -> None:
         """Write rows that follow one another; as where one array is copied to another, values take its type."""
@@ -96,16 +96,16 @@ class FileRows:
 
     def part(self, start: int, stop: int) -> "FileRows":
         """The rows from `start` to `stop` as an array of their own; none of them is read."""
-        found = object.__new__(FileRows)
-        found.__dict__ |= self.__dict__ | {"shape": (stop - start, *self.shape[1:]),
-                                           "_offset": self._offset + start * self._row_bytes}
-        return found
+        rows = object.__new__(FileRows)
+        rows.__dict__ |= self.__dict__ | {"shape": (stop - start, *self.shape[1:]),
+                                          "_offset": self._offset + start * self._row_bytes}
+        return rows
 
     def read_only(self) -> "FileRows":
         """The same rows, which cannot be set."""
-        found = self.part(0, len(self))
-        found._writable = False
-        return found
+        rows = self.part(0, len(self))
+        rows._writable = False
+        return rows
 
     def flush(self) -> None:
         """Have the system write what was set to the disk."""
@@ -113,20 +113,20 @@ class FileRows:
 
     def _run(self, start: int, stop: int) -> np.ndarray:
         """The rows of a slice."""
-        found = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        self._read(memoryview(found.reshape(-1).view(np.uint8)), start)
-        return found
+        values = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        self._read(memoryview(values.reshape(-1).view(np.uint8)), start)
+        return values
 
     def _picked(self, rows: np.ndarray) -> np.ndarray:
         """(n, ...) the rows of these numbers."""
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        into, size = memoryview(found.reshape(-1).view(np.uint8)), self._row_bytes
+        values = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        into, size = memoryview(values.reshape(-1).view(np.uint8)), self._row_bytes
         file, offset = self._file.number, self._offset
         for place, row in enumerate(rows.tolist()):
             one = into[place * size:(place + 1) * size]
             if os.preadv(file, [one], offset + row * size) != size:
                 self._read(one, row)
-        return found
+        return values
 
     def _read(self, into: memoryview, row: int) -> None:
         """Fill a buffer with what follows from a row on; a call to the system may give less than was asked for."""

@@ -195,11 +195,11 @@ def _each_network(trained: Trained, prepared: Prepared, data: Inputs, folder: Pa
 
 def _divided(rows, divisor: float, path: Path | None):
     """(n, D) rows over a number, float16: in memory, or in a file."""
-    found = np.empty(rows.shape, np.float16) if path is None else create_rows(path, rows.shape)
+    divided = np.empty(rows.shape, np.float16) if path is None else create_rows(path, rows.shape)
     for start in range(0, len(rows), _READ):
         part = slice(start, min(start + _READ, len(rows)))
-        found[part] = np.asarray(rows[part]) / np.float64(divisor)
-    return found if path is None else finished_rows(found)
+        divided[part] = np.asarray(rows[part]) / np.float64(divisor)
+    return divided if path is None else finished_rows(divided)
 
 
 def suspected(judged: Judged, below: float, top: int = 0) -> np.ndarray:
